@@ -1,0 +1,33 @@
+"""The loss: a policy gradient with one reward a token, and the denominator that makes micro-batches add up.
+
+`L = -(1/N) sum_t r_t * score_t` (PowerOPD, section 3). N is the number of unmasked sampled tokens of the whole optimizer
+step, not of a micro-batch, so a step's gradient does not depend on how the step was cut. The pieces here return sums;
+`divide_gradients` brings in 1/N once, after the last micro-batch and before the clip.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def policy_gradient_sum(score: Tensor, reward: Tensor, mask: Tensor) -> Tensor:
+    """Returns -sum over unmasked tokens of reward * score, a scalar; no gradient flows through the reward.
+
+    `score` [N] carries the gradient, `reward` [N] is a constant, `mask` [N] bool says which tokens count. Masked tokens
+    add nothing even where they hold NaN or infinity; with every token masked the sum is an exact, differentiable 0.
+    """
+    return -(reward.detach()[mask] * score[mask]).sum()
+
+
+def full_kl_sum(kl: Tensor, mask: Tensor) -> Tensor:
+    """Returns the sum over unmasked positions of the reverse KL `kl` [N], a scalar: the full-vocabulary baseline."""
+    return kl[mask].sum()
+
+
+def divide_gradients(parameters: Iterable[torch.nn.Parameter], count: int) -> None:
+    """Divides every gradient in place by `count`, the N of the loss, which must be at least 1."""
+    if count < 1:
+        raise ValueError(f"a step needs at least one token in its loss to have a gradient, got N = {count}")
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_div_(gradients, float(count))
