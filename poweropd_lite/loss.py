@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 
-def policy_gradient_sum(score: Tensor, reward: Tensor, mask: Tensor) -> Tensor:
-    """Returns -sum over unmasked tokens of reward * score, a scalar; no gradient flows through the reward.
+def policy_gradient_sum(score: Tensor, reward: Tensor) -> Tensor:
+    """Returns -sum of reward * score over the tokens of the loss, a scalar; no gradient flows through the reward.
 
-    `score` [N] carries the gradient, `reward` [N] is a constant, `mask` [N] bool says which tokens count. Masked tokens
-    add nothing even where they hold NaN or infinity; with every token masked the sum is an exact, differentiable 0.
+    `score` [N] carries the gradient, `reward` [N] is a constant. Masked tokens are not among them (batch.py).
     """
-    return -(reward.detach()[mask] * score[mask]).sum()
+    return -(reward.detach() * score).sum()
 
 
-def full_kl_sum(kl: Tensor, mask: Tensor) -> Tensor:
-    """Returns the sum over unmasked positions of the reverse KL `kl` [N], a scalar: the full-vocabulary baseline."""
-    return kl[mask].sum()
+def full_kl_sum(kl: Tensor) -> Tensor:
+    """Returns the sum of the reverse KL [N] over the positions of the loss, a scalar: the full-vocabulary baseline."""
+    return kl.sum()
 
 
 def divide_gradients(parameters: Iterable[torch.nn.Parameter], count: int) -> None:

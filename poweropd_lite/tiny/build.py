@@ -35,7 +35,7 @@ CHAT_TEMPLATE = (
 SHAPES = {"teacher": (192, 4, 48, 576), "student": (128, 3, 32, 384)}
 SEEDS = {"tokenizer": 1, "teacher": 2, "student": 3}
 # The student reads arithmetic first (no mistakes), then careless text: (steps, style weights, wrong steps, run-on share)
-STUDENT_PHASES = ((1700, (0.5, 0.2, 0.15, 0.15, 0.0), 0.0, 0.0), (400, (0.12, 0.38, 0.2, 0.15, 0.15), 0.12, 0.35))
+STUDENT_PHASES = ((1700, (0.5, 0.2, 0.15, 0.15, 0.0), 0.0, 0.0), (400, (0.10, 0.35, 0.15, 0.15, 0.25), 0.20, 0.35))
 TEACHER_STEPS = 1500
 BATCH = 64
 

@@ -95,7 +95,12 @@ def _shop(rng: random.Random) -> tuple[str, list[Step]]:
 
 def _sequence(rng: random.Random) -> tuple[str, list[Step]]:
     start, gap, n = rng.randint(1, 60), rng.randint(2, 9), rng.randint(4, 13)
-    steps = [_apply(n, "-", 1), _apply(n - 1, "*", gap), _apply((n - 1) * gap, "+", start)]
+    steps = [
+        _apply(start + gap, "-", start),
+        _apply(n, "-", 1),
+        _apply(n - 1, "*", gap),
+        _apply((n - 1) * gap, "+", start),
+    ]
     return f"A sequence starts {start}, {start + gap}, {start + 2 * gap}. What is term {n}?", steps
 
 

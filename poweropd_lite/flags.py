@@ -1,0 +1,60 @@
+"""Command-line flags made from Config: one a field, grouped and explained by the field itself."""
+
+import argparse
+from typing import Any, NoReturn, get_args, get_origin
+
+from poweropd_lite.config import Config, nearest
+from poweropd_lite.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are UserErrors, and which names the nearest flag for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+    def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """Parses `argv`, or the command line."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            names = [o for action in self._actions for o in action.option_strings]
+            raise UserError(
+                f"unknown argument '{unknown[0]}'"
+                + (nearest(flag, names) if flag.startswith("-") else "; --help lists the flags")
+            )
+        return args
+
+
+def config_parser(prog: str, description: str) -> Parser:
+    """Returns a parser with --config and a flag for every field of Config; a flag that is not given parses to None."""
+    parser = Parser(
+        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, or a shipped config's name")
+    group: Any = parser
+    for name, field in Config.model_fields.items():
+        extra = field.json_schema_extra or {}
+        if "section" in extra:
+            group = parser.add_argument_group(extra["section"])
+        flag = "--" + name.replace("_", "-")
+        default = "" if field.default in (None, "") else f" (default: {field.default})"
+        text = f"{field.description}{default}".replace("%", "%%")
+        if field.annotation is bool:
+            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            group.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
+    return parser
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the Config fields that were given as flags, as they were typed."""
+    return {name: getattr(args, name) for name in Config.model_fields if getattr(args, name) is not None}
+
+
+def _metavar(annotation: Any) -> str:
+    choices = get_args(annotation)
+    if choices and all(isinstance(c, str | int) for c in choices) and get_origin(annotation) is not None:
+        return "{" + ",".join(map(str, choices)) + "}"
+    kinds = {str: "TEXT", int: "N", float: "X"}
+    return next((word for kind, word in kinds.items() if annotation is kind or kind in choices), "VALUE")

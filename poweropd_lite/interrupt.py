@@ -1,0 +1,32 @@
+"""Stopping without loss: Ctrl-C and SIGTERM ask a run to end after the step in hand; a second one ends it at once."""
+
+import signal
+import threading
+from types import FrameType
+
+
+class StopRequest:
+    """A context in which the signals are caught; `signal` is the one that came, or 0."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python can't catch signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        print("\nstopping after this step, then saving (once more to stop at once, without saving)", flush=True)

@@ -1,0 +1,123 @@
+"""What student and teacher have in common: finding a model, its tokenizer, its body and its head.
+
+A causal LM is used as two parts: the body, which turns ids into final hidden states, and the head's weight, which
+`logprobs` multiplies a few rows at a time. A model whose logits are anything but hidden @ head^T is refused.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poweropd_lite.config import BUNDLED, Config
+from poweropd_lite.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def model_path(name: str, role: str) -> str:
+    """Returns what transformers loads for `name` in the role "student" or "teacher"; "bundled" is inside the package."""
+    return str(Path(__file__).parent / "tiny" / role) if name == BUNDLED else name
+
+
+def load_tokenizer(name: str, role: str, config: Config) -> "PreTrainedTokenizerBase":
+    """Returns the tokenizer of a model; raises UserError if there is none."""
+    from transformers import AutoTokenizer
+
+    with _explained(name, role, "tokenizer"):
+        return AutoTokenizer.from_pretrained(model_path(name, role), trust_remote_code=config.trust_remote_code)
+
+
+def load_model_config(name: str, role: str, config: Config) -> tuple["PretrainedConfig", list[int]]:
+    """Returns a model's config and the stop ids of its generation config; raises UserError if there is no model."""
+    from transformers import AutoConfig, GenerationConfig
+
+    path = model_path(name, role)
+    with _explained(name, role, "model config"):
+        model_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    try:
+        stops = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:  # a model need not have one; its config may name the stop
+        stops = model_config.eos_token_id
+    return model_config, [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+
+
+def load_causal_lm(name: str, role: str, config: Config, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
+    """Returns the model's weights in `dtype` with every dropout off; raises UserError if it is not a causal LM."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _explained(name, role, "causal language model"):
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path(name, role),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=config.trust_remote_code,
+            **options,
+        )
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return model
+
+
+def model_body(model: "PreTrainedModel") -> "nn.Module":
+    """Returns the part of a causal LM (wrapped by PEFT or not) that makes the final hidden states."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.get_decoder()
+
+
+def head_weight(model: "PreTrainedModel") -> "Tensor":
+    """Returns the head's weight [V, D]; the trained copy, where PEFT keeps one (`modules_to_save`)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    if hasattr(head, "modules_to_save"):
+        head = head.modules_to_save[head.active_adapters[0]]
+    return head.weight
+
+
+def final_hidden(model: "PreTrainedModel", ids: "Tensor") -> "Tensor":
+    """Returns the final hidden states [B, T, D] of right-padded ids [B, T].
+
+    No mask is needed: under a causal mask no token sees the padding that follows it.
+    """
+    return model_body(model)(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def check_head(model: "PreTrainedModel", name: str) -> None:
+    """Raises UserError unless the model's logits are its final hidden states times its head, on a few ids.
+
+    Soft-capped, scaled or biased logits would make every log-prob here silently wrong.
+    """
+    import torch
+
+    from poweropd_lite.logprobs import float_logits
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    ids = torch.arange(8, device=base.device)[None] % head_weight(model).shape[0]
+    with torch.no_grad():
+        logits = base(input_ids=ids, use_cache=False).logits[0].float()
+        ours = float_logits(final_hidden(model, ids)[0], head_weight(model))
+    gap = (logits - ours).abs().max().item()
+    limit = 0.03 * max(1.0, logits.abs().max().item())  # bf16 logits are rounded to 8 bits; a cap or a scale is far off
+    if not gap <= limit:
+        raise UserError(
+            f"the logits of {name} are not its final hidden states times its head (they differ by up to {gap:.3g}): it "
+            "caps, scales or biases them, which the chunked log-probs don't do; use a model such as Qwen3 or Llama"
+        )
+
+
+@contextlib.contextmanager
+def _explained(name: str, role: str, what: str):
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"no {what} for the {role} at '{name}': {reason}\n"
+            f"type --{role} with a hub id, a folder that save_pretrained wrote, or '{BUNDLED}'"
+        ) from error

@@ -1,0 +1,240 @@
+"""The run's notebook: what each step and evaluation gave, on screen and in the run folder, and when to save.
+
+The loop in train.py stays readable because timing, files, counting and the closing summary are here.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from poweropd_lite import checkpoint
+from poweropd_lite.errors import UserError
+from poweropd_lite.files import whole_folder, write_json
+from poweropd_lite.metrics import JsonLines, Progress, Tracker, clock
+from poweropd_lite.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from poweropd_lite.interrupt import StopRequest
+    from poweropd_lite.rollout import Rollout
+    from poweropd_lite.session import Session
+
+MAX_DROPPED_IN_A_ROW = 10
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `train` returns."""
+
+    run: Path  # the run folder
+    summary: dict  # as in summary.json
+    finished: bool  # False if a signal stopped it; `--resume` goes on
+    signal: int  # which one, or 0
+
+
+class Recorder:
+    """Records one sitting of a run, from its latest checkpoint (or from the start) on."""
+
+    def __init__(self, run: RunFolder, session: "Session") -> None:
+        self.run, self.session, self.config = run, session, session.config
+        saved = checkpoint.checkpoints(run.checkpoints)
+        self.state = checkpoint.RunState()
+        if saved:
+            self.state = checkpoint.load_checkpoint(saved[-1], session.student, session.optimizer, session.scaler)
+            print(f"resuming {run.path} at step {self.state.step} of {self.config.steps}")
+        self.saved_step = self.state.step if saved else None
+        self.metrics = JsonLines(run.path / "metrics.jsonl")
+        self.samples = JsonLines(run.path / "samples.jsonl")
+        for file in (self.metrics, self.samples):
+            file.rewind(self.state.step if saved else -1)
+        self.tracker = Tracker(self.config, run.path)
+        self.progress = Progress(self.config.steps, self.state.step)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.close()
+        self.tracker.close()
+        self.run.close()
+
+    def step(self, rollouts: "Sequence[Rollout]", metrics: dict[str, float], seconds: float) -> None:
+        """Records a step that was just taken; raises UserError if it is the tenth in a row that had to be dropped."""
+        state = self.state
+        state.step += 1
+        dropped = bool(metrics["optim/skipped"])
+        state.skipped += dropped
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if dropped else 0
+        lengths = [len(r.completion_ids) for r in rollouts]
+        state.tokens += sum(lengths)
+        stops = sum(r.finish == "stop" for r in rollouts) / len(rollouts)
+        for phase in ("rollout", "teacher", "student", "optimizer"):
+            self._spend(phase, metrics.get(f"time/{phase}", 0.0))
+        state.peak_gib = max(state.peak_gib, peak_gib())
+        metrics |= {
+            "rollout/length": sum(lengths) / len(lengths),
+            "rollout/stop_share": stops,
+            "rollout/truncated_share": 1.0 - stops,
+            "rollout/logprob": sum(sum(r.sampling_logprobs) for r in rollouts) / sum(lengths),
+            "tokens/total": state.tokens,
+            "optim/lr": self.session.optimizer.param_groups[0]["lr"],
+            "optim/skipped_total": state.skipped,
+            "time/step": seconds,
+            "time/tokens_per_second": sum(lengths) / seconds,
+            "memory/peak_gib": state.peak_gib,
+        }
+        self.metrics.write(state.step, metrics)
+        self.tracker.log(state.step, metrics)
+        self.progress.step(state.step, metrics)
+        if state.step % self.config.sample_every == 0:
+            self._write_sample("train", rollouts[0])
+        if dropped:
+            self.progress.say(f"step {state.step} dropped: {_why_dropped(metrics)}")
+        if state.skipped_in_a_row == MAX_DROPPED_IN_A_ROW:
+            raise UserError(
+                f"{MAX_DROPPED_IN_A_ROW} steps in a row were dropped, the last because {_why_dropped(metrics)}; the weights "
+                f"are as before them. Lower --lr (now {self.config.learning_rate:g}), or look at {self.metrics.path}"
+            )
+
+    def evaluate_if_due(self, stop: "StopRequest") -> None:
+        """Evaluates before the first step, after the last, and every `eval_every`; a stop request cuts it short."""
+        state, config = self.state, self.config
+        due = state.step in (0, config.steps) or (config.eval_every and state.step % config.eval_every == 0)
+        if not due or not self.session.held_out or state.evaluated == state.step or stop:
+            return
+        from poweropd_lite.evaluate import evaluate
+
+        started = time.monotonic()
+        student = self.session.student
+        with student.compute():
+            done = evaluate(student.decoder(), self.session.held_out, self.session.pair, config, lambda: not stop)
+        if done is None:
+            return
+        result, rollouts = done
+        seconds = time.monotonic() - started
+        self._spend("evaluate", seconds)
+        metrics = result.metrics(config.eval_samples) | {"time/evaluate": seconds}
+        self.metrics.write(state.step, metrics)
+        self.tracker.log(state.step, metrics)
+        self._write_sample("eval", rollouts[0][0])
+        state.evaluated, state.evaluations[str(state.step)] = state.step, asdict(result)
+        self.progress.say(
+            f"evaluation at step {state.step}: Avg@{config.eval_samples} {result.avg:.1%}, greedy {result.greedy:.1%}, "
+            f"{result.length:.0f} tokens, {result.stop_share:.1%} stop ({clock(seconds)})"
+        )
+
+    def save_if_due(self) -> None:
+        """Saves every `save_every` steps."""
+        if self.state.step % self.config.save_every == 0:
+            self._save()
+
+    def finish(self, stop: "StopRequest") -> Results:
+        """Saves what is not saved yet, hands over the trained weights, writes summary.json and prints the summary."""
+        finished = self.state.step >= self.config.steps and not stop
+        self.progress.close()
+        self._save()
+        started = time.monotonic()
+        weights = self._hand_over()
+        self._spend("save", time.monotonic() - started)
+        summary = self._summary(finished, weights)
+        write_json(self.run.path / "summary.json", summary)
+        self._print_summary(summary)
+        return Results(self.run.path, summary, finished, stop.signal)
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        s = self.session
+        checkpoint.save_checkpoint(
+            self.run.checkpoints, self.state, s.student, s.optimizer, s.scaler, self.config.keep_checkpoints
+        )
+        self._spend("save", time.monotonic() - started)
+
+    def _hand_over(self) -> str:
+        """Writes adapter/ in PEFT's format, or model/ after full fine-tuning, with the tokenizer; returns which."""
+        name = "model" if self.config.full_finetune else "adapter"
+        with whole_folder(self.run.path / name) as beside:
+            self.session.student.model.save_pretrained(beside)
+            self.session.pair.tokenizer.save_pretrained(beside)
+        return name
+
+    def _write_sample(self, kind: str, rollout: "Rollout") -> None:
+        decode = self.session.pair.tokenizer.decode
+        texts = {"prompt": decode(list(rollout.prompt_ids)), "completion": decode(list(rollout.completion_ids))}
+        self.samples.write(self.state.step, {"kind": kind, "finish": rollout.finish, **texts})
+
+    def _spend(self, phase: str, seconds: float) -> None:
+        self.state.seconds[phase] = self.state.seconds.get(phase, 0.0) + seconds
+
+    def _summary(self, finished: bool, weights: str) -> dict:
+        state, config = self.state, self.config
+        before, after = state.evaluations.get("0"), state.evaluations.get(str(state.step))
+        return {
+            "finished": finished,
+            "steps": state.step,
+            "reward": config.reward,
+            "alpha": config.alpha if config.reward == "power" else None,
+            "score": config.score,
+            "seed": config.seed,
+            "accuracy_before": before and before["avg"],
+            "accuracy_after": after and after["avg"],
+            "evaluation_before": before,
+            "evaluation_after": after,
+            "evaluations": state.evaluations,
+            "dropped_steps": state.skipped,
+            "sampled_tokens": state.tokens,
+            "seconds": {name: round(seconds, 3) for name, seconds in state.seconds.items()},
+            "peak_gib": round(state.peak_gib, 3),
+            "weights": weights,
+        }
+
+    def _print_summary(self, summary: dict) -> None:
+        config, path, seconds = self.config, self.run.path, summary["seconds"]
+        lines = ["", f"{'finished' if summary['finished'] else 'stopped'} at step {summary['steps']} of {config.steps}"]
+        for name, key in (("before", "evaluation_before"), ("after", "evaluation_after")):
+            if e := summary[key]:
+                lines.append(
+                    f"  {name:6}  Avg@{config.eval_samples} {e['avg']:6.1%}   Pass@{config.eval_samples} {e['any']:6.1%}   "
+                    f"greedy {e['greedy']:6.1%}   {e['length']:5.1f} tokens   {e['stop_share']:6.1%} stop"
+                )
+        if summary["dropped_steps"]:
+            lines.append(f"  {summary['dropped_steps']} steps were dropped (non-finite, or no token in the loss)")
+        total = sum(seconds.values())
+        lines.append(f"  time    {clock(total)}: " + ", ".join(f"{k} {clock(v)}" for k, v in seconds.items()))
+        lines.append(f"  memory  peak {summary['peak_gib']:.2f} GiB")
+        lines.append(
+            f"  files   {path}: {summary['weights']}/  metrics.jsonl  samples.jsonl  summary.json  config.yaml"
+        )
+        lines.append("next:")
+        if not summary["finished"]:
+            lines.append(f"  go on:       python -m poweropd_lite.train --resume {path}")
+        elif config.lr_schedule == "constant":
+            lines.append(f"  train on:    python -m poweropd_lite.train --resume {path} --steps {2 * config.steps}")
+        other = "log_ratio" if config.reward == "power" else "power"
+        lines.append(f"  compare:     the same command with --reward {other}")
+        lines.append(f"  use it:      {_use(config, path)}")
+        print("\n".join(lines), flush=True)
+
+
+def _use(config, path: Path) -> str:
+    if config.full_finetune:
+        return f"transformers.AutoModelForCausalLM.from_pretrained('{path}/model')"
+    return f"peft.AutoPeftModelForCausalLM.from_pretrained('{path}/adapter')"
+
+
+def _why_dropped(metrics: dict[str, float]) -> str:
+    if not metrics["tokens/loss"]:
+        return "no sampled token was in the loss"
+    return f"loss {metrics['loss']:g} or gradient norm {metrics['optim/grad_norm']:g} is not finite"
+
+
+def peak_gib() -> float:
+    """Returns the most memory in use so far, GiB: the card's, as torch allocated it, or else this process's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30

@@ -1,0 +1,97 @@
+"""The folder of a run: made once, locked by one process, found again by --resume."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from poweropd_lite.config import Config, dump_yaml, load_config
+from poweropd_lite.errors import UserError
+from poweropd_lite.files import write_text
+
+
+class RunFolder:
+    """An open run folder. The lock goes with the process, so a killed run leaves none behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise UserError(f"another process is training in {path}; wait for it, or type another --output") from None
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        os.close(self._lock)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+
+def check_output(config: Config) -> None:
+    """Raises UserError if the run's folder could not be made: asked before anything loads."""
+    if config.output is None:
+        return
+    path = Path(config.output)
+    if path.is_dir() and any(path.iterdir()):
+        hint = f"--resume {path} to go on with that run, or another --output"
+        raise UserError(f"{path} is not empty, and a run never writes over another; type {hint}")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; type --output with the name of a new folder")
+
+
+def new_run(config: Config) -> RunFolder:
+    """Makes and locks the folder of a new run and writes config.yaml into it.
+
+    Without `config.output` it is runs/REWARD-seedN, with a number behind it if that is taken.
+    """
+    check_output(config)
+    if config.output is not None:
+        path = Path(config.output)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"can't make the run folder {path}: {error.strerror}; type another --output") from None
+    else:
+        reward = f"power{config.alpha:g}" if config.reward == "power" else config.reward
+        path = _free_folder(Path("runs"), f"{reward}-seed{config.seed}")
+    run = RunFolder(path)
+    write_text(path / "config.yaml", dump_yaml(config.model_copy(update={"output": str(path)})))
+    return run
+
+
+def _free_folder(parent: Path, name: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10**6):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise UserError(f"{parent} holds a million runs named {name}; type --output")
+
+
+def open_run(folder: str | Path, steps: int | None = None) -> tuple[RunFolder, Config]:
+    """Locks the folder of an earlier run; returns it and its config, with `steps` in place of its own if given.
+
+    Raises UserError for a folder that is no run, or for new steps under a schedule that depends on their number.
+    """
+    path = Path(folder)
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is not a run folder (it has no config.yaml); type --resume with one")
+    config = load_config(path / "config.yaml")
+    if steps is not None and steps != config.steps:
+        if config.lr_schedule != "constant":
+            raise UserError(
+                f"the run in {path} brings its learning rate to zero at step {config.steps} (lr_schedule "
+                f"{config.lr_schedule}), so --steps can't change; leave it out"
+            )
+        config = load_config(path / "config.yaml", steps=steps)
+    run = RunFolder(path)
+    config = config.model_copy(update={"output": str(path)})
+    write_text(path / "config.yaml", dump_yaml(config))
+    return run, config

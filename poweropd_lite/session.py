@@ -1,0 +1,158 @@
+"""Everything a run holds in memory: the checked pair, the prompts, student, teacher and optimizer, on one device.
+
+`load_session` refuses what can be refused from tokenizers, configs and data before it loads any weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from poweropd_lite.config import Config
+from poweropd_lite.data import Prompt, evaluation_source, load_prompts, training_source
+from poweropd_lite.errors import UserError
+from poweropd_lite.pair import Pair, load_pair
+
+if TYPE_CHECKING:
+    import torch
+
+    from poweropd_lite.logprobs import Sampling
+    from poweropd_lite.student import Student
+    from poweropd_lite.teacher import Teacher
+
+
+@dataclass
+class Session:
+    """A loaded run."""
+
+    config: Config
+    pair: Pair
+    prompts: list[Prompt]
+    held_out: list[Prompt]  # evaluation problems; empty if there are none
+    sampling: "Sampling"  # of the rollouts
+    student: "Student"
+    teacher: "Teacher"
+    optimizer: "torch.optim.Optimizer"
+    scaler: "torch.amp.GradScaler"  # does nothing but in float16
+
+    def set_learning_rate(self, step: int) -> float:
+        """Sets and returns the learning rate of step `step` (from 0)."""
+        lr = learning_rate(self.config, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Returns the learning rate of step `step` (from 0): a linear warm-up, then constant, linear or cosine to zero."""
+    import math
+
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    decay = {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share))}
+    return config.learning_rate * decay[config.lr_schedule]
+
+
+def load_session(config: Config, say: Callable[[str], None]) -> Session:
+    """Loads a run; `say` gets a line on each thing worth knowing. Raises UserError for what can't work."""
+    import torch
+    import transformers
+
+    from poweropd_lite.logprobs import Sampling
+    from poweropd_lite.student import load_student
+    from poweropd_lite.teacher import load_teacher
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = compute_dtype(config, device)
+    if config.optimizer == "adamw8bit" and device.type != "cuda":
+        raise UserError("optimizer adamw8bit needs a CUDA card, and none is here; type --optimizer adamw")
+    if config.teacher_bits == 8 and device.type != "cuda":
+        raise UserError(
+            "teacher_bits 8 (LLM.int8) needs a CUDA card, and none is here; type --teacher-bits 4, 16 or 32"
+        )
+
+    pair = load_pair(config)
+    for notice in pair.notices:
+        say(notice)
+    prompts = _load_problems(training_source(config), pair, config, None, say)
+    held_out: list[Prompt] = []
+    if config.eval_data is not None:
+        held_out = _load_problems(evaluation_source(config), pair, config, config.eval_problems, say)
+        trained_on = {prompt.ids for prompt in prompts}
+        overlap = sum(problem.ids in trained_on for problem in held_out)
+        if overlap:
+            say(f"{overlap} of {len(held_out)} evaluation problems are also training problems: their score flatters")
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.set_seed(config.seed)
+    student = load_student(config, device, dtype)
+    teacher = load_teacher(config, device, dtype)
+    parameters = student.trainable()
+    trained = sum(p.numel() for p in parameters.values())
+    say(
+        f"student {config.student} ({'every weight' if config.full_finetune else 'LoRA'}: {trained:,} trained, {_name(dtype)})"
+        f" <- teacher {config.teacher} ({config.teacher_bits}-bit), {len(prompts):,} prompts, on {_device_name(device)}"
+    )
+    forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
+    return Session(
+        config=config,
+        pair=pair,
+        prompts=prompts,
+        held_out=held_out,
+        sampling=Sampling(config.temperature, config.top_k, config.top_p, forbidden),
+        student=student,
+        teacher=teacher,
+        optimizer=_optimizer(config, list(parameters.values())),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+    )
+
+
+def compute_dtype(config: Config, device: "torch.device") -> "torch.dtype":
+    """Returns the compute dtype of a config on a device; raises UserError for one that it does not have."""
+    import torch
+
+    cuda = device.type == "cuda"
+    if config.dtype == "auto":
+        if not cuda:
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if config.dtype == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"{_device_name(device)} has no bfloat16; type --dtype float16 (with a loss scale) or float32")
+    if config.dtype == "float16" and not cuda:
+        raise UserError("float16 needs a CUDA card, and none is here; type --dtype float32 or bfloat16")
+    return getattr(torch, config.dtype)
+
+
+def _load_problems(source, pair: Pair, config: Config, limit: int | None, say: Callable[[str], None]) -> list[Prompt]:
+    prompts, skipped = load_prompts(source, pair.tokenizer, config, limit)
+    if skipped:
+        shown = "".join(f"\n  {line}" for line in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
+        say(f"{len(skipped):,} of {len(skipped) + len(prompts):,} rows of {source.data} can't be used:{shown}")
+    if limit is not None and len(prompts) < limit:
+        say(f"{source.data} has {len(prompts)} usable problems, fewer than the {limit} asked for")
+    return prompts
+
+
+def _optimizer(config: Config, parameters: list) -> "torch.optim.Optimizer":
+    import torch
+
+    if config.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, lr=config.learning_rate, weight_decay=0.0)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+
+
+def _device_name(device: "torch.device") -> str:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"the CPU ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def _name(dtype: "torch.dtype") -> str:
+    return str(dtype).removeprefix("torch.")

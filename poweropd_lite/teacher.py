@@ -1,0 +1,70 @@
+"""The frozen model that scores: 4-bit by default, no generation, no gradient."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from poweropd_lite.config import Config
+from poweropd_lite.errors import UserError
+from poweropd_lite.models import check_head, final_hidden, head_weight, load_causal_lm
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Teacher:
+    """A loaded teacher."""
+
+    model: "PreTrainedModel"
+
+    @property
+    def head(self) -> "Tensor":
+        """The head's weight [V, D]; never quantised."""
+        return head_weight(self.model)
+
+    def hidden(self, ids: "Tensor") -> "Tensor":
+        """Returns the final hidden states [B, T, D] of right-padded ids [B, T], without gradient."""
+        import torch
+
+        with torch.no_grad():
+            return final_hidden(self.model, ids)
+
+
+def load_teacher(config: Config, device: "torch.device", dtype: "torch.dtype") -> Teacher:
+    """Returns the teacher of a config on `device`, in evaluation mode.
+
+    teacher_bits 4 is NF4 with double quantisation, computed in `dtype`; 8 is LLM.int8, for CUDA; 16 is the compute dtype
+    (bfloat16 where that is float32); 32 is float32. Raises UserError where the choice can't run.
+    """
+    import torch
+
+    options = {}
+    if config.teacher_bits == 4:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    elif config.teacher_bits == 8:
+        from transformers import BitsAndBytesConfig
+
+        if device.type != "cuda":
+            raise UserError("teacher_bits 8 (LLM.int8) needs a CUDA card; type --teacher-bits 4, 16 or 32")
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif config.teacher_bits == 16:
+        dtype = torch.bfloat16 if dtype == torch.float32 else dtype
+    else:
+        dtype = torch.float32
+    if options:
+        options["device_map"] = {"": device}
+    model = load_causal_lm(config.teacher, "teacher", config, dtype, **options)
+    if not options:
+        model.to(device)
+    model.requires_grad_(False).eval()
+    check_head(model, config.teacher)
+    return Teacher(model)

@@ -1,0 +1,115 @@
+"""Trains a student by on-policy distillation: `python -m poweropd_lite.train --alpha 10`.
+
+The loop is in `train`, in the paper's order: the student samples, the teacher scores, the student learns. From Python:
+`train(load_config("bundled", alpha=10))`. Left out, on purpose: more than one card, and engines other than the built-in.
+"""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poweropd_lite.config import BUNDLED, Config, load_config
+from poweropd_lite.errors import UserError, run_command
+from poweropd_lite.flags import config_parser, given
+from poweropd_lite.interrupt import StopRequest
+from poweropd_lite.run_folder import check_output, new_run, open_run
+
+if TYPE_CHECKING:
+    from poweropd_lite.recorder import Results
+    from poweropd_lite.rollout import Rollout
+    from poweropd_lite.session import Session
+
+QWEN_CONFIG = "qwen3-0.6b-4b"
+
+
+def train(config: Config | None = None, *, resume: str | Path | None = None, steps: int | None = None) -> "Results":
+    """Runs a new training run of `config`, or goes on with the one in the folder `resume` (to `steps`, if given).
+
+    Fills the run folder (docs/run_folder.md) and returns what came out. Raises UserError for what the user can mend.
+    """
+    if resume is None:
+        check_output(config)
+    else:
+        run, config = open_run(resume, steps)
+    with StopRequest() as stop:
+        from poweropd_lite.recorder import Recorder
+        from poweropd_lite.session import load_session
+
+        session = load_session(config, say=print)
+        if resume is None:
+            run = new_run(config)
+        with Recorder(run, session) as record:
+            state = record.state
+            record.evaluate_if_due(stop)
+            while state.step < config.steps and not stop:
+                started = time.monotonic()
+                session.set_learning_rate(state.step)
+                rollouts = sample_rollouts(session, state.step)
+                rollout_seconds = time.monotonic() - started
+                metrics = learn(session, rollouts) | {"time/rollout": rollout_seconds}
+                record.step(rollouts, metrics, seconds=time.monotonic() - started)
+                record.evaluate_if_due(stop)
+                record.save_if_due()
+            return record.finish(stop)
+
+
+def sample_rollouts(session: "Session", step: int) -> "list[Rollout]":
+    """Returns the rollouts of step `step` (from 0): one for each of its prompts."""
+    from poweropd_lite.data import step_indices
+    from poweropd_lite.rollout import TRAINING, sample, uniforms
+
+    config = session.config
+    indices = step_indices(len(session.prompts), config.batch_size, config.seed, step)
+    noise = uniforms(config.seed, TRAINING, step, range(config.batch_size), config.max_new_tokens)
+    prompts = [session.prompts[i].ids for i in indices]
+    student = session.student
+    with student.compute():
+        return sample(*student.decoder(), prompts, noise, sampling=session.sampling, stop_ids=session.pair.stop_ids)
+
+
+def learn(session: "Session", rollouts: "list[Rollout]") -> dict[str, float]:
+    """Takes one optimizer step on the rollouts; returns its metrics."""
+    from poweropd_lite.update import update
+
+    s = session
+    return update(s.student, s.teacher, s.optimizer, s.scaler, rollouts, s.sampling, s.pair.teacher_stop, s.config)
+
+
+def choose_config(config: str | None, flags: dict[str, Any]) -> Config:
+    """Returns the config that was asked for; with none, the bundled pair or, on a CUDA machine, Qwen3 0.6B <- 4B."""
+    if config is not None or {"student", "teacher", "data"} & set(flags):
+        return load_config(config, **flags)
+    load_config(BUNDLED, **flags)  # a bad flag is refused before torch is imported
+    import torch
+
+    if torch.cuda.is_available():
+        print(f"CUDA found: training Qwen3-0.6B-Base <- Qwen3-4B (--config {BUNDLED} takes the small bundled pair)")
+        return load_config(QWEN_CONFIG, **flags)
+    print(
+        f"no CUDA: training the small bundled pair; for Qwen3 on a GPU: python -m poweropd_lite.train --config {QWEN_CONFIG}"
+    )
+    return load_config(BUNDLED, **flags)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 done, 2 bad input, 130 or 143 stopped by a signal and saved."""
+    parser = config_parser("python -m poweropd_lite.train", __doc__.split("\n")[0])
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, bit for bit")
+    args = parser.parse(argv)
+    flags = given(args)
+    if args.resume is not None:
+        others = sorted({*flags, *(["config"] if args.config else [])} - {"steps"})
+        if others:
+            names = ", ".join("--" + name.replace("_", "-") for name in others)
+            raise UserError(f"--resume goes on with the run's own settings, so {names} can't change; leave it out")
+        results = train(resume=args.resume, steps=None if "steps" not in flags else load_config(**flags).steps)
+    else:
+        config = choose_config(args.config, flags)
+        if "alpha" in flags and config.reward != "power":
+            print(f"note: --alpha {config.alpha:g} is ignored: reward {config.reward} has no exponent")
+        results = train(config)
+    return 0 if results.finished else 128 + results.signal
+
+
+if __name__ == "__main__":
+    run_command(main)
