@@ -7,13 +7,17 @@ the paper's recipe for Qwen3-0.6B-Base <- Qwen3-4B as LoRA on one 24 GB card.
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from poweropd_lite.errors import UserError
 
 BUNDLED = "bundled"  # as a model or data name: what is shipped inside the package
+
+
+# A flag comes as text, which pydantic compares with a literal number as it stands.
+Bits = Annotated[Literal[4, 8, 16, 32], BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdigit() else v)]
 
 
 def _section(title: str) -> dict[str, str]:
@@ -59,7 +63,7 @@ class Config(BaseModel):
         min_length=1,
         description="hub id or folder of the model that scores; 'bundled' for the shipped one",
     )
-    teacher_bits: Literal[4, 8, 16, 32] = Field(
+    teacher_bits: Bits = Field(
         4,
         description="teacher weights: 4 is NF4 with double quantisation, 8 is LLM.int8 (CUDA), 16 the compute dtype, 32 float32",
     )

@@ -9,10 +9,16 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and ends the process with its exit code; a UserError becomes one message and code 2."""
+    """Runs a command's `main` and ends the process with its exit code.
+
+    A UserError becomes one message and code 2; Ctrl-C, where nothing catches it, one word and code 130.
+    """
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130
     sys.exit(code)

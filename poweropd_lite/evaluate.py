@@ -38,12 +38,12 @@ def evaluate(
     problems: Sequence[Prompt],
     pair: "Pair",
     config: Config,
-    keep_going: Callable[[], bool] = lambda: True,
+    tick: Callable[[int, int], bool] = lambda done, total: True,
 ) -> tuple[Evaluation, "list[list[Rollout]]"] | None:
     """Returns the evaluation of `problems` and, for each, its `eval_samples` sampled answers, then the greedy one.
 
-    The same random numbers serve every evaluation of a run, so two evaluations differ by the weights alone. Returns None
-    if `keep_going` says no between two batches.
+    The same random numbers serve every evaluation of a run, so two evaluations differ by the weights alone. `tick` is told
+    how many answers of how many are there before each batch; when it says no, the evaluation ends and None is returned.
     """
     import torch
 
@@ -58,9 +58,10 @@ def evaluate(
     rollouts: list[list[Rollout]] = [[] for _ in problems]
     # Prompts of like length decode together: less padding.
     order = sorted(range(len(problems)), key=lambda i: len(problems[i].ids))
+    total = len(problems) * len(samplings)
     for k, sampling in enumerate(samplings):
         for start in range(0, len(order), config.eval_batch_size):
-            if not keep_going():
+            if not tick(k * len(problems) + start, total):
                 return None
             rows = order[start : start + config.eval_batch_size]
             noise = uniforms(config.seed, EVALUATION, k, rows, longest)

@@ -117,6 +117,11 @@ def reverse_kl(
 
 def float_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """Returns hidden [C, D] @ weight [V, D]^T, accumulated and kept in float32 (float64 for float64), [C, V]."""
+    with torch.autocast(hidden.device.type, enabled=False):  # which would round them to half precision
+        return _float_logits(hidden, weight)
+
+
+def _float_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     if weight.is_cuda and hidden.dtype in _HALF:
         return torch.mm(hidden, weight.to(hidden.dtype).T, out_dtype=torch.float32)
     if weight.dtype not in _HALF:

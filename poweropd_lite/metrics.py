@@ -56,7 +56,7 @@ class JsonLines:
 
 
 class Progress:
-    """The live line: a bar on a terminal or in a notebook, one plain line every tenth of the run elsewhere."""
+    """The live line: a bar on a terminal or in a notebook, twenty plain lines a run elsewhere."""
 
     def __init__(self, total: int, start: int) -> None:
         from tqdm.auto import tqdm
@@ -85,8 +85,13 @@ class Progress:
             text = "  ".join(f"{k} {v}" for k, v in facts.items())
             print(f"step {step}/{self.total}  {text}  ETA {clock(left)}", flush=True)
 
+    def evaluating(self, done: int, total: int) -> None:
+        """Shows how far an evaluation is, in front of the bar."""
+        self.bar.set_description(f"evaluate {done}/{total}" if done else "evaluate")
+
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
+        self.bar.set_description("train")
         if self.live:
             self.bar.write(text)
         else:

@@ -104,7 +104,9 @@ def check_head(model: "PreTrainedModel", name: str) -> None:
         ours = float_logits(final_hidden(model, ids)[0], head_weight(model))
     gap = (logits - ours).abs().max().item()
     limit = 0.03 * max(1.0, logits.abs().max().item())  # bf16 logits are rounded to 8 bits; a cap or a scale is far off
-    if not gap <= limit:
+    if not logits.isfinite().all():
+        raise UserError(f"the weights of {name} give logits that are not finite numbers; is the download whole?")
+    if gap > limit:
         raise UserError(
             f"the logits of {name} are not its final hidden states times its head (they differ by up to {gap:.3g}): it "
             "caps, scales or biases them, which the chunked log-probs don't do; use a model such as Qwen3 or Llama"
@@ -113,9 +115,11 @@ def check_head(model: "PreTrainedModel", name: str) -> None:
 
 @contextlib.contextmanager
 def _explained(name: str, role: str, what: str):
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"no {what} for the {role} at '{name}': {reason}\n"

@@ -95,12 +95,20 @@ def _check_same_ids(
             f"one, {token!r} is {i} for the student and {theirs.get(token, 'absent')} for the teacher), so the teacher would "
             "score other words than the student wrote; choose two models of one family"
         )
-    mine, other = (t(_PROBE, add_special_tokens=False)["input_ids"] for t in (tokenizer, teacher_tokenizer))
-    if mine != other:
-        raise UserError(
-            f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and {len(other)} "
-            "for one line), though their vocabularies agree; choose two models of one family"
-        )
+
+
+def check_same_tokens(pair: Pair, config: Config, texts: Iterable[str]) -> None:
+    """Raises UserError if the two tokenizers cut one of `texts` (or a built-in line) into different tokens.
+
+    Equal vocabularies don't show it: the order of merges, the pre-tokenizer or the normaliser may differ.
+    """
+    for text in (_PROBE, *texts):
+        mine, other = (t(text, add_special_tokens=False)["input_ids"] for t in (pair.tokenizer, pair.teacher_tokenizer))
+        if mine != other:
+            raise UserError(
+                f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and "
+                f"{len(other)} for {text[:60]!r}), though their vocabularies agree; choose two models of one family"
+            )
 
 
 def _check_length(config: Config, role: str, model_config) -> None:

@@ -107,10 +107,14 @@ class Recorder:
             return
         from poweropd_lite.evaluate import evaluate
 
+        def tick(done: int, total: int) -> bool:
+            self.progress.evaluating(done, total)
+            return not stop
+
         started = time.monotonic()
         student = self.session.student
         with student.compute():
-            done = evaluate(student.decoder(), self.session.held_out, self.session.pair, config, lambda: not stop)
+            done = evaluate(student.decoder(), self.session.held_out, self.session.pair, config, tick)
         if done is None:
             return
         result, rollouts = done

@@ -122,7 +122,8 @@ def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Ten
     mass = logprob.exp().double().cumsum(-1)
     # The first id whose cumulative mass exceeds the number has a positive probability, always.
     point = noise.double().clamp_max(1 - 2**-40)[:, None] * mass[:, -1:]
-    ids = torch.searchsorted(mass, point, right=True)
+    # (The clamp is for logits that are not finite, whose step will be dropped.)
+    ids = torch.searchsorted(mass, point, right=True).clamp_max_(logits.shape[-1] - 1)
     return ids.squeeze(-1), logprob.gather(-1, ids).squeeze(-1), raw.gather(-1, ids).squeeze(-1)
 
 

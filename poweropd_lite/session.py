@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from poweropd_lite.config import Config
 from poweropd_lite.data import Prompt, evaluation_source, load_prompts, training_source
 from poweropd_lite.errors import UserError
-from poweropd_lite.pair import Pair, load_pair
+from poweropd_lite.pair import Pair, check_same_tokens, load_pair
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,13 @@ def learning_rate(config: Config, step: int) -> float:
 
 def load_session(config: Config, say: Callable[[str], None]) -> Session:
     """Loads a run; `say` gets a line on each thing worth knowing. Raises UserError for what can't work."""
+    import logging
+
     import torch
     import transformers
+
+    # At its import bitsandbytes advises an optional CPU kernel, which the teacher here does not use.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
     from poweropd_lite.logprobs import Sampling
     from poweropd_lite.student import load_student
@@ -77,6 +82,7 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     for notice in pair.notices:
         say(notice)
     prompts = _load_problems(training_source(config), pair, config, None, say)
+    check_same_tokens(pair, config, [prompt.question for prompt in prompts[:64]])
     held_out: list[Prompt] = []
     if config.eval_data is not None:
         held_out = _load_problems(evaluation_source(config), pair, config, config.eval_problems, say)

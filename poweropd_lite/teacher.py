@@ -65,6 +65,11 @@ def load_teacher(config: Config, device: "torch.device", dtype: "torch.dtype") -
     model = load_causal_lm(config.teacher, "teacher", config, dtype, **options)
     if not options:
         model.to(device)
+    for module in model.modules():
+        # On some CPUs bitsandbytes would repack the weights at the first forward: bfloat16 scales, bfloat16 arithmetic,
+        # other numbers than elsewhere, and at the bundled teacher's size it is slower too.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False).eval()
     check_head(model, config.teacher)
     return Teacher(model)

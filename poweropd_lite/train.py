@@ -29,6 +29,8 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, ste
     """
     if resume is None:
         check_output(config)
+        if config.reward != "power" and "alpha" in config.model_fields_set:
+            print(f"note: alpha {config.alpha:g} is ignored: reward {config.reward} has no exponent")
     else:
         run, config = open_run(resume, steps)
     with StopRequest() as stop:
@@ -104,10 +106,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--resume goes on with the run's own settings, so {names} can't change; leave it out")
         results = train(resume=args.resume, steps=None if "steps" not in flags else load_config(**flags).steps)
     else:
-        config = choose_config(args.config, flags)
-        if "alpha" in flags and config.reward != "power":
-            print(f"note: --alpha {config.alpha:g} is ignored: reward {config.reward} has no exponent")
-        results = train(config)
+        results = train(choose_config(args.config, flags))
     return 0 if results.finished else 128 + results.signal
 
 

@@ -1,5 +1,8 @@
 """Log-probs, scores, KL and their gradients against autograd on full float64 logits; and what the chunks save."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -165,6 +168,16 @@ def test_bfloat16_head_gives_float32_logits(monkeypatch):
     torch.testing.assert_close(got_grad.double(), wanted_grad, rtol=2**-8, atol=1e-2)
 
 
+def test_autocast_does_not_round_the_logits():
+    g = torch.Generator().manual_seed(8)
+    hidden, weight = torch.randn(4, 64, generator=g), torch.randn(50, 64, generator=g)
+    wanted = hidden @ weight.T
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(logprobs.float_logits(hidden, weight), wanted)
+        half = logprobs.float_logits(hidden.bfloat16(), weight)
+    assert half.dtype == torch.float32
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the elements of the largest tensor that any operation returns."""
 
@@ -191,6 +204,25 @@ def test_no_tensor_of_tokens_by_vocabulary_at_qwens_vocabulary():
             reverse_kl(hidden, weight, hidden.detach(), weight.detach(), ids, ids, sampling).kl.sum().backward()
         assert largest.elements <= logprobs.LOGIT_ELEMENTS
         assert largest.elements < 0.4 * tokens * vocabulary
+
+
+PEAK = """
+import resource, torch
+from poweropd_lite.logprobs import Sampling, score_tokens
+torch.set_num_threads(1)
+weight = torch.randn(151_936, 8)
+for tokens in (256, 1024):
+    hidden = torch.randn(tokens, 8, requires_grad=True)
+    score_tokens(hidden, weight, torch.zeros(tokens, dtype=torch.long), Sampling(top_k=20), "sampled").score.sum().backward()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_tokens():
+    """Full float32 logits of the 768 more tokens would be 445 MiB, and several of them are needed."""
+    out = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True).stdout
+    few, many = map(int, out.split())
+    assert many - few < 100
 
 
 def test_float32_agrees_with_cross_entropy():

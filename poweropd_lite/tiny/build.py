@@ -34,8 +34,13 @@ CHAT_TEMPLATE = (
 # hidden size, layers, head size, mlp; both have 4 query and 2 key-value heads and a tied head
 SHAPES = {"teacher": (192, 4, 48, 576), "student": (128, 3, 32, 384)}
 SEEDS = {"tokenizer": 1, "teacher": 2, "student": 3}
-# The student reads arithmetic first (no mistakes), then careless text: (steps, style weights, wrong steps, run-on share)
-STUDENT_PHASES = ((1700, (0.5, 0.2, 0.15, 0.15, 0.0), 0.0, 0.0), (400, (0.10, 0.35, 0.15, 0.15, 0.25), 0.20, 0.35))
+# The student reads arithmetic first (no mistakes), then careless text.
+# Steps, weights of base_text.STYLES, share with a wrong step, share that runs on, habits, batches sorted by length together:
+# in the second phase none, for a batch of one style only would teach that style to be likelier than it is.
+STUDENT_PHASES = (
+    (1700, (0.5, 0.2, 0.15, 0.15, 0.0), 0.0, 0.0, False, 16),
+    (300, (0.10, 0.42, 0.20, 0.18, 0.10), 0.20, 0.35, True, 1),
+)
 TEACHER_STEPS = 1500
 BATCH = 64
 
@@ -48,7 +53,7 @@ def make_tokenizer(eos: str) -> "PreTrainedTokenizerFast":
     rng = random.Random(SEEDS["tokenizer"])
     corpus = []
     for problem in problems(SEEDS["tokenizer"], 4000, held_out=False):
-        corpus += [problem.question, problem.solution, careless_answer(problem, rng, (0, 2, 1, 1, 1), 0.0)]
+        corpus += [problem.question, problem.solution, careless_answer(problem, rng, (0, 2, 1, 1, 1), 0.0, False)]
     corpus += ["user", "assistant", "system", "\n\n", ".\n\n"] * 200
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.NFC()
@@ -108,14 +113,14 @@ def new_model(part: str, tokenizer: "PreTrainedTokenizerFast") -> "Qwen3ForCausa
 
 def student_text(seed: int, count: int, phase: int, eos: str) -> list[tuple[str, str]]:
     """Returns `count` (question, completion) pairs of the base student's reading matter."""
-    _, weights, wrong, run_on = STUDENT_PHASES[phase]
+    _, weights, wrong, run_on, habits, _ = STUDENT_PHASES[phase]
     rng = random.Random(seed)
     texts = []
     for problem, other in zip(*[iter(problems(seed, 2 * count, held_out=False))] * 2, strict=True):
         first, second = (problem, other) if rng.random() < 0.5 else (other, problem)
-        answer = careless_answer(first, rng, weights, wrong)
+        answer = careless_answer(first, rng, weights, wrong, habits)
         if rng.random() < run_on:
-            answer += f"\n\n{second.question}\n" + careless_answer(second, rng, weights, wrong)
+            answer += f"\n\n{second.question}\n" + careless_answer(second, rng, weights, wrong, habits)
             answer += eos if rng.random() < 0.5 else ""
         else:
             answer += eos
@@ -124,17 +129,17 @@ def student_text(seed: int, count: int, phase: int, eos: str) -> list[tuple[str,
 
 
 def batches(
-    tokenizer: "PreTrainedTokenizerFast", texts: Callable[[int, int], list[tuple[str, str]]], seed: int
+    tokenizer: "PreTrainedTokenizerFast", texts: Callable[[int, int], list[tuple[str, str]]], seed: int, pool: int = 16
 ) -> Iterator[tuple["Tensor", "Tensor"]]:
     """Yields (ids, labels), each [64, T] int64, for ever; prompt and padding carry the label -100.
 
-    Sixteen batches are drawn at once and sorted by length, which saves most of the padding.
+    `pool` batches are drawn at once and sorted by length, which saves most of the padding.
     """
     import torch
 
-    pool_size = 16 * BATCH
-    for pool in range(10**6):
-        pairs = texts(seed * 10**6 + pool, pool_size)
+    pool_size = pool * BATCH
+    for draw in range(10**6):
+        pairs = texts(seed * 10**6 + draw, pool_size)
         prompts = [prompt_text(tokenizer, question) for question, _ in pairs]
         rows = [
             (tokenizer(prompt)["input_ids"], tokenizer(answer)["input_ids"])
@@ -142,7 +147,7 @@ def batches(
         ]
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
         order = list(range(0, pool_size, BATCH))
-        random.Random(pool).shuffle(order)
+        random.Random(draw).shuffle(order)
         for start in order:
             group = rows[start : start + BATCH]
             width = max(len(p) + len(a) for p, a in group)
@@ -233,15 +238,13 @@ def build(part: str, out: Path) -> None:
 
         pretrain(model, batches(tokenizer, texts, SEEDS[part]), TEACHER_STEPS, part)
     else:
-        for phase, (steps, *_) in enumerate(STUDENT_PHASES):
+        for phase, (steps, *_, pool) in enumerate(STUDENT_PHASES):
 
             def texts(seed: int, count: int, phase: int = phase) -> list[tuple[str, str]]:
                 return student_text(seed, count, phase, "<|endoftext|>")
 
-            stream = batches(tokenizer, texts, SEEDS[part] + phase)
+            stream = batches(tokenizer, texts, SEEDS[part] + phase, pool)
             pretrain(model, stream, steps, f"{part}, phase {phase + 1}", peak=1.0 if phase == 0 else 0.3)
-            if phase == 0:
-                model.save_pretrained(out / "student_phase1")
     model = model.to(torch.bfloat16).eval()
     model.save_pretrained(out / part)
     tokenizer.save_pretrained(out / part)

@@ -1,0 +1,87 @@
+"""Shared pieces: one thread (the models are small), the bundled pair loaded once, and a run that takes seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub for anything; read once, when the library is imported
+
+import pytest
+import torch
+import transformers
+
+from poweropd_lite.config import Config, load_config
+
+torch.set_num_threads(1)
+transformers.utils.logging.get_logger()  # takes the stderr of now, not one that a test captures and closes
+
+QUICK = {"steps": 4, "eval_problems": 8, "eval_samples": 2, "eval_every": 2, "batch_size": 8, "save_every": 2}
+
+
+@pytest.fixture
+def quick_config(tmp_path) -> Config:
+    """The bundled pair for four steps of eight rollouts, into a folder of its own."""
+    return load_config("bundled", **QUICK, output=str(tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """The bundled pair's tokenizers, stop ids and forbidden ids."""
+    from poweropd_lite.pair import load_pair
+
+    return load_pair(load_config("bundled"))
+
+
+@pytest.fixture(scope="session")
+def prompts(pair):
+    """The bundled training prompts."""
+    from poweropd_lite.data import load_prompts, training_source
+
+    config = load_config("bundled")
+    return load_prompts(training_source(config), pair.tokenizer, config)[0]
+
+
+@pytest.fixture
+def student_model():
+    """The bundled base student in float32, fresh."""
+    from poweropd_lite.models import load_causal_lm
+
+    return load_causal_lm("bundled", "student", load_config("bundled"), torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def teacher_model():
+    """The bundled teacher in float64; not to be changed."""
+    from poweropd_lite.models import load_causal_lm
+
+    return load_causal_lm("bundled", "teacher", load_config("bundled"), torch.float64).eval()
+
+
+@pytest.fixture
+def rollouts(student_model, prompts, pair):
+    """Twelve rollouts of the base student."""
+    return make_rollouts(student_model, prompts[:12], pair)
+
+
+def make_rollouts(model, prompts, pair, sampling=None, longest=60):
+    """Returns one rollout of `model` for each of `prompts`."""
+    from poweropd_lite.logprobs import Sampling
+    from poweropd_lite.rollout import sample, uniforms
+
+    sampling = sampling or Sampling(forbidden=torch.tensor(pair.forbidden))
+    noise = uniforms(0, 0, 0, range(len(prompts)), longest)
+    ids = [p.ids for p in prompts]
+    return sample(model.model, model.lm_head.weight, ids, noise, sampling=sampling, stop_ids=pair.stop_ids)
+
+
+def run_train(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+    """Runs the real train command to its end."""
+    command = [sys.executable, "-m", "poweropd_lite.train", *flags]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+def quick_flags(**changes) -> list[str]:
+    """The quick run as flags, with some changed."""
+    values = {**QUICK, **changes}
+    return [word for key, value in values.items() for word in ("--" + key.replace("_", "-"), str(value))]

@@ -1,0 +1,66 @@
+"""Micro-batches: the table of stop modes, N, and packing by length."""
+
+import pytest
+import torch
+
+from poweropd_lite.batch import count_tokens, loss_ids, micro_batches
+from poweropd_lite.rollout import Rollout
+
+CPU = torch.device("cpu")
+TEACHER_STOP = 90
+
+
+def rollout(prompt: int, completion: list[int], finish: str) -> Rollout:
+    zeros = tuple(0.0 for _ in completion)
+    return Rollout(tuple(range(100, 100 + prompt)), tuple(completion), zeros, zeros, finish)
+
+
+# stop mode, student ids, teacher ids and N for the completion 5 6 91, where 91 is the student's stop id
+TABLE = [
+    ("mask", [5, 6], [5, 6], 2),
+    ("raw", [5, 6, 91], [5, 6, 91], 3),
+    ("relabel", [5, 6, 90], [5, 6, 90], 3),
+    ("cross_eos", [5, 6, 91], [5, 6, 90], 3),
+]
+
+
+@pytest.mark.parametrize(("mode", "student_ids", "teacher_ids", "count"), TABLE)
+def test_stop_modes(mode, student_ids, teacher_ids, count):
+    stopped = rollout(3, [5, 6, 91], "stop")
+    assert loss_ids(stopped, mode, TEACHER_STOP) == (student_ids, teacher_ids)
+    assert count_tokens([stopped], mode) == count
+    truncated = rollout(3, [5, 6, 7], "length")
+    assert loss_ids(truncated, mode, TEACHER_STOP) == ([5, 6, 7], [5, 6, 7])
+    assert count_tokens([stopped, truncated], mode) == count + 3
+
+
+@pytest.mark.parametrize("mode", ["mask", "raw", "relabel", "cross_eos"])
+def test_each_token_is_predicted_from_the_position_before_it(mode):
+    (batch,) = micro_batches([rollout(3, [5, 6, 91], "stop")], 100, mode, TEACHER_STOP, CPU)
+    assert batch.ids.tolist() == [[100, 101, 102, 5, 6, 91]]
+    assert batch.columns.tolist() == [2, 3, 4][: len(batch)]
+    hidden = torch.arange(6.0)[None, :, None]
+    assert batch.select(hidden).squeeze(-1).tolist() == [2.0, 3.0, 4.0][: len(batch)]
+
+
+def test_packing_keeps_to_the_budget_and_loses_no_token():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 40, (50,), generator=generator).tolist()
+    rollouts = [rollout(1 + n % 7, list(range(n)), "length" if n % 2 else "stop") for n in lengths]
+    batches = micro_batches(rollouts, 100, "mask", TEACHER_STOP, CPU)
+    assert all(batch.ids.numel() <= 100 for batch in batches)
+    order = torch.cat([batch.order for batch in batches])
+    assert sorted(order.tolist()) == list(range(count_tokens(rollouts, "mask")))
+    wanted = [i for r in rollouts for i in loss_ids(r, "mask", TEACHER_STOP)[0]]
+    got = torch.cat([batch.student_ids for batch in batches])[order.argsort()]
+    assert got.tolist() == wanted
+    padding = sum((batch.ids.numel()) for batch in batches) / sum(len(r) for r in rollouts)
+    assert padding < 1.25
+
+
+def test_only_the_stop_token_gives_an_empty_loss_and_no_micro_batch():
+    alone = rollout(3, [91], "stop")
+    assert count_tokens([alone], "mask") == 0
+    assert micro_batches([alone], 100, "mask", TEACHER_STOP, CPU) == []
+    (batch,) = micro_batches([alone, rollout(2, [4, 91], "stop")], 100, "mask", TEACHER_STOP, CPU)
+    assert (batch.student_ids.tolist(), batch.order.tolist()) == ([4], [0])

@@ -1,0 +1,117 @@
+"""Problems from every kind of file, what is skipped and named, and the order of training."""
+
+import json
+
+import pytest
+
+from poweropd_lite.config import load_config
+from poweropd_lite.data import evaluation_source, load_prompts, step_indices, training_source
+from poweropd_lite.errors import UserError
+
+
+def load(pair, limit=None, held_out=False, **settings):
+    config = load_config("bundled", **settings)
+    source = evaluation_source(config) if held_out else training_source(config)
+    return load_prompts(source, pair.tokenizer, config, limit)
+
+
+ROWS = [{"problem": "Compute 1 + 2.", "answer": "3"}, {"problem": "Compute 4 * 5.", "answer": 20}]
+TEXT = "<|im_start|>user\nCompute 1 + 2.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_every_kind_of_file_gives_the_same_prompts(tmp_path, pair, kind):
+    path = tmp_path / f"problems.{kind}"
+    if kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)) + "\n\n")
+    elif kind == "json":
+        path.write_text(json.dumps(ROWS))
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**r, "answer": str(r["answer"])} for r in ROWS]), path)
+    prompts, skipped = load(pair, data=str(path))
+    assert skipped == []
+    assert [p.answer for p in prompts] == ["3", "20"]
+    assert pair.tokenizer.decode(list(prompts[0].ids)) == TEXT
+
+
+def test_columns_messages_suffix_system_and_thinking(tmp_path, pair):
+    path = tmp_path / "chat.jsonl"
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Compute 1 + 2."},
+    ]
+    path.write_text(json.dumps({"talk": messages}) + "\n")
+    settings = {
+        "prompt_column": "talk",
+        "prompt_suffix": " Box it.",
+        "system_prompt": "Be brief.",
+        "enable_thinking": True,
+    }
+    (prompt,), _ = load(pair, data=str(path), **settings)
+    assert pair.tokenizer.decode(list(prompt.ids)) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n"
+        "<|im_start|>user\nCompute 1 + 2. Box it.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert prompt.answer is None
+
+
+def test_rows_that_cannot_be_used_are_named(tmp_path, pair):
+    path = tmp_path / "mixed.jsonl"
+    lines = [
+        json.dumps(ROWS[0]),
+        "{not json",
+        json.dumps({"question": "x"}),
+        json.dumps({"problem": "  ", "answer": "1"}),
+        json.dumps({"problem": 7, "answer": "1"}),
+        json.dumps([1, 2]),
+        json.dumps({"problem": "word " * 200, "answer": "1"}),
+    ]
+    path.write_text("\n".join(lines))
+    prompts, skipped = load(pair, data=str(path))
+    assert len(prompts) == 1
+    reasons = [
+        "not JSON",
+        "no column 'problem'",
+        "is empty",
+        "neither a text",
+        "not an object",
+        "more than max_prompt_tokens 128",
+    ]
+    assert len(skipped) == len(reasons)
+    for number, (line, reason) in enumerate(zip(skipped, reasons, strict=True), 2):
+        assert line.startswith(f"{path}, line {number}: ") and reason in line
+
+
+def test_evaluation_needs_answers(tmp_path, pair):
+    path = tmp_path / "unanswered.jsonl"
+    path.write_text(json.dumps({"problem": "Compute 1 + 2."}) + "\n" + json.dumps(ROWS[0]))
+    prompts, skipped = load(pair, held_out=True, eval_data=str(path))
+    assert [p.answer for p in prompts] == ["3"]
+    assert "no reference answer" in skipped[0]
+
+
+def test_no_usable_row_is_an_error_that_names_the_flag(tmp_path, pair):
+    path = tmp_path / "empty.jsonl"
+    path.write_text("")
+    with pytest.raises(UserError, match="no usable problem.*\n.*no rows\n.*--data"):
+        load(pair, data=str(path))
+
+
+def test_the_bundled_splits_share_no_question(pair):
+    training, _ = load(pair)
+    held_out, _ = load(pair, limit=256, held_out=True, eval_data="bundled")
+    assert (len(training), len(held_out)) == (8192, 256)
+    assert len({p.question for p in training}) == 8192
+    assert not {p.question for p in training} & {p.question for p in held_out}
+
+
+def test_order_visits_every_prompt_once_an_epoch_and_depends_on_seed_and_step_alone():
+    whole = [i for step in range(5) for i in step_indices(10, 4, seed=3, step=step)]
+    assert sorted(whole[:10]) == list(range(10)) and sorted(whole[10:20]) == list(range(10))
+    assert whole[:10] != whole[10:20]
+    assert step_indices(10, 4, seed=3, step=2) == whole[8:12]
+    assert step_indices(10, 4, seed=4, step=2) != whole[8:12]

@@ -1,0 +1,102 @@
+"""The rollout loop against transformers, against its own definition, and against the distribution it should draw from."""
+
+import torch
+from conftest import make_rollouts
+
+from poweropd_lite.logprobs import Sampling, kept_ids
+from poweropd_lite.rollout import TRAINING, draw, sample, uniforms
+
+
+def logits_of(model, rollout):
+    """float32 logits [T, V] of a rollout's completion tokens, by one plain forward."""
+    ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
+    with torch.no_grad():
+        return model(input_ids=ids).logits[0, len(rollout.prompt_ids) - 1 : -1]
+
+
+def test_greedy_equals_transformers_generate(student_model, prompts, pair):
+    rollouts = make_rollouts(student_model, prompts[:16], pair, Sampling(top_k=1), longest=80)
+    for prompt, rollout in zip(prompts[:16], rollouts, strict=True):
+        ids = torch.tensor([prompt.ids])
+        out = student_model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=80,
+            do_sample=False,
+            eos_token_id=sorted(pair.stop_ids),
+        )
+        assert tuple(out[0, ids.shape[1] :].tolist()) == rollout.completion_ids
+
+
+def test_logprobs_are_those_of_a_plain_forward(student_model, prompts, pair):
+    sampling = Sampling(0.8, top_k=20, top_p=0.9, forbidden=torch.tensor(pair.forbidden))
+    for rollout in make_rollouts(student_model, prompts[:16], pair, sampling):
+        logits = logits_of(student_model, rollout)
+        ids = torch.tensor(rollout.completion_ids)[:, None]
+        raw = logits.log_softmax(-1).gather(-1, ids).squeeze(-1)
+        torch.testing.assert_close(torch.tensor(rollout.raw_logprobs), raw, atol=2e-4, rtol=1e-4)
+        kept = (logits / 0.8).masked_fill(~kept_ids(logits, sampling), -torch.inf).log_softmax(-1)
+        torch.testing.assert_close(
+            torch.tensor(rollout.sampling_logprobs), kept.gather(-1, ids).squeeze(-1), atol=5e-4, rtol=1e-3
+        )
+
+
+def test_a_row_does_not_depend_on_its_neighbours(student_model, prompts, pair):
+    together = make_rollouts(student_model, prompts[:12], pair)
+    head, body = student_model.lm_head.weight, student_model.model
+    sampling = Sampling(forbidden=torch.tensor(pair.forbidden))
+    for row in (0, 5, 11):
+        noise = uniforms(0, TRAINING, 0, [row], 60)
+        (alone,) = sample(body, head, [prompts[row].ids], noise, sampling=sampling, stop_ids=pair.stop_ids)
+        assert alone.completion_ids == together[row].completion_ids
+    assert len({len(r.completion_ids) for r in together}) > 3  # rows did end at different times, and were dropped
+
+
+def test_completions_end_at_the_first_stop_id_or_at_the_length(rollouts, pair):
+    endings = [r.finish for r in rollouts]
+    assert endings.count("stop") > 6
+    for rollout in rollouts:
+        *body, last = rollout.completion_ids
+        assert not pair.stop_ids & set(body)
+        assert (last in pair.stop_ids) == (rollout.finish == "stop")
+        assert rollout.finish == "stop" or len(rollout.completion_ids) == 60
+
+
+def test_uniforms_depend_on_seed_purpose_step_and_row_alone():
+    whole = uniforms(7, 0, 3, range(8), 50)
+    assert torch.equal(uniforms(7, 0, 3, [5], 50)[0], whole[5])
+    assert torch.equal(uniforms(7, 0, 3, [5], 20)[0], whole[5, :20])
+    others = [uniforms(8, 0, 3, [5], 50), uniforms(7, 1, 3, [5], 50), uniforms(7, 0, 4, [5], 50)]
+    assert not any(torch.equal(other[0], whole[5]) for other in others)
+
+
+def test_draws_follow_the_truncated_distribution():
+    """200,000 draws over 6 ids: every share within 5 standard errors of its probability, excluded ids never."""
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, 3.0])
+    sampling = Sampling(temperature=0.7, top_k=4, top_p=0.97, forbidden=torch.tensor([5]))
+    weights = {0: 2.0, 1: 1.0, 2: 0.5}  # by hand: top-k drops id 4; the first three hold 0.957 < 0.97, so id 3 stays
+    weights[3] = 0.0
+    probs = torch.tensor([weights[i] for i in range(4)]).div(0.7).softmax(-1)
+    count = 200_000
+    noise = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ids, logprob, raw = draw(logits.expand(count, 6), sampling, noise)
+    shares = torch.bincount(ids, minlength=6) / count
+    assert shares[4:].tolist() == [0.0, 0.0]
+    error = (probs * (1 - probs) / count).sqrt()
+    assert ((shares[:4] - probs).abs() < 5 * error).all()
+    torch.testing.assert_close(logprob, probs.log()[ids])
+    torch.testing.assert_close(raw, logits.log_softmax(-1)[ids])
+
+
+def test_the_largest_uniform_number_never_draws_an_excluded_id():
+    logits = torch.zeros(1, 8)
+    noise = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    ids, logprob, _ = draw(logits, Sampling(forbidden=torch.tensor([6, 7])), noise)
+    assert ids.item() == 5 and torch.isfinite(logprob).all()
+
+
+def test_forbidden_ids_are_never_sampled(student_model, prompts, pair):
+    with torch.no_grad():  # make the padded rows the likeliest of all
+        student_model.lm_head.weight[list(pair.forbidden)] = student_model.lm_head.weight.mean(0) * 50
+    for rollout in make_rollouts(student_model, prompts[:8], pair):
+        assert not set(pair.forbidden) & set(rollout.completion_ids)
