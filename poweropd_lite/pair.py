@@ -67,14 +67,7 @@ def load_pair(config: Config) -> Pair:
             f"stop ids {outside} are not tokens that both {config.student} and {config.teacher} have, so a completion "
             "could not end; mend eos_token_id in the generation_config.json that names them"
         )
-    if tokenizer.chat_template:
-        if teacher_tokenizer.chat_template and teacher_tokenizer.chat_template != tokenizer.chat_template:
-            notices.append("the chat templates of student and teacher differ; prompts follow the student's")
-    elif teacher_tokenizer.chat_template:
-        tokenizer.chat_template = teacher_tokenizer.chat_template
-        notices.append("the student has no chat template; prompts follow the teacher's")
-    else:
-        notices.append("neither model has a chat template; prompts are plain text")
+    notices += _settle_template(tokenizer, teacher_tokenizer, config)
     stops = frozenset(student_stops) | frozenset(teacher_stops)
     return Pair(tokenizer, teacher_tokenizer, stops, teacher_stops[0], forbidden, tuple(notices))
 
@@ -109,6 +102,32 @@ def check_same_tokens(pair: Pair, config: Config, texts: Iterable[str]) -> None:
                 f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and "
                 f"{len(other)} for {text[:60]!r}), though their vocabularies agree; choose two models of one family"
             )
+
+
+def _settle_template(
+    tokenizer: "PreTrainedTokenizerBase", teacher_tokenizer: "PreTrainedTokenizerBase", config: Config
+) -> list[str]:
+    """Gives a student without a chat template the teacher's; returns what a user wants to know about the templates."""
+    if not tokenizer.chat_template and not teacher_tokenizer.chat_template:
+        return ["neither model has a chat template; prompts are plain text"]
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = teacher_tokenizer.chat_template
+        return ["the student has no chat template; prompts follow the teacher's"]
+    if not teacher_tokenizer.chat_template:
+        return ["the teacher has no chat template; prompts follow the student's"]
+    messages = [{"role": "user", "content": "x"}]
+    ours, theirs = (
+        t.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=config.enable_thinking
+        )
+        for t in (tokenizer, teacher_tokenizer)
+    )
+    if ours != theirs:
+        return [
+            f"the chat templates differ, and prompts follow the student's: the teacher scores answers to {ours!r}, where its "
+            f"own form is {theirs!r}"
+        ]
+    return []
 
 
 def _check_length(config: Config, role: str, model_config) -> None:

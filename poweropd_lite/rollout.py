@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from poweropd_lite.logprobs import Sampling, float_logits, kept_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 # A row's stream of random numbers is keyed by what it is for, so that evaluation never shares one with training.
 TRAINING, EVALUATION = 0, 1
@@ -50,12 +50,11 @@ def sample(
     *,
     sampling: Sampling,
     stop_ids: frozenset[int],
-    progress: "Callable[[int], None] | None" = None,
 ) -> list[Rollout]:
     """Returns one rollout a prompt, in order; at most noise.shape[1] new tokens each.
 
     `body` and `head` [V, D] are the model's two parts; `noise` [B, T] are uniform numbers, one a token. A token is drawn
-    by inverting the cumulative distribution at its number. `progress` is called with the tokens of each decoding step.
+    by inverting the cumulative distribution at its number.
     """
     device, (count, longest) = head.device, noise.shape
     width = max(map(len, prompts))
@@ -87,8 +86,6 @@ def sample(
         ends = torch.isin(token, stops) & open_lines
         lengths[rows[ends]], stopped[rows[ends]] = t + 1, True
         open_lines &= ~ends
-        if progress is not None:
-            progress(int(open_lines.sum()))
         left = int(open_lines.sum())
         if left == 0:
             break

@@ -1,0 +1,89 @@
+"""Which ids are stops, which are forbidden, and what is said about a pair that works but is not alike."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from poweropd_lite.config import load_config
+from poweropd_lite.pair import load_pair
+
+TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
+ENDOFTEXT, IM_END = 474, 476  # in the bundled tokenizer
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Returns a function that copies a bundled model, lets a function change the copy, and returns its folder."""
+
+    def copy(role, change):
+        folder = tmp_path / f"{role}{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(TINY / role, folder)
+        change(folder)
+        return str(folder)
+
+    return copy
+
+
+def edit(name, function):
+    def change(folder):
+        path = folder / name
+        path.write_text(json.dumps(function(json.loads(path.read_text()))))
+
+    return change
+
+
+def test_the_bundled_pair(pair):
+    assert pair.stop_ids == {ENDOFTEXT, IM_END}
+    assert pair.teacher_stop == IM_END
+    assert pair.forbidden == tuple(range(479, 512))
+    assert pair.notices == ("33 rows of the student's head that no token has are never sampled",)
+
+
+def test_stops_come_from_generation_configs_too(other):
+    """A third stop id that only the teacher's generation config names is a stop; no name of a token is known here."""
+    teacher = other("teacher", edit("generation_config.json", lambda c: {**c, "eos_token_id": [IM_END, 478]}))
+    assert load_pair(load_config("bundled", teacher=teacher)).stop_ids == {ENDOFTEXT, IM_END, 478}
+
+
+def test_a_token_that_only_the_student_has_is_never_sampled(other):
+    def add(folder):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.add_tokens(["<new>"]) == 1
+        tokenizer.save_pretrained(folder)
+
+    pair = load_pair(load_config("bundled", student=other("student", add)))
+    assert pair.forbidden == tuple(range(479, 512))
+    assert pair.notices[0].startswith("1 tokens that only the student has are never sampled")
+    assert pair.notices[1].startswith("32 rows")
+
+
+def test_a_smaller_teacher_head_forbids_what_it_cannot_score(other):
+    teacher = other("teacher", edit("config.json", lambda c: {**c, "vocab_size": 478}))
+    pair = load_pair(load_config("bundled", teacher=teacher))
+    assert pair.forbidden[0] == 478
+
+
+def test_a_student_without_a_chat_template_follows_the_teacher(other):
+    student = other("student", lambda folder: (folder / "chat_template.jinja").unlink())
+    pair = load_pair(load_config("bundled", student=student))
+    assert pair.tokenizer.chat_template == pair.teacher_tokenizer.chat_template
+    assert "the student has no chat template; prompts follow the teacher's" in pair.notices
+
+
+def test_templates_that_render_differently_are_shown_side_by_side(other):
+    def change(folder):
+        path = folder / "chat_template.jinja"
+        path.write_text(path.read_text().replace("'<think>\\n\\n</think>\\n\\n'", "''"))
+
+    (_, notice) = load_pair(load_config("bundled", teacher=other("teacher", change))).notices
+    assert "chat templates differ" in notice and notice.count("<|im_start|>assistant") == 2
+    # The same text from another template is no difference.
+    same = other(
+        "teacher",
+        lambda f: (f / "chat_template.jinja").write_text("{# note #}" + (f / "chat_template.jinja").read_text()),
+    )
+    assert len(load_pair(load_config("bundled", teacher=same)).notices) == 1
