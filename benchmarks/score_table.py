@@ -40,11 +40,15 @@ def folder(out: Path, reward: str, column: str, seed: int) -> Path:
 def run(out: Path, reward: str, column: str, seed: int) -> None:
     """Trains one cell of the table, unless it is there."""
     path = folder(out, reward, column, seed)
-    if (path / "summary.json").exists():
+    command = [sys.executable, "-m", "poweropd_lite.train"]
+    if (path / "config.yaml").exists():
+        command += ["--resume", str(path)]
+    else:
+        command += ["--config", "bundled", "--steps", str(STEPS), "--eval-every", "0", "--seed", str(seed)]
+        command += ["--output", str(path), *REWARDS[reward], *COLUMNS[column]]
+    if (path / "summary.json").exists() and json.loads((path / "summary.json").read_text())["finished"]:
         return
-    command = [sys.executable, "-m", "poweropd_lite.train", "--config", "bundled", "--steps", str(STEPS)]
-    command += ["--eval-every", "0", "--save-every", str(STEPS), "--seed", str(seed), "--output", str(path)]
-    done = subprocess.run(command + REWARDS[reward] + COLUMNS[column], capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     tail = done.stdout.strip().splitlines()[-9:] if done.returncode == 0 else [done.stderr.strip()[-300:]]
     after = next((line for line in tail if line.startswith("  after")), " ".join(tail))
     print(f"{path.name}: {after.strip()}", file=sys.stderr, flush=True)
@@ -74,6 +78,9 @@ def main() -> None:
     jobs = {folder(args.out, r, c, s): (r, c, s) for s in SEEDS for r in REWARDS for c in COLUMNS}
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda job: run(args.out, *job), jobs.values()))
+    missing = [path.name for path in jobs if not (path / "summary.json").exists()]
+    if missing:
+        sys.exit(f"not finished: {', '.join(missing)}; the same command goes on")
     print(f"| reward | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
     for reward in REWARDS:
         print(f"| `{reward}` | {' | '.join(cell(args.out, reward, column) for column in COLUMNS)} |")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poweropd_lite.config import Config
 from poweropd_lite.errors import UserError
 from poweropd_lite.files import whole_folder, write_json
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
     from poweropd_lite.student import Student
+
+
+# What may differ between the sittings of one run: where it is, when it ends, and what is only written down.
+MAY_CHANGE = {"output", "steps", "keep_checkpoints", "save_every", "sample_every", "tracker"}
 
 
 @dataclass
@@ -39,9 +44,9 @@ def save_checkpoint(
     student: "Student",
     optimizer: "torch.optim.Optimizer",
     scaler: "torch.amp.GradScaler",
-    keep: int,
+    config: Config,
 ) -> Path:
-    """Writes `folder`/step_NNNNNN and removes all but the latest `keep`; returns the new folder."""
+    """Writes `folder`/step_NNNNNN and removes all but the latest `keep_checkpoints`; returns the new folder."""
     from safetensors.torch import save_file
 
     path = folder / f"step_{state.step:06}"
@@ -52,23 +57,39 @@ def save_checkpoint(
         save_file(tensors, beside / "optimizer.safetensors")
         save_file(random_tensors, beside / "random.safetensors")
         rest = {"optimizer": values, "random": random_values, "scaler": scaler.state_dict()}
-        write_json(beside / "state.json", {"state": asdict(state), **rest})
-    for old in checkpoints(folder)[:-keep]:
+        write_json(beside / "state.json", {"state": asdict(state), "config": config.model_dump(), **rest})
+    for old in checkpoints(folder)[: -config.keep_checkpoints]:
         shutil.rmtree(old)
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Returns the checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("step_[0-9]*"))
+    return sorted(folder.glob("step_[0-9]*"), key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def recover(folder: Path) -> None:
+    """Clears up after a kill in the middle of a save; a checkpoint that was moved aside for its successor comes back."""
+    for aside in folder.glob(".step_*.old"):
+        place = folder / aside.name.removeprefix(".").removesuffix(".old")
+        if place.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(place)
+    for half in folder.glob(".step_*.tmp"):
+        shutil.rmtree(half)
 
 
 def load_checkpoint(
-    path: Path, student: "Student", optimizer: "torch.optim.Optimizer", scaler: "torch.amp.GradScaler"
+    path: Path,
+    student: "Student",
+    optimizer: "torch.optim.Optimizer",
+    scaler: "torch.amp.GradScaler",
+    config: Config,
 ) -> RunState:
     """Restores weights, optimizer and random states from `path`; returns the run's state.
 
-    Raises UserError if the checkpoint is damaged or of another model.
+    Raises UserError if the checkpoint is damaged, or of a run with other settings than `config`.
     """
     import torch
     from safetensors import SafetensorError
@@ -83,6 +104,11 @@ def load_checkpoint(
         raise UserError(
             f"{path} is damaged ({error}); remove that folder to resume from the checkpoint before"
         ) from None
+    then, now = saved["config"], config.model_dump()
+    changed = sorted(key for key in now if key not in MAY_CHANGE and now[key] != then.get(key, now[key]))
+    if changed:
+        was = ", ".join(f"{key} {then[key]} (now {now[key]})" for key in changed)
+        raise UserError(f"{path} was made with {was}; put config.yaml back, or start a new run")
     parameters = student.trainable()
     if {k: v.shape for k, v in trained.items()} != {k: v.shape for k, v in parameters.items()}:
         raise UserError(f"{path} holds other weights than this student trains; was its config.yaml edited?")
@@ -96,30 +122,36 @@ def load_checkpoint(
 
 
 def _flatten_optimizer(optimizer: "torch.optim.Optimizer", names: list[str]) -> tuple[dict, dict[str, dict[str, Any]]]:
-    """Returns the optimizer's state as tensors named `parameter|key` and, by parameter, what is not a tensor."""
+    """Returns the optimizer's state as tensors named `parameter|key` and, by parameter, what is not a tensor.
+
+    The live state, not `state_dict()`, in which bitsandbytes wraps its own. Its quantisation maps are one tensor for all
+    parameters, which safetensors refuses: each gets a copy.
+    """
     import torch
 
     tensors, values = {}, {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, parameter in zip(names, parameters, strict=True):
+        for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{names[index]}|{key}"] = value.contiguous()
+                tensors[f"{name}|{key}"] = value.detach().clone().contiguous()
             else:
-                values.setdefault(names[index], {})[key] = value
+                values.setdefault(name, {})[key] = value
     return tensors, values
 
 
 def _restore_optimizer(
     optimizer: "torch.optim.Optimizer", names: list[str], tensors: dict, values: dict[str, dict[str, Any]]
 ) -> None:
-    place = {name: index for index, name in enumerate(names)}
-    state: dict[int, dict[str, Any]] = {}
+    parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    optimizer.state.clear()
     for name, value in tensors.items():
-        parameter, key = name.rsplit("|", 1)
-        state.setdefault(place[parameter], {})[key] = value
+        owner, key = name.rsplit("|", 1)
+        # AdamW counts its steps in a tensor that stays on the CPU.
+        device = "cpu" if key == "step" else parameters[owner].device
+        optimizer.state[parameters[owner]][key] = value.to(device)
     for name, pairs in values.items():
-        state.setdefault(place[name], {}).update(pairs)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.state[parameters[name]].update(pairs)
 
 
 def _random_state() -> tuple[dict, dict[str, Any]]:

@@ -36,7 +36,7 @@ class Config(BaseModel):
         json_schema_extra=_section("method"),
     )
     alpha: float = Field(
-        10.0, gt=0, description="exponent of the power reward p^alpha - q^alpha; other rewards ignore it"
+        10.0, gt=0, le=1e6, description="exponent of the power reward p^alpha - q^alpha; other rewards ignore it"
     )
     clip_limit: float = Field(
         1.0, gt=0, description="the clip reward's bound on the log ratio (paper: 1; released script: 5)"
@@ -106,7 +106,9 @@ class Config(BaseModel):
         "problem", description="column with the prompt: a text, or a list of {role, content} messages"
     )
     answer_column: str = Field("answer", description="column with the reference answer; only evaluation needs it")
-    prompt_suffix: str = Field("", description="text added to every user message, after a space or your own newline")
+    prompt_suffix: str = Field(
+        "", description="text added to the last user message as it stands; begin it with the space or newline it needs"
+    )
     system_prompt: str = Field("", description="system message put before every prompt; none when empty")
     enable_thinking: bool = Field(
         False,
@@ -139,7 +141,7 @@ class Config(BaseModel):
         description="learning rate; if not given, 5e-7 for full fine-tuning (the paper's) and 5e-6 for LoRA, which wants about ten times as much",
     )
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning rate after the warm-up: held, or brought to zero at the last step"
+        "constant", description="learning rate after the warm-up: held, or falling to zero just after the last step"
     )
     warmup_steps: int = Field(
         0, ge=0, description="steps over which the learning rate rises linearly, under every schedule"
@@ -187,7 +189,7 @@ class Config(BaseModel):
     )
     keep_checkpoints: int = Field(2, ge=1, description="how many of the latest checkpoints stay on disk")
     sample_every: int = Field(10, ge=1, description="steps between completions written to samples.jsonl")
-    threads: int = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's own choice")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         "none", description="also log there, through accelerate; metrics.jsonl is always written"
     )
@@ -222,7 +224,7 @@ class Config(BaseModel):
             problems.append("full_finetune trains every module already; leave out --modules-to-save")
         if self.eval_every and self.eval_data is None:
             problems.append("eval_every needs problems to score; type --eval-data FILE, or leave out --eval-every")
-        if "lm_head" in self.lora_targets.split(","):
+        if "lm_head" in [name.strip() for name in self.lora_targets.split(",")]:
             problems.append("an adapter on lm_head is not supported; train the head whole: --modules-to-save lm_head")
         if self.full_finetune and self.dtype == "float16":
             problems.append("full_finetune in float16 loses small updates; type --dtype bfloat16 or --dtype float32")
@@ -238,13 +240,16 @@ def load_config(config: str | Path | None = None, **overrides: Any) -> Config:
     combination that can't work; every fault found is in the one message.
     """
     values: dict[str, Any] = read_yaml(config_path(config)) if config is not None else {}
-    values.update({key: value for key, value in overrides.items() if value is not None})
+    values.update(overrides)
     unknown = [key for key in values if key not in Config.model_fields]
     if unknown:
         where = f" in {config}" if config is not None and unknown[0] not in overrides else ""
         raise UserError(
             "\n".join(f"unknown setting '{key}'{where}{nearest(key, Config.model_fields)}" for key in unknown)
         )
+    for key, value in values.items():  # YAML's yes and no, which would count as 1 and 0
+        if isinstance(value, bool) and Config.model_fields[key].annotation is not bool:
+            raise UserError(f"{key}: found {value}, but it is not a switch; --help says what it takes")
     try:
         return Config(**values)
     except ValidationError as error:
@@ -299,7 +304,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}

@@ -114,17 +114,20 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def _prompt(row: dict, source: Source, tokenizer: "PreTrainedTokenizerBase", config: Config) -> Prompt | str:
+    """Returns a row as a Prompt, or the reason why it can't be one."""
+    from jinja2 import TemplateError
+
     if source.prompt_column not in row:
         return f"no column '{source.prompt_column}' among {', '.join(map(str, row))}"
     value, answer = row[source.prompt_column], row.get(source.answer_column)
     if isinstance(value, str):
         messages = [{"role": "user", "content": value}]
-    elif (
-        isinstance(value, list) and value and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value)
-    ):
-        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in value]
+    elif isinstance(value, list) and value and all(_is_message(m) for m in value):
+        messages = [{"role": m["role"], "content": m["content"]} for m in value]
+        if messages[-1]["role"] != "user":
+            return f"the last message is the {messages[-1]['role']}'s; a prompt must end with the user's"
     else:
-        return f"'{source.prompt_column}' holds neither a text nor a list of role/content messages"
+        return f"'{source.prompt_column}' holds neither a text nor a list of messages with a role and a text as content"
     if not messages[-1]["content"].strip():
         return f"'{source.prompt_column}' is empty"
     if source.held_out and (answer is None or not str(answer).strip()):
@@ -133,16 +136,30 @@ def _prompt(row: dict, source: Source, tokenizer: "PreTrainedTokenizerBase", con
     messages[-1]["content"] += config.prompt_suffix
     if config.system_prompt and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": config.system_prompt})
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=config.enable_thinking
-        )
-    else:
-        text = "\n\n".join(m["content"] for m in messages) + "\n"
+    try:
+        text = prompt_text(messages, tokenizer, config)
+        text.encode()
+    except TemplateError as error:
+        return f"the chat template refuses it: {error}"
+    except UnicodeEncodeError:
+        return "it holds half of a character (a lone surrogate), which is not text"
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     if len(ids) > config.max_prompt_tokens:
         return f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {config.max_prompt_tokens}"
     return Prompt(ids, question, None if answer is None else str(answer))
+
+
+def prompt_text(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", config: Config) -> str:
+    """Returns the messages in the tokenizer's chat template, up to where the answer begins; plain without a template."""
+    if not tokenizer.chat_template:
+        return "\n\n".join(m["content"] for m in messages) + "\n"
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=config.enable_thinking
+    )
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
 def _rows(source: Source, limit: int | None) -> Iterator[tuple[str, Any]]:
@@ -173,32 +190,36 @@ def _file_rows(path: Path, flag: str) -> Iterator[tuple[str, Any]]:
 
         try:
             table = pyarrow.parquet.read_table(path)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{path} is not a Parquet file: {error}") from None
         yield from ((f"{path}, row {i}", row) for i, row in enumerate(table.to_pylist(), 1))
         return
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte-order mark is no part of the first row
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}; type {flag} with a file that you may read") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}; type {flag} with a JSON, JSONL or Parquet file") from None
     if path.suffix == ".json":
         try:
             rows = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not JSON: {error}; a file with one object a line must end in .jsonl") from None
         if not isinstance(rows, list):
             raise UserError(f"{path} must hold a list of objects, but holds a {type(rows).__name__}")
         for i, row in enumerate(rows, 1):
             yield f"{path}, item {i}", row if isinstance(row, dict) else "not an object"
         return
-    for i, line in enumerate(text.splitlines(), 1):
+    for i, line in enumerate(text.split("\n"), 1):  # JSON Lines end at "\n" alone
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+            yield f"{path}, line {i}", row if isinstance(row, dict) else "not an object"
         except json.JSONDecodeError as error:
-            row = f"not JSON ({error.msg} at column {error.colno})"
-        yield f"{path}, line {i}", row if isinstance(row, dict | str) else "not an object"
+            yield f"{path}, line {i}", f"not JSON ({error.msg} at column {error.colno})"
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
+            yield f"{path}, line {i}", f"not JSON that can be read ({error})"
 
 
 def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """The one exception that is meant for users: its text is printed as it stands, without a traceback, and exit code 2."""
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -8,15 +9,24 @@ class UserError(Exception):
     """Something the user can mend. The message says what was found, why it can't work, and what to type instead."""
 
 
+_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and ends the process with its exit code.
 
-    A UserError becomes one message and code 2; Ctrl-C, where nothing catches it, one word and code 130.
+    A UserError becomes one message and code 2, and so does a disk that is full or not ours to write; Ctrl-C, where nothing
+    catches it, one word and code 130.
     """
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'writing the run folder'}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

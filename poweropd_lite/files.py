@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from poweropd_lite.errors import UserError
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` in one step that a kill can't cut in two."""
@@ -27,11 +29,16 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives a folder to fill; it becomes `path` when the block ends well, replacing it, and is gone when it does not."""
+    """Gives a folder to fill; it becomes `path` when the block ends well, replacing it, and is gone when it does not.
+
+    Raises UserError if the disk won't take it (full, read-only).
+    """
+    from safetensors import SafetensorError
+
     beside = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     try:
+        beside.mkdir(parents=True)
         yield beside
         for file in beside.rglob("*"):
             if file.is_file():
@@ -47,6 +54,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
         else:
             os.replace(beside, path)
         _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"can't write {path}: {error}; nothing half-written is left, and what was there before stands"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

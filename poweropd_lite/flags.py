@@ -48,8 +48,10 @@ def config_parser(prog: str, description: str) -> Parser:
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the Config fields that were given as flags, as they were typed."""
-    return {name: getattr(args, name) for name in Config.model_fields if getattr(args, name) is not None}
+    """Returns the Config fields that were given as flags, as they were typed; `none` unsets a field that may be unset."""
+    typed = {name: getattr(args, name) for name in Config.model_fields if getattr(args, name) is not None}
+    may_be_unset = {name for name, field in Config.model_fields.items() if type(None) in get_args(field.annotation)}
+    return {name: None if value == "none" and name in may_be_unset else value for name, value in typed.items()}
 
 
 def _metavar(annotation: Any) -> str:

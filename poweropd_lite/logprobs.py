@@ -72,22 +72,24 @@ class TokenKL(NamedTuple):
 def kept_ids(logits: Tensor, sampling: Sampling) -> Tensor:
     """Returns which ids `sampling` can draw: bool [..., V], for logits [..., V].
 
-    Ties with the last id that top-k or top-p lets in are let in too, as vLLM and transformers do for top-k. Works on one
-    copy of the logits.
+    Ties with the last id that top-k or top-p lets in are let in too, as vLLM and transformers do for top-k. Without
+    truncation the answer is the same for every row, and the logits are not looked at.
     """
+    if not sampling.truncates:
+        allowed = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        if sampling.forbidden is not None:
+            allowed[sampling.forbidden] = False
+        return allowed.expand(logits.shape)
     z = logits.clone()
     if sampling.forbidden is not None:
         z[..., sampling.forbidden] = -torch.inf
-    limit = torch.full_like(z[..., :1], torch.finfo(z.dtype).min)
-    if sampling.truncates:
-        k = min(sampling.top_k, z.shape[-1]) if sampling.top_k else z.shape[-1]
-        largest = z.topk(k).values if sampling.top_k else z.sort(descending=True).values
-        limit = torch.maximum(limit, largest[..., -1:])
-        if sampling.top_p < 1.0:
-            probs = (largest / sampling.temperature).softmax(-1)
-            before = probs.cumsum(-1) - probs  # mass of the likelier ids
-            count = (before < sampling.top_p).sum(-1, keepdim=True).clamp_min(1)
-            limit = torch.maximum(limit, largest.gather(-1, count - 1))
+    largest = z.topk(min(sampling.top_k, z.shape[-1])).values if sampling.top_k else z.sort(descending=True).values
+    limit = largest[..., -1:].clamp_min(torch.finfo(z.dtype).min)  # a forbidden id is below any limit
+    if sampling.top_p < 1.0:
+        probs = (largest / sampling.temperature).softmax(-1)
+        before = probs.cumsum(-1) - probs  # mass of the likelier ids
+        count = (before < sampling.top_p).sum(-1, keepdim=True).clamp_min(1)
+        limit = torch.maximum(limit, largest.gather(-1, count - 1))
     return z >= limit
 
 
@@ -153,17 +155,18 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, rows: "Callable") -> tuple[Tensor, Tensor]:
         count, wide = hidden.shape[0], torch.float64 if weight.dtype == torch.float64 else torch.float32
+        matrix = _matrix(hidden, weight)
         value = torch.empty(count, dtype=wide, device=hidden.device)
         extras = torch.empty(count, rows.extras, dtype=wide, device=hidden.device)
         ctx.rows, ctx.head_trains = rows, ctx.needs_input_grad[1]
         hidden_grad_now = ctx.needs_input_grad[0] and not ctx.head_trains
         dhidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if hidden_grad_now else None
         for chunk in _chunks(count, weight.shape[0]):
-            logits = float_logits(hidden[chunk], weight)
+            logits = float_logits(hidden[chunk], matrix)
             value[chunk], extras[chunk], dlogits = rows(logits, chunk, hidden_grad_now)
             del logits
             if hidden_grad_now:
-                dhidden[chunk] = _pull_back(dlogits, weight, hidden.dtype)
+                dhidden[chunk] = _pull_back(dlogits, matrix, hidden.dtype)
         ctx.mark_non_differentiable(extras)
         ctx.hidden_dtype = hidden.dtype
         ctx.save_for_backward(*((hidden, weight) if ctx.head_trains else (dhidden,)))
@@ -175,14 +178,19 @@ class _Rows(torch.autograd.Function):
             (dhidden,) = ctx.saved_tensors
             return (dhidden * grad[:, None]).to(ctx.hidden_dtype), None, None
         hidden, weight = ctx.saved_tensors
-        dhidden = torch.empty_like(hidden)
+        matrix, dhidden = _matrix(hidden, weight), torch.empty_like(hidden)
         dweight = torch.zeros(weight.shape, dtype=grad.dtype, device=weight.device)
         for chunk in _chunks(hidden.shape[0], weight.shape[0]):
-            _, _, dlogits = ctx.rows(float_logits(hidden[chunk], weight), chunk, True)
+            _, _, dlogits = ctx.rows(float_logits(hidden[chunk], matrix), chunk, True)
             dlogits *= grad[chunk, None]
-            dhidden[chunk] = _pull_back(dlogits, weight, hidden.dtype).to(hidden.dtype)
+            dhidden[chunk] = _pull_back(dlogits, matrix, hidden.dtype).to(hidden.dtype)
             dweight.addmm_(dlogits.T, hidden[chunk].to(grad.dtype))
         return dhidden, dweight.to(weight.dtype), None
+
+
+def _matrix(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Returns the head as the matmuls take it: once a call, not once a chunk, in the hidden states' half precision."""
+    return weight.to(hidden.dtype) if weight.is_cuda and hidden.dtype in _HALF else weight
 
 
 def _chunks(count: int, vocabulary: int) -> list[slice]:
@@ -201,7 +209,7 @@ class _ScoreRows:
 
     def __call__(self, logits: Tensor, chunk: slice, want_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         target = self.ids[chunk, None]
-        probs, logprob, entropy = _softmax_facts(logits, target)
+        probs, total, logprob, entropy = _softmax_facts(logits, target)
         kept_mass, added, score, temperature = torch.ones_like(logprob), torch.zeros_like(logprob), logprob, 1.0
         if not self.sampling.is_plain:
             kept = kept_ids(logits, self.sampling)
@@ -209,7 +217,7 @@ class _ScoreRows:
             added = 1.0 - kept.gather(-1, target).squeeze(-1).to(added.dtype)
         if self.as_sampled:
             temperature = self.sampling.temperature
-            kept.scatter_(-1, target, True)
+            kept = kept.scatter(-1, target, True)
             scaled = logits.div_(temperature).masked_fill_(~kept, -torch.inf)
             del probs
             total = scaled.logsumexp(-1, keepdim=True)
@@ -239,7 +247,7 @@ class _KLRows:
 
     def __call__(self, logits: Tensor, chunk: slice, want_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         target = self.ids[chunk, None]
-        probs, logprob, entropy = _softmax_facts(logits, target)
+        probs, total, logprob, entropy = _softmax_facts(logits, target)
         kept_mass = torch.ones_like(logprob)
         if not self.kept_by.is_plain:
             kept_mass = probs.masked_fill(~kept_ids(logits, self.kept_by), 0.0).sum(-1)
@@ -247,7 +255,7 @@ class _KLRows:
         teacher.sub_(teacher.logsumexp(-1, keepdim=True))
         teacher_logprob = teacher.gather(-1, self.teacher_ids[chunk, None]).squeeze(-1).clamp_max(0.0)
         shared = min(logits.shape[-1], teacher.shape[-1])
-        ratio = logits.sub_(logits.logsumexp(-1, keepdim=True))
+        ratio = logits.sub_(total)
         ratio[:, :shared].sub_(teacher[:, :shared])
         ratio[:, shared:] = 0.0
         del teacher
@@ -260,10 +268,10 @@ class _KLRows:
         return kl, torch.stack([logprob, teacher_logprob, entropy, kept_mass], -1), dlogits
 
 
-def _softmax_facts(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the softmax [C, V], log q of the target [C] (at most 0) and the entropy [C], without touching logits."""
+def _softmax_facts(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns softmax [C, V], logsumexp [C, 1], log q of the target [C] (at most 0), entropy [C]; logits stay as they are."""
     total = logits.logsumexp(-1, keepdim=True)
     probs = (logits - total).exp_()
     logprob = (logits.gather(-1, target) - total).squeeze(-1).clamp_max(0.0)
     entropy = total.squeeze(-1) - torch.linalg.vecdot(probs, logits)
-    return probs, logprob, entropy
+    return probs, total, logprob, entropy

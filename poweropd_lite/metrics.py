@@ -35,11 +35,14 @@ class JsonLines:
         self.path = path
 
     def rewind(self, step: int) -> None:
-        """Drops every line after `step`: a resumed run writes them again. A line cut by a kill goes too."""
+        """Drops every line after `step`: a resumed run writes them again. A line cut by a kill goes too.
+
+        Lines end at "\\n" alone: a sampled text may hold other characters that Python counts as line ends.
+        """
         from poweropd_lite.files import write_text
 
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
+        for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []:
             try:
                 if json.loads(line)["step"] > step:
                     break

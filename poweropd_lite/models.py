@@ -39,9 +39,14 @@ def load_model_config(name: str, role: str, config: Config) -> tuple["Pretrained
         model_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     try:
         stops = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # a model need not have one; its config may name the stop
-        stops = model_config.eos_token_id
-    return model_config, [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    except OSError as error:
+        if (Path(path) / "generation_config.json").exists():
+            raise UserError(f"{path}/generation_config.json can't be read: {error}") from None
+        stops = model_config.eos_token_id  # a model need not have one; its config may name the stop
+    stops = [] if stops is None else [stops] if isinstance(stops, int) else stops
+    if not isinstance(stops, list) or not all(isinstance(i, int) for i in stops):
+        raise UserError(f"eos_token_id of the {role} '{name}' is {stops!r}; it must be an id or a list of ids")
+    return model_config, stops
 
 
 def load_causal_lm(name: str, role: str, config: Config, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
@@ -50,12 +55,19 @@ def load_causal_lm(name: str, role: str, config: Config, dtype: "torch.dtype", *
     from transformers import AutoModelForCausalLM
 
     with _explained(name, role, "causal language model"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             model_path(name, role),
             dtype=dtype,
             attn_implementation="sdpa",
             trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
             **options,
+        )
+    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lost:
+        raise UserError(
+            f"the weights of the {role} '{name}' lack {len(lost)} tensors of its config ({lost[0]}, ...), which would be random "
+            "numbers; is the download whole?"
         )
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -103,7 +115,12 @@ def check_head(model: "PreTrainedModel", name: str) -> None:
         logits = base(input_ids=ids, use_cache=False).logits[0].float()
         ours = float_logits(final_hidden(model, ids)[0], head_weight(model))
     gap = (logits - ours).abs().max().item()
-    limit = 0.03 * max(1.0, logits.abs().max().item())  # bf16 logits are rounded to 8 bits; a cap or a scale is far off
+    # bfloat16 logits are rounded to 8 bits.
+    limit = (1e-3 if base.dtype == torch.float32 else 0.03) * max(1.0, logits.abs().max().item())
+    if getattr(base.get_output_embeddings(), "bias", None) is not None:
+        raise UserError(
+            f"the head of {name} has a bias, which the chunked log-probs don't add; use a model such as Qwen3"
+        )
     if not logits.isfinite().all():
         raise UserError(f"the weights of {name} give logits that are not finite numbers; is the download whole?")
     if gap > limit:
@@ -115,11 +132,15 @@ def check_head(model: "PreTrainedModel", name: str) -> None:
 
 @contextlib.contextmanager
 def _explained(name: str, role: str, what: str):
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"no {what} for the {role} at '{name}': {reason}\n"

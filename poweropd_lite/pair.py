@@ -4,11 +4,12 @@ Read from tokenizers and configs alone, before any weights are loaded. Nothing h
 the tokenizers and generation configs themselves say.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poweropd_lite.config import Config
+from poweropd_lite.data import Prompt, prompt_text
 from poweropd_lite.errors import UserError
 from poweropd_lite.models import load_model_config, load_tokenizer
 
@@ -90,12 +91,22 @@ def _check_same_ids(
         )
 
 
-def check_same_tokens(pair: Pair, config: Config, texts: Iterable[str]) -> None:
-    """Raises UserError if the two tokenizers cut one of `texts` (or a built-in line) into different tokens.
+def check_prompts(pair: Pair, config: Config, prompts: Sequence[Prompt]) -> None:
+    """Raises UserError if the teacher can't read the prompts as the student does.
 
-    Equal vocabularies don't show it: the order of merges, the pre-tokenizer or the normaliser may differ.
+    No prompt may hold an id that the teacher has not; and the two tokenizers must cut a built-in line and the first 64
+    prompts, template included, into the same tokens. Equal vocabularies don't show that: the order of merges, the
+    pre-tokenizer or the normaliser may differ.
     """
-    for text in (_PROBE, *texts):
+    forbidden = set(pair.forbidden)
+    unknown = sorted({i for prompt in prompts for i in prompt.ids if i in forbidden})
+    if unknown:
+        names = ", ".join(map(repr, pair.tokenizer.convert_ids_to_tokens(unknown[:5])))
+        raise UserError(
+            f"the prompts hold tokens that {config.teacher} does not have ({names}), so it can't score what follows them; "
+            "choose a teacher of the student's family, or a chat template without them"
+        )
+    for text in (_PROBE, *(pair.tokenizer.decode(list(prompt.ids)) for prompt in prompts[:64])):
         mine, other = (t(text, add_special_tokens=False)["input_ids"] for t in (pair.tokenizer, pair.teacher_tokenizer))
         if mine != other:
             raise UserError(
@@ -115,13 +126,16 @@ def _settle_template(
         return ["the student has no chat template; prompts follow the teacher's"]
     if not teacher_tokenizer.chat_template:
         return ["the teacher has no chat template; prompts follow the student's"]
+    from jinja2 import TemplateError
+
     messages = [{"role": "user", "content": "x"}]
-    ours, theirs = (
-        t.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=config.enable_thinking
-        )
-        for t in (tokenizer, teacher_tokenizer)
-    )
+    try:
+        ours, theirs = (prompt_text(messages, t, config) for t in (tokenizer, teacher_tokenizer))
+    except TemplateError as error:
+        raise UserError(
+            f"the chat template of {config.student} or {config.teacher} can't render a question: {error}; mend its "
+            "chat_template.jinja"
+        ) from None
     if ours != theirs:
         return [
             f"the chat templates differ, and prompts follow the student's: the teacher scores answers to {ours!r}, where its "
@@ -131,12 +145,16 @@ def _settle_template(
 
 
 def _check_length(config: Config, role: str, model_config) -> None:
-    longest = config.max_prompt_tokens + config.max_new_tokens
+    new = config.max_new_tokens
+    if config.eval_data is not None and role == "student":
+        new = max(new, config.eval_max_new_tokens or 0)
+    longest = config.max_prompt_tokens + new
     room = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if room is not None and longest > room:
         raise UserError(
-            f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + {config.max_new_tokens} new), but "
-            f"the {role} {getattr(config, role)} has {room} positions; lower --max-prompt-tokens or --max-new-tokens"
+            f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + {new} new), but the {role} "
+            f"{getattr(config, role)} has {room} positions; lower --max-prompt-tokens, --max-new-tokens or "
+            "--eval-max-new-tokens"
         )
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poweropd_lite import checkpoint
+from poweropd_lite.config import dump_yaml
 from poweropd_lite.errors import UserError
-from poweropd_lite.files import whole_folder, write_json
+from poweropd_lite.files import whole_folder, write_json, write_text
 from poweropd_lite.metrics import JsonLines, Progress, Tracker, clock
 from poweropd_lite.run_folder import RunFolder
 
@@ -43,13 +44,15 @@ class Recorder:
         saved = checkpoint.checkpoints(run.checkpoints)
         self.state = checkpoint.RunState()
         if saved:
-            self.state = checkpoint.load_checkpoint(saved[-1], session.student, session.optimizer, session.scaler)
+            s = session
+            self.state = checkpoint.load_checkpoint(saved[-1], s.student, s.optimizer, s.scaler, s.config)
             print(f"resuming {run.path} at step {self.state.step} of {self.config.steps}")
-        self.saved_step = self.state.step if saved else None
+        self.unsaved = not saved  # whether the state has moved on since the latest checkpoint
         self.metrics = JsonLines(run.path / "metrics.jsonl")
         self.samples = JsonLines(run.path / "samples.jsonl")
         for file in (self.metrics, self.samples):
             file.rewind(self.state.step if saved else -1)
+        write_text(run.path / "config.yaml", dump_yaml(session.config))
         self.tracker = Tracker(self.config, run.path)
         self.progress = Progress(self.config.steps, self.state.step)
 
@@ -59,11 +62,10 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self.progress.close()
         self.tracker.close()
-        self.run.close()
 
     def step(self, rollouts: "Sequence[Rollout]", metrics: dict[str, float], seconds: float) -> None:
         """Records a step that was just taken; raises UserError if it is the tenth in a row that had to be dropped."""
-        state = self.state
+        state, self.unsaved = self.state, True
         state.step += 1
         dropped = bool(metrics["optim/skipped"])
         state.skipped += dropped
@@ -124,6 +126,7 @@ class Recorder:
         self.metrics.write(state.step, metrics)
         self.tracker.log(state.step, metrics)
         self._write_sample("eval", rollouts[0][0])
+        self.unsaved = True
         state.evaluated, state.evaluations[str(state.step)] = state.step, asdict(result)
         self.progress.say(
             f"evaluation at step {state.step}: Avg@{config.eval_samples} {result.avg:.1%}, greedy {result.greedy:.1%}, "
@@ -149,11 +152,12 @@ class Recorder:
         return Results(self.run.path, summary, finished, stop.signal)
 
     def _save(self) -> None:
+        if not self.unsaved:  # a checkpoint is never replaced by its equal: between two renames there would be none
+            return
         started = time.monotonic()
         s = self.session
-        checkpoint.save_checkpoint(
-            self.run.checkpoints, self.state, s.student, s.optimizer, s.scaler, self.config.keep_checkpoints
-        )
+        checkpoint.save_checkpoint(self.run.checkpoints, self.state, s.student, s.optimizer, s.scaler, self.config)
+        self.unsaved = False
         self._spend("save", time.monotonic() - started)
 
     def _hand_over(self) -> str:

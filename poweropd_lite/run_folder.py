@@ -14,16 +14,25 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(f"can't write into {path}: {error.strerror}; type another --output") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(self._lock)
+            if not isinstance(error, BlockingIOError):
+                raise UserError(
+                    f"can't lock {path}: {error.strerror}; type --output on a disk with file locks"
+                ) from None
             raise UserError(f"another process is training in {path}; wait for it, or type another --output") from None
 
-    def close(self) -> None:
-        """Gives the lock back."""
-        os.close(self._lock)
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)  # which gives the lock back
 
     @property
     def checkpoints(self) -> Path:
@@ -33,10 +42,15 @@ class RunFolder:
 
 def check_output(config: Config) -> None:
     """Raises UserError if the run's folder could not be made: asked before anything loads."""
+    path = Path(config.output or "runs")
     if config.output is None:
+        if path.exists() and not path.is_dir():
+            raise UserError(
+                "runs is a file, where new run folders would go; type --output with the name of a new folder"
+            )
         return
-    path = Path(config.output)
-    if path.is_dir() and any(path.iterdir()):
+    # Hidden files are what a run killed in its first moment leaves: a lock, half a config.
+    if path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()):
         hint = f"--resume {path} to go on with that run, or another --output"
         raise UserError(f"{path} is not empty, and a run never writes over another; type {hint}")
     if path.exists() and not path.is_dir():
@@ -80,6 +94,8 @@ def open_run(folder: str | Path, steps: int | None = None) -> tuple[RunFolder, C
 
     Raises UserError for a folder that is no run, or for new steps under a schedule that depends on their number.
     """
+    from poweropd_lite.checkpoint import checkpoints, recover
+
     path = Path(folder)
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run folder (it has no config.yaml); type --resume with one")
@@ -92,6 +108,13 @@ def open_run(folder: str | Path, steps: int | None = None) -> tuple[RunFolder, C
             )
         config = load_config(path / "config.yaml", steps=steps)
     run = RunFolder(path)
-    config = config.model_copy(update={"output": str(path)})
-    write_text(path / "config.yaml", dump_yaml(config))
-    return run, config
+    recover(run.checkpoints)
+    saved = checkpoints(run.checkpoints)
+    taken = int(saved[-1].name.removeprefix("step_")) if saved else 0
+    if config.steps < taken:
+        raise UserError(f"the run in {path} has taken {taken} steps already; type --steps with a larger number")
+    if not saved and (path / "summary.json").exists():
+        raise UserError(f"{path} has a summary but no checkpoint to go on from; start a new run with another --output")
+    if not saved:
+        print(f"{path} has no checkpoint yet: starting at step 0")
+    return run, config.model_copy(update={"output": str(path)})

@@ -3,6 +3,7 @@
 `load_session` refuses what can be refused from tokenizers, configs and data before it loads any weights.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from poweropd_lite.config import Config
 from poweropd_lite.data import Prompt, evaluation_source, load_prompts, training_source
 from poweropd_lite.errors import UserError
-from poweropd_lite.pair import Pair, check_same_tokens, load_pair
+from poweropd_lite.pair import Pair, check_prompts, load_pair
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,8 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     dtype = compute_dtype(config, device)
     if config.optimizer == "adamw8bit" and device.type != "cuda":
         raise UserError("optimizer adamw8bit needs a CUDA card, and none is here; type --optimizer adamw")
+    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
+        raise UserError(f"tracker {config.tracker} is not installed; type pip install {config.tracker}")
     if config.teacher_bits == 8 and device.type != "cuda":
         raise UserError(
             "teacher_bits 8 (LLM.int8) needs a CUDA card, and none is here; type --teacher-bits 4, 16 or 32"
@@ -82,7 +85,7 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     for notice in pair.notices:
         say(notice)
     prompts = _load_problems(training_source(config), pair, config, None, say)
-    check_same_tokens(pair, config, [prompt.question for prompt in prompts[:64]])
+    check_prompts(pair, config, prompts)
     held_out: list[Prompt] = []
     if config.eval_data is not None:
         held_out = _load_problems(evaluation_source(config), pair, config, config.eval_problems, say)
@@ -111,7 +114,8 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
         student=student,
         teacher=teacher,
         optimizer=_optimizer(config, list(parameters.values())),
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        # The loss is a sum over thousands of tokens, so float16 starts at a far smaller scale than torch's own 65,536.
+        scaler=torch.amp.GradScaler(device.type, init_scale=16.0, enabled=dtype == torch.float16),
     )
 
 

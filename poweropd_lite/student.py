@@ -44,19 +44,21 @@ class Student:
 
     def hidden(self, ids: "Tensor") -> "Tensor":
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T]."""
+        self.model.train()  # transformers recomputes activations (gradient checkpointing) in this mode only
         with self.compute():
             return final_hidden(self.model, ids)
 
     def decoder(self) -> "tuple[nn.Module, Tensor]":
         """Returns (body, head) for decoding with the weights as they are now."""
         if self.merged is None:
+            self.model.eval()  # in training mode gradient checkpointing would leave the KV cache out
             return model_body(self.model), self.head
         self.merged.sync()
         return model_body(self.merged.model), head_weight(self.merged.model)
 
 
 def load_student(config: Config, device: "torch.device", dtype: "torch.dtype") -> Student:
-    """Returns the student of a config on `device`, in training mode with every dropout off, seeded by `config.seed`.
+    """Returns the student of a config on `device`, every dropout off, seeded by `config.seed`.
 
     With LoRA the base keeps `dtype` and is frozen; adapter and `modules_to_save` are float32. With full fine-tuning every
     weight is float32 and computed in `dtype`. Raises UserError for target modules that the model does not have.
@@ -74,7 +76,6 @@ def load_student(config: Config, device: "torch.device", dtype: "torch.dtype") -
         plain = MergedCopy.shell(base) if dtype == torch.float32 else None
         model = _with_adapter(base, config)
         merged = None if plain is None else MergedCopy(plain, model)
-    model.train()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Student(model, device, dtype, merged)
@@ -105,7 +106,15 @@ def _with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
         ensure_weight_tying=bool(whole) and bool(base.config.tie_word_embeddings),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(base, lora, adapter_name=ADAPTER)
+    try:
+        model = get_peft_model(base, lora, adapter_name=ADAPTER)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"PEFT can't put an adapter on '{targets}' and train '{config.modules_to_save}' whole: {error}"
+        ) from None
+    if hasattr(base.get_output_embeddings(), "lora_A"):
+        raise UserError("an adapter on the head is not supported; train the head whole: --modules-to-save lm_head")
+    return model
 
 
 class MergedCopy:

@@ -5,6 +5,7 @@ The loop is in `train`, in the paper's order: the student samples, the teacher s
 """
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +28,22 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, ste
 
     Fills the run folder (docs/run_folder.md) and returns what came out. Raises UserError for what the user can mend.
     """
+    if (config is None) == (resume is None):
+        raise UserError("train wants one of a config and a run folder to resume: train(load_config('bundled'))")
     if resume is None:
         check_output(config)
         if config.reward != "power" and "alpha" in config.model_fields_set:
             print(f"note: alpha {config.alpha:g} is ignored: reward {config.reward} has no exponent")
-    else:
-        run, config = open_run(resume, steps)
-    with StopRequest() as stop:
+    with StopRequest() as stop, ExitStack() as held:
         from poweropd_lite.recorder import Recorder
         from poweropd_lite.session import load_session
 
+        if resume is not None:
+            run, config = open_run(resume, steps)
+            held.enter_context(run)
         session = load_session(config, say=print)
         if resume is None:
-            run = new_run(config)
+            run = held.enter_context(new_run(config))
         with Recorder(run, session) as record:
             state = record.state
             record.evaluate_if_due(stop)
@@ -79,9 +83,16 @@ def learn(session: "Session", rollouts: "list[Rollout]") -> dict[str, float]:
 
 def choose_config(config: str | None, flags: dict[str, Any]) -> Config:
     """Returns the config that was asked for; with none, the bundled pair or, on a CUDA machine, Qwen3 0.6B <- 4B."""
-    if config is not None or {"student", "teacher", "data"} & set(flags):
+    if config is not None or {"student", "teacher"} <= set(flags):
         return load_config(config, **flags)
-    load_config(BUNDLED, **flags)  # a bad flag is refused before torch is imported
+    faults = []
+    for name in (BUNDLED, QWEN_CONFIG):  # what suits neither is refused before torch is imported
+        try:
+            load_config(name, **flags)
+        except UserError as error:
+            faults.append(error)
+    if len(faults) == 2:
+        raise faults[0]
     import torch
 
     if torch.cuda.is_available():

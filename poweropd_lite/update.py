@@ -83,7 +83,7 @@ def update(
         moments = reward.log_ratio_moments(tokens.log_p, tokens.log_q)
         metrics["optim/student_passes"] += 1
 
-    total_loss = 0.0
+    total_loss = torch.zeros((), device=student.device)
     for i, batch in enumerate(batches):
         hidden = batch.select(student.hidden(batch.ids))
         if config.reward == "full_kl":
@@ -91,7 +91,7 @@ def update(
         else:
             loss_sum = _policy_gradient(student, hidden, batch, tokens, sampling, moments, config)
         scaler.scale(loss_sum).backward()
-        total_loss += loss_sum.item()
+        total_loss += loss_sum.detach()
     metrics["optim/student_passes"] += 1
     _finish(student.device)
     metrics["time/student"] = time.monotonic() - started
@@ -101,6 +101,7 @@ def update(
     parameters = list(student.trainable().values())
     loss.divide_gradients(parameters, count)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+    total_loss = total_loss.item()
     if math.isfinite(total_loss) and math.isfinite(norm):
         scaler.step(optimizer)
         metrics["optim/skipped"] = 0.0
@@ -109,7 +110,10 @@ def update(
     _finish(student.device)
     metrics["time/optimizer"] = time.monotonic() - started
     metrics |= {"loss": total_loss / count, "optim/grad_norm": norm}
-    return metrics | _describe(tokens)
+    metrics |= _describe(tokens)
+    if config.reward == "full_kl":  # whose teacher sees every id, kept or not
+        del metrics["sampling/added_share"]
+    return metrics
 
 
 def _score_by_teacher(teacher: Teacher, batches: list[MicroBatch], tokens: StepTokens, keep: bool) -> list[Tensor]:

@@ -42,7 +42,7 @@ FLAGS = [
     (["--lora-rank", "0"], ["lora_rank"]),
     (["--student", ""], ["student"]),
     (["--score", "sampled", "--stop-mode", "relabel"], ["relabel", "--score full"]),
-    (["--warmup-steps", "200"], ["warmup_steps 200", "--warmup-steps 10"]),
+    (["--warmup-steps", "200"], ["warmup_steps 200", "--warmup-steps 5"]),
     (["--token-budget", "100"], ["token_budget 100", "--token-budget 240"]),
     (["--full-finetune", "--modules-to-save", "embed_tokens"], ["leave out --modules-to-save"]),
     (["--lora-targets", "q_proj,lm_head"], ["--modules-to-save lm_head"]),
@@ -55,6 +55,12 @@ FLAGS = [
     (["--config", "bundled", "--lora-targets", "c_attn"], ["no module named c_attn", "q_proj"]),
     (["--config", "bundled", "--max-new-tokens", "500"], ["628 tokens long", "512 positions", "--max-new-tokens"]),
     (["--config", "bundled", "--student", "no/such-folder/here"], ["student", "--student"]),
+    (["--config", "bundled", "--lora-targets", "q_proj, lm_head"], ["--modules-to-save lm_head"]),
+    (["--config", "bundled", "--lora-targets", "norm"], ["PEFT can't put an adapter on 'norm'"]),
+    (["--config", "bundled", "--eval-max-new-tokens", "500"], ["628 tokens long", "--eval-max-new-tokens"]),
+    (["--config", "bundled", "--tracker", "trackio"], ["trackio is not installed", "pip install trackio"]),
+    (["--config", "bundled", "--threads", "5000"], ["threads"]),
+    (["--config", "bundled", "--alpha", "1e40"], ["alpha"]),
     (["--config", "bundled", "--data", "missing.jsonl"], ["no file of problems at missing.jsonl", "--data"]),
     (["--config", "bundled", "--eval-data", "missing.json"], ["missing.json", "--eval-data"]),
     (["--resume", "nowhere"], ["nowhere is not a run folder"]),
@@ -70,6 +76,9 @@ YAMLS = [
     ("- a\n- b", ["must hold 'setting: value' lines"]),
     ("alpha: {", ["is not YAML"]),
     ("alpha: 3\nreward: powr\nsteps: 0", ["reward", "steps"]),
+    ("alpha: yes", ["alpha", "not a switch"]),
+    ("seed: 2020-13-45", ["is not YAML"]),
+    ("[" * 3000, ["is not YAML"]),
     ("trust_remote_code: maybe", ["trust_remote_code"]),
 ]
 
@@ -79,6 +88,12 @@ DATA = [
     ("{oops", "broken.json", ["is not JSON"]),
     ('{"problem": "x"}', "object.json", ["must hold a list"]),
     ('{"question": "x"}\n', "columns.jsonl", ["no column 'problem'", "question"]),
+    ('{"problem": ' + "9" * 5000 + "}", "digits.jsonl", ["line 1", "not JSON"]),
+    ("[" * 100_000, "deep.json", ["is not JSON"]),
+    ('{"problem": "\\ud800"}', "surrogate.jsonl", ["line 1", "lone surrogate"]),
+    ('"text"', "text.jsonl", ["line 1: not an object"]),
+    ('{"problem": [{"role": "user", "content": null}]}', "null.jsonl", ["neither a text nor a list of messages"]),
+    ('{"problem": [{"role": "assistant", "content": "x"}]}', "turn.jsonl", ["must end with the user's"]),
     ("not parquet", "fake.parquet", ["not a Parquet file"]),
     (json.dumps({"problem": "word " * 300}), "long.jsonl", ["line 1", "max_prompt_tokens 128", "--max-prompt-tokens"]),
 ]
@@ -160,14 +175,41 @@ def cut_differently(tokenizer: dict) -> dict:
         ({"generation_config": lambda c: {**c, "eos_token_id": [474, 505]}}, ["stop ids [505]", "eos_token_id"]),
         ({"config": lambda c: {**c, "max_position_embeddings": 200}}, ["240 tokens long", "200 positions"]),
         ({"config": lambda c: {**c, "model_type": "no_such_model"}}, ["no model config for the student"]),
+        ({"config": lambda c: {**c, "num_hidden_layers": 5, "layer_types": ["full_attention"] * 5}},
+         ["lack 22 tensors", "is the download whole?"]),
+        ({"config": lambda c: {**c, "hidden_size": "wide"}}, ["hidden_size", "--student"]),
+        ({"generation_config": lambda c: {**c, "eos_token_id": [[1]]}}, ["eos_token_id", "[[1]]"]),
         ({"config": lambda c: {**c, "layer_types": ["sliding_attention"] * 3, "use_sliding_window": True, "sliding_window": 64}},
          ["full-attention", "sliding_attention"]),
     ],
-    ids=["swapped tokens", "other merges", "stop id outside", "short context", "unknown model", "sliding window"],
+    ids=["swapped tokens", "other merges", "stop id outside", "short context", "unknown model", "missing layers", "odd size", "odd stops",
+         "sliding window"],
 )  # fmt: skip
 def test_a_pair_that_cannot_be_distilled(files, words, capsys, here):
     student = other_student(here, **files)
     refuse(["--config", "bundled", "--student", student, "--output", "out"], words, capsys, here)
+
+
+def test_prompts_with_tokens_that_the_teacher_does_not_have(capsys, here):
+    """The template's empty think block, before a teacher whose tokenizer knows no such token."""
+    folder = here / "teacher"
+    shutil.copytree(TINY / "teacher", folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if "think" not in t["content"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    words = ["prompts hold tokens that", "'<think>', '</think>'"]
+    refuse(["--config", "bundled", "--teacher", str(folder)], words, capsys, here)
+
+
+def test_a_generation_config_that_cannot_be_read(capsys, here):
+    student = other_student(here)
+    (Path(student) / "generation_config.json").write_text("{")
+    refuse(["--config", "bundled", "--student", student], ["generation_config.json can't be read"], capsys, here)
+
+
+def test_runs_that_is_a_file(capsys, here):
+    (here / "runs").write_text("x")
+    refuse(["--config", "bundled"], ["runs is a file", "--output"], capsys, here)
 
 
 def test_a_truncated_weights_file(capsys, here):

@@ -104,3 +104,25 @@ def test_compute_dtype_follows_the_device():
     cpu = torch.device("cpu")
     assert compute_dtype(load_config(), cpu) == torch.float32
     assert compute_dtype(load_config(dtype="bfloat16"), cpu) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("cuda", "flags", "student"),
+    [
+        (False, {}, "bundled"),
+        (False, {"data": "mine.jsonl"}, "bundled"),
+        (True, {}, "Qwen/Qwen3-0.6B-Base"),
+        (True, {"max_new_tokens": "1024", "warmup_steps": "100"}, "Qwen/Qwen3-0.6B-Base"),
+        (True, {"student": "a", "teacher": "b"}, "a"),
+    ],
+)
+def test_the_config_without_config_follows_the_card(monkeypatch, cuda, flags, student):
+    from poweropd_lite.train import choose_config
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert choose_config(None, flags).student == student
+
+
+def test_none_unsets_what_may_be_unset():
+    args = config_parser("x", "y").parse(["--config", "bundled", "--eval-data", "none", "--eval-every", "0"])
+    assert load_config(args.config, **given(args)).eval_data is None

@@ -86,6 +86,16 @@ def test_rows_that_cannot_be_used_are_named(tmp_path, pair):
         assert line.startswith(f"{path}, line {number}: ") and reason in line
 
 
+def test_a_byte_order_mark_and_odd_line_separators_lose_no_row(tmp_path, pair):
+    path = tmp_path / "windows.jsonl"
+    rows = [{"problem": "Compute 1 + 2.\u2028Now."}, {"problem": "Compute 3 + 4."}]
+    path.write_text(
+        "\ufeff" + "\r\n".join(json.dumps(r, ensure_ascii=False) for r in rows), encoding="utf-8", newline=""
+    )
+    prompts, skipped = load(pair, data=str(path))
+    assert ([p.question for p in prompts], skipped) == ([r["problem"] for r in rows], [])
+
+
 def test_evaluation_needs_answers(tmp_path, pair):
     path = tmp_path / "unanswered.jsonl"
     path.write_text(json.dumps({"problem": "Compute 1 + 2."}) + "\n" + json.dumps(ROWS[0]))

@@ -1,7 +1,7 @@
 """Interrupted plus resumed equals uninterrupted, bit for bit, after Ctrl-C, SIGTERM, and SIGKILL in the middle of a save."""
 
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,27 +9,38 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import quick_flags, run_train
 
 from poweropd_lite.checkpoint import checkpoints
+from poweropd_lite.errors import UserError
+from poweropd_lite.metrics import JsonLines
+from poweropd_lite.train import train
 
 FLAGS = ["--config", "bundled", *quick_flags(steps=6), "--output", "run"]
 
-# Runs the train command in a process that kills itself, for good, at the n-th call of os.fsync or os.replace.
+# Runs the train command in a process that kills itself, for good, just before os.fsync or os.replace of a given path.
 KILLED = """
 import os, signal, sys
-name, left = sys.argv[1], int(sys.argv[2])
+name, end = sys.argv[1:3]
 real = getattr(os, name)
-def counted(*args):
-    global left
-    left -= 1
-    if left == 0:
+def watched(*args):
+    path = os.readlink(f"/proc/self/fd/{args[0]}") if name == "fsync" else str(args[1])
+    if path.endswith(end):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
-setattr(os, name, counted)
+setattr(os, name, watched)
 from poweropd_lite import train
 sys.exit(train.main(sys.argv[3:]))
 """
+
+
+def killed_at(call: str, end: str, folder: Path) -> list[str]:
+    """Runs the command until it kills itself there; returns the names of the whole checkpoints it leaves."""
+    command = [sys.executable, "-c", KILLED, call, end, *FLAGS]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    return [path.name for path in checkpoints(folder / "run" / "checkpoints")]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +49,14 @@ def uninterrupted(tmp_path_factory):
     done = run_train(*FLAGS, cwd=folder)
     assert done.returncode == 0, done.stderr
     return result(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("four")
+    done = run_train("--config", "bundled", *quick_flags(steps=4), "--output", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
 
 
 def result(run: Path):
@@ -58,7 +77,9 @@ def resume(folder: Path):
     return done.stdout
 
 
-@pytest.mark.parametrize(("number", "after", "code"), [(signal.SIGINT, 3, 130), (signal.SIGTERM, 1, 143)])
+@pytest.mark.parametrize(
+    ("number", "after", "code"), [(signal.SIGINT, 3, 130), (signal.SIGINT, 2, 130), (signal.SIGTERM, 1, 143)]
+)
 def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, uninterrupted, number, after, code):
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "poweropd_lite.train", *FLAGS], cwd=tmp_path, stdout=subprocess.PIPE, text=True
@@ -77,32 +98,103 @@ def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, uninterrupted, num
 
 
 @pytest.mark.parametrize(
-    ("call", "count"),
-    [("fsync", 2), ("fsync", 6), ("replace", 4), ("fsync", 14)],
-    ids=["in the first files", "in the first checkpoint", "before its rename", "in the second checkpoint"],
+    ("call", "end", "left"),
+    [
+        ("fsync", ".step_000002.tmp/optimizer.safetensors", []),
+        ("replace", "checkpoints/step_000002", []),
+        ("fsync", ".step_000004.tmp/state.json", ["step_000002"]),
+        ("replace", "run/adapter", ["step_000004", "step_000006"]),
+        ("replace", "run/summary.json", ["step_000004", "step_000006"]),
+    ],
+    ids=["in the first checkpoint", "before its rename", "in the second", "handing over", "before the summary"],
 )
-def test_sigkill_in_the_middle_of_a_save_loses_nothing(tmp_path, uninterrupted, call, count):
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, call, str(count), *FLAGS], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+def test_sigkill_in_the_middle_of_a_save_loses_nothing(tmp_path, uninterrupted, call, end, left):
+    assert killed_at(call, end, tmp_path) == left
     assert not (tmp_path / "run" / "summary.json").exists()
-    resume(tmp_path)
+    output = resume(tmp_path)
+    assert ("no checkpoint yet: starting at step 0" in output) == (left == [])
     assert result(tmp_path / "run") == uninterrupted
 
 
-def test_more_steps_continue_the_same_run(tmp_path, uninterrupted):
-    flags = ["--config", "bundled", *quick_flags(steps=4), "--output", "run"]
-    assert run_train(*flags, cwd=tmp_path).returncode == 0
+def test_a_run_killed_before_its_config_is_whole_can_be_started_again(tmp_path, uninterrupted):
+    assert killed_at("replace", "run/config.yaml", tmp_path) == []
+    assert run_train(*FLAGS, cwd=tmp_path).returncode == 0
+    assert result(tmp_path / "run") == uninterrupted
+
+
+def test_a_checkpoint_moved_aside_by_a_killed_save_comes_back(tmp_path, uninterrupted):
+    assert killed_at("replace", "run/adapter", tmp_path) == ["step_000004", "step_000006"]
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "step_000006").rename(folder / ".step_000006.old")
+    assert "resuming run at step 6 of 6" in resume(tmp_path)
+    assert result(tmp_path / "run") == uninterrupted
+
+
+def test_line_separators_in_a_sample_survive_a_resume(tmp_path):
+    lines = JsonLines(tmp_path / "samples.jsonl")
+    for step in (1, 2, 3):
+        lines.write(step, {"completion": "a\u2028b\u0085c\u2029d"})
+    whole = lines.path.read_bytes()
+    lines.rewind(2)
+    assert lines.path.read_bytes() == whole[: len(whole) // 3 * 2]
+    lines.path.write_bytes(whole[: len(whole) // 3 * 2 + 9])  # cut by a kill
+    lines.rewind(3)
+    assert lines.path.read_bytes() == whole[: len(whole) // 3 * 2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "edit", "words"),
+    [
+        (["--steps", "1"], None, ["has taken 4 steps already"]),
+        ([], ("alpha: 10.0", "alpha: 9.0"), ["made with alpha 10.0 (now 9.0)", "put config.yaml back"]),
+        ([], ("lora_rank: 16", "lora_rank: 8"), ["made with lora_rank 16 (now 8)"]),
+        ([], ("seed: 0", "sed: 0"), ["unknown setting 'sed'", "did you mean 'seed'"]),
+    ],
+)
+def test_a_resume_that_would_be_another_run_is_refused_and_changes_nothing(tmp_path, four_steps, flags, edit, words):
+    shutil.copytree(four_steps, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    if edit is not None:
+        config.write_text(config.read_text().replace(*edit))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    done = run_train("--resume", "run", *flags, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert [word for word in words if word not in done.stderr] == [], done.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_started_over(tmp_path, four_steps):
+    shutil.copytree(four_steps, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    done = run_train("--resume", "run", cwd=tmp_path)
+    assert done.returncode == 2 and "a summary but no checkpoint" in done.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 1000
+
+
+def test_a_failed_resume_gives_the_folder_back(tmp_path, four_steps):
+    """In one process, as in a notebook: refused, mended, resumed."""
+    run = tmp_path / "run"
+    shutil.copytree(four_steps, run)
+    state = checkpoints(run / "checkpoints")[-1] / "state.json"
+    text = state.read_text()
+    state.write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        train(resume=run)
+    state.write_text(text)
+    assert train(resume=run).finished
+
+
+def test_more_steps_continue_the_same_run(tmp_path, four_steps, uninterrupted):
+    shutil.copytree(four_steps, tmp_path / "run")
     done = run_train("--resume", "run", "--steps", "6", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "run") == uninterrupted
 
 
-def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
-    assert run_train(*FLAGS, cwd=tmp_path).returncode == 0
-    assert "finished at step 6 of 6" in resume(tmp_path)
-    assert result(tmp_path / "run") == uninterrupted
+def test_resuming_a_finished_run_changes_nothing(tmp_path, four_steps):
+    shutil.copytree(four_steps, tmp_path / "run")
+    assert "finished at step 4 of 4" in resume(tmp_path)
+    assert result(tmp_path / "run") == result(four_steps)
 
 
 def test_two_runs_never_write_into_one_folder(tmp_path):
@@ -126,13 +218,27 @@ def test_two_runs_never_write_into_one_folder(tmp_path):
         first.wait()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    assert run_train(*FLAGS, cwd=tmp_path).returncode == 0
+def test_a_damaged_checkpoint_is_named(tmp_path, four_steps):
+    shutil.copytree(four_steps, tmp_path / "run")
     last = checkpoints(tmp_path / "run" / "checkpoints")[-1]
     (last / "trained.safetensors").write_bytes(b"half")
     done = run_train("--resume", "run", cwd=tmp_path)
     assert done.returncode == 2
-    assert "run/checkpoints/step_000006 is damaged" in done.stderr and "Traceback" not in done.stderr
+    assert "run/checkpoints/step_000004 is damaged" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_without_a_half_checkpoint(tmp_path):
+    """No file may grow beyond 200 kB, as on a full disk: the weights of a checkpoint have 470 kB."""
+
+    def limit():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    done = run_train(*FLAGS, cwd=tmp_path, preexec_fn=limit)
+    assert done.returncode == 2
+    assert "can't write run/checkpoints/step_000002" in done.stderr and "Traceback" not in done.stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_unnamed_runs_get_folders_of_their_own(tmp_path):
@@ -142,13 +248,45 @@ def test_unnamed_runs_get_folders_of_their_own(tmp_path):
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["power10-seed0", "power10-seed0-2"]
 
 
-def test_the_clock_of_a_resumed_run_counts_both_sittings(tmp_path):
-    flags = ["--config", "bundled", *quick_flags(steps=4), "--output", "run"]
-    assert run_train(*flags, cwd=tmp_path).returncode == 0
-    first = json.loads((tmp_path / "run" / "summary.json").read_text())["seconds"]
+def test_the_clock_of_a_resumed_run_counts_both_sittings(tmp_path, four_steps):
+    shutil.copytree(four_steps, tmp_path / "run")
+    first = json.loads((four_steps / "summary.json").read_text())["seconds"]
     started = time.monotonic()
     assert run_train("--resume", "run", "--steps", "6", cwd=tmp_path).returncode == 0
     took = time.monotonic() - started
     both = json.loads((tmp_path / "run" / "summary.json").read_text())["seconds"]
     assert first["student"] < both["student"] < first["student"] + took
-    assert os.path.isdir(tmp_path / "run" / "adapter")
+
+
+def test_the_state_of_the_8_bit_optimizer_is_saved_and_restored(tmp_path):
+    """bitsandbytes wraps its state and shares its quantisation maps; both must survive safetensors."""
+    from bitsandbytes.optim import AdamW8bit
+
+    from poweropd_lite.checkpoint import RunState, load_checkpoint, save_checkpoint
+    from poweropd_lite.config import load_config
+    from poweropd_lite.student import load_student
+
+    config, scaler = load_config("bundled"), torch.amp.GradScaler("cpu", enabled=False)
+
+    def fresh():
+        student = load_student(config, torch.device("cpu"), torch.float32)
+        return student, AdamW8bit(list(student.trainable().values()), lr=1e-3, weight_decay=0.0, min_8bit_size=512)
+
+    def step(student, optimizer, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in student.trainable().values():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+    student, optimizer = fresh()
+    step(student, optimizer, 0)
+    path = save_checkpoint(tmp_path, RunState(step=1), student, optimizer, scaler, config)
+    step(student, optimizer, 1)
+    other, restored = fresh()
+    load_checkpoint(path, other, restored, scaler, config)
+    step(other, restored, 1)
+    assert any(
+        v.dtype == torch.uint8 for s in restored.state.values() for v in s.values() if isinstance(v, torch.Tensor)
+    )
+    for ours, theirs in zip(student.trainable().values(), other.trainable().values(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -1,6 +1,7 @@
 """The student's two forms, LoRA and every weight, and the merged copy that rollouts are decoded with."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,24 @@ def test_gradient_checkpointing_changes_no_gradient():
         student.hidden(IDS).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in student.trainable().values()]))
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("settings", [{}, {"full_finetune": True}], ids=["LoRA on bfloat16", "every weight"])
+def test_decoding_works_with_gradient_checkpointing_on(settings, prompts, pair):
+    """Qwen3's configs have it on; in training mode transformers would leave out the KV cache."""
+    from conftest import make_rollouts
+
+    completions = []
+    for checkpointing in (True, False):
+        config = load_config("bundled", gradient_checkpointing=checkpointing, **settings)
+        student = load_student(config, CPU, torch.bfloat16)
+        student.hidden(IDS).sum().backward()  # training first, then decoding, as in the loop
+        body, head = student.decoder()
+        with student.compute():
+            shell = SimpleNamespace(model=body, lm_head=SimpleNamespace(weight=head))
+            completions.append([r.completion_ids for r in make_rollouts(shell, prompts[:4], pair, longest=20)])
+    assert completions[0] == completions[1]
+    assert max(map(len, completions[0])) > 5
 
 
 def test_a_model_that_scales_or_caps_its_logits_is_refused(student_model):
