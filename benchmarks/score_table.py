@@ -3,7 +3,8 @@
     python benchmarks/score_table.py --out runs/score_table
 
 Forty-two runs of 100 steps through the train command, two at a time (one thread each): about half an hour on two cores.
-A run that is already finished is not run again, so a stopped table goes on. Prints the Markdown table.
+What is finished is not run again and what was stopped is resumed, so the same command goes on. Prints the Markdown table.
+Flags of the train command may follow: `--rewards log_ratio --columns 2 --lr 4e-3`.
 """
 
 import argparse
@@ -37,35 +38,33 @@ def folder(out: Path, reward: str, column: str, seed: int) -> Path:
     return out / f"{reward}-{column}-seed{seed}".replace(" ", "_").replace(",", "")
 
 
-def run(out: Path, reward: str, column: str, seed: int) -> None:
-    """Trains one cell of the table, unless it is there."""
-    path = folder(out, reward, column, seed)
+def run(path: Path, reward: str, column: str, seed: int, flags: list[str]) -> None:
+    """Trains one cell of the table, or what is left of it."""
+    if (path / "summary.json").exists() and json.loads((path / "summary.json").read_text())["finished"]:
+        return
     command = [sys.executable, "-m", "poweropd_lite.train"]
     if (path / "config.yaml").exists():
         command += ["--resume", str(path)]
     else:
         command += ["--config", "bundled", "--steps", str(STEPS), "--eval-every", "0", "--seed", str(seed)]
-        command += ["--output", str(path), *REWARDS[reward], *COLUMNS[column]]
-    if (path / "summary.json").exists() and json.loads((path / "summary.json").read_text())["finished"]:
-        return
+        command += ["--output", str(path), *REWARDS[reward], *COLUMNS[column], *flags]
     done = subprocess.run(command, capture_output=True, text=True)
-    tail = done.stdout.strip().splitlines()[-9:] if done.returncode == 0 else [done.stderr.strip()[-300:]]
-    after = next((line for line in tail if line.startswith("  after")), " ".join(tail))
-    print(f"{path.name}: {after.strip()}", file=sys.stderr, flush=True)
+    said = done.stdout.splitlines() if done.returncode == 0 else [done.stderr.strip()[-300:]]
+    after = [line for line in said if line.startswith("  after")] or said[-1:]
+    print(f"{path.name}: {after[0].strip()}", file=sys.stderr, flush=True)
 
 
-def cell(out: Path, reward: str, column: str) -> str:
+def cell(paths: list[Path]) -> str:
     """Returns a cell: final Avg@8 with its spread over seeds, share that stops, largest gradient norm of all steps."""
     accuracy, stops, norms = [], [], []
-    for seed in SEEDS:
-        path = folder(out, reward, column, seed)
+    for path in paths:
         summary = json.loads((path / "summary.json").read_text())
         accuracy.append(100 * summary["accuracy_after"])
         stops.append(100 * summary["evaluation_after"]["stop_share"])
         lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         norms += [float(line["optim/grad_norm"]) for line in lines if "optim/grad_norm" in line]
-    spread = statistics.stdev(accuracy)
-    return f"{statistics.mean(accuracy):.1f} ± {spread:.1f} / {statistics.mean(stops):.0f}% / {max(norms):.2g}"
+    spread = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+    return f"{statistics.mean(accuracy):.1f} ± {spread:.1f} / {statistics.mean(stops):.0f}% / {max(norms):.2f}"
 
 
 def main() -> None:
@@ -73,17 +72,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
-    args = parser.parse_args()
+    parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=list(REWARDS))
+    parser.add_argument("--columns", type=int, default=len(COLUMNS), help="how many of the three, from the left")
+    args, flags = parser.parse_known_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    jobs = {folder(args.out, r, c, s): (r, c, s) for s in SEEDS for r in REWARDS for c in COLUMNS}
+    columns = list(COLUMNS)[: args.columns]
+    cells = {(r, c): [folder(args.out, r, c, s) for s in SEEDS] for r in args.rewards for c in columns}
+    jobs = {path: (*key, seed) for key, paths in cells.items() for seed, path in zip(SEEDS, paths, strict=True)}
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda job: run(args.out, *job), jobs.values()))
+        list(pool.map(lambda path: run(path, *jobs[path], flags), jobs))
     missing = [path.name for path in jobs if not (path / "summary.json").exists()]
     if missing:
         sys.exit(f"not finished: {', '.join(missing)}; the same command goes on")
-    print(f"| reward | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
-    for reward in REWARDS:
-        print(f"| `{reward}` | {' | '.join(cell(args.out, reward, column) for column in COLUMNS)} |")
+    print(f"| reward | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for reward in args.rewards:
+        print(f"| `{reward}` | {' | '.join(cell(cells[reward, column]) for column in columns)} |")
 
 
 if __name__ == "__main__":
