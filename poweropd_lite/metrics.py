@@ -6,6 +6,7 @@ may differ between two runs of one config.
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,11 @@ class JsonLines:
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in values.items()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **clean}, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def sync(self) -> None:
+        """Brings every line to the disk, before a checkpoint says that they are there."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
 
 
 class Progress:

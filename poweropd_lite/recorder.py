@@ -155,6 +155,8 @@ class Recorder:
         if not self.unsaved:  # a checkpoint is never replaced by its equal: between two renames there would be none
             return
         started = time.monotonic()
+        self.metrics.sync()
+        self.samples.sync()
         s = self.session
         checkpoint.save_checkpoint(self.run.checkpoints, self.state, s.student, s.optimizer, s.scaler, self.config)
         self.unsaved = False

@@ -28,7 +28,7 @@ def shake(student, seed=0):
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize("whole", ["", "embed_tokens"])
+@pytest.mark.parametrize("whole", ["", "embed_tokens", "lm_head"])
 def test_the_merged_copy_decodes_as_the_student_and_leaves_the_base_alone(whole):
     student = load(modules_to_save=whole)
     base = {k: v.clone() for k, v in student.model.named_parameters() if not v.requires_grad}
