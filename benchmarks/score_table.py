@@ -69,10 +69,10 @@ def cell(paths: list[Path]) -> str:
 
 def main() -> None:
     """Runs what is missing and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Other flags go to the train command.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
-    parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=list(REWARDS))
+    parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=list(REWARDS), help="default: all")
     parser.add_argument("--columns", type=int, default=len(COLUMNS), help="how many of the three, from the left")
     args, flags = parser.parse_known_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -220,12 +220,18 @@ class Recorder:
         lines.append("next:")
         if not summary["finished"]:
             lines.append(f"  go on:       python -m poweropd_lite.train --resume {path}")
-        elif config.lr_schedule == "constant":
-            lines.append(f"  train on:    python -m poweropd_lite.train --resume {path} --steps {2 * config.steps}")
-        other = "log_ratio" if config.reward == "power" else "power"
-        lines.append(f"  compare:     the same command with --reward {other}")
+        else:
+            if config.lr_schedule == "constant":
+                lines.append(f"  train on:    python -m poweropd_lite.train --resume {path} --steps {2 * config.steps}")
+            lines.append(
+                f"  compare:     python -m poweropd_lite.train --config {path}/config.yaml {_other(config)} --output {path}-other"
+            )
         lines.append(f"  use it:      {_use(config, path)}")
         print("\n".join(lines), flush=True)
+
+
+def _other(config) -> str:
+    return "--reward log_ratio" if config.reward == "power" else "--reward power"
 
 
 def _use(config, path: Path) -> str:

@@ -98,7 +98,9 @@ def open_run(folder: str | Path, steps: int | None = None) -> tuple[RunFolder, C
 
     path = Path(folder)
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is not a run folder (it has no config.yaml); type --resume with one")
+        inside = [parent for parent in path.parents if (parent / "config.yaml").is_file()]
+        hint = f"did you mean --resume {inside[0]}?" if inside else "type --resume with one"
+        raise UserError(f"{path} is not a run folder (it has no config.yaml); {hint}")
     config = load_config(path / "config.yaml")
     if steps is not None and steps != config.steps:
         if config.lr_schedule != "constant":

@@ -86,6 +86,8 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
         say(notice)
     prompts = _load_problems(training_source(config), pair, config, None, say)
     check_prompts(pair, config, prompts)
+    if len(prompts) < config.batch_size:
+        say(f"{len(prompts)} prompts, fewer than the batch of {config.batch_size}: each is used several times a step")
     held_out: list[Prompt] = []
     if config.eval_data is not None:
         held_out = _load_problems(evaluation_source(config), pair, config, config.eval_problems, say)
@@ -102,7 +104,8 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     trained = sum(p.numel() for p in parameters.values())
     say(
         f"student {config.student} ({'every weight' if config.full_finetune else 'LoRA'}: {trained:,} trained, {_name(dtype)})"
-        f" <- teacher {config.teacher} ({config.teacher_bits}-bit), {len(prompts):,} prompts, on {_device_name(device)}"
+        f" <- teacher {config.teacher} ({config.teacher_bits}-bit), {len(prompts):,} prompts"
+        f"{f', evaluated on {len(held_out)} of {config.eval_data}' if held_out else ''}, on {_device_name(device)}"
     )
     forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
     return Session(

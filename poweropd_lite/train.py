@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.config import BUNDLED, Config, load_config
+from poweropd_lite.config import BUNDLED, Config, config_path, load_config, read_yaml
 from poweropd_lite.errors import UserError, run_command
 from poweropd_lite.flags import config_parser, given
 from poweropd_lite.interrupt import StopRequest
@@ -82,9 +82,14 @@ def learn(session: "Session", rollouts: "list[Rollout]") -> dict[str, float]:
 
 
 def choose_config(config: str | None, flags: dict[str, Any]) -> Config:
-    """Returns the config that was asked for; with none, the bundled pair or, on a CUDA machine, Qwen3 0.6B <- 4B."""
-    if config is not None or {"student", "teacher"} <= set(flags):
+    """Returns the config that was asked for, on top of the bundled pair's or, with CUDA, of that of Qwen3 0.6B <- 4B.
+
+    A file or flags that name a model of their own are taken as they are, on top of the defaults.
+    """
+    values = {} if config is None else read_yaml(config_path(config))
+    if {"student", "teacher"} & set(values) or {"student", "teacher"} <= set(flags):
         return load_config(config, **flags)
+    flags = {**values, **flags}
     faults = []
     for name in (BUNDLED, QWEN_CONFIG):  # what suits neither is refused before torch is imported
         try:
@@ -106,7 +111,11 @@ def choose_config(config: str | None, flags: dict[str, Any]) -> Config:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 2 bad input, 130 or 143 stopped by a signal and saved."""
-    parser = config_parser("python -m poweropd_lite.train", __doc__.split("\n")[0])
+    parser = config_parser(
+        "python -m poweropd_lite.train",
+        f"{__doc__.splitlines()[0]}\n\nDefaults below are those of a config that names its own models. A run that names none takes the\n"
+        "bundled pair's settings (configs/bundled.yaml) or, with CUDA, those of configs/qwen3-0.6b-4b.yaml.",
+    )
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, bit for bit")
     args = parser.parse(argv)
     flags = given(args)

@@ -123,6 +123,15 @@ def test_the_config_without_config_follows_the_card(monkeypatch, cuda, flags, st
     assert choose_config(None, flags).student == student
 
 
+def test_a_file_that_names_no_models_changes_one_number_of_the_run_without_it(monkeypatch, tmp_path):
+    from poweropd_lite.train import choose_config
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "mine.yaml").write_text("alpha: 5\n")
+    config = choose_config(str(tmp_path / "mine.yaml"), {"seed": "3"})
+    assert config == load_config("bundled", alpha=5, seed=3)
+
+
 def test_none_unsets_what_may_be_unset():
     args = config_parser("x", "y").parse(["--config", "bundled", "--eval-data", "none", "--eval-every", "0"])
     assert load_config(args.config, **given(args)).eval_data is None
