@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 # What may differ between the sittings of one run: where it is, when it ends, and what is only written down.
-MAY_CHANGE = {"output", "steps", "keep_checkpoints", "save_every", "sample_every", "tracker"}
+MAY_CHANGE = {"output", "steps", "keep_checkpoints", "save_every", "sample_every", "tracker", "guard_every"}
 
 
 @dataclass
@@ -36,6 +36,9 @@ class RunState:
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # by step, as text
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, over all sittings
     peak_gib: float = 0.0
+    token_budget: int = 0  # of a micro-batch, once memory ran out; 0 is the config's
+    out_of_memory: int = 0  # how often it was halved
+    first_gap: float | None = None  # mean gap between engine and trainer at the first step, nats
 
 
 def save_checkpoint(

@@ -16,8 +16,12 @@ from poweropd_lite.errors import UserError
 BUNDLED = "bundled"  # as a model or data name: what is shipped inside the package
 
 
-# A flag comes as text, which pydantic compares with a literal number as it stands.
-Bits = Annotated[Literal[4, 8, 16, 32], BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdigit() else v)]
+def _number(value: Any) -> Any:
+    """A flag comes as text, which pydantic compares with a literal number as it stands."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+Bits = Annotated[Literal[4, 8, 16, 32], BeforeValidator(_number)]
 
 
 def _section(title: str) -> dict[str, str]:
@@ -66,6 +70,13 @@ class Config(BaseModel):
     teacher_bits: Bits = Field(
         4,
         description="teacher weights: 4 is NF4 with double quantisation, 8 is LLM.int8 (CUDA), 16 the compute dtype, 32 float32",
+    )
+    student_bits: Annotated[Literal[4, 16], BeforeValidator(_number)] = Field(
+        16, description="weights of the student's frozen base: 16 is the compute dtype, 4 is NF4 (QLoRA)"
+    )
+    loader: Literal["auto", "unsloth", "peft"] = Field(
+        "auto",
+        description="what loads the student; auto: Unsloth where it is installed and runs, PEFT elsewhere (same adapter, same names)",
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
@@ -117,8 +128,20 @@ class Config(BaseModel):
     max_prompt_tokens: int = Field(1024, ge=1, description="longer prompts are left out, counted and named")
 
     # The rollouts
-    engine: Literal["auto", "loop"] = Field(
-        "auto", description="what samples: the built-in loop (auto takes it)", json_schema_extra=_section("rollouts")
+    engine: Literal["auto", "vllm", "loop"] = Field(
+        "auto",
+        description="what samples; auto: vLLM where it is installed and runs, the built-in loop elsewhere",
+        json_schema_extra=_section("rollouts"),
+    )
+    guard_every: int = Field(
+        50,
+        ge=1,
+        description="steps between full checks that the engine samples from the weights that are trained; its log-probs are compared at every step",
+    )
+    importance_cap: float | None = Field(
+        None,
+        ge=1,
+        description="if given, a token's reward is multiplied by min(q of the trainer / q of the engine, this), for engines that round differently",
     )
     batch_size: int = Field(32, ge=1, description="prompts a step, one rollout each")
     max_new_tokens: int = Field(
@@ -220,6 +243,14 @@ class Config(BaseModel):
                 f"warmup_steps {self.warmup_steps} leaves no step of {self.steps} at the full learning rate; "
                 f"type --warmup-steps {self.steps // 20}"
             )
+        if self.full_finetune and self.student_bits == 4:
+            problems.append("full_finetune trains every weight, and a 4-bit weight can't be; type --student-bits 16")
+        if self.engine == "vllm" and (self.full_finetune or self.modules_to_save):
+            problems.append(
+                "engine vllm is sent an adapter, and nothing else can be trained with it; type --engine loop"
+            )
+        if self.importance_cap is not None and self.reward == "full_kl":
+            problems.append("full_kl has no reward to weigh; leave out --importance-cap, or choose another --reward")
         if self.full_finetune and self.modules_to_save:
             problems.append("full_finetune trains every module already; leave out --modules-to-save")
         if self.eval_every and self.eval_data is None:

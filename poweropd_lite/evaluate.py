@@ -9,10 +9,10 @@ from poweropd_lite.data import Prompt
 from poweropd_lite.grade import boxed_answer, is_correct
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
 
     from poweropd_lite.pair import Pair
-    from poweropd_lite.rollout import Rollout
+    from poweropd_lite.rollout import Engine, Rollout
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,24 @@ class Evaluation:
 
 
 def evaluate(
-    decoder: "tuple[nn.Module, Tensor]",
+    engine: "Engine",
     problems: Sequence[Prompt],
     pair: "Pair",
     config: Config,
+    device: "torch.device",
     tick: Callable[[int, int], bool] = lambda done, total: True,
 ) -> tuple[Evaluation, "list[list[Rollout]]"] | None:
     """Returns the evaluation of `problems` and, for each, its `eval_samples` sampled answers, then the greedy one.
 
-    The same random numbers serve every evaluation of a run, so two evaluations differ by the weights alone. `tick` is told
+    The engine samples from the weights of its last sync. The same random numbers serve every evaluation of a run, so two evaluations differ by the weights alone. `tick` is told
     how many answers of how many are there before each batch; when it says no, the evaluation ends and None is returned.
     """
     import torch
 
     from poweropd_lite.logprobs import Sampling
-    from poweropd_lite.rollout import EVALUATION, sample, uniforms
+    from poweropd_lite.rollout import EVALUATION, Draws
 
-    body, head = decoder
-    forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=head.device)
+    forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
     longest = config.eval_max_new_tokens or config.max_new_tokens
     samplings = [Sampling(temperature=config.eval_temperature, forbidden=forbidden)] * config.eval_samples
     samplings.append(Sampling(top_k=1, forbidden=forbidden))
@@ -64,9 +64,8 @@ def evaluate(
             if not tick(k * len(problems) + start, total):
                 return None
             rows = order[start : start + config.eval_batch_size]
-            noise = uniforms(config.seed, EVALUATION, k, rows, longest)
-            prompts = [problems[i].ids for i in rows]
-            done = sample(body, head, prompts, noise, sampling=sampling, stop_ids=pair.stop_ids)
+            draws = Draws(config.seed, EVALUATION, k, tuple(rows))
+            done = engine.sample([problems[i].ids for i in rows], draws, sampling, longest)
             for i, rollout in zip(rows, done, strict=True):
                 rollouts[i].append(rollout)
     texts = [[answer_text(pair, r) for r in answers] for answers in rollouts]

@@ -117,6 +117,33 @@ def reverse_kl(
     return TokenKL(value, *extras.unbind(-1))
 
 
+class Surprise(NamedTuple):
+    """What is expected of N sampled tokens under the distribution they were drawn from; all [N]."""
+
+    logprob: Tensor  # log s of the token; -inf if it could not have been drawn
+    mean: Tensor  # of log s, under s itself: minus its entropy
+    variance: Tensor  # of log s, under s itself
+
+
+@torch.no_grad()
+def surprise(hidden: Tensor, weight: Tensor, ids: Tensor, sampling: Sampling) -> Surprise:
+    """Returns log s of `ids` [N] and its mean and variance under s, the distribution that `sampling` draws from.
+
+    The sum of logprob - mean has expectation 0 and the summed variance if, and only if, that is how they were drawn.
+    """
+    parts = []
+    matrix = _matrix(hidden, weight)
+    for chunk in _chunks(hidden.shape[0], weight.shape[0]):
+        logits = float_logits(hidden[chunk], matrix)
+        kept = kept_ids(logits, sampling)
+        log_s = logits.div_(sampling.temperature).masked_fill_(~kept, -torch.inf).log_softmax(-1)
+        s, own = log_s.exp(), log_s.gather(-1, ids[chunk, None]).squeeze(-1)
+        log_s.masked_fill_(~kept, 0.0)
+        mean = torch.linalg.vecdot(s, log_s)
+        parts.append((own, mean, (s * (log_s - mean[:, None]).square_()).sum(-1)))
+    return Surprise(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
 def float_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """Returns hidden [C, D] @ weight [V, D]^T, accumulated and kept in float32 (float64 for float64), [C, V]."""
     with torch.autocast(hidden.device.type, enabled=False):  # which would round them to half precision

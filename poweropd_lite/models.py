@@ -12,7 +12,10 @@ from poweropd_lite.config import BUNDLED, Config
 from poweropd_lite.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
+    from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,7 +29,7 @@ def load_tokenizer(name: str, role: str, config: Config) -> "PreTrainedTokenizer
     """Returns the tokenizer of a model; raises UserError if there is none."""
     from transformers import AutoTokenizer
 
-    with _explained(name, role, "tokenizer"):
+    with explained_load(name, role, "tokenizer"):
         return AutoTokenizer.from_pretrained(model_path(name, role), trust_remote_code=config.trust_remote_code)
 
 
@@ -35,7 +38,7 @@ def load_model_config(name: str, role: str, config: Config) -> tuple["Pretrained
     from transformers import AutoConfig, GenerationConfig
 
     path = model_path(name, role)
-    with _explained(name, role, "model config"):
+    with explained_load(name, role, "model config"):
         model_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     try:
         stops = GenerationConfig.from_pretrained(path).eos_token_id
@@ -51,10 +54,9 @@ def load_model_config(name: str, role: str, config: Config) -> tuple["Pretrained
 
 def load_causal_lm(name: str, role: str, config: Config, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
     """Returns the model's weights in `dtype` with every dropout off; raises UserError if it is not a causal LM."""
-    import torch
     from transformers import AutoModelForCausalLM
 
-    with _explained(name, role, "causal language model"):
+    with explained_load(name, role, "causal language model"):
         model, info = AutoModelForCausalLM.from_pretrained(
             model_path(name, role),
             dtype=dtype,
@@ -69,12 +71,42 @@ def load_causal_lm(name: str, role: str, config: Config, dtype: "torch.dtype", *
             f"the weights of the {role} '{name}' lack {len(lost)} tensors of its config ({lost[0]}, ...), which would be random "
             "numbers; is the download whole?"
         )
+    quiet_dropout(model)
+    return model
+
+
+def quiet_dropout(model: "PreTrainedModel") -> None:
+    """Turns every dropout off."""
+    import torch
+
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
-    return model
+
+
+def nf4(dtype: "torch.dtype") -> Any:
+    """Returns transformers' setting for NF4 with double quantisation, computed in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def stay_unpacked(model: "PreTrainedModel | PeftModel") -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights at the first forward, as it does on some CPUs.
+
+    Repacked, they have bfloat16 scales and arithmetic (other numbers than elsewhere), are slower at small sizes, and give
+    wrong gradients to what is trained through them.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def model_body(model: "PreTrainedModel") -> "nn.Module":
@@ -131,7 +163,8 @@ def check_head(model: "PreTrainedModel", name: str) -> None:
 
 
 @contextlib.contextmanager
-def _explained(name: str, role: str, what: str):
+def explained_load(name: str, role: str, what: str) -> "Iterator[None]":
+    """Turns what the libraries raise for a model that can't be loaded into a UserError."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError

@@ -73,14 +73,14 @@ class Recorder:
         lengths = [len(r.completion_ids) for r in rollouts]
         state.tokens += sum(lengths)
         stops = sum(r.finish == "stop" for r in rollouts) / len(rollouts)
-        for phase in ("rollout", "teacher", "student", "optimizer"):
+        for phase in ("rollout", "teacher", "student", "guard", "optimizer"):
             self._spend(phase, metrics.get(f"time/{phase}", 0.0))
         state.peak_gib = max(state.peak_gib, peak_gib())
         metrics |= {
             "rollout/length": sum(lengths) / len(lengths),
             "rollout/stop_share": stops,
             "rollout/truncated_share": 1.0 - stops,
-            "rollout/logprob": sum(sum(r.sampling_logprobs) for r in rollouts) / sum(lengths),
+            "rollout/logprob": sum(sum(r.logprobs) for r in rollouts) / sum(lengths),
             "tokens/total": state.tokens,
             "optim/lr": self.session.optimizer.param_groups[0]["lr"],
             "optim/skipped_total": state.skipped,
@@ -101,6 +101,10 @@ class Recorder:
                 f"are as before them. Lower --lr (now {self.config.learning_rate:g}), or look at {self.metrics.path}"
             )
 
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the progress bar."""
+        self.progress.say(text)
+
     def evaluate_if_due(self, stop: "StopRequest") -> None:
         """Evaluates before the first step, after the last, and every `eval_every`; a stop request cuts it short."""
         state, config = self.state, self.config
@@ -114,9 +118,10 @@ class Recorder:
             return not stop
 
         started = time.monotonic()
-        student = self.session.student
-        with student.compute():
-            done = evaluate(student.decoder(), self.session.held_out, self.session.pair, config, tick)
+        s = self.session
+        s.engine.sync()
+        done = evaluate(s.engine, s.held_out, s.pair, config, s.student.device, tick)
+        s.engine.release()
         if done is None:
             return
         result, rollouts = done
@@ -194,6 +199,9 @@ class Recorder:
             "evaluation_after": after,
             "evaluations": state.evaluations,
             "dropped_steps": state.skipped,
+            "out_of_memory": state.out_of_memory,
+            "engine": self.session.engine.name,
+            "loader": self.session.student.loader,
             "sampled_tokens": state.tokens,
             "seconds": {name: round(seconds, 3) for name, seconds in state.seconds.items()},
             "peak_gib": round(state.peak_gib, 3),
@@ -211,6 +219,10 @@ class Recorder:
                 )
         if summary["dropped_steps"]:
             lines.append(f"  {summary['dropped_steps']} steps were dropped (non-finite, or no token in the loss)")
+        if summary["out_of_memory"]:
+            lines.append(
+                f"  memory ran out {summary['out_of_memory']} times; micro-batches are now of {self.state.token_budget:,} tokens"
+            )
         total = sum(seconds.values())
         lines.append(f"  time    {clock(total)}: " + ", ".join(f"{k} {clock(v)}" for k, v in seconds.items()))
         lines.append(f"  memory  peak {summary['peak_gib']:.2f} GiB")

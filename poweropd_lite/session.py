@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from poweropd_lite.logprobs import Sampling
+    from poweropd_lite.rollout import Engine
     from poweropd_lite.student import Student
     from poweropd_lite.teacher import Teacher
 
@@ -31,9 +32,14 @@ class Session:
     held_out: list[Prompt]  # evaluation problems; empty if there are none
     sampling: "Sampling"  # of the rollouts
     student: "Student"
+    engine: "Engine"
     teacher: "Teacher"
     optimizer: "torch.optim.Optimizer"
     scaler: "torch.amp.GradScaler"  # does nothing but in float16
+
+    def close(self) -> None:
+        """Ends the engine."""
+        self.engine.close()
 
     def set_learning_rate(self, step: int) -> float:
         """Sets and returns the learning rate of step `step` (from 0)."""
@@ -59,6 +65,12 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     import logging
 
     import torch
+
+    from poweropd_lite.backends import choose_engine, choose_loader, load_engine
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    loader = choose_loader(config)  # imports Unsloth, if it is to be used, before transformers
     import transformers
 
     # At its import bitsandbytes advises an optional CPU kernel, which the teacher here does not use.
@@ -68,10 +80,9 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     from poweropd_lite.student import load_student
     from poweropd_lite.teacher import load_teacher
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(config, device)
+    engine_choice = choose_engine(config, device, loader.name)
     if config.optimizer == "adamw8bit" and device.type != "cuda":
         raise UserError("optimizer adamw8bit needs a CUDA card, and none is here; type --optimizer adamw")
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
@@ -98,15 +109,18 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(config.seed)
-    student = load_student(config, device, dtype)
+    shared = loader.name == "unsloth" and engine_choice.name == "vllm" and device.type == "cuda"
+    student = load_student(config, device, dtype, loader.name, fast_inference=shared)
+    engine = load_engine(engine_choice, student, config, pair.stop_ids, say)
     teacher = load_teacher(config, device, dtype)
     parameters = student.trainable()
     trained = sum(p.numel() for p in parameters.values())
     say(
-        f"student {config.student} ({'every weight' if config.full_finetune else 'LoRA'}: {trained:,} trained, {_name(dtype)})"
+        f"student {config.student} ({_kind(config)}: {trained:,} trained, {_name(dtype)})"
         f" <- teacher {config.teacher} ({config.teacher_bits}-bit), {len(prompts):,} prompts"
         f"{f', evaluated on {len(held_out)} of {config.eval_data}' if held_out else ''}, on {_device_name(device)}"
     )
+    say(f"student loaded by {loader.name} ({loader.why}); rollouts by {engine_choice.name} ({engine_choice.why})")
     forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
     return Session(
         config=config,
@@ -115,6 +129,7 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
         held_out=held_out,
         sampling=Sampling(config.temperature, config.top_k, config.top_p, forbidden),
         student=student,
+        engine=engine,
         teacher=teacher,
         optimizer=_optimizer(config, list(parameters.values())),
         # The loss is a sum over thousands of tokens, so float16 starts at a far smaller scale than torch's own 65,536.
@@ -146,6 +161,12 @@ def _load_problems(source, pair: Pair, config: Config, limit: int | None, say: C
     if limit is not None and len(prompts) < limit:
         say(f"{source.data} has {len(prompts)} usable problems, fewer than the {limit} asked for")
     return prompts
+
+
+def _kind(config: Config) -> str:
+    if config.full_finetune:
+        return "every weight"
+    return "LoRA" if config.student_bits == 16 else "LoRA on a 4-bit base"
 
 
 def _optimizer(config: Config, parameters: list) -> "torch.optim.Optimizer":

@@ -1,20 +1,24 @@
-"""The model that learns: base weights, a LoRA adapter or every weight, and what rollouts are decoded with."""
+"""The model that learns: base weights, a LoRA adapter or every weight, loaded by PEFT or by Unsloth.
 
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+Both loaders give the same thing: a model whose trained parameters have PEFT's names and are float32, whose base is frozen,
+and whose body makes the hidden states that logprobs.py takes. An adapter trained with one opens with the other.
+"""
+
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poweropd_lite.config import Config
 from poweropd_lite.errors import UserError
-from poweropd_lite.models import check_head, final_hidden, head_weight, load_causal_lm, model_body
+from poweropd_lite.models import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-ADAPTER = "default"  # PEFT's own name for a model's first adapter
 
 
 @dataclass
@@ -24,7 +28,7 @@ class Student:
     model: "PreTrainedModel | PeftModel"
     device: "torch.device"
     dtype: "torch.dtype"
-    merged: "MergedCopy | None" = field(default=None, repr=False)
+    loader: str = "peft"  # or "unsloth"
 
     @property
     def head(self) -> "Tensor":
@@ -48,107 +52,109 @@ class Student:
         with self.compute():
             return final_hidden(self.model, ids)
 
-    def decoder(self) -> "tuple[nn.Module, Tensor]":
-        """Returns (body, head) for decoding with the weights as they are now."""
-        if self.merged is None:
-            self.model.eval()  # in training mode gradient checkpointing would leave the KV cache out
-            return model_body(self.model), self.head
-        self.merged.sync()
-        return model_body(self.merged.model), head_weight(self.merged.model)
+    @contextmanager
+    def without_adapter(self) -> "Iterator[None]":
+        """The base alone, inside the block; for a student that has an adapter."""
+        with self.model.disable_adapter():
+            yield
 
 
-def load_student(config: Config, device: "torch.device", dtype: "torch.dtype") -> Student:
+def load_student(
+    config: Config, device: "torch.device", dtype: "torch.dtype", loader: str = "peft", fast_inference: bool = False
+) -> Student:
     """Returns the student of a config on `device`, every dropout off, seeded by `config.seed`.
 
-    With LoRA the base keeps `dtype` and is frozen; adapter and `modules_to_save` are float32. With full fine-tuning every
-    weight is float32 and computed in `dtype`. Raises UserError for target modules that the model does not have.
+    With LoRA the base keeps `dtype` (or is NF4, for student_bits 4) and is frozen; adapter and `modules_to_save` are
+    float32. With full fine-tuning every weight is float32 and computed in `dtype`. `loader` is "peft" or "unsloth";
+    `fast_inference` (Unsloth on CUDA) brings up vLLM on the same base weights. Raises UserError for target modules that
+    the model does not have.
     """
     import torch
 
-    base = load_causal_lm(config.student, "student", config, torch.float32 if config.full_finetune else dtype).to(
-        device
-    )
-    check_head(base, config.student)
-    merged = None
-    if config.full_finetune:
-        model = base.requires_grad_(True)
+    if loader == "unsloth":
+        from poweropd_lite.student_unsloth import load_unsloth
+
+        model = load_unsloth(config, device, dtype, fast_inference)
     else:
-        plain = MergedCopy.shell(base) if dtype == torch.float32 else None
-        model = _with_adapter(base, config)
-        merged = None if plain is None else MergedCopy(plain, model)
+        model = _load_peft(config, device, dtype)
+    check_head(model, config.student)
+    if config.student_bits == 4:
+        # Packed by a forward without gradient, a 4-bit layer on the CPU would give wrong gradients afterwards.
+        stay_unpacked(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return Student(model, device, dtype, loader)
+
+
+def _load_peft(config: Config, device: "torch.device", dtype: "torch.dtype") -> "PreTrainedModel | PeftModel":
+    import torch
+
+    if config.student_bits == 4:
+        options = {"quantization_config": nf4(dtype), "device_map": {"": device}}
+        base = load_causal_lm(config.student, "student", config, dtype, **options)
+        stay_unpacked(base)
+    else:
+        kept = torch.float32 if config.full_finetune else dtype
+        base = load_causal_lm(config.student, "student", config, kept).to(device)
+    model = base.requires_grad_(True) if config.full_finetune else _with_adapter(base, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Student(model, device, dtype, merged)
+    return model
 
 
 def _with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
     import torch
     from peft import LoraConfig, get_peft_model
 
-    targets = config.lora_targets
-    whole = [name.strip() for name in config.modules_to_save.split(",") if name.strip()]
-    names = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
-    wanted = [] if targets == "all-linear" else [t.strip() for t in targets.split(",") if t.strip()]
-    missing = [name for name in wanted + whole if name not in names]
-    if missing:
-        linear = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)})
-        raise UserError(
-            f"{config.student} has no module named {', '.join(missing)}; its linear ones are {', '.join(linear)}"
-        )
+    wanted, whole = adapter_modules(base, config)
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=0.0,
-        target_modules=wanted or targets,
+        target_modules=wanted,
         modules_to_save=whole or None,
         # A tied head and embedding stay one matrix when either is trained whole.
         ensure_weight_tying=bool(whole) and bool(base.config.tie_word_embeddings),
         task_type="CAUSAL_LM",
     )
-    try:
-        model = get_peft_model(base, lora, adapter_name=ADAPTER)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"PEFT can't put an adapter on '{targets}' and train '{config.modules_to_save}' whole: {error}"
-        ) from None
+    base.requires_grad_(False)
+    with explained(config):
+        model = get_peft_model(base, lora)
     if hasattr(base.get_output_embeddings(), "lora_A"):
         raise UserError("an adapter on the head is not supported; train the head whole: --modules-to-save lm_head")
     return model
 
 
-class MergedCopy:
-    """A float32 copy of the student for decoding, with the adapter merged in; the base itself is never touched.
+def adapter_modules(base: "PreTrainedModel", config: Config) -> tuple[list[str], list[str]]:
+    """Returns the names of the modules that get an adapter and of those trained whole; raises UserError for absent ones.
 
-    It shares every weight that has no adapter with the student, so it costs the targeted matrices once more, and decoding
-    with it costs nothing for the adapter.
+    all-linear is every linear module but the head, by name: Unsloth wants names.
     """
+    import torch
 
-    def __init__(self, shell: "PreTrainedModel", model: "PeftModel") -> None:
-        import torch
-        from peft.tuners.lora import LoraLayer
+    modules = list(base.named_modules())
+    linear = sorted({name.rsplit(".", 1)[-1] for name, m in modules if isinstance(m, torch.nn.Linear)} - {"lm_head"})
+    targets = [t.strip() for t in config.lora_targets.split(",") if t.strip()]
+    whole = [name.strip() for name in config.modules_to_save.split(",") if name.strip()]
+    wanted = linear if targets == ["all-linear"] else targets
+    names = {name.rsplit(".", 1)[-1] for name, _ in modules}
+    missing = [name for name in wanted + whole if name not in names]
+    if missing:
+        raise UserError(
+            f"{config.student} has no module named {', '.join(missing)}; its linear ones are {', '.join(linear)}"
+        )
+    return wanted, whole
 
-        self.model, self.pairs = shell.eval(), []
-        for name, module in model.get_base_model().named_modules():
-            if isinstance(module, LoraLayer):
-                copy = shell.get_submodule(name)
-                copy.weight = torch.nn.Parameter(torch.empty_like(copy.weight), requires_grad=False)
-                self.pairs.append((module, copy))
-            elif hasattr(module, "modules_to_save"):
-                parent, _, child = name.rpartition(".")
-                setattr(shell.get_submodule(parent), child, module.modules_to_save[ADAPTER])
 
-    @staticmethod
-    def shell(base: "PreTrainedModel") -> "PreTrainedModel":
-        """Returns a copy of the plain `base` that shares all its weights; to be taken before PEFT rebuilds `base`."""
-        import copy
-
-        return copy.deepcopy(base, {id(t): t for t in (*base.parameters(), *base.buffers())})
-
-    def sync(self) -> None:
-        """Brings the merged weights up to the adapter's present state."""
-        import torch
-
-        with torch.no_grad():
-            for layer, copy in self.pairs:
-                torch.add(layer.get_base_layer().weight, layer.get_delta_weight(ADAPTER), out=copy.weight)
+@contextmanager
+def explained(config: Config) -> "Iterator[None]":
+    """Turns what PEFT says of impossible targets into a UserError."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"PEFT can't put an adapter on '{config.lora_targets}' and train '{config.modules_to_save}' whole: {error}"
+        ) from None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from poweropd_lite.config import Config
 from poweropd_lite.errors import UserError
-from poweropd_lite.models import check_head, final_hidden, head_weight, load_causal_lm
+from poweropd_lite.models import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -42,14 +42,7 @@ def load_teacher(config: Config, device: "torch.device", dtype: "torch.dtype") -
 
     options = {}
     if config.teacher_bits == 4:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        options["quantization_config"] = nf4(dtype)
     elif config.teacher_bits == 8:
         from transformers import BitsAndBytesConfig
 
@@ -65,11 +58,7 @@ def load_teacher(config: Config, device: "torch.device", dtype: "torch.dtype") -
     model = load_causal_lm(config.teacher, "teacher", config, dtype, **options)
     if not options:
         model.to(device)
-    for module in model.modules():
-        # On some CPUs bitsandbytes would repack the weights at the first forward: bfloat16 scales, bfloat16 arithmetic,
-        # other numbers than elsewhere, and at the bundled teacher's size it is slower too.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    stay_unpacked(model)
     model.requires_grad_(False).eval()
     check_head(model, config.teacher)
     return Teacher(model)

@@ -1,11 +1,12 @@
 """Trains a student by on-policy distillation: `python -m poweropd_lite.train --alpha 10`.
 
 The loop is in `train`, in the paper's order: the student samples, the teacher scores, the student learns. From Python:
-`train(load_config("bundled", alpha=10))`. Left out, on purpose: more than one card, and engines other than the built-in.
+`train(load_config("bundled", alpha=10))`. Left out, on purpose: more than one card.
 """
 
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from poweropd_lite.interrupt import StopRequest
 from poweropd_lite.run_folder import check_output, new_run, open_run
 
 if TYPE_CHECKING:
+    from poweropd_lite.checkpoint import RunState
+    from poweropd_lite.parity import Guard
     from poweropd_lite.recorder import Results
     from poweropd_lite.rollout import Rollout
     from poweropd_lite.session import Session
@@ -41,18 +44,19 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, ste
         if resume is not None:
             run, config = open_run(resume, steps)
             held.enter_context(run)
-        session = load_session(config, say=print)
+        session = held.enter_context(closing(load_session(config, say=print)))
         if resume is None:
             run = held.enter_context(new_run(config))
         with Recorder(run, session) as record:
             state = record.state
+            guard = make_guard(session, state.first_gap)
             record.evaluate_if_due(stop)
             while state.step < config.steps and not stop:
                 started = time.monotonic()
                 session.set_learning_rate(state.step)
                 rollouts = sample_rollouts(session, state.step)
                 rollout_seconds = time.monotonic() - started
-                metrics = learn(session, rollouts) | {"time/rollout": rollout_seconds}
+                metrics = learn(session, state, guard, rollouts, record.say) | {"time/rollout": rollout_seconds}
                 record.step(rollouts, metrics, seconds=time.monotonic() - started)
                 record.evaluate_if_due(stop)
                 record.save_if_due()
@@ -62,23 +66,47 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, ste
 def sample_rollouts(session: "Session", step: int) -> "list[Rollout]":
     """Returns the rollouts of step `step` (from 0): one for each of its prompts."""
     from poweropd_lite.data import step_indices
-    from poweropd_lite.rollout import TRAINING, sample, uniforms
+    from poweropd_lite.rollout import TRAINING, Draws
 
-    config = session.config
+    config, engine = session.config, session.engine
     indices = step_indices(len(session.prompts), config.batch_size, config.seed, step)
-    noise = uniforms(config.seed, TRAINING, step, range(config.batch_size), config.max_new_tokens)
+    draws = Draws(config.seed, TRAINING, step, tuple(range(config.batch_size)))
     prompts = [session.prompts[i].ids for i in indices]
-    student = session.student
-    with student.compute():
-        return sample(*student.decoder(), prompts, noise, sampling=session.sampling, stop_ids=session.pair.stop_ids)
+    engine.sync()
+    rollouts = engine.sample(prompts, draws, session.sampling, config.max_new_tokens)
+    engine.release()
+    return rollouts
 
 
-def learn(session: "Session", rollouts: "list[Rollout]") -> dict[str, float]:
-    """Takes one optimizer step on the rollouts; returns its metrics."""
-    from poweropd_lite.update import update
+def make_guard(session: "Session", first_gap: float | None) -> "Guard":
+    """Returns what compares the engine with the trainer at every step."""
+    from poweropd_lite.parity import Guard
 
-    s = session
-    return update(s.student, s.teacher, s.optimizer, s.scaler, rollouts, s.sampling, s.pair.teacher_stop, s.config)
+    return Guard(session.engine, session.student, session.sampling, session.config, first_gap)
+
+
+def learn(
+    session: "Session", state: "RunState", guard: "Guard", rollouts: "list[Rollout]", say: Callable[[str], None]
+) -> dict[str, float]:
+    """Takes one optimizer step on the rollouts; returns its metrics. Out of memory, it halves the micro-batches."""
+    from poweropd_lite.memory import halving
+    from poweropd_lite.update import accumulate, take_step
+
+    s, budget = session, state.token_budget or session.config.token_budget
+    gradient, state.token_budget, halved = halving(
+        lambda b: accumulate(s.student, s.teacher, s.scaler, rollouts, s.sampling, s.pair.teacher_stop, s.config, b),
+        budget,
+        max(map(len, rollouts)),
+        s.student.device,
+        say,
+    )
+    state.out_of_memory += halved
+    started = time.monotonic()
+    parity = guard.check(state.step, rollouts, gradient.tokens.log_q, gradient.tokens.engine)
+    parity["time/guard"] = time.monotonic() - started
+    state.first_gap = guard.first_gap
+    metrics = take_step(s.student, s.optimizer, s.scaler, gradient, s.config)
+    return metrics | parity | {"optim/token_budget": state.token_budget, "optim/out_of_memory": state.out_of_memory}
 
 
 def choose_config(config: str | None, flags: dict[str, Any]) -> Config:

@@ -1,7 +1,7 @@
 """One optimizer step: the teacher scores the rollouts, the student learns from them.
 
 In the paper's order: log p of every sampled token; then, micro-batch by micro-batch, one student forward that gives log q,
-the reward and the loss together; then 1/N, the clip and the optimizer. `full_kl` replaces reward and score by the KL of
+the reward and the loss together (`accumulate`); then 1/N, the clip and the optimizer (`take_step`). `full_kl` replaces reward and score by the KL of
 whole distributions, and `zscore` needs a first pass for the step's mean and deviation.
 """
 
@@ -35,12 +35,23 @@ class StepTokens:
     entropy: Tensor  # of the student's distribution, nats
     kept_mass: Tensor  # student mass of the ids that the sampler could draw
     added: Tensor  # 1 where the sampled id was outside that set
+    engine: Tensor  # the engine's log q; NaN for a stop token, which may be scored under another id
 
     @classmethod
     def empty(cls, count: int, like: Tensor) -> "StepTokens":
         """Returns room for `count` tokens, on the device of the head `like`."""
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return cls(*(torch.zeros(count, dtype=wide, device=like.device) for _ in range(6)))
+        return cls(*(torch.zeros(count, dtype=wide, device=like.device) for _ in range(7)))
+
+
+@dataclass
+class Gradient:
+    """A step's gradient, in the parameters: the sum over its tokens, not yet divided by N."""
+
+    count: int  # N
+    loss: Tensor  # summed over the tokens
+    tokens: StepTokens
+    metrics: dict[str, float]
 
 
 def update(
@@ -53,37 +64,43 @@ def update(
     teacher_stop: int,
     config: Config,
 ) -> dict[str, float]:
-    """Takes one optimizer step on `rollouts` and returns its metrics (docs/metrics.md).
+    """Takes one optimizer step on `rollouts` and returns its metrics (docs/metrics.md): `accumulate`, then `take_step`."""
+    gradient = accumulate(student, teacher, scaler, rollouts, sampling, teacher_stop, config, config.token_budget)
+    return take_step(student, optimizer, scaler, gradient, config)
 
-    The step is dropped, with `optim/skipped` 1 and the weights untouched, if no token is in the loss or if the loss or the
-    gradient norm is not finite.
-    """
+
+def accumulate(
+    student: Student,
+    teacher: Teacher,
+    scaler: torch.amp.GradScaler,
+    rollouts: Sequence[Rollout],
+    sampling: Sampling,
+    teacher_stop: int,
+    config: Config,
+    token_budget: int,
+) -> Gradient:
+    """Returns the gradient of a step on `rollouts`, in micro-batches of at most `token_budget` tokens."""
     started = time.monotonic()
     count = count_tokens(rollouts, config.stop_mode)
-    metrics: dict[str, float] = {"tokens/loss": count, "optim/skipped": 1.0, "optim/student_passes": 0.0}
-    if count == 0:
-        return metrics
-    batches = micro_batches(rollouts, config.token_budget, config.stop_mode, teacher_stop, student.device)
+    metrics: dict[str, float] = {"tokens/loss": count, "optim/student_passes": 0.0}
     tokens = StepTokens.empty(count, student.head)
-
+    total_loss = torch.zeros((), device=student.device)
+    for parameter in student.trainable().values():
+        parameter.grad = None
+    if count == 0:
+        return Gradient(count, total_loss, tokens, metrics)
+    tokens.engine.copy_(torch.tensor(engine_logprobs(rollouts, config.stop_mode)))
+    batches = micro_batches(rollouts, token_budget, config.stop_mode, teacher_stop, student.device)
     kept_hidden = _score_by_teacher(teacher, batches, tokens, keep=config.reward == "full_kl")
     _finish(student.device)
     metrics["time/teacher"] = time.monotonic() - started
 
     started = time.monotonic()
-    optimizer.zero_grad(set_to_none=True)
     moments = None
     if config.reward == "zscore":
-        with torch.no_grad():
-            for batch in batches:
-                hidden = batch.select(student.hidden(batch.ids))
-                tokens.log_q[batch.order] = score_tokens(
-                    hidden, student.head, batch.student_ids, _PLAIN, "full"
-                ).logprob
+        tokens.log_q.copy_(student_logprobs(student, batches, count))
         moments = reward.log_ratio_moments(tokens.log_p, tokens.log_q)
         metrics["optim/student_passes"] += 1
-
-    total_loss = torch.zeros((), device=student.device)
     for i, batch in enumerate(batches):
         hidden = batch.select(student.hidden(batch.ids))
         if config.reward == "full_kl":
@@ -95,13 +112,30 @@ def update(
     metrics["optim/student_passes"] += 1
     _finish(student.device)
     metrics["time/student"] = time.monotonic() - started
+    return Gradient(count, total_loss, tokens, metrics)
 
+
+def take_step(
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    gradient: Gradient,
+    config: Config,
+) -> dict[str, float]:
+    """Divides the gradient by N, clips it, takes the optimizer step and returns the metrics of it all.
+
+    The step is dropped, with `optim/skipped` 1 and the weights untouched, if no token is in the loss or if the loss or the
+    gradient norm is not finite.
+    """
+    metrics = gradient.metrics | {"optim/skipped": 1.0}
+    if gradient.count == 0:
+        return metrics
     started = time.monotonic()
     scaler.unscale_(optimizer)
     parameters = list(student.trainable().values())
-    loss.divide_gradients(parameters, count)
+    loss.divide_gradients(parameters, gradient.count)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
-    total_loss = total_loss.item()
+    total_loss = gradient.loss.item()
     if math.isfinite(total_loss) and math.isfinite(norm):
         scaler.step(optimizer)
         metrics["optim/skipped"] = 0.0
@@ -109,11 +143,34 @@ def update(
     optimizer.zero_grad(set_to_none=True)
     _finish(student.device)
     metrics["time/optimizer"] = time.monotonic() - started
-    metrics |= {"loss": total_loss / count, "optim/grad_norm": norm}
-    metrics |= _describe(tokens)
+    metrics |= {"loss": total_loss / gradient.count, "optim/grad_norm": norm}
+    metrics |= _describe(gradient.tokens, config)
     if config.reward == "full_kl":  # whose teacher sees every id, kept or not
         del metrics["sampling/added_share"]
     return metrics
+
+
+@torch.no_grad()
+def student_logprobs(student: Student, batches: list[MicroBatch], count: int) -> Tensor:
+    """Returns the student's log q of the `count` tokens of the loss [N], by a pass without gradient."""
+    out = StepTokens.empty(count, student.head).log_q
+    for batch in batches:
+        hidden = batch.select(student.hidden(batch.ids))
+        out[batch.order] = score_tokens(hidden, student.head, batch.student_ids, _PLAIN, "full").logprob
+    return out
+
+
+def engine_logprobs(rollouts: Sequence[Rollout], stop_mode: str) -> list[float]:
+    """Returns the engine's log-probs of the tokens of the loss, in their order; NaN for a stop token that is in the loss.
+
+    In some stop modes that one is scored under another id than was sampled.
+    """
+    values: list[float] = []
+    for r in rollouts:
+        values += r.logprobs[:-1] if r.finish == "stop" else r.logprobs
+        if r.finish == "stop" and stop_mode != "mask":
+            values.append(math.nan)
+    return values
 
 
 def _score_by_teacher(teacher: Teacher, batches: list[MicroBatch], tokens: StepTokens, keep: bool) -> list[Tensor]:
@@ -144,6 +201,8 @@ def _policy_gradient(
     tokens.log_q[batch.order], tokens.reward[batch.order] = log_q, paid
     tokens.entropy[batch.order], tokens.kept_mass[batch.order] = scores.entropy, scores.kept_mass
     tokens.added[batch.order] = scores.added
+    if config.importance_cap is not None:
+        paid = paid * importance(log_q, tokens.engine[batch.order], config.importance_cap)
     return loss.policy_gradient_sum(scores.score, paid)
 
 
@@ -176,8 +235,13 @@ def token_reward(log_p: Tensor, log_q: Tensor, moments: tuple[Tensor, Tensor] | 
     return reward.log_ratio(log_p, log_q)
 
 
-def _describe(tokens: StepTokens) -> dict[str, float]:
-    return {
+def importance(log_q: Tensor, engine: Tensor, cap: float) -> Tensor:
+    """Returns min(q / q of the engine, cap) [N], which corrects for sampling from slightly other numbers; 1 where unknown."""
+    return (log_q - engine).nan_to_num(0.0).exp().clamp_max(cap)
+
+
+def _describe(tokens: StepTokens, config: Config) -> dict[str, float]:
+    facts = {
         **distribution("reward", tokens.reward),
         **distribution("log_ratio", tokens.log_p - tokens.log_q),
         "reward/positive_share": (tokens.reward > 0).double().mean().item(),
@@ -187,6 +251,11 @@ def _describe(tokens: StepTokens) -> dict[str, float]:
         "sampling/kept_mass": tokens.kept_mass.mean().item(),
         "sampling/added_share": tokens.added.mean().item(),
     }
+    if config.importance_cap is not None:
+        weight = importance(tokens.log_q, tokens.engine, config.importance_cap)
+        facts["importance/mean"] = weight.mean().item()
+        facts["importance/capped_share"] = (weight >= config.importance_cap).double().mean().item()
+    return facts
 
 
 def _finish(device: torch.device) -> None:

@@ -64,15 +64,24 @@ def rollouts(student_model, prompts, pair):
     return make_rollouts(student_model, prompts[:12], pair)
 
 
-def make_rollouts(model, prompts, pair, sampling=None, longest=60):
-    """Returns one rollout of `model` for each of `prompts`."""
+def make_engine(model, pair, dtype=torch.float32):
+    """Returns the built-in engine of a plain `model`."""
+    from poweropd_lite.engine_loop import LoopEngine
+    from poweropd_lite.student import Student
+
+    engine = LoopEngine(Student(model, torch.device("cpu"), dtype), pair.stop_ids, say=print)
+    engine.sync()
+    return engine
+
+
+def make_rollouts(model, prompts, pair, sampling=None, longest=60, rows=None):
+    """Returns one rollout of `model` for each of `prompts`, with the random numbers of `rows` (0, 1, ...) of step 0."""
     from poweropd_lite.logprobs import Sampling
-    from poweropd_lite.rollout import sample, uniforms
+    from poweropd_lite.rollout import TRAINING, Draws
 
     sampling = sampling or Sampling(forbidden=torch.tensor(pair.forbidden))
-    noise = uniforms(0, 0, 0, range(len(prompts)), longest)
-    ids = [p.ids for p in prompts]
-    return sample(model.model, model.lm_head.weight, ids, noise, sampling=sampling, stop_ids=pair.stop_ids)
+    draws = Draws(0, TRAINING, 0, tuple(range(len(prompts)) if rows is None else rows))
+    return make_engine(model, pair).sample([p.ids for p in prompts], draws, sampling, longest)
 
 
 def run_train(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:

@@ -1,10 +1,11 @@
-"""The rollout loop against transformers, against its own definition, and against the distribution it should draw from."""
+"""The built-in engine against transformers, against its own definition, and against the distribution it should draw from."""
 
 import torch
-from conftest import make_rollouts
+from conftest import make_engine, make_rollouts
 
-from poweropd_lite.logprobs import Sampling, kept_ids
-from poweropd_lite.rollout import TRAINING, draw, sample, uniforms
+from poweropd_lite.engine_loop import draw
+from poweropd_lite.logprobs import Sampling
+from poweropd_lite.rollout import TRAINING, Draws
 
 
 def logits_of(model, rollout):
@@ -34,20 +35,13 @@ def test_logprobs_are_those_of_a_plain_forward(student_model, prompts, pair):
         logits = logits_of(student_model, rollout)
         ids = torch.tensor(rollout.completion_ids)[:, None]
         raw = logits.log_softmax(-1).gather(-1, ids).squeeze(-1)
-        torch.testing.assert_close(torch.tensor(rollout.raw_logprobs), raw, atol=2e-4, rtol=1e-4)
-        kept = (logits / 0.8).masked_fill(~kept_ids(logits, sampling), -torch.inf).log_softmax(-1)
-        torch.testing.assert_close(
-            torch.tensor(rollout.sampling_logprobs), kept.gather(-1, ids).squeeze(-1), atol=5e-4, rtol=1e-3
-        )
+        torch.testing.assert_close(torch.tensor(rollout.logprobs), raw, atol=2e-4, rtol=1e-4)
 
 
 def test_a_row_does_not_depend_on_its_neighbours(student_model, prompts, pair):
     together = make_rollouts(student_model, prompts[:12], pair)
-    head, body = student_model.lm_head.weight, student_model.model
-    sampling = Sampling(forbidden=torch.tensor(pair.forbidden))
     for row in (0, 5, 11):
-        noise = uniforms(0, TRAINING, 0, [row], 60)
-        (alone,) = sample(body, head, [prompts[row].ids], noise, sampling=sampling, stop_ids=pair.stop_ids)
+        (alone,) = make_rollouts(student_model, [prompts[row]], pair, rows=[row])
         assert alone.completion_ids == together[row].completion_ids
     assert len({len(r.completion_ids) for r in together}) > 3  # rows did end at different times, and were dropped
 
@@ -62,12 +56,15 @@ def test_completions_end_at_the_first_stop_id_or_at_the_length(rollouts, pair):
         assert rollout.finish == "stop" or len(rollout.completion_ids) == 60
 
 
-def test_uniforms_depend_on_seed_purpose_step_and_row_alone():
-    whole = uniforms(7, 0, 3, range(8), 50)
-    assert torch.equal(uniforms(7, 0, 3, [5], 50)[0], whole[5])
-    assert torch.equal(uniforms(7, 0, 3, [5], 20)[0], whole[5, :20])
-    others = [uniforms(8, 0, 3, [5], 50), uniforms(7, 1, 3, [5], 50), uniforms(7, 0, 4, [5], 50)]
-    assert not any(torch.equal(other[0], whole[5]) for other in others)
+def test_random_numbers_depend_on_seed_purpose_step_and_row_alone():
+    whole = Draws(7, 0, 3, tuple(range(8)))
+    one = Draws(7, 0, 3, (5,))
+    assert torch.equal(one.uniforms(50)[0], whole.uniforms(50)[5])
+    assert torch.equal(one.uniforms(20)[0], whole.uniforms(50)[5, :20])
+    assert one.request_seeds() == [whole.request_seeds()[5]]
+    others = [Draws(8, 0, 3, (5,)), Draws(7, 1, 3, (5,)), Draws(7, 0, 4, (5,)), Draws(7, 0, 3, (6,))]
+    assert not any(torch.equal(other.uniforms(50), one.uniforms(50)) for other in others)
+    assert len({one.request_seeds()[0], *(other.request_seeds()[0] for other in others)}) == 5
 
 
 def test_draws_follow_the_truncated_distribution():
@@ -79,19 +76,18 @@ def test_draws_follow_the_truncated_distribution():
     probs = torch.tensor([weights[i] for i in range(4)]).div(0.7).softmax(-1)
     count = 200_000
     noise = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ids, logprob, raw = draw(logits.expand(count, 6), sampling, noise)
+    ids, raw = draw(logits.expand(count, 6), sampling, noise)
     shares = torch.bincount(ids, minlength=6) / count
     assert shares[4:].tolist() == [0.0, 0.0]
     error = (probs * (1 - probs) / count).sqrt()
     assert ((shares[:4] - probs).abs() < 5 * error).all()
-    torch.testing.assert_close(logprob, probs.log()[ids])
     torch.testing.assert_close(raw, logits.log_softmax(-1)[ids])
 
 
 def test_the_largest_uniform_number_never_draws_an_excluded_id():
     logits = torch.zeros(1, 8)
     noise = torch.tensor([1 - 2**-53], dtype=torch.float64)
-    ids, logprob, _ = draw(logits, Sampling(forbidden=torch.tensor([6, 7])), noise)
+    ids, logprob = draw(logits, Sampling(forbidden=torch.tensor([6, 7])), noise)
     assert ids.item() == 5 and torch.isfinite(logprob).all()
 
 
@@ -100,3 +96,62 @@ def test_forbidden_ids_are_never_sampled(student_model, prompts, pair):
         student_model.lm_head.weight[list(pair.forbidden)] = student_model.lm_head.weight.mean(0) * 50
     for rollout in make_rollouts(student_model, prompts[:8], pair):
         assert not set(pair.forbidden) & set(rollout.completion_ids)
+
+
+def test_the_fixed_shape_loop_samples_the_same(student_model, prompts, pair):
+    """The loop that CUDA captures in graphs, run as it is: three buckets of columns, then every line at its end."""
+    import poweropd_lite.engine_loop as loop
+
+    sampling = Sampling(0.9, top_k=20, top_p=0.95, forbidden=torch.tensor(pair.forbidden))
+    engine, ids = make_engine(student_model, pair), [p.ids for p in prompts[:12]]
+    draws = Draws(0, TRAINING, 0, tuple(range(12)))
+    dropping = engine.sample(ids, draws, sampling, 80)
+    engine.fixed = True
+    bucket, loop.BUCKET = loop.BUCKET, 48
+    try:
+        fixed = engine.sample(ids, draws, sampling, 80)
+    finally:
+        loop.BUCKET = bucket
+    assert [r.completion_ids for r in fixed] == [r.completion_ids for r in dropping]
+    assert [r.finish for r in fixed] == [r.finish for r in dropping]
+    for one, other in zip(fixed, dropping, strict=True):
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_the_decoder_does_not_know_decodes_through_transformers(student_model, prompts, pair, capsys):
+    """A model whose activation is another one: the built-in decoder steps back, and says so."""
+    from transformers.activations import ACT2FN
+
+    for layer in student_model.model.layers:
+        layer.mlp.act_fn = ACT2FN["gelu"]
+    rollouts = make_rollouts(student_model, prompts[:4], pair, longest=20)
+    assert "the built-in decoder does not know this model (its hidden states differ" in capsys.readouterr().out
+    for rollout in rollouts:
+        raw = logits_of(student_model, rollout).log_softmax(-1)
+        ids = torch.tensor(rollout.completion_ids)[:, None]
+        torch.testing.assert_close(torch.tensor(rollout.logprobs), raw.gather(-1, ids)[:, 0], atol=2e-4, rtol=1e-4)
+
+
+def test_out_of_memory_halves_the_lines_and_says_so(student_model, prompts, pair, monkeypatch):
+    """More than four lines at once are too many for this machine: the same rollouts come in three batches."""
+    import poweropd_lite.engine_loop as loop
+
+    whole = make_rollouts(student_model, prompts[:10], pair)
+    said, real = [], loop._decode_dropping
+
+    def small_machine(decoder, batch, sampling):
+        if batch.count > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(decoder, batch, sampling)
+
+    monkeypatch.setattr(loop, "_decode_dropping", small_machine)
+    engine = make_engine(student_model, pair)
+    engine.say = said.append
+    draws = Draws(0, TRAINING, 0, tuple(range(10)))
+    plain = Sampling(forbidden=torch.tensor(pair.forbidden))
+    parts = engine.sample([p.ids for p in prompts[:10]], draws, plain, 60)
+    assert [r.completion_ids for r in parts] == [r.completion_ids for r in whole]
+    assert said == [
+        "out of memory with 10 completions at once: from now on 5 at a time",
+        "out of memory with 5 completions at once: from now on 2 at a time",
+    ]

@@ -1,16 +1,18 @@
-"""The student's two forms, LoRA and every weight, and the merged copy that rollouts are decoded with."""
+"""The student's forms, LoRA, QLoRA and every weight, and the decoder that rollouts come from."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from poweropd_lite.config import load_config
+from poweropd_lite.decode import Decoder
+from poweropd_lite.engine_loop import LoopEngine
 from poweropd_lite.errors import UserError
-from poweropd_lite.logprobs import Sampling, score_tokens
+from poweropd_lite.logprobs import Sampling, float_logits, score_tokens
 from poweropd_lite.models import check_head, load_causal_lm
-from poweropd_lite.student import load_student
+from poweropd_lite.rollout import Draws
+from poweropd_lite.student import Student, load_student
 
 CPU = torch.device("cpu")
 IDS = torch.arange(40, 60)[None]
@@ -28,20 +30,90 @@ def shake(student, seed=0):
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
 
+def decoded(student):
+    """The logits of IDS by the decoder: a prompt of eight ids, then one id after the other."""
+    decoder = Decoder(student)
+    decoder.sync()
+    valid = torch.ones(1, 20, dtype=torch.bool)
+    hidden = [decoder.prefill(IDS[:, :8], valid[:, :8], 20)]
+    for column in range(8, 20):
+        hidden.append(decoder.step(IDS[:, column], torch.tensor([column]), column, valid[:, : column + 1]))
+    return float_logits(torch.stack(hidden, 1)[0], decoder.head)
+
+
 @pytest.mark.parametrize("whole", ["", "embed_tokens", "lm_head"])
-def test_the_merged_copy_decodes_as_the_student_and_leaves_the_base_alone(whole):
-    student = load(modules_to_save=whole)
+@pytest.mark.parametrize("targets", ["all-linear", "q_proj,v_proj,up_proj"])
+def test_the_decoder_follows_the_adapter_and_leaves_the_base_alone(whole, targets):
+    student = load(modules_to_save=whole, lora_targets=targets)
     base = {k: v.clone() for k, v in student.model.named_parameters() if not v.requires_grad}
-    for seed in range(2):  # the copy follows the weights from step to step
+    for seed in range(2):
         shake(student, seed)
-        body, head = student.decoder()
         with torch.no_grad():
-            merged = body(input_ids=IDS).last_hidden_state @ head.T
-            wanted = student.model(input_ids=IDS).logits
-        torch.testing.assert_close(merged, wanted, atol=2e-4, rtol=1e-4)
+            wanted = student.model(input_ids=IDS).logits[0, 7:]
+        torch.testing.assert_close(decoded(student), wanted, atol=3e-4, rtol=1e-4)
     assert all(torch.equal(v, base[k]) for k, v in student.model.named_parameters() if k in base)
     trained = [k for k in student.trainable() if "lora_" not in k]
     assert bool(trained) == bool(whole)
+
+
+@pytest.mark.parametrize("settings", [{}, {"full_finetune": True}, {"student_bits": 4}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_decoder_is_the_student_in_every_form_and_dtype(settings, dtype):
+    student = load_student(load_config("bundled", **settings), CPU, dtype)
+    if not settings.get("full_finetune"):
+        shake(student)
+    with torch.no_grad(), student.compute():
+        wanted = float_logits(student.hidden(IDS)[0, 7:], student.head).log_softmax(-1)
+    ours = decoded(student).log_softmax(-1)
+    probable = wanted > -6
+    gap = (ours - wanted)[probable].abs()
+    if dtype == torch.float32:
+        assert gap.max() < 1e-3
+    else:  # eight bits of mantissa
+        assert gap.mean() < 0.03 and gap.max() < 0.3
+
+
+@pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
+def test_the_decoder_knows_scaled_positions(student_model, rope):
+    from transformers import AutoModelForCausalLM
+
+    extra = {"linear": {}, "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}, "yarn": {}}[rope]
+    student_model.config.rope_parameters = {
+        "rope_type": rope, "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64, **extra
+    }  # fmt: skip
+    other = AutoModelForCausalLM.from_config(student_model.config)
+    other.load_state_dict(student_model.state_dict())
+    student = Student(other.eval(), CPU, torch.float32)
+    with torch.no_grad():
+        wanted = other(input_ids=IDS).logits[0, 7:]
+        plain = student_model(input_ids=IDS).logits[0, 7:]
+    torch.testing.assert_close(decoded(student), wanted, atol=3e-4, rtol=1e-4)
+    assert (wanted - plain).abs().max() > 0.01
+
+
+def test_a_4_bit_student_has_the_gradients_of_its_dequantised_weights():
+    """QLoRA against a plain float32 model with the NF4 weights written out; a forward without gradient comes first."""
+    import bitsandbytes.functional as bnb
+
+    student = load(student_bits=4)
+    plain = load_causal_lm("bundled", "student", load_config("bundled"), torch.float32)
+    with torch.no_grad():
+        student.hidden(IDS)
+        for name, module in student.model.get_base_model().named_modules():
+            weight = getattr(module, "weight", None)
+            if hasattr(weight, "quant_state"):
+                written = bnb.dequantize_4bit(weight.data, weight.quant_state)
+                plain.get_submodule(name.replace(".base_layer", "")).weight.copy_(written)
+    twin = load()
+    for name, p in plain.named_parameters():
+        target = dict(twin.model.get_base_model().named_parameters())
+        target[name if name in target else name.replace(".weight", ".base_layer.weight")].data.copy_(p)
+    gradients = []
+    for one in (student, twin):
+        shake(one)
+        one.hidden(IDS).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in one.trainable().values()]))
+    assert (gradients[0] - gradients[1]).norm() < 2e-3 * gradients[1].norm()
 
 
 def test_a_tied_head_trained_by_modules_to_save_stays_tied_and_gets_both_gradients():
@@ -60,7 +132,6 @@ def test_a_tied_head_trained_by_modules_to_save_stays_tied_and_gets_both_gradien
 
 def test_lora_trains_the_adapter_alone_in_float32_whatever_the_base():
     student = load_student(load_config("bundled", lora_rank=4), CPU, torch.bfloat16)
-    assert student.merged is None  # merging into a bfloat16 copy would round the update away
     assert {p.dtype for p in student.trainable().values()} == {torch.float32}
     assert all("lora_" in name for name in student.trainable())
     # 3 layers; rank 4 times the sum of in and out sizes of q, k, v, o, gate, up, down
@@ -101,17 +172,16 @@ def test_gradient_checkpointing_changes_no_gradient():
 @pytest.mark.parametrize("settings", [{}, {"full_finetune": True}], ids=["LoRA on bfloat16", "every weight"])
 def test_decoding_works_with_gradient_checkpointing_on(settings, prompts, pair):
     """Qwen3's configs have it on; in training mode transformers would leave out the KV cache."""
-    from conftest import make_rollouts
-
     completions = []
     for checkpointing in (True, False):
         config = load_config("bundled", gradient_checkpointing=checkpointing, **settings)
         student = load_student(config, CPU, torch.bfloat16)
         student.hidden(IDS).sum().backward()  # training first, then decoding, as in the loop
-        body, head = student.decoder()
-        with student.compute():
-            shell = SimpleNamespace(model=body, lm_head=SimpleNamespace(weight=head))
-            completions.append([r.completion_ids for r in make_rollouts(shell, prompts[:4], pair, longest=20)])
+        engine = LoopEngine(student, pair.stop_ids, say=print)
+        engine.sync()
+        draws = Draws(0, 0, 0, (0, 1, 2, 3))
+        done = engine.sample([p.ids for p in prompts[:4]], draws, Sampling(), 20)
+        completions.append([r.completion_ids for r in done])
     assert completions[0] == completions[1]
     assert max(map(len, completions[0])) > 5
 

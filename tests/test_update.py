@@ -29,8 +29,8 @@ def case(student_model, teacher_model, prompts, pair):
     sampling = Sampling(temperature=0.9, top_k=20, top_p=0.95, forbidden=torch.tensor(pair.forbidden))
     rollouts = make_rollouts(student_model, prompts[:6], pair, sampling, longest=45)
     stop = next(iter(pair.stop_ids))
-    only_stop = Rollout(prompts[7].ids, (stop,), (0.0,), (0.0,), "stop")
-    truncated = Rollout(prompts[8].ids, tuple(range(40, 60)), (0.0,) * 20, (0.0,) * 20, "length")
+    only_stop = Rollout(prompts[7].ids, (stop,), (0.0,), "stop")
+    truncated = Rollout(prompts[8].ids, tuple(range(40, 60)), (0.0,) * 20, "length")
     return (
         Student(student_model.double(), CPU, torch.float64),
         Teacher(teacher_model),

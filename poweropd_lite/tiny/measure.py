@@ -5,7 +5,7 @@ import sys
 from poweropd_lite.config import load_config
 from poweropd_lite.data import evaluation_source, load_prompts
 from poweropd_lite.evaluate import Evaluation, evaluate
-from poweropd_lite.models import head_weight, load_causal_lm, model_body
+from poweropd_lite.models import load_causal_lm
 from poweropd_lite.pair import load_pair
 
 
@@ -13,11 +13,16 @@ def measure(role: str, problems: int = 256, samples: int = 8) -> Evaluation:
     """Returns the evaluation of the shipped "teacher" or "student", in float32, on the first held-out problems."""
     import torch
 
+    from poweropd_lite.engine_loop import LoopEngine
+    from poweropd_lite.student import Student
+
     config = load_config("bundled", eval_problems=problems, eval_samples=samples)
     pair = load_pair(config)
     held_out, _ = load_prompts(evaluation_source(config), pair.tokenizer, config, problems)
     model = load_causal_lm("bundled", role, config, torch.float32).eval()
-    result, _ = evaluate((model_body(model), head_weight(model)), held_out, pair, config)
+    cpu = torch.device("cpu")
+    engine = LoopEngine(Student(model, cpu, torch.float32), pair.stop_ids, say=print)
+    result, _ = evaluate(engine, held_out, pair, config, cpu)
     return result
 
 

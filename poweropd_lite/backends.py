@@ -1,0 +1,106 @@
+"""What loads the student and what samples its rollouts, here, and why: the one place where that is decided.
+
+vLLM and Unsloth are taken where they are installed and can run, PEFT and the built-in loop elsewhere. Asked for by name,
+they are taken or refused with the reason.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from poweropd_lite.config import Config
+from poweropd_lite.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from poweropd_lite.rollout import Engine
+    from poweropd_lite.student import Student
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and the reason in a few words."""
+
+    name: str
+    why: str
+
+
+def choose_loader(config: Config) -> Choice:
+    """Returns "unsloth" or "peft". To be asked before transformers is used: Unsloth changes its classes when imported."""
+    if config.loader == "peft":
+        return Choice("peft", "as asked")
+    fault = unsloth_fault()
+    if fault is None:
+        return Choice("unsloth", "as asked" if config.loader == "unsloth" else "it is installed and runs here")
+    if config.loader == "unsloth":
+        raise UserError(f"loader unsloth can't run: {fault}; type --loader peft")
+    return Choice("peft", fault)
+
+
+def choose_engine(config: Config, device: "torch.device", loader: str) -> Choice:
+    """Returns "vllm" or "loop"."""
+    if config.engine == "loop":
+        return Choice("loop", "as asked")
+    fault = vllm_unfit(config, device, loader) or vllm_fault(device.type)
+    if fault is None:
+        return Choice("vllm", "as asked" if config.engine == "vllm" else "it is installed and runs here")
+    if config.engine == "vllm":
+        raise UserError(f"engine vllm can't run: {fault}; type --engine loop")
+    return Choice("loop", fault)
+
+
+def vllm_unfit(config: Config, device: "torch.device", loader: str) -> str | None:
+    """Returns why vLLM can't serve the student of this config, or None."""
+    from poweropd_lite.engine_vllm import LORA_RANKS
+
+    if config.full_finetune:
+        return "vLLM is sent an adapter, and full fine-tuning has none"
+    if config.modules_to_save:
+        return f"vLLM is sent an adapter alone, and {config.modules_to_save} is trained whole"
+    if config.lora_rank > LORA_RANKS[-1]:
+        return f"vLLM serves adapters of rank {LORA_RANKS[-1]} at most, not {config.lora_rank}"
+    if config.student_bits == 4 and not (loader == "unsloth" and device.type == "cuda"):
+        return "vLLM would sample from 16-bit weights what is trained on 4-bit ones (only Unsloth on CUDA shares them)"
+    return None
+
+
+def vllm_fault(device_type: str) -> str | None:
+    """Returns why vLLM can't run on this machine, or None."""
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed"
+    try:
+        from vllm.platforms import current_platform
+    except Exception as error:  # it loads compiled code, which fails in its own ways
+        return f"vLLM can't be imported ({_short(error)})"
+    fits = current_platform.is_cuda() if device_type == "cuda" else current_platform.is_cpu()
+    return None if fits else f"the vLLM that is installed is not built for {device_type}"
+
+
+def unsloth_fault() -> str | None:
+    """Returns why Unsloth can't run on this machine, or None; imports it."""
+    if importlib.util.find_spec("unsloth") is None:
+        return "Unsloth is not installed"
+    try:
+        import unsloth  # noqa: F401
+    except Exception as error:  # without an accelerator older versions raise NotImplementedError, others what they meet
+        return f"Unsloth can't be imported ({_short(error)})"
+    return None
+
+
+def load_engine(
+    choice: Choice, student: "Student", config: Config, stop_ids: frozenset[int], say: Callable[[str], None]
+) -> "Engine":
+    """Brings up the chosen engine for a loaded student."""
+    if choice.name == "vllm":
+        from poweropd_lite.engine_vllm import VllmEngine
+
+        return VllmEngine(student, config, stop_ids, say)
+    from poweropd_lite.engine_loop import LoopEngine
+
+    return LoopEngine(student, stop_ids, say)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,0 +1,53 @@
+"""Running out of memory: telling it from other errors, and going on with smaller micro-batches."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from poweropd_lite.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the card, or the machine, had no memory left for a tensor."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def halving(
+    work: Callable[[int], T], budget: int, longest: int, device: "torch.device", say: Callable[[str], None]
+) -> tuple[T, int, int]:
+    """Returns `work(budget)`, halving the token budget of a micro-batch for as long as memory runs out.
+
+    With it come the budget that worked and how often it was halved. `longest` is the longest rollout: a budget below it
+    changes nothing. Raises UserError when a single rollout does not fit.
+    """
+    import gc
+
+    import torch
+
+    halved = 0
+    while True:
+        try:
+            return work(budget), budget, halved
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            text = " ".join(str(error).split())[:200]
+        # Outside the handler, whose traceback holds the tensors of the failed try.
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if budget <= longest:
+            raise UserError(
+                f"one rollout of {longest:,} tokens does not fit in memory: {text}\nlower --max-new-tokens, keep "
+                "--gradient-checkpointing and --teacher-bits 4, or train a smaller student"
+            )
+        budget, halved = max(longest, budget // 2), halved + 1
+        say(f"out of memory: the step is repeated with micro-batches of {budget:,} tokens ({text})")

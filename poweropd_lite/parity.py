@@ -1,0 +1,220 @@
+"""The rollout-parity guard: is the engine sampling from the weights that are being trained?
+
+Rollouts drawn from the wrong weights train without an error message, and badly: an adapter that the engine ignores, one of
+the step before, another temperature, other base weights. The trainer computes the log-prob of every sampled token anyway, so
+comparing it with the engine's own is free and done at every step. Every `guard_every` steps, and at the first step of each
+sitting, three things are looked at besides:
+
+- the adapter that was sent, tensor by tensor, against the one being trained: exact in every dtype;
+- log-probs with the adapter off: once they can be told apart, the engine's must be nearer to those with it on;
+- how surprising the sampled tokens are: under the distribution they should come from, the sum of log s + entropy has
+  mean 0 and a known variance, and its deviation is an estimate of the temperature really used. (An engine's log-probs
+  can't show that: they are of temperature 1.)
+
+In float32 the limit of the mean gap is a number; in half precision, where engine and trainer round differently, it is a
+multiple of the gap at the first step, when the adapter is still zero and nothing can be stale.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from poweropd_lite.batch import MicroBatch, micro_batches
+from poweropd_lite.config import Config
+from poweropd_lite.decode import ADAPTER
+from poweropd_lite.errors import UserError
+from poweropd_lite.logprobs import Sampling, score_tokens, surprise
+from poweropd_lite.rollout import Engine, Rollout
+from poweropd_lite.student import Student
+
+FLOAT32_LIMIT = 1e-4  # mean |gap| in nats; measured 1e-6 to 1e-5
+HALF_FIRST_LIMIT = 0.1  # at the first step, in bfloat16 or float16
+HALF_FACTOR = 4.0  # later, times the gap of the first step
+TOLD_APART = 3.0  # the adapter's effect counts once it is this many times the first gap
+DEVIATIONS = 6.0  # of the temperature test: chance alone gets there once in 500 million checks
+VARIANCE_NEEDED = 25.0  # summed, for the temperature to be worth estimating
+
+
+class Guard:
+    """Compares an engine with the trainer. `first_gap`, of the run's first step, is kept in its checkpoints."""
+
+    def __init__(
+        self, engine: Engine, student: Student, sampling: Sampling, config: Config, first_gap: float | None
+    ) -> None:
+        self.engine, self.student, self.sampling, self.config = engine, student, sampling, config
+        self.first_gap, self.fully_checked = first_gap, False
+
+    @property
+    def limit(self) -> float:
+        """The largest mean gap that passes, nats."""
+        if self.student.dtype == torch.float32:
+            return FLOAT32_LIMIT
+        return HALF_FIRST_LIMIT if self.first_gap is None else max(HALF_FACTOR * self.first_gap, 1e-3)
+
+    def check(self, step: int, rollouts: Sequence[Rollout], log_q: Tensor, engine: Tensor) -> dict[str, float]:
+        """Returns the metrics of step `step` (from 0), given the trainer's and the engine's log-probs [N] of its tokens.
+
+        Raises UserError, naming the fault with its numbers, if the engine samples from anything but the trained weights.
+        """
+        compared = ~engine.isnan()  # every token but a final stop, in the order of the rollouts
+        log_q, engine = log_q[compared], engine[compared]
+        gap = (log_q - engine).abs()
+        if not gap.numel() or not log_q.isfinite().all():  # nothing to compare; weights that gave NaN drop the step
+            return {}
+        metrics = {"parity/gap": gap.mean().item(), "parity/gap_max": gap.max().item()}
+        full = step % self.config.guard_every == 0 or not self.fully_checked
+        if full:
+            self._same_dtype()
+            self._same_adapter(step)
+        if full or not metrics["parity/gap"] <= self.limit:
+            metrics |= self._look_closer(step, rollouts, log_q, engine)
+        if self.first_gap is None:
+            self.first_gap = metrics["parity/gap"]
+        self.fully_checked = True
+        return metrics
+
+    def _look_closer(self, step: int, rollouts: Sequence[Rollout], log_q: Tensor, engine: Tensor) -> dict[str, float]:
+        batches = micro_batches(rollouts, self.config.token_budget, "mask", 0, self.student.device)
+        gap = (engine - log_q).abs().mean().item()
+        if not gap <= self.limit:
+            raise UserError(
+                f"{_RULE}: at step {step + 1} the {self.engine.name} engine's log-probs of {len(engine):,} sampled tokens are "
+                f"{gap:.3g} nats off the trainer's on average (at most {self.limit:.3g} passes). "
+                f"{self._whose(batches, engine, gap)}.\n{_ADVICE}"
+            )
+        metrics = self._temperature(step, batches)
+        if self._adapter_is_zero():
+            return metrics
+        with self.student.without_adapter():
+            off = self._log_q(batches, len(engine))
+        effect, gap_off = (log_q - off).abs().mean().item(), (engine - off).abs().mean().item()
+        if effect > TOLD_APART * (self.first_gap or 0.0) and gap_off < gap:
+            raise UserError(
+                f"{_RULE}: at step {step + 1} the {self.engine.name} engine's log-probs are nearer to those of the base without "
+                f"the adapter ({gap_off:.3g} nats) than with it ({gap:.3g}): the engine ignores the adapter.\n{_ADVICE}"
+            )
+        return metrics | {"parity/adapter_effect": effect}
+
+    def _whose(self, batches: list[MicroBatch], engine: Tensor, gap: float) -> str:
+        """Says which weights the engine's log-probs do belong to."""
+        if self.config.full_finetune:
+            return "It samples from other weights than are trained"
+        with self.student.without_adapter():
+            off = (engine - self._log_q(batches, len(engine))).abs().mean().item()
+        if off < gap / 3 and off <= 3 * self.limit:
+            return (
+                f"They are those of the base without the adapter ({off:.3g} nats off): the engine ignores the adapter"
+            )
+        before = getattr(self.engine, "sent_before", None)
+        if before is not None:
+            with self._adapter_of(before):
+                stale = (engine - self._log_q(batches, len(engine))).abs().mean().item()
+            if stale < gap / 3 and stale <= 3 * self.limit:
+                return f"They are those of the adapter of the step before ({stale:.3g} nats off): the engine's adapter is stale"
+        return (
+            f"They are neither those of the base without the adapter ({off:.3g} nats off) nor of the adapter of the step before: "
+            "the engine has other base weights than the trainer, or reads other prompts"
+        )
+
+    def _temperature(self, step: int, batches: list[MicroBatch]) -> dict[str, float]:
+        """Estimates the temperature that the tokens were really drawn at; raises UserError if it is another."""
+        wanted = self.sampling.temperature
+        off, variance = self._surprise(batches, self.sampling)
+        if variance < VARIANCE_NEEDED:
+            return {}
+        estimate = wanted / max(1e-3, 1.0 + off / variance)
+        if abs(off) < DEVIATIONS * variance**0.5:
+            return {"parity/temperature": estimate}
+        sampling = self.sampling
+        for _ in range(
+            5
+        ):  # Newton's steps towards the temperature under which the tokens are as surprising as they are
+            sampling = Sampling(estimate, sampling.top_k, sampling.top_p, sampling.forbidden)
+            off_there, variance_there = self._surprise(batches, sampling)
+            estimate = min(10.0, estimate / max(0.5, 1.0 + off_there / max(variance_there, 1e-6)))
+        raise UserError(
+            f"{_RULE}: at step {step + 1} the {self.engine.name} engine's tokens look drawn at temperature {estimate:.2f}, not "
+            f"{wanted:g} (their log-probs are {abs(off) / variance**0.5:.0f} standard deviations from what {wanted:g}, top-k "
+            f"{self.sampling.top_k} and top-p {self.sampling.top_p:g} give).\n{_ADVICE}"
+        )
+
+    @torch.no_grad()
+    def _surprise(self, batches: list[MicroBatch], sampling: Sampling) -> tuple[float, float]:
+        """Returns the sum over all tokens of (log s - its expectation), and the variance of that sum."""
+        off = variance = 0.0
+        for batch in batches:
+            hidden = batch.select(self.student.hidden(batch.ids))
+            s = surprise(hidden, self.student.head, batch.student_ids, sampling)
+            possible = s.logprob.isfinite()  # rounding may put a token just outside top-k or top-p
+            off += (s.logprob - s.mean)[possible].double().sum().item()
+            variance += s.variance[possible].double().sum().item()
+        return off, variance
+
+    @torch.no_grad()
+    def _log_q(self, batches: list[MicroBatch], count: int) -> Tensor:
+        out = torch.zeros(count, device=self.student.device)
+        for batch in batches:
+            hidden = batch.select(self.student.hidden(batch.ids))
+            scores = score_tokens(hidden, self.student.head, batch.student_ids, Sampling(), "full")
+            out[batch.order] = scores.logprob.to(out.dtype)
+        return out
+
+    def _same_dtype(self) -> None:
+        if self.engine.dtype != self.student.dtype:
+            ours, theirs = (str(d).removeprefix("torch.") for d in (self.student.dtype, self.engine.dtype))
+            raise UserError(
+                f"{_RULE}: the {self.engine.name} engine computes in {theirs}, the trainer in {ours}.\n{_ADVICE}"
+            )
+
+    def _same_adapter(self, step: int) -> None:
+        """Compares the adapter that was sent with the one being trained, bit for bit."""
+        sent = getattr(self.engine, "sent", None)
+        if sent is None:
+            return
+        ours = {_saved_name(name): p for name, p in self.student.trainable().items()}
+        theirs = _read(sent)
+        wrong = [n for n, p in ours.items() if n not in theirs or not torch.equal(theirs[n].to(p.device), p.detach())]
+        if wrong or set(theirs) - set(ours):
+            raise UserError(
+                f"{_RULE}: the adapter sent to {self.engine.name} before step {step + 1} is not the one being trained: "
+                f"{len(wrong)} of {len(ours)} tensors differ ({wrong[0] if wrong else 'some are extra'}).\n{_ADVICE}"
+            )
+
+    def _adapter_is_zero(self) -> bool:
+        """Whether the adapter changes nothing yet, or there is none."""
+        return not any(p.any() for name, p in self.student.trainable().items() if "lora_B" in name)
+
+    @contextmanager
+    def _adapter_of(self, folder: Path) -> Iterator[None]:
+        """The student with the adapter that was saved in `folder`, inside the block."""
+        saved, ours = _read(folder), self.student.trainable()
+        kept = {name: p.detach().clone() for name, p in ours.items()}
+        try:
+            with torch.no_grad():
+                for name, p in ours.items():
+                    p.copy_(saved[_saved_name(name)])
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in ours.items():
+                    p.copy_(kept[name])
+
+
+_RULE = "rollouts are not from the weights that are trained"
+_ADVICE = (
+    "Nothing was learnt from this step, and the last checkpoint stands. Type --engine loop to sample with the trainer's own "
+    "weights, or report it with the versions that python -m poweropd_lite.doctor --env prints"
+)
+
+
+def _saved_name(name: str) -> str:
+    return name.replace(f".{ADAPTER}.", ".")
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
