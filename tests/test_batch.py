@@ -12,7 +12,7 @@ TEACHER_STOP = 90
 
 def rollout(prompt: int, completion: list[int], finish: str) -> Rollout:
     zeros = tuple(0.0 for _ in completion)
-    return Rollout(tuple(range(100, 100 + prompt)), tuple(completion), zeros, zeros, finish)
+    return Rollout(tuple(range(100, 100 + prompt)), tuple(completion), zeros, finish)
 
 
 # stop mode, student ids, teacher ids and N for the completion 5 6 91, where 91 is the student's stop id
