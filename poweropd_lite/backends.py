@@ -89,6 +89,13 @@ def unsloth_fault() -> str | None:
     return None
 
 
+def hush_bitsandbytes() -> None:
+    """At its import bitsandbytes advises an optional CPU kernel, which nothing here uses."""
+    import logging
+
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 def load_engine(
     choice: Choice, student: "Student", config: Config, stop_ids: frozenset[int], say: Callable[[str], None]
 ) -> "Engine":

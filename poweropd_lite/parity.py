@@ -54,9 +54,12 @@ class Guard:
             return FLOAT32_LIMIT
         return HALF_FIRST_LIMIT if self.first_gap is None else max(HALF_FACTOR * self.first_gap, 1e-3)
 
-    def check(self, step: int, rollouts: Sequence[Rollout], log_q: Tensor, engine: Tensor) -> dict[str, float]:
+    def check(
+        self, step: int, rollouts: Sequence[Rollout], log_q: Tensor, engine: Tensor, token_budget: int
+    ) -> dict[str, float]:
         """Returns the metrics of step `step` (from 0), given the trainer's and the engine's log-probs [N] of its tokens.
 
+        Passes of its own are in micro-batches of `token_budget` tokens.
         Raises UserError, naming the fault with its numbers, if the engine samples from anything but the trained weights.
         """
         compared = ~engine.isnan()  # every token but a final stop, in the order of the rollouts
@@ -65,19 +68,21 @@ class Guard:
         if not gap.numel() or not log_q.isfinite().all():  # nothing to compare; weights that gave NaN drop the step
             return {}
         metrics = {"parity/gap": gap.mean().item(), "parity/gap_max": gap.max().item()}
-        full = step % self.config.guard_every == 0 or not self.fully_checked
+        due = step % self.config.guard_every == 0
+        full = due or not self.fully_checked
         if full:
             self._same_dtype()
             self._same_adapter(step)
         if full or not metrics["parity/gap"] <= self.limit:
-            metrics |= self._look_closer(step, rollouts, log_q, engine)
+            batches = micro_batches(rollouts, token_budget, "mask", 0, self.student.device)
+            facts = self._look_closer(step, batches, log_q, engine)
+            metrics |= facts if due else {}  # that a run was resumed shows in no metric
         if self.first_gap is None:
             self.first_gap = metrics["parity/gap"]
         self.fully_checked = True
         return metrics
 
-    def _look_closer(self, step: int, rollouts: Sequence[Rollout], log_q: Tensor, engine: Tensor) -> dict[str, float]:
-        batches = micro_batches(rollouts, self.config.token_budget, "mask", 0, self.student.device)
+    def _look_closer(self, step: int, batches: list[MicroBatch], log_q: Tensor, engine: Tensor) -> dict[str, float]:
         gap = (engine - log_q).abs().mean().item()
         if not gap <= self.limit:
             raise UserError(

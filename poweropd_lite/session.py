@@ -62,19 +62,16 @@ def learning_rate(config: Config, step: int) -> float:
 
 def load_session(config: Config, say: Callable[[str], None]) -> Session:
     """Loads a run; `say` gets a line on each thing worth knowing. Raises UserError for what can't work."""
-    import logging
-
     import torch
 
-    from poweropd_lite.backends import choose_engine, choose_loader, load_engine
+    from poweropd_lite.backends import choose_engine, choose_loader, hush_bitsandbytes, load_engine
+
+    hush_bitsandbytes()
 
     if config.threads:
         torch.set_num_threads(config.threads)
     loader = choose_loader(config)  # imports Unsloth, if it is to be used, before transformers
     import transformers
-
-    # At its import bitsandbytes advises an optional CPU kernel, which the teacher here does not use.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
     from poweropd_lite.logprobs import Sampling
     from poweropd_lite.student import load_student

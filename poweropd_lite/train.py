@@ -102,7 +102,7 @@ def learn(
     )
     state.out_of_memory += halved
     started = time.monotonic()
-    parity = guard.check(state.step, rollouts, gradient.tokens.log_q, gradient.tokens.engine)
+    parity = guard.check(state.step, rollouts, gradient.tokens.log_q, gradient.tokens.engine, state.token_budget)
     parity["time/guard"] = time.monotonic() - started
     state.first_gap = guard.first_gap
     metrics = take_step(s.student, s.optimizer, s.scaler, gradient, s.config)

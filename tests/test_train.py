@@ -20,7 +20,12 @@ def lines(path):
 def finished(tmp_path_factory):
     """A run of four steps through the command, without --config: (its output, its folder)."""
     folder = tmp_path_factory.mktemp("finished")
-    done = run_train("--alpha", "10", *quick_flags(sample_every=2, tracker="tensorboard"), cwd=folder)
+    done = run_train(
+        "--alpha",
+        "10",
+        *quick_flags(sample_every=2, tracker="tensorboard", guard_every=2, importance_cap=2),
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout, folder / "runs" / "power10-seed0"
 
@@ -54,7 +59,7 @@ def test_the_run_folder_holds_what_the_docs_say(finished):
     assert [line["step"] for line in evaluations] == [0, 2, 4]
     assert summary["accuracy_before"] == evaluations[0]["eval/avg@2"]
     assert summary["accuracy_after"] == evaluations[2]["eval/avg@2"]
-    assert set(summary["seconds"]) == {"rollout", "teacher", "student", "optimizer", "evaluate", "save"}
+    assert set(summary["seconds"]) == {"rollout", "teacher", "student", "guard", "optimizer", "evaluate", "save"}
     assert yaml.safe_load((run / "config.yaml").read_text())["alpha"] == 10.0
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
     suffixes = {p.suffix for p in (run / "checkpoints").rglob("*") if p.is_file()}

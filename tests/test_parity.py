@@ -1,0 +1,197 @@
+"""The rollout-parity guard: silent on a sound engine, and naming each fault with its numbers."""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from poweropd_lite.config import load_config
+from poweropd_lite.data import load_prompts, training_source
+from poweropd_lite.engine_loop import LoopEngine
+from poweropd_lite.errors import UserError
+from poweropd_lite.logprobs import Sampling, surprise
+from poweropd_lite.pair import load_pair
+from poweropd_lite.parity import Guard
+from poweropd_lite.rollout import Draws
+from poweropd_lite.student import load_student
+from poweropd_lite.update import engine_logprobs
+
+CPU = torch.device("cpu")
+
+
+class Bench:
+    """A student, an engine and a guard, without a trainer: `step` moves the weights at random, samples and checks."""
+
+    def __init__(self, dtype=torch.float32, size=0.02, **settings) -> None:
+        self.config = load_config("bundled", **{"guard_every": 1, **settings})
+        self.pair, self.size = load_pair(self.config), size
+        self.prompts = [p.ids for p in load_prompts(training_source(self.config), self.pair.tokenizer, self.config)[0]]
+        self.student = load_student(self.config, CPU, dtype)
+        self.engine = LoopEngine(self.student, self.pair.stop_ids, say=print)
+        self.sampling = Sampling(
+            self.config.temperature, self.config.top_k, self.config.top_p, torch.tensor(self.pair.forbidden)
+        )
+        self.guard = Guard(self.engine, self.student, self.sampling, self.config, None)
+        self.number, self.generator = 0, torch.Generator().manual_seed(0)
+
+    def move(self) -> None:
+        with torch.no_grad():
+            for p in self.student.trainable().values():
+                p.add_(torch.randn(p.shape, generator=self.generator), alpha=self.size)
+
+    def step(self, sync=True, sampling=None, rows=64):
+        if sync:
+            self.engine.sync()
+        draws = Draws(0, 0, self.number, tuple(range(rows)))
+        rollouts = self.engine.sample(self.prompts[:rows], draws, sampling or self.sampling, 60)
+        engine = torch.tensor(engine_logprobs(rollouts, "mask"))
+        log_q = torch.cat([self.log_q(r) for r in rollouts])
+        self.number += 1
+        return self.guard.check(self.number - 1, rollouts, log_q, engine, 1024)
+
+    def log_q(self, rollout):
+        """The trainer's log-probs of one rollout, by a plain forward."""
+        count = len(rollout.completion_ids) - (rollout.finish == "stop")
+        ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
+        start = len(rollout.prompt_ids) - 1
+        with torch.no_grad(), self.student.compute():
+            logits = self.student.hidden(ids)[0, start : start + count].float() @ self.student.head.float().T
+        return logits.log_softmax(-1).gather(-1, torch.tensor(rollout.completion_ids[:count])[:, None])[:, 0]
+
+
+def test_a_sound_engine_passes_and_its_figures_are_right():
+    bench = Bench()
+    first = bench.step()
+    assert first["parity/gap"] < 1e-5 and "parity/adapter_effect" not in first
+    assert 0.85 < first["parity/temperature"] < 1.18
+    bench.move()
+    second = bench.step()
+    assert second["parity/gap"] < 1e-5 and second["parity/adapter_effect"] > 0.01
+
+
+def test_the_adapters_effect_is_the_mean_change_of_log_q():
+    bench = Bench()
+    bench.step()
+    bench.move()
+    bench.engine.sync()
+    rollouts = bench.engine.sample(bench.prompts[:8], Draws(0, 0, 9, tuple(range(8))), bench.sampling, 60)
+    on = torch.cat([bench.log_q(r) for r in rollouts])
+    with bench.student.without_adapter():
+        off = torch.cat([bench.log_q(r) for r in rollouts])
+    facts = bench.guard.check(1, rollouts, on, torch.tensor(engine_logprobs(rollouts, "mask")), 1024)
+    assert facts["parity/adapter_effect"] == pytest.approx((on - off).abs().mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_that_is_ignored_is_named(dtype):
+    bench = Bench(dtype, size=0.04)
+    bench.step()
+    bench.move()
+    with pytest.raises(UserError, match="at step 2 .*the engine ignores the adapter"):
+        bench.step(sync=False)  # the decoder has taken copies of the zero adapter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_sent_too_early_is_caught_in_every_dtype(dtype, tmp_path):
+    """What an engine was sent is compared bit for bit: one value off by the smallest step is enough."""
+    bench = Bench(dtype)
+    bench.move()
+    sent = {k.replace(".default.", "."): v.detach().clone() for k, v in bench.student.trainable().items()}
+    bench.engine.sent = tmp_path
+    save_file(sent, tmp_path / "adapter_model.safetensors")
+    bench.step()
+    with torch.no_grad():
+        p = next(iter(bench.student.trainable().values()))
+        p.view(-1)[5] = torch.nextafter(p.view(-1)[5], torch.tensor(9.0))
+    with pytest.raises(UserError, match="is not the one being trained: 1 of 42 tensors differ"):
+        bench.step()
+
+
+def test_the_adapter_of_the_step_before_is_named(tmp_path):
+    bench = Bench()
+    bench.step()
+    bench.move()
+    before = {k.replace(".default.", "."): v.detach().clone() for k, v in bench.student.trainable().items()}
+    bench.step()
+    save_file(before, tmp_path / "adapter_model.safetensors")
+    bench.engine.sent_before = tmp_path
+    bench.move()
+    kept = {k: v.clone() for k, v in bench.student.trainable().items()}
+    with pytest.raises(UserError, match="those of the adapter of the step before"):
+        bench.step(sync=False)
+    assert all(torch.equal(v, kept[k]) for k, v in bench.student.trainable().items())  # looked at, and put back
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("truth", [0.7, 1.4])
+def test_another_temperature_is_estimated(dtype, truth):
+    bench = Bench(dtype)
+    with pytest.raises(UserError, match=r"look drawn at temperature (\d\.\d+), not 1 ") as caught:
+        bench.step(sampling=Sampling(truth, forbidden=bench.sampling.forbidden))
+    estimate = float(str(caught.value).split("at temperature ")[1].split(",")[0])
+    assert abs(estimate - truth) < 0.1
+
+
+def test_truncated_sampling_is_told_from_another_temperature():
+    bench = Bench(top_k=20, top_p=0.95, temperature=0.8)
+    assert 0.65 < bench.step()["parity/temperature"] < 0.95
+    with pytest.raises(UserError, match="top-k 20 and top-p 0.95"):
+        bench.step(sampling=dataclasses.replace(bench.sampling, temperature=1.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_base_weights_are_named(dtype):
+    bench = Bench(dtype)
+    bench.step()
+    with torch.no_grad():  # of the engine's own copies
+        for layer in bench.engine.decoder.layers:
+            if layer.down.weight is not None:
+                layer.down.weight.mul_(0.9)
+            else:
+                layer.down.bases = [torch.nn.Linear(384, 128, bias=False, dtype=dtype)]
+    with pytest.raises(UserError, match="the engine has other base weights than the trainer"):
+        bench.step(sync=False)
+
+
+def test_another_dtype_is_named():
+    bench = Bench()
+    bench.engine.dtype = torch.bfloat16
+    with pytest.raises(UserError, match="the loop engine computes in bfloat16, the trainer in float32"):
+        bench.step()
+
+
+def test_in_half_precision_the_limit_follows_the_first_gap():
+    bench = Bench(torch.bfloat16)
+    first = bench.step()["parity/gap"]
+    assert 1e-4 < first < 0.05
+    assert bench.guard.limit == pytest.approx(max(4 * first, 1e-3))
+    assert Guard(bench.engine, bench.student, bench.sampling, bench.config, 0.01).limit == pytest.approx(0.04)
+    assert Bench().guard.limit == 1e-4
+
+
+def test_surprise_equals_the_definition():
+    """log s of a token, and the mean and variance of log s under s, by hand in float64, for a truncated distribution."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(50, 8), torch.randn(30, 8)
+    sampling = Sampling(0.7, top_k=6, forbidden=torch.tensor([3, 4]))
+    z = hidden.double() @ weight.double().T / 0.7
+    z[:, [3, 4]] = -torch.inf
+    best = z.topk(6)
+    log_s = best.values.log_softmax(-1)
+    ids = best.indices[:, 2]
+    s = surprise(hidden, weight, ids, sampling)
+    mean = (log_s.exp() * log_s).sum(-1)
+    torch.testing.assert_close(s.logprob.double(), log_s[:, 2], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(s.mean.double(), mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        s.variance.double(), (log_s.exp() * (log_s - mean[:, None]) ** 2).sum(-1), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_weights_that_gave_nan_are_left_to_the_dropped_step():
+    bench = Bench()
+    with contextlib.suppress(StopIteration):
+        next(iter(bench.student.trainable().values())).data.fill_(float("nan"))
+    assert bench.guard.check(0, [], torch.tensor([float("nan")]), torch.tensor([-1.0]), 1024) == {}
