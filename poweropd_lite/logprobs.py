@@ -13,8 +13,8 @@ Shapes: N tokens, D hidden size, V rows of the head. Logits are float32 (float64
 the model: at alpha 500 an error of 0.005 in a log-prob is a factor of 12 in the reward.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -121,31 +121,26 @@ def reverse_kl(
     return TokenKL(value, *extras.unbind(-1))
 
 
-class Surprise(NamedTuple):
-    """What is expected of N sampled tokens under the distribution they were drawn from; all [N]."""
-
-    logprob: Tensor  # log s of the token; -inf if it could not have been drawn
-    mean: Tensor  # of log s, under s itself: minus its entropy
-    variance: Tensor  # of log s, under s itself
-
-
 @torch.no_grad()
-def surprise(hidden: Tensor, weight: Tensor, ids: Tensor, sampling: Sampling) -> Surprise:
-    """Returns log s of `ids` [N] and its mean and variance under s, the distribution that `sampling` draws from.
+def tempered_logprobs(
+    hidden: Tensor, weight: Tensor, ids: Tensor, sampling: Sampling, temperatures: Sequence[float]
+) -> Tensor:
+    """Returns the log-probs of `ids` [N] under `sampling` with each of K temperatures in place of its own, [N, K].
 
-    The sum of logprob - mean has expectation 0 and the summed variance if, and only if, that is how they were drawn.
+    -inf where top-k or top-p would have left the id out at that temperature.
     """
-    parts = []
+    out = torch.empty(hidden.shape[0], len(temperatures), device=hidden.device)
     matrix = _matrix(hidden, weight)
     for chunk in _chunks(hidden.shape[0], weight.shape[0]):
         logits = float_logits(hidden[chunk], matrix)
-        kept = kept_ids(logits, sampling)
-        log_s = logits.div_(sampling.temperature).masked_fill_(~kept, -torch.inf).log_softmax(-1)
-        s, own = log_s.exp(), log_s.gather(-1, ids[chunk, None]).squeeze(-1)
-        log_s.masked_fill_(~kept, 0.0)
-        mean = torch.linalg.vecdot(s, log_s)
-        parts.append((own, mean, (s * (log_s - mean[:, None]).square_()).sum(-1)))
-    return Surprise(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        for k, temperature in enumerate(temperatures):
+            at = replace(sampling, temperature=temperature)
+            scaled = logits / temperature
+            if not at.is_plain:
+                scaled.masked_fill_(~kept_ids(logits, at), -torch.inf)
+            own = scaled.gather(-1, ids[chunk, None]) - scaled.logsumexp(-1, keepdim=True)
+            out[chunk, k] = own.squeeze(-1).to(out.dtype)
+    return out
 
 
 def float_logits(hidden: Tensor, weight: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ sitting, three things are looked at besides:
 
 - the adapter that was sent, tensor by tensor, against the one being trained: exact in every dtype;
 - log-probs with the adapter off: once they can be told apart, the engine's must be nearer to those with it on;
-- how surprising the sampled tokens are: under the distribution they should come from, the sum of log s + entropy has
-  mean 0 and a known variance, and its deviation is an estimate of the temperature really used. (An engine's log-probs
-  can't show that: they are of temperature 1.)
+- how likely the sampled tokens are at other temperatures than the config's, which an engine's log-probs can't show, for
+  they are of temperature 1. The likelihood ratio of a mixture of the others has expectation 1 as long as the config is
+  right, however often one looks, so it passes e^20 by chance with a probability of e^-20 (Ville's inequality).
 
 In float32 the limit of the mean gap is a number; in half precision, where engine and trainer round differently, it is a
 multiple of the gap at the first step, when the adapter is still zero and nothing can be stale.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from poweropd_lite.batch import MicroBatch, micro_batches
 from poweropd_lite.config import Config
 from poweropd_lite.decode import ADAPTER
 from poweropd_lite.errors import UserError
-from poweropd_lite.logprobs import Sampling, score_tokens, surprise
+from poweropd_lite.logprobs import Sampling, score_tokens, tempered_logprobs
 from poweropd_lite.rollout import Engine, Rollout
 from poweropd_lite.student import Student
 
@@ -34,8 +35,10 @@ FLOAT32_LIMIT = 1e-4  # mean |gap| in nats; measured 1e-6 to 1e-5
 HALF_FIRST_LIMIT = 0.1  # at the first step, in bfloat16 or float16
 HALF_FACTOR = 4.0  # later, times the gap of the first step
 TOLD_APART = 3.0  # the adapter's effect counts once it is this many times the first gap
-DEVIATIONS = 6.0  # of the temperature test: chance alone gets there once in 500 million checks
-VARIANCE_NEEDED = 25.0  # summed, for the temperature to be worth estimating
+RATIOS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # of other temperatures to the config's
+_ONE = RATIOS.index(1.0)
+SURE = 20.0  # log of how much likelier another temperature must be; chance alone gets there once in e^20 runs
+IMPOSSIBLE_SHARE = 0.01  # of tokens outside top-k and top-p, which rounding alone stays far below
 
 
 class Guard:
@@ -46,6 +49,7 @@ class Guard:
     ) -> None:
         self.engine, self.student, self.sampling, self.config = engine, student, sampling, config
         self.first_gap, self.fully_checked = first_gap, False
+        self.evidence = torch.zeros(len(RATIOS), dtype=torch.float64)  # log-likelihood against the config's temperature
 
     @property
     def limit(self) -> float:
@@ -124,39 +128,33 @@ class Guard:
             "the engine has other base weights than the trainer, or reads other prompts"
         )
 
-    def _temperature(self, step: int, batches: list[MicroBatch]) -> dict[str, float]:
-        """Estimates the temperature that the tokens were really drawn at; raises UserError if it is another."""
-        wanted = self.sampling.temperature
-        off, variance = self._surprise(batches, self.sampling)
-        if variance < VARIANCE_NEEDED:
-            return {}
-        estimate = wanted / max(1e-3, 1.0 + off / variance)
-        if abs(off) < DEVIATIONS * variance**0.5:
-            return {"parity/temperature": estimate}
-        sampling = self.sampling
-        for _ in range(
-            5
-        ):  # Newton's steps towards the temperature under which the tokens are as surprising as they are
-            sampling = Sampling(estimate, sampling.top_k, sampling.top_p, sampling.forbidden)
-            off_there, variance_there = self._surprise(batches, sampling)
-            estimate = min(10.0, estimate / max(0.5, 1.0 + off_there / max(variance_there, 1e-6)))
-        raise UserError(
-            f"{_RULE}: at step {step + 1} the {self.engine.name} engine's tokens look drawn at temperature {estimate:.2f}, not "
-            f"{wanted:g} (their log-probs are {abs(off) / variance**0.5:.0f} standard deviations from what {wanted:g}, top-k "
-            f"{self.sampling.top_k} and top-p {self.sampling.top_p:g} give).\n{_ADVICE}"
-        )
-
     @torch.no_grad()
-    def _surprise(self, batches: list[MicroBatch], sampling: Sampling) -> tuple[float, float]:
-        """Returns the sum over all tokens of (log s - its expectation), and the variance of that sum."""
-        off = variance = 0.0
+    def _temperature(self, step: int, batches: list[MicroBatch]) -> dict[str, float]:
+        """Estimates how the tokens were really drawn; raises UserError for another temperature, top-k or top-p."""
+        wanted = self.sampling
+        grid = [wanted.temperature * ratio for ratio in RATIOS]
+        parts = []
         for batch in batches:
             hidden = batch.select(self.student.hidden(batch.ids))
-            s = surprise(hidden, self.student.head, batch.student_ids, sampling)
-            possible = s.logprob.isfinite()  # rounding may put a token just outside top-k or top-p
-            off += (s.logprob - s.mean)[possible].double().sum().item()
-            variance += s.variance[possible].double().sum().item()
-        return off, variance
+            parts.append(tempered_logprobs(hidden, self.student.head, batch.student_ids, wanted, grid))
+        logprobs = torch.cat(parts).double()
+        possible = logprobs[:, _ONE].isfinite()  # rounding may put a token just outside top-k or top-p
+        likelihood = logprobs[possible].sum(0)
+        self.evidence = self.evidence + (likelihood - likelihood[_ONE]).cpu()
+        others = torch.cat([self.evidence[:_ONE], self.evidence[_ONE + 1 :]])
+        estimate = _peak(grid, self.evidence.tolist())
+        odds = (others.logsumexp(0) - math.log(len(others))).item()
+        if odds > SURE:
+            raise UserError(
+                f"{_RULE}: at step {step + 1} the {self.engine.name} engine's tokens look drawn at temperature {estimate:.2f}, not "
+                f"{wanted.temperature:g} (they are e^{odds:.0f} times likelier so).\n{_ADVICE}"
+            )
+        if not (share := 1.0 - possible.double().mean().item()) <= IMPOSSIBLE_SHARE:
+            raise UserError(
+                f"{_RULE}: at step {step + 1} {share:.1%} of the {self.engine.name} engine's tokens could not have been drawn "
+                f"with top-k {wanted.top_k} and top-p {wanted.top_p:g}.\n{_ADVICE}"
+            )
+        return {"parity/temperature": estimate}
 
     @torch.no_grad()
     def _log_q(self, batches: list[MicroBatch], count: int) -> Tensor:
@@ -217,6 +215,17 @@ _ADVICE = (
 
 def _saved_name(name: str) -> str:
     return name.replace(f".{ADAPTER}.", ".")
+
+
+def _peak(grid: list[float], evidence: list[float]) -> float:
+    """Returns where the parabola through the largest of `evidence` and its neighbours, over log temperature, peaks."""
+    best = max(range(len(grid)), key=evidence.__getitem__)
+    if best in (0, len(grid) - 1) or not all(map(math.isfinite, evidence[best - 1 : best + 2])):
+        return grid[best]
+    (x0, x1, x2), (y0, y1, y2) = (map(math.log, grid[best - 1 : best + 2]), evidence[best - 1 : best + 2])
+    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    curve = (right - left) / (x2 - x0)
+    return math.exp((x0 + x1) / 2 - left / (2 * curve)) if curve < 0 else grid[best]
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
