@@ -139,8 +139,11 @@ class Guard:
             parts.append(tempered_logprobs(hidden, self.student.head, batch.student_ids, wanted, grid))
         logprobs = torch.cat(parts).double()
         possible = logprobs[:, _ONE].isfinite()  # rounding may put a token just outside top-k or top-p
-        likelihood = logprobs[possible].sum(0)
-        self.evidence = self.evidence + (likelihood - likelihood[_ONE]).cpu()
+        # A thousandth of chance in the other temperatures, or one token outside their top-p would rule them out for ever.
+        floor = math.log(1e-3 / self.student.head.shape[0])
+        others = torch.logaddexp(logprobs + math.log1p(-1e-3), torch.full_like(logprobs, floor))
+        others[:, _ONE] = logprobs[:, _ONE]
+        self.evidence = self.evidence + (others - logprobs[:, _ONE, None])[possible].sum(0).cpu()
         others = torch.cat([self.evidence[:_ONE], self.evidence[_ONE + 1 :]])
         estimate = _peak(grid, self.evidence.tolist())
         odds = (others.logsumexp(0) - math.log(len(others))).item()
@@ -152,7 +155,7 @@ class Guard:
         if not (share := 1.0 - possible.double().mean().item()) <= IMPOSSIBLE_SHARE:
             raise UserError(
                 f"{_RULE}: at step {step + 1} {share:.1%} of the {self.engine.name} engine's tokens could not have been drawn "
-                f"with top-k {wanted.top_k} and top-p {wanted.top_p:g}.\n{_ADVICE}"
+                f"at temperature {wanted.temperature:g} with top-k {wanted.top_k} and top-p {wanted.top_p:g}.\n{_ADVICE}"
             )
         return {"parity/temperature": estimate}
 
