@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -22,13 +23,19 @@ from poweropd_lite.update import engine_logprobs
 CPU = torch.device("cpu")
 
 
+@functools.cache
+def loaded():
+    config = load_config("bundled")
+    pair = load_pair(config)
+    return pair, [p.ids for p in load_prompts(training_source(config), pair.tokenizer, config)[0]]
+
+
 class Bench:
     """A student, an engine and a guard, without a trainer: `step` moves the weights at random, samples and checks."""
 
     def __init__(self, dtype=torch.float32, size=0.02, **settings) -> None:
         self.config = load_config("bundled", **{"guard_every": 1, **settings})
-        self.pair, self.size = load_pair(self.config), size
-        self.prompts = [p.ids for p in load_prompts(training_source(self.config), self.pair.tokenizer, self.config)[0]]
+        (self.pair, self.prompts), self.size = loaded(), size
         self.student = load_student(self.config, CPU, dtype)
         self.engine = LoopEngine(self.student, self.pair.stop_ids, say=print)
         self.sampling = Sampling(
@@ -196,9 +203,9 @@ def test_the_temperature_is_the_peak_of_a_parabola():
 
 
 def test_chance_does_not_add_up_to_an_alarm():
-    """Forty checks of a sound engine: the evidence for other temperatures falls, it does not wander up."""
+    """Twenty checks of a sound engine: the evidence for other temperatures falls, it does not wander up."""
     bench = Bench()
-    for _ in range(40):
+    for _ in range(20):
         bench.step(rows=16)
     others = [e for i, e in enumerate(bench.guard.evidence.tolist()) if RATIOS[i] != 1.0]
     assert max(others) < 0
