@@ -1,5 +1,7 @@
 """One optimizer step against its plain definition on full logits in float64, for every reward, score and stop mode."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import make_rollouts
@@ -60,7 +62,8 @@ def plain_gradient(case, pair, config):
         z = student.model(input_ids=ids).logits[0, place]
         with torch.no_grad():
             z_teacher = teacher.model(input_ids=ids).logits[0, place]
-        facts.append((z, z_teacher, torch.tensor(student_ids)[:, None], torch.tensor(teacher_ids)[:, None]))
+        engine = torch.tensor(rollout.logprobs[: len(student_ids)], dtype=torch.float64)
+        facts.append((z, z_teacher, torch.tensor(student_ids)[:, None], torch.tensor(teacher_ids)[:, None], engine))
     z, z_teacher = torch.cat([f[0] for f in facts]), torch.cat([f[1] for f in facts])
     ids, teacher_ids = torch.cat([f[2] for f in facts]), torch.cat([f[3] for f in facts])
     log_q_all, log_p_all = z.log_softmax(-1), z_teacher.log_softmax(-1)
@@ -85,6 +88,9 @@ def plain_gradient(case, pair, config):
         "tanh": (ratio / 5).tanh(),
         "zscore": (ratio - ratio.mean()) / ratio.std(correction=0),
     }
+    if config.importance_cap is not None:
+        weight = (log_q.detach() - torch.cat([f[4] for f in facts])).exp().clamp_max(config.importance_cap)
+        reward = {name: value * weight for name, value in reward.items()}
     if config.reward == "full_kl":
         total = (log_q_all.exp() * (log_q_all - log_p_all)).sum()
     else:
@@ -120,6 +126,26 @@ def test_gradient_equals_the_definition_in_every_stop_mode(case, pair, stop_mode
     got, metrics = step_gradient(case, pair, config)
     assert relative(got, wanted) < 1e-6
     assert metrics["tokens/loss"] == count
+
+
+@pytest.mark.parametrize("reward", ["power", "zscore"])
+def test_importance_weights_multiply_the_reward_and_are_capped(case, pair, reward):
+    """An engine whose log-probs are off by up to one nat: weights e^(log q - engine's), at most 1.5."""
+    student, teacher, rollouts, sampling = case
+    generator = torch.Generator().manual_seed(0)
+    off = [
+        dataclasses.replace(r, logprobs=tuple(x + e for x, e in zip(r.logprobs, noise.tolist(), strict=True)))
+        for r in rollouts
+        for noise in [torch.rand(len(r.logprobs), generator=generator) * 2 - 1]
+    ]
+    config = load_config("bundled", reward=reward, importance_cap=1.5, max_grad_norm=1e9, token_budget=400)
+    changed = (student, teacher, off, sampling)
+    wanted, _ = plain_gradient(changed, pair, config)
+    got, metrics = step_gradient(changed, pair, config)
+    assert relative(got, wanted) < 1e-5
+    unweighted, _ = step_gradient(changed, pair, load_config("bundled", reward=reward, max_grad_norm=1e9))
+    assert relative(got, unweighted) > 0.05
+    assert 0.1 < metrics["importance/capped_share"] < 0.5 and 0.5 < metrics["importance/mean"] < 1.5
 
 
 def test_the_clip_comes_after_the_division_by_n(case, pair):

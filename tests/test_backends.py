@@ -1,0 +1,100 @@
+"""What is chosen where, and what is refused: vLLM and Unsloth themselves are tested in tests/engines."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import run_train
+
+from poweropd_lite import backends
+from poweropd_lite.config import load_config
+from poweropd_lite.engine_vllm import base_bytes, cache_bytes, lora_rank_limit
+from poweropd_lite.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A machine without vLLM and Unsloth, whatever this one has."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("vllm", "unsloth") else real(name))
+
+
+def test_auto_says_why_it_takes_what_is_there(bare):
+    config = load_config("bundled")
+    assert backends.choose_loader(config) == backends.Choice("peft", "Unsloth is not installed")
+    assert backends.choose_engine(config, CPU, "peft") == backends.Choice("loop", "vLLM is not installed")
+
+
+def test_what_is_asked_for_and_absent_is_refused_with_what_to_type(bare):
+    with pytest.raises(UserError, match="Unsloth is not installed; type --loader peft"):
+        backends.choose_loader(load_config("bundled", loader="unsloth"))
+    with pytest.raises(UserError, match="vLLM is not installed; type --engine loop"):
+        backends.choose_engine(load_config("bundled", engine="vllm"), CPU, "peft")
+
+
+def test_what_vllm_cannot_serve_goes_to_the_loop():
+    reasons = {
+        "full_finetune": (True, "full fine-tuning has none"),
+        "modules_to_save": ("embed_tokens", "embed_tokens is trained whole"),
+        "lora_rank": (600, "rank 512 at most, not 600"),
+        "student_bits": (4, "16-bit weights what is trained on 4-bit ones"),
+    }
+    for name, (value, reason) in reasons.items():
+        choice = backends.choose_engine(load_config("bundled", **{name: value}), CPU, "peft")
+        assert choice.name == "loop" and reason in choice.why
+    shared = backends.vllm_unfit(load_config("bundled", student_bits=4), torch.device("cuda"), "unsloth")
+    assert shared is None  # Unsloth on CUDA shares its 4-bit weights with vLLM
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--engine", "vllm", "--full-finetune"], "engine vllm is sent an adapter, and nothing else can be trained"),
+        (["--student-bits", "4", "--full-finetune"], "a 4-bit weight can't be; type --student-bits 16"),
+        (["--importance-cap", "2", "--reward", "full_kl"], "full_kl has no reward to weigh"),
+        (["--importance-cap", "0.5"], "importance_cap"),
+        (["--student-bits", "8"], "student_bits"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused_before_anything_loads(flags, message, tmp_path):
+    done = run_train("--config", "bundled", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_4_bit_student_trains(tmp_path):
+    flags = ["--config", "bundled", "--student-bits", "4", "--steps", "3", "--eval-data", "none", "--eval-every", "0"]
+    done = run_train(*flags, "--engine", "loop", "--loader", "peft", "--output", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "student bundled (LoRA on a 4-bit base: 116,736 trained, float32)" in done.stdout
+
+
+def test_the_sizes_vllm_is_given():
+    config = load_config("bundled")  # 128 + 112 tokens, 32 of them; 3 layers of 2 heads of 32, keys and values
+    assert cache_bytes(config, torch.float32) == 32 * (240 + 128) * 3 * 2 * 2 * 32 * 4
+    # a tied head of 512 x 128; a layer's attention, MLP and norms; the last norm
+    layer = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 384 + 2 * 128 + 2 * 32
+    assert base_bytes(config, torch.float32) == 4 * (512 * 128 + 3 * layer + 128)
+    assert [lora_rank_limit(r) for r in (1, 2, 16, 33, 512)] == [1, 8, 16, 64, 512]
+    with pytest.raises(UserError, match="rank 512 at most"):
+        lora_rank_limit(513)
+
+
+def test_doctor_says_what_is_here_and_what_a_run_would_use(tmp_path):
+    command = [sys.executable, "-m", "poweropd_lite.doctor", "--env"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"torch         {torch.__version__}" in done.stdout
+    assert "a run would use\n  dtype " in done.stdout and "\n  loader " in done.stdout and "\n  engine " in done.stdout
+    assert "NF4 runs here (error of a random 256 x 256 product: 9." in done.stdout
+    if importlib.util.find_spec("vllm") is None:
+        assert "vllm: pip install -r requirements.txt" in done.stdout
+    bare = subprocess.run(command[:3], capture_output=True, text=True, cwd=tmp_path)
+    assert (bare.returncode, bare.stderr) == (
+        2,
+        "error: nothing to examine; type python -m poweropd_lite.doctor --env\n",
+    )
