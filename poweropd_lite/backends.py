@@ -4,6 +4,7 @@ vLLM and Unsloth are taken where they are installed and can run, PEFT and the bu
 they are taken or refused with the reason.
 """
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,13 +64,16 @@ def vllm_unfit(config: Config, device: "torch.device", loader: str) -> str | Non
         return f"vLLM serves adapters of rank {LORA_RANKS[-1]} at most, not {config.lora_rank}"
     if config.student_bits == 4 and not (loader == "unsloth" and device.type == "cuda"):
         return "vLLM would sample from 16-bit weights what is trained on 4-bit ones (only Unsloth on CUDA shares them)"
+    if config.student_bits == 4 and importlib.util.find_spec("vllm_bnb_plugin") is None:
+        return "vLLM serves 4-bit weights through a plugin, which is not installed (pip install vllm-bnb-plugin)"
     return None
 
 
 def vllm_fault(device_type: str) -> str | None:
     """Returns why vLLM can't run on this machine, or None."""
     if importlib.util.find_spec("vllm") is None:
-        return "vLLM is not installed"
+        # Unsloth hides a vLLM whose compiled part does not load.
+        return "vLLM is installed, but does not load here" if _version("vllm") else "vLLM is not installed"
     try:
         from vllm.platforms import current_platform
     except Exception as error:  # it loads compiled code, which fails in its own ways
@@ -107,6 +111,13 @@ def load_engine(
     from poweropd_lite.engine_loop import LoopEngine
 
     return LoopEngine(student, stop_ids, say)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _short(error: Exception) -> str:

@@ -20,8 +20,19 @@ if TYPE_CHECKING:
     from poweropd_lite.student import Student
 
 
-# What may differ between the sittings of one run: where it is, when it ends, and what is only written down.
-MAY_CHANGE = {"output", "steps", "keep_checkpoints", "save_every", "sample_every", "tracker", "guard_every"}
+# What may differ between the sittings of one run: where it is, when it ends, what is only written down, and with which
+# software the same numbers are computed (on a machine that lacks the first one's).
+MAY_CHANGE = {
+    "output",
+    "steps",
+    "keep_checkpoints",
+    "save_every",
+    "sample_every",
+    "tracker",
+    "guard_every",
+    "engine",
+    "loader",
+}
 
 
 @dataclass

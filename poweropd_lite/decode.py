@@ -62,6 +62,7 @@ class Decoder:
 
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
         """Starts a batch: left-padded ids and their validity [B, S], room for `length` columns; returns the last hidden [B, D]."""
+        self.release()  # the cache of the batch before
         lines, width = ids.shape
         shape = (len(self.layers), lines, self.kv_heads, length, self.head_size)
         # Zeros, not garbage: columns that are masked out are still multiplied by 0, and 0 times NaN is NaN.
@@ -120,7 +121,7 @@ class Decoder:
             x = x + layer.out(out.reshape(lines * new, -1))
             gate, up = layer.gate_up(self._rms(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
-        return self._rms(x, self.norm)
+        return self._rms(x, self.norm).to(self.dtype)
 
     def _rms(self, x: Tensor, norm: nn.Module) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], norm.weight, self.eps)

@@ -64,7 +64,7 @@ class AnyDecoder:
                 past_key_values=self.cache,
                 use_cache=True,
             )
-        return out.last_hidden_state[:, -1]
+        return out.last_hidden_state[:, -1].to(self.dtype)
 
 
 class RowCache(Cache):

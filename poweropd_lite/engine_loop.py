@@ -16,6 +16,7 @@ from poweropd_lite.decode import Decoder, Unlike
 from poweropd_lite.decode_any import AnyDecoder
 from poweropd_lite.errors import UserError
 from poweropd_lite.logprobs import Sampling, float_logits, kept_ids
+from poweropd_lite.memory import is_out_of_memory
 from poweropd_lite.models import final_hidden
 from poweropd_lite.rollout import Draws, Rollout
 from poweropd_lite.student import Student
@@ -51,7 +52,9 @@ class LoopEngine:
             rows = Draws(draws.seed, draws.purpose, draws.step, draws.rows[part])
             try:
                 done += self._sample(prompts[part], rows.uniforms(longest), sampling, longest)
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if lines == 1:
                     width = max(map(len, prompts)) + longest
                     raise UserError(
@@ -62,7 +65,8 @@ class LoopEngine:
             else:
                 continue
             self.decoder.release()  # outside the handler, whose traceback holds the tensors of the failed try
-            torch.cuda.empty_cache()
+            if self.student.device.type == "cuda":
+                torch.cuda.empty_cache()
             self.say(f"out of memory with {lines} completions at once: from now on {self.most_lines} at a time")
         return done
 
@@ -156,6 +160,8 @@ def _decode_fixed(decoder: Decoder, batch: _Batch, sampling: Sampling, graphs: b
             return
         bucket = min(total, -(-(batch.width + t) // BUCKET) * BUCKET)
         if bucket != captured_bucket:
+            if graph is not None:
+                torch.cuda.synchronize()  # its memory goes with it
             graph, captured_bucket = None, bucket
             step.run(bucket)
         elif not graphs:
@@ -258,5 +264,7 @@ def _check(decoder: Decoder, student: Student) -> None:
 
 
 def _memory() -> str:
+    if not torch.cuda.is_available():
+        return "the machine has no more"
     free, total = torch.cuda.mem_get_info()
     return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from poweropd_lite.student import Student
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM builds its LoRA kernels for
+MOST_FORBIDDEN = 1024  # logit biases a request, in vLLM's CUDA runner
 _GIB = 2**30
 _OVERHEAD = 2 * _GIB  # activations, CUDA graphs and workspaces of a small model
 
@@ -83,6 +84,11 @@ class VllmEngine:
         from vllm import SamplingParams
 
         forbidden = [] if sampling.forbidden is None else sampling.forbidden.tolist()
+        if len(forbidden) > MOST_FORBIDDEN:
+            raise UserError(
+                f"{len(forbidden):,} ids of the student must never be sampled, and vLLM can leave out {MOST_FORBIDDEN:,} at "
+                "most; type --engine loop"
+            )
         return SamplingParams(
             temperature=0.0 if sampling.top_k == 1 else sampling.temperature,
             top_k=sampling.top_k,

@@ -82,11 +82,13 @@ def kept_ids(logits: Tensor, sampling: Sampling) -> Tensor:
     if not sampling.truncates:
         allowed = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
         if sampling.forbidden is not None:
-            allowed[sampling.forbidden] = False
+            allowed.index_fill_(
+                0, sampling.forbidden, False
+            )  # (assigning by index would make a card wait for the host)
         return allowed.expand(logits.shape)
     z = logits.clone()
     if sampling.forbidden is not None:
-        z[..., sampling.forbidden] = -torch.inf
+        z.index_fill_(-1, sampling.forbidden, -torch.inf)
     largest = z.topk(min(sampling.top_k, z.shape[-1])).values if sampling.top_k else z.sort(descending=True).values
     limit = largest[..., -1:].clamp_min(torch.finfo(z.dtype).min)  # a forbidden id is below any limit
     if sampling.top_p < 1.0:

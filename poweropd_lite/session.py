@@ -79,7 +79,12 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(config, device)
+    if device.type == "cuda":
+        # It would plan anew for each of the many lengths here, tens of milliseconds at a time (Hopper and newer).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     engine_choice = choose_engine(config, device, loader.name)
+    # What auto found is the run's from now on: resumed where more is installed, it goes on as it began.
+    config = config.model_copy(update={"loader": loader.name, "engine": engine_choice.name})
     if config.optimizer == "adamw8bit" and device.type != "cuda":
         raise UserError("optimizer adamw8bit needs a CUDA card, and none is here; type --optimizer adamw")
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
@@ -109,6 +114,7 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     shared = loader.name == "unsloth" and engine_choice.name == "vllm" and device.type == "cuda"
     student = load_student(config, device, dtype, loader.name, fast_inference=shared)
     engine = load_engine(engine_choice, student, config, pair.stop_ids, say)
+    engine.release()  # asleep, where it can be, while the teacher is quantised
     teacher = load_teacher(config, device, dtype)
     parameters = student.trainable()
     trained = sum(p.numel() for p in parameters.values())

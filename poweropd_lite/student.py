@@ -50,7 +50,8 @@ class Student:
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T]."""
         self.model.train()  # transformers recomputes activations (gradient checkpointing) in this mode only
         with self.compute():
-            return final_hidden(self.model, ids)
+            # With float32 master weights the residual stream is float32; the head's product is of `dtype`, as any other.
+            return final_hidden(self.model, ids).to(self.dtype)
 
     @contextmanager
     def without_adapter(self) -> "Iterator[None]":
@@ -154,7 +155,7 @@ def explained(config: Config) -> "Iterator[None]":
     """Turns what PEFT says of impossible targets into a UserError."""
     try:
         yield
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError) as error:
         raise UserError(
             f"PEFT can't put an adapter on '{config.lora_targets}' and train '{config.modules_to_save}' whole: {error}"
         ) from None

@@ -34,6 +34,7 @@ def load_unsloth(
             "fast_inference": True,
             "gpu_memory_utilization": memory_share(config, device, dtype),
             "max_lora_rank": lora_rank_limit(config.lora_rank),
+            "training": False,  # of its vLLM: else the log-probs come back tempered and truncated
         }
     with explained_load(config.student, "student", "causal language model"):
         model, _ = FastLanguageModel.from_pretrained(
@@ -45,6 +46,7 @@ def load_unsloth(
             use_gradient_checkpointing=checkpointing,
             trust_remote_code=config.trust_remote_code,
             use_exact_model_name=True,  # not a quantised copy under another name
+            offload_embedding=False,
             **options,
         )
     quiet_dropout(model)

@@ -1,9 +1,9 @@
 """Measures this project on a card: `python benchmarks/gpu/run.py --out gpu_results`.
 
 Correctness first, then whole steps of Qwen3's true shapes with random weights. It runs from a checkout on Python 3.11 or
-3.12 with torch 2.11 or newer, transformers and peft, without the hub; bitsandbytes (else the teacher stays in 16 bits) and
+3.12 with torch 2.11 or newer, transformers, peft and pydantic, without the hub; bitsandbytes (else the teacher stays in 16 bits) and
 vLLM are used where they are installed. Parts run one after the other, each in a process of its own that is stopped after four
-minutes; each writes its JSON as it ends, so what was measured before a stop stays. `--part NAME` runs one, `--table` only
+minutes; each writes its JSON (and what it printed, as a log) as it ends, so what was measured before a stop stays. `--part NAME` runs one, `--table` only
 prints the table, `--tiny` runs everything in small shapes on whatever is here (the tests do).
 """
 
@@ -111,23 +111,30 @@ def main() -> int:
             print(f"{part}: left out, vLLM is not installed", flush=True)
             continue
         command = [sys.executable, __file__, "--here", "--part", part, "--out", str(args.out)]
+        (args.out / f"{part}.json").unlink(missing_ok=True)
         try:
             done = subprocess.run(
                 command + ["--tiny"] * args.tiny, capture_output=True, text=True, timeout=LIMIT_SECONDS
             )
-            fault = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+            (args.out / f"{part}.log").write_text(done.stdout + done.stderr)
+            fault = ""
+            if done.returncode:
+                lines = [line for line in done.stderr.splitlines() if "Error" in line]
+                fault = lines[-1] if lines else f"ended with code {done.returncode}"
         except subprocess.TimeoutExpired:
-            fault = [f"stopped after {LIMIT_SECONDS} s"]
+            fault = f"stopped after {LIMIT_SECONDS} s"
         if fault:
-            (args.out / f"{part}.json").write_text(json.dumps({"failed": fault[0][:300]}))
-            print(f"{part}: {fault[0]}", flush=True)
+            (args.out / f"{part}.json").write_text(json.dumps({"failed": fault[:300]}))
+            print(f"{part}: {fault} (see {part}.log)", flush=True)
             if part in ("card", "correct"):
                 return 1
         else:
             print(f"{part}: done", flush=True)
         if part == "correct" and json.loads((args.out / "correct.json").read_text())["faults"]:
             break
-    print("\n" + table(args.out))
+    text = table(args.out)
+    (args.out / "table.md").write_text(text + "\n")
+    print("\n" + text)
     correct = args.out / "correct.json"
     return int(correct.exists() and bool(json.loads(correct.read_text()).get("faults")))
 

@@ -45,6 +45,10 @@ SHAPES = {
 }
 
 
+if torch.cuda.is_available():
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in a run (session.py)
+
+
 def device() -> torch.device:
     """The card, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

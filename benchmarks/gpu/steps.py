@@ -86,6 +86,9 @@ def measure(
     )
     again = 1 if config.gradient_checkpointing else 0
     passes = (3 if full else 2) + again  # forward, gradient of activations, of weights; and the forward again
+    head_passes = (
+        4 if full else 2
+    )  # a trained head's chunks are made again in the backward pass, a frozen one's are not
     return {
         "student": student_name,
         "teacher": f"{teacher_name}, {bits} bits",
@@ -102,7 +105,7 @@ def measure(
         "tokens_per_second": tokens / seconds,
         "rollout_tokens_per_second": tokens / phases.seconds["rollout"],
         "teacher_tflops": teacher_flops / phases.seconds["teacher"] / 1e12,
-        "student_tflops": 2 * passes * (weights * read + head * tokens) / phases.seconds["student"] / 1e12,
+        "student_tflops": 2 * (passes * weights * read + head_passes * head * tokens) / phases.seconds["student"] / 1e12,
         # every token of the batch reads the weights, the head and half of the longest cache
         "rollout_gb_per_second": new * (weights + head + batch * (read / batch / 2) * cache_width(student_name)) * 2
         / phases.seconds["rollout"] / 1e9,
