@@ -43,8 +43,8 @@ class VllmEngine:
         self.shared = hasattr(student.model, "vllm_engine")  # Unsloth's fast inference
         self.llm = student.model.vllm_engine if self.shared else _start(config, student.device, student.dtype)
         self.dtype = self.llm.llm_engine.model_config.dtype
-        ram = Path("/dev/shm")
-        self.folder = Path(tempfile.mkdtemp(prefix="poweropd-", dir=ram if os.access(ram, os.W_OK) else None))
+        self.temporary = _adapter_folder()  # removed when the process ends, however it ends but by SIGKILL
+        self.folder = Path(self.temporary.name)
         self.number, self.request, self.asleep = 0, None, False
         self.sent: Path | None = None  # the adapter that is being served
         self.sent_before: Path | None = None  # the one before it, by which the guard knows a stale one
@@ -121,10 +121,20 @@ class VllmEngine:
 
     def close(self) -> None:
         """Ends vLLM and removes the adapters that were sent."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.temporary.cleanup()
         if not self.shared:
             self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
+
+
+def _adapter_folder() -> "tempfile.TemporaryDirectory":
+    """Makes a folder in memory, where there is such, and clears up after processes that were killed."""
+    place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+    for old in place.glob("poweropd-adapters-*-*"):
+        owner = old.name.split("-")[2]
+        if owner.isdigit() and Path("/proc/self").exists() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"poweropd-adapters-{os.getpid()}-", dir=place)
 
 
 def _start(config: Config, device: "torch.device", dtype: "torch.dtype") -> Any:

@@ -99,13 +99,14 @@ def _load_peft(config: Config, device: "torch.device", dtype: "torch.dtype") -> 
     else:
         kept = torch.float32 if config.full_finetune else dtype
         base = load_causal_lm(config.student, "student", config, kept).to(device)
-    model = base.requires_grad_(True) if config.full_finetune else _with_adapter(base, config)
+    model = base.requires_grad_(True) if config.full_finetune else with_adapter(base, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def _with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
+def with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
+    """Returns the frozen `base` with a LoRA adapter of the config's seed on it."""
     import torch
     from peft import LoraConfig, get_peft_model
 

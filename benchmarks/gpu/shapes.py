@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from source
 from poweropd_lite.config import Config, load_config
 from poweropd_lite.logprobs import Sampling
 from poweropd_lite.models import quiet_dropout
-from poweropd_lite.student import Student, adapter_modules
+from poweropd_lite.student import Student, with_adapter
 from poweropd_lite.teacher import Teacher
 
 VOCABULARY, TOKENS = 151_936, 151_669  # rows of the head, and ids that the tokenizer has
@@ -86,20 +86,9 @@ def make(name: str, dtype: torch.dtype):
 
 def make_student(name: str, config: Config, dtype: torch.dtype) -> Student:
     """Returns a student as load_student makes it, from random weights."""
-    from peft import LoraConfig, get_peft_model
-
     model = make(name, torch.float32 if config.full_finetune else dtype)
     if not config.full_finetune:
-        wanted, _ = adapter_modules(model, config)
-        torch.manual_seed(config.seed)
-        lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=0.0,
-            target_modules=wanted,
-            task_type="CAUSAL_LM",
-        )
-        model = get_peft_model(model.requires_grad_(False), lora)
+        model = with_adapter(model, config)
         for p in model.parameters():
             if p.requires_grad:
                 p.data = p.data.float()
