@@ -133,7 +133,7 @@ def make_sampler(engine: str, student, config: Config, stops: frozenset[int]):
     else:
         from poweropd_lite.engine_vllm import VllmEngine
 
-        built = VllmEngine(student, config, stops, say=print)
+        built = VllmEngine(student, config, stops)
 
     def sample(prompts, draws, sampling, longest):
         built.sync()  # as in every step of training

@@ -60,6 +60,8 @@ def vllm_unfit(config: Config, device: "torch.device", loader: str) -> str | Non
         return "vLLM is sent an adapter, and full fine-tuning has none"
     if config.modules_to_save:
         return f"vLLM is sent an adapter alone, and {config.modules_to_save} is trained whole"
+    if {"embed_tokens", "lm_head"} & {name.strip() for name in config.lora_targets.split(",")}:
+        return "vLLM takes no adapter on an embedding from here"
     if config.lora_rank > LORA_RANKS[-1]:
         return f"vLLM serves adapters of rank {LORA_RANKS[-1]} at most, not {config.lora_rank}"
     if config.student_bits == 4 and not (loader == "unsloth" and device.type == "cuda"):
@@ -107,7 +109,7 @@ def load_engine(
     if choice.name == "vllm":
         from poweropd_lite.engine_vllm import VllmEngine
 
-        return VllmEngine(student, config, stop_ids, say)
+        return VllmEngine(student, config, stop_ids)
     from poweropd_lite.engine_loop import LoopEngine
 
     return LoopEngine(student, stop_ids, say)

@@ -32,6 +32,7 @@ MAY_CHANGE = {
     "guard_every",
     "engine",
     "loader",
+    "token_budget",
 }
 
 

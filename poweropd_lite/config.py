@@ -224,6 +224,12 @@ class Config(BaseModel):
             return self.lr
         return 5e-7 if self.full_finetune else 5e-6
 
+    @property
+    def longest_rollout(self) -> int:
+        """The most tokens that a prompt and its completion may have, in training and evaluation."""
+        longest = max(self.max_new_tokens, (self.eval_max_new_tokens or 0) if self.eval_data else 0)
+        return self.max_prompt_tokens + longest
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         problems = []

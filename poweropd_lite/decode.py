@@ -1,6 +1,6 @@
 """The student's forward written out for decoding: transformers' numbers, without what one token a row has no use for.
 
-Covers models built like Llama, Qwen2 and Qwen3: grouped-query attention, RMS norms, rotary positions, a gated MLP. A
+Covers Llama, Mistral, Qwen2 and Qwen3: grouped-query attention, RMS norms, rotary positions, a gated MLP. A
 `Decoder` is checked against the model itself when it is made; for any other model `make_decoder` returns one that calls
 transformers (decode_any.py), which is slower and says so.
 
@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poweropd_lite.adapter import ADAPTER
 from poweropd_lite.models import head_weight, model_body
 
 if TYPE_CHECKING:
     from poweropd_lite.student import Student
 
-ADAPTER = "default"  # PEFT's own name for a model's first adapter
+KNOWN = ("llama", "mistral", "qwen2", "qwen3")  # the model types that this forward is the forward of
 
 
 class Unlike(Exception):
@@ -38,6 +39,10 @@ class Decoder:
     def __init__(self, student: "Student") -> None:
         body, self.student, self.dtype = model_body(student.model), student, student.dtype
         config = body.config
+        if config.model_type not in KNOWN:
+            raise Unlike(f"its type is {config.model_type}")
+        if hasattr(body.embed_tokens, "lora_embedding_A"):
+            raise Unlike("its embedding has an adapter")
         if getattr(config, "hidden_act", None) != "silu":
             raise Unlike(f"its activation is {getattr(config, 'hidden_act', None)}")
         self.kv_heads = config.num_key_value_heads
@@ -62,7 +67,7 @@ class Decoder:
 
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
         """Starts a batch: left-padded ids and their validity [B, S], room for `length` columns; returns the last hidden [B, D]."""
-        self.release()  # the cache of the batch before
+        self.drop_cache()  # of the batch before
         lines, width = ids.shape
         shape = (len(self.layers), lines, self.kv_heads, length, self.head_size)
         # Zeros, not garbage: columns that are masked out are still multiplied by 0, and 0 times NaN is NaN.
@@ -85,9 +90,16 @@ class Decoder:
         """Keeps only these lines of the cache [K] int64, in order."""
         self.keys, self.values = self.keys[:, lines], self.values[:, lines]
 
-    def release(self) -> None:
+    def drop_cache(self) -> None:
         """Frees the cache."""
         self.keys = self.values = torch.empty(0)
+
+    def release(self) -> None:
+        """Frees the cache and every copy of a weight; `sync` makes them anew."""
+        self.drop_cache()
+        for layer in self.layers:
+            layer.release()
+        self.head = torch.empty(0)
 
     @torch.no_grad()
     def _forward(self, ids: Tensor, positions: Tensor, column, width: int, mask: Tensor) -> Tensor:
@@ -149,6 +161,10 @@ class _Layer:
             self.qk_eps = getattr(self.norms[0], "variance_epsilon", 1e-6)
             pairs = zip(self.norms, self.head_counts, strict=True)
             self.qk_norm = torch.cat([n.weight.expand(count, -1) for n, count in pairs]).to(self.dtype)
+
+    def release(self) -> None:
+        for projection in (self.qkv, self.out, self.gate_up, self.down):
+            projection.weight = projection.down = None
 
 
 class _Projection:

@@ -48,9 +48,13 @@ class AnyDecoder:
         for layer in self.cache.layers:
             layer.keep(lines)
 
-    def release(self) -> None:
+    def drop_cache(self) -> None:
         """Frees the cache."""
         self.cache = RowCache(0)
+
+    def release(self) -> None:
+        """Frees the cache."""
+        self.drop_cache()
 
     @torch.no_grad()
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:

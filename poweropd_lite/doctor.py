@@ -5,7 +5,6 @@ Versions, the card, bfloat16, which loader and engine `auto` takes and why, and 
 
 import importlib.metadata
 import platform
-import sys
 
 from poweropd_lite.config import load_config
 from poweropd_lite.errors import UserError, run_command
@@ -32,7 +31,7 @@ def environment() -> list[str]:
     import poweropd_lite
 
     lines = [f"poweropd_lite {poweropd_lite.__version__}, Python {platform.python_version()}, {platform.platform()}"]
-    missing = []
+    missing: dict[str, str] = {}
     for name, (use, command) in PACKAGES.items():
         try:
             version = importlib.metadata.version(name)
@@ -40,10 +39,10 @@ def environment() -> list[str]:
             version = _other_build(name)
         lines.append(f"  {name:13} {version or 'not installed':18} {use}")
         if version is None:
-            missing.append(f"  {name}: {command}")
-    if missing_needed := [name for name in NEEDED if any(line.startswith(f"  {name}:") for line in missing)]:
-        lines.append(f"can't run: {', '.join(missing_needed)} missing")
-        return lines + ["to get what is missing:", *missing]
+            missing[name] = f"  {name}: {command}"
+    how = ["to get what is missing:", *missing.values()] if missing else []
+    if needed := [name for name in NEEDED if name in missing]:
+        return [*lines, f"can't run: {', '.join(needed)} missing", *how]
 
     import torch
 
@@ -64,8 +63,7 @@ def environment() -> list[str]:
         f"  engine        {engine.name} ({engine.why}); full fine-tuning and --modules-to-save: loop",
         f"  teacher       {_nf4_line(device)}",
     ]
-    if missing:
-        lines += ["to get what is missing:", *missing]
+    lines += how
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         lines.append("HF_HUB_OFFLINE is 1: models and data come from the local cache alone")
     return lines
@@ -127,4 +125,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_command(main)

@@ -10,12 +10,13 @@ Left out: full fine-tuning and modules trained whole (vLLM holds the base; only 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.config import Config
 from poweropd_lite.errors import UserError
+from poweropd_lite.files import whole_folder
 from poweropd_lite.models import load_model_config, model_path
 from poweropd_lite.rollout import Draws, Rollout
 
@@ -36,14 +37,13 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(
-        self, student: "Student", config: Config, stop_ids: frozenset[int], say: Callable[[str], None]
-    ) -> None:
-        self.student, self.stop_ids, self.say = student, sorted(stop_ids), say
+    def __init__(self, student: "Student", config: Config, stop_ids: frozenset[int]) -> None:
+        self.student, self.stop_ids = student, sorted(stop_ids)
         self.shared = hasattr(student.model, "vllm_engine")  # Unsloth's fast inference
         self.llm = student.model.vllm_engine if self.shared else _start(config, student.device, student.dtype)
         self.dtype = self.llm.llm_engine.model_config.dtype
-        self.temporary = _adapter_folder()  # removed when the process ends, however it ends but by SIGKILL
+        room = 4 * sum(p.numel() * p.element_size() for p in student.trainable().values())
+        self.temporary = _adapter_folder(room)  # removed when the process ends, however it ends but by SIGKILL
         self.folder = Path(self.temporary.name)
         self.number, self.request, self.asleep = 0, None, False
         self.sent: Path | None = None  # the adapter that is being served
@@ -60,8 +60,9 @@ class VllmEngine:
         self.number += 1
         name = f"step-{os.getpid()}-{self.number}"
         folder = self.folder / name
-        # "auto" would ask the hub whether the embedding was resized.
-        self.student.model.save_pretrained(folder, save_embedding_layers=False)
+        with whole_folder(folder) as beside:
+            # "auto" would ask the hub whether the embedding was resized.
+            self.student.model.save_pretrained(beside, save_embedding_layers=False)
         if self.sent_before is not None:
             shutil.rmtree(self.sent_before)
         self.sent, self.sent_before = folder, self.sent
@@ -127,9 +128,11 @@ class VllmEngine:
         self.llm = None
 
 
-def _adapter_folder() -> "tempfile.TemporaryDirectory":
-    """Makes a folder in memory, where there is such, and clears up after processes that were killed."""
-    place = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+def _adapter_folder(room: int) -> "tempfile.TemporaryDirectory":
+    """Makes a folder in memory, where there are `room` bytes of it, and clears up after processes that were killed."""
+    ram = Path("/dev/shm")
+    fits = os.access(ram, os.W_OK) and shutil.disk_usage(ram).free > room
+    place = ram if fits else Path(tempfile.gettempdir())
     for old in place.glob("poweropd-adapters-*-*"):
         owner = old.name.split("-")[2]
         if owner.isdigit() and Path("/proc/self").exists() and not Path(f"/proc/{owner}").exists():
@@ -152,7 +155,7 @@ def _start(config: Config, device: "torch.device", dtype: "torch.dtype") -> Any:
             model=model_path(config.student, "student"),
             dtype=str(dtype).removeprefix("torch."),
             trust_remote_code=config.trust_remote_code,
-            max_model_len=_longest(config),
+            max_model_len=config.longest_rollout,
             max_num_seqs=max(config.batch_size, min(config.eval_batch_size, 4 * config.batch_size)),
             kv_cache_memory_bytes=cache,
             gpu_memory_utilization=memory_share(config, device, dtype) if cuda else 0.5,
@@ -171,8 +174,8 @@ def _start(config: Config, device: "torch.device", dtype: "torch.dtype") -> Any:
     except (ValueError, RuntimeError, MemoryError, AssertionError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(
-            f"vLLM did not start: {reason}\nIt needs about {weights / _GIB:.1f} GiB for the student's weights, "
-            f"{cache / _GIB:.1f} GiB for keys and values ({config.batch_size} completions of {_longest(config):,} tokens) and "
+            f"vLLM did not start: {reason}\nAs to memory, it needs about {weights / _GIB:.1f} GiB for the student's weights, "
+            f"{cache / _GIB:.1f} GiB for keys and values ({config.batch_size} completions of {config.longest_rollout:,} tokens) and "
             f"{_OVERHEAD / _GIB:.0f} GiB beside them{_free(device)}; lower --batch-size, --max-new-tokens or "
             "--max-prompt-tokens, or type --engine loop"
         ) from error
@@ -191,11 +194,12 @@ def lora_rank_limit(rank: int) -> int:
 def cache_bytes(config: Config, dtype: "torch.dtype") -> int:
     """Returns the bytes of keys and values of one batch of the longest rollouts, in vLLM's blocks of 16 tokens."""
     model_config = load_model_config(config.student, "student", config)[0].get_text_config()
-    heads, size = model_config.num_key_value_heads, getattr(model_config, "head_dim", None)
+    heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
+    size = getattr(model_config, "head_dim", None)
     size = size or model_config.hidden_size // model_config.num_attention_heads
     per_token = 2 * model_config.num_hidden_layers * heads * size * dtype.itemsize
     # One block more a completion, and 128 of vLLM's own: the CPU build's blocks are of 128 tokens.
-    return config.batch_size * (_longest(config) + 128) * per_token
+    return config.batch_size * (config.longest_rollout + 128) * per_token
 
 
 def base_bytes(config: Config, dtype: "torch.dtype") -> int:
@@ -215,10 +219,6 @@ def memory_share(config: Config, device: "torch.device", dtype: "torch.dtype") -
 
     need = base_bytes(config, dtype) + cache_bytes(config, dtype) + _OVERHEAD
     return round(min(0.9, need / torch.cuda.mem_get_info(device)[1]), 3)
-
-
-def _longest(config: Config) -> int:
-    return config.max_prompt_tokens + max(config.max_new_tokens, config.eval_max_new_tokens or 0)
 
 
 def _free(device: "torch.device") -> str:

@@ -1,14 +1,32 @@
 """Running out of memory: telling it from other errors, and going on with smaller micro-batches."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from poweropd_lite.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
 T = TypeVar("T")
+
+
+@contextmanager
+def explained_out_of_memory(what: str) -> "Iterator[None]":
+    """Turns running out of memory inside the block into a UserError that says in what."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"out of memory in {what}: {text}\ntrain a smaller student or a LoRA adapter, lower --lora-rank, or type "
+            "--optimizer adamw8bit (CUDA); a smaller --token-budget leaves more room beside the micro-batches"
+        ) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from poweropd_lite.adapter import ADAPTER
 from poweropd_lite.batch import MicroBatch, micro_batches
 from poweropd_lite.config import Config
-from poweropd_lite.decode import ADAPTER
 from poweropd_lite.errors import UserError
 from poweropd_lite.logprobs import Sampling, score_tokens, tempered_logprobs
 from poweropd_lite.rollout import Engine, Rollout
@@ -33,12 +33,18 @@ from poweropd_lite.student import Student
 
 FLOAT32_LIMIT = 1e-4  # mean |gap| in nats; measured 1e-6 to 1e-5
 HALF_FIRST_LIMIT = 0.1  # at the first step, in bfloat16 or float16
-HALF_FACTOR = 4.0  # later, times the gap of the first step
+HALF_FACTOR, HALF_FLOOR = 4.0, 0.02  # later: times the gap of the first step, and never below so many nats
+ERRORS = 6.0  # standard errors of the mean gap that are allowed for, in half precision: a few tokens prove nothing
 TOLD_APART = 3.0  # the adapter's effect counts once it is this many times the first gap
 RATIOS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # of other temperatures to the config's
 _ONE = RATIOS.index(1.0)
 SURE = 20.0  # log of how much likelier another temperature must be; chance alone gets there once in e^20 runs
+TELLING = 3.0  # log-likelihood between the grid's temperatures, below which an estimate would say nothing
 IMPOSSIBLE_SHARE = 0.01  # of tokens outside top-k and top-p, which rounding alone stays far below
+
+
+class RolloutMismatch(UserError):
+    """The engine samples from something other than the weights that are trained; these are as they were before the step."""
 
 
 class Guard:
@@ -56,7 +62,14 @@ class Guard:
         """The largest mean gap that passes, nats."""
         if self.student.dtype == torch.float32:
             return FLOAT32_LIMIT
-        return HALF_FIRST_LIMIT if self.first_gap is None else max(HALF_FACTOR * self.first_gap, 1e-3)
+        return HALF_FIRST_LIMIT if self.first_gap is None else max(HALF_FACTOR * self.first_gap, HALF_FLOOR)
+
+    def passes(self, gap: Tensor) -> bool:
+        """Whether these gaps [N] may be rounding."""
+        allowed = 0.0
+        if self.student.dtype != torch.float32:
+            allowed = ERRORS * gap.std(correction=0).item() / len(gap) ** 0.5
+        return gap.mean().item() - allowed <= self.limit
 
     def check(
         self, step: int, rollouts: Sequence[Rollout], log_q: Tensor, engine: Tensor, token_budget: int
@@ -64,10 +77,16 @@ class Guard:
         """Returns the metrics of step `step` (from 0), given the trainer's and the engine's log-probs [N] of its tokens.
 
         Passes of its own are in micro-batches of `token_budget` tokens.
-        Raises UserError, naming the fault with its numbers, if the engine samples from anything but the trained weights.
+        Raises RolloutMismatch, naming the fault with its numbers, if the engine samples from anything but the trained weights.
         """
-        compared = ~engine.isnan()  # every token but a final stop, in the order of the rollouts
+        compared = torch.tensor(_sampled(rollouts, self.config.stop_mode), device=log_q.device)
         log_q, engine = log_q[compared], engine[compared]
+        if not engine.isfinite().all():
+            lost = int((~engine.isfinite()).sum())
+            raise RolloutMismatch(
+                f"{_RULE}: at step {step + 1} the {self.engine.name} engine gave no log-prob for {lost:,} of {len(engine):,} "
+                f"tokens (NaN or infinity).\n{self._advice()}"
+            )
         gap = (log_q - engine).abs()
         if not gap.numel() or not log_q.isfinite().all():  # nothing to compare; weights that gave NaN drop the step
             return {}
@@ -77,7 +96,7 @@ class Guard:
         if full:
             self._same_dtype()
             self._same_adapter(step)
-        if full or not metrics["parity/gap"] <= self.limit:
+        if full or not self.passes(gap):
             batches = micro_batches(rollouts, token_budget, "mask", 0, self.student.device)
             facts = self._look_closer(step, batches, log_q, engine)
             metrics |= facts if due else {}  # that a run was resumed shows in no metric
@@ -87,12 +106,13 @@ class Guard:
         return metrics
 
     def _look_closer(self, step: int, batches: list[MicroBatch], log_q: Tensor, engine: Tensor) -> dict[str, float]:
-        gap = (engine - log_q).abs().mean().item()
-        if not gap <= self.limit:
-            raise UserError(
+        gaps = (engine - log_q).abs()
+        gap = gaps.mean().item()
+        if not self.passes(gaps):
+            raise RolloutMismatch(
                 f"{_RULE}: at step {step + 1} the {self.engine.name} engine's log-probs of {len(engine):,} sampled tokens are "
                 f"{gap:.3g} nats off the trainer's on average (at most {self.limit:.3g} passes). "
-                f"{self._whose(batches, engine, gap)}.\n{_ADVICE}"
+                f"{self._whose(batches, engine, gap)}.\n{self._advice()}"
             )
         metrics = self._temperature(step, batches)
         if self._adapter_is_zero():
@@ -100,10 +120,11 @@ class Guard:
         with self.student.without_adapter():
             off = self._log_q(batches, len(engine))
         effect, gap_off = (log_q - off).abs().mean().item(), (engine - off).abs().mean().item()
-        if effect > TOLD_APART * (self.first_gap or 0.0) and gap_off < gap:
-            raise UserError(
+        floor = 0.0 if self.student.dtype == torch.float32 else HALF_FLOOR
+        if effect > max(TOLD_APART * (self.first_gap or 0.0), floor) and gap_off < gap / 2:
+            raise RolloutMismatch(
                 f"{_RULE}: at step {step + 1} the {self.engine.name} engine's log-probs are nearer to those of the base without "
-                f"the adapter ({gap_off:.3g} nats) than with it ({gap:.3g}): the engine ignores the adapter.\n{_ADVICE}"
+                f"the adapter ({gap_off:.3g} nats) than with it ({gap:.3g}): the engine ignores the adapter.\n{self._advice()}"
             )
         return metrics | {"parity/adapter_effect": effect}
 
@@ -117,15 +138,16 @@ class Guard:
             return (
                 f"They are those of the base without the adapter ({off:.3g} nats off): the engine ignores the adapter"
             )
-        before = getattr(self.engine, "sent_before", None)
+        before = self.engine.sent_before
         if before is not None:
             with self._adapter_of(before):
                 stale = (engine - self._log_q(batches, len(engine))).abs().mean().item()
             if stale < gap / 3 and stale <= 3 * self.limit:
                 return f"They are those of the adapter of the step before ({stale:.3g} nats off): the engine's adapter is stale"
+        nor = "" if before is None else " nor of the adapter of the step before"
         return (
-            f"They are neither those of the base without the adapter ({off:.3g} nats off) nor of the adapter of the step before: "
-            "the engine has other base weights than the trainer, or reads other prompts"
+            f"They are not those of the base without the adapter ({off:.3g} nats off){nor}: the engine has other base weights "
+            "than the trainer, or reads other prompts"
         )
 
     @torch.no_grad()
@@ -143,21 +165,23 @@ class Guard:
         floor = math.log(1e-3 / self.student.head.shape[0])
         others = torch.logaddexp(logprobs + math.log1p(-1e-3), torch.full_like(logprobs, floor))
         others[:, _ONE] = logprobs[:, _ONE]
-        self.evidence = self.evidence + (others - logprobs[:, _ONE, None])[possible].sum(0).cpu()
+        here = (others - logprobs[:, _ONE, None])[possible].sum(0).cpu()
+        self.evidence = self.evidence + here
         others = torch.cat([self.evidence[:_ONE], self.evidence[_ONE + 1 :]])
-        estimate = _peak(grid, self.evidence.tolist())
         odds = (others.logsumexp(0) - math.log(len(others))).item()
         if odds > SURE:
-            raise UserError(
+            estimate = _peak(grid, self.evidence.tolist())
+            raise RolloutMismatch(
                 f"{_RULE}: at step {step + 1} the {self.engine.name} engine's tokens look drawn at temperature {estimate:.2f}, not "
-                f"{wanted.temperature:g} (they are e^{odds:.0f} times likelier so).\n{_ADVICE}"
+                f"{wanted.temperature:g} (they are e^{odds:.0f} times likelier so).\n{self._advice()}"
             )
         if not (share := 1.0 - possible.double().mean().item()) <= IMPOSSIBLE_SHARE:
-            raise UserError(
+            raise RolloutMismatch(
                 f"{_RULE}: at step {step + 1} {share:.1%} of the {self.engine.name} engine's tokens could not have been drawn "
-                f"at temperature {wanted.temperature:g} with top-k {wanted.top_k} and top-p {wanted.top_p:g}.\n{_ADVICE}"
+                f"at temperature {wanted.temperature:g} with top-k {wanted.top_k} and top-p {wanted.top_p:g}.\n{self._advice()}"
             )
-        return {"parity/temperature": estimate}
+        # Of this check alone: that a run was resumed shows in no metric.
+        return {"parity/temperature": _peak(grid, here.tolist())} if here.min() < -TELLING else {}
 
     @torch.no_grad()
     def _log_q(self, batches: list[MicroBatch], count: int) -> Tensor:
@@ -168,25 +192,34 @@ class Guard:
             out[batch.order] = scores.logprob.to(out.dtype)
         return out
 
+    def _advice(self) -> str:
+        other = (
+            "Type" if self.engine.name == "loop" else "Type --engine loop to sample with the trainer's own weights, or"
+        )
+        return (
+            f"Nothing was learnt from this step; the weights before it are saved, and --resume goes on from them. {other} python "
+            "-m poweropd_lite.doctor --env, and report what it prints with this message"
+        )
+
     def _same_dtype(self) -> None:
         if self.engine.dtype != self.student.dtype:
             ours, theirs = (str(d).removeprefix("torch.") for d in (self.student.dtype, self.engine.dtype))
-            raise UserError(
-                f"{_RULE}: the {self.engine.name} engine computes in {theirs}, the trainer in {ours}.\n{_ADVICE}"
+            raise RolloutMismatch(
+                f"{_RULE}: the {self.engine.name} engine computes in {theirs}, the trainer in {ours}.\n{self._advice()}"
             )
 
     def _same_adapter(self, step: int) -> None:
         """Compares the adapter that was sent with the one being trained, bit for bit."""
-        sent = getattr(self.engine, "sent", None)
+        sent = self.engine.sent
         if sent is None:
             return
         ours = {_saved_name(name): p for name, p in self.student.trainable().items()}
         theirs = _read(sent)
         wrong = [n for n, p in ours.items() if n not in theirs or not torch.equal(theirs[n].to(p.device), p.detach())]
         if wrong or set(theirs) - set(ours):
-            raise UserError(
+            raise RolloutMismatch(
                 f"{_RULE}: the adapter sent to {self.engine.name} before step {step + 1} is not the one being trained: "
-                f"{len(wrong)} of {len(ours)} tensors differ ({wrong[0] if wrong else 'some are extra'}).\n{_ADVICE}"
+                f"{len(wrong)} of {len(ours)} tensors differ ({wrong[0] if wrong else 'some are extra'}).\n{self._advice()}"
             )
 
     def _adapter_is_zero(self) -> bool:
@@ -210,14 +243,20 @@ class Guard:
 
 
 _RULE = "rollouts are not from the weights that are trained"
-_ADVICE = (
-    "Nothing was learnt from this step, and the last checkpoint stands. Type --engine loop to sample with the trainer's own "
-    "weights, or report it with the versions that python -m poweropd_lite.doctor --env prints"
-)
 
 
 def _saved_name(name: str) -> str:
-    return name.replace(f".{ADAPTER}.", ".")
+    return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
+
+
+def _sampled(rollouts: Sequence[Rollout], stop_mode: str) -> list[bool]:
+    """Returns, for every token of the loss, whether it is what was sampled: a final stop may stand there under another id."""
+    flags: list[bool] = []
+    for r in rollouts:
+        stop = r.finish == "stop"
+        flags += [True] * (len(r.completion_ids) - stop)
+        flags += [False] * (stop and stop_mode != "mask")
+    return flags
 
 
 def _peak(grid: list[float], evidence: list[float]) -> float:

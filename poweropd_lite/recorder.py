@@ -141,13 +141,13 @@ class Recorder:
     def save_if_due(self) -> None:
         """Saves every `save_every` steps."""
         if self.state.step % self.config.save_every == 0:
-            self._save()
+            self.save()
 
     def finish(self, stop: "StopRequest") -> Results:
         """Saves what is not saved yet, hands over the trained weights, writes summary.json and prints the summary."""
         finished = self.state.step >= self.config.steps and not stop
         self.progress.close()
-        self._save()
+        self.save()
         started = time.monotonic()
         weights = self._hand_over()
         self._spend("save", time.monotonic() - started)
@@ -156,7 +156,8 @@ class Recorder:
         self._print_summary(summary)
         return Results(self.run.path, summary, finished, stop.signal)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Writes a checkpoint of where the run stands."""
         if not self.unsaved:  # a checkpoint is never replaced by its equal: between two renames there would be none
             return
         started = time.monotonic()
@@ -221,7 +222,7 @@ class Recorder:
             lines.append(f"  {summary['dropped_steps']} steps were dropped (non-finite, or no token in the loss)")
         if summary["out_of_memory"]:
             lines.append(
-                f"  memory ran out {summary['out_of_memory']} times; micro-batches are now of {self.state.token_budget:,} tokens"
+                f"  memory ran out {summary['out_of_memory']}x; micro-batches are now of {self.state.token_budget:,} tokens"
             )
         total = sum(seconds.values())
         lines.append(f"  time    {clock(total)}: " + ", ".join(f"{k} {clock(v)}" for k, v in seconds.items()))

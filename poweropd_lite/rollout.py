@@ -1,7 +1,7 @@
 """What a rollout is, which random numbers it is drawn with, and what every engine can do.
 
-An engine is one of engine_loop.py and engine_vllm.py; engines.py chooses. Whatever the engine, a row's randomness is a
-function of (seed, purpose, step, row), so a completion does not depend on how the batch was cut.
+An engine is one of engine_loop.py and engine_vllm.py; backends.py chooses. Whatever the engine, a row's randomness is a
+function of (seed, purpose, step, row), so, up to rounding, a completion does not depend on how the batch was cut.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor
 
@@ -62,6 +64,8 @@ class Engine(Protocol):
 
     name: str
     dtype: "torch.dtype"  # what it computes in
+    sent: "Path | None"  # the adapter that it was sent at the last sync, as PEFT saves it, if it is sent one
+    sent_before: "Path | None"  # the one before
 
     def sync(self) -> None:
         """Takes over the student's weights as they are now."""

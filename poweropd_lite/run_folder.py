@@ -3,6 +3,7 @@
 import fcntl
 import os
 from pathlib import Path
+from typing import Any
 
 from poweropd_lite.config import Config, dump_yaml, load_config
 from poweropd_lite.errors import UserError
@@ -89,8 +90,8 @@ def _free_folder(parent: Path, name: str) -> Path:
     raise UserError(f"{parent} holds a million runs named {name}; type --output")
 
 
-def open_run(folder: str | Path, steps: int | None = None) -> tuple[RunFolder, Config]:
-    """Locks the folder of an earlier run; returns it and its config, with `steps` in place of its own if given.
+def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
+    """Locks the folder of an earlier run; returns it and its config, with `changes` in place of its own.
 
     Raises UserError for a folder that is no run, or for new steps under a schedule that depends on their number.
     """
@@ -101,14 +102,13 @@ def open_run(folder: str | Path, steps: int | None = None) -> tuple[RunFolder, C
         inside = [parent for parent in path.parents if (parent / "config.yaml").is_file()]
         hint = f"did you mean --resume {inside[0]}?" if inside else "type --resume with one"
         raise UserError(f"{path} is not a run folder (it has no config.yaml); {hint}")
-    config = load_config(path / "config.yaml")
-    if steps is not None and steps != config.steps:
-        if config.lr_schedule != "constant":
-            raise UserError(
-                f"the run in {path} brings its learning rate to zero at step {config.steps} (lr_schedule "
-                f"{config.lr_schedule}), so --steps can't change; leave it out"
-            )
-        config = load_config(path / "config.yaml", steps=steps)
+    before = load_config(path / "config.yaml")
+    config = load_config(path / "config.yaml", **changes)
+    if config.steps != before.steps and config.lr_schedule != "constant":
+        raise UserError(
+            f"the run in {path} brings its learning rate to zero at step {before.steps} (lr_schedule "
+            f"{config.lr_schedule}), so --steps can't change; leave it out"
+        )
     run = RunFolder(path)
     recover(run.checkpoints)
     saved = checkpoints(run.checkpoints)

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from poweropd_lite.adapter import with_adapter
 from poweropd_lite.config import Config
-from poweropd_lite.errors import UserError
 from poweropd_lite.models import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
 
 if TYPE_CHECKING:
@@ -103,60 +103,3 @@ def _load_peft(config: Config, device: "torch.device", dtype: "torch.dtype") -> 
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
-    """Returns the frozen `base` with a LoRA adapter of the config's seed on it."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    wanted, whole = adapter_modules(base, config)
-    torch.manual_seed(config.seed)
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=0.0,
-        target_modules=wanted,
-        modules_to_save=whole or None,
-        # A tied head and embedding stay one matrix when either is trained whole.
-        ensure_weight_tying=bool(whole) and bool(base.config.tie_word_embeddings),
-        task_type="CAUSAL_LM",
-    )
-    base.requires_grad_(False)
-    with explained(config):
-        model = get_peft_model(base, lora)
-    if hasattr(base.get_output_embeddings(), "lora_A"):
-        raise UserError("an adapter on the head is not supported; train the head whole: --modules-to-save lm_head")
-    return model
-
-
-def adapter_modules(base: "PreTrainedModel", config: Config) -> tuple[list[str], list[str]]:
-    """Returns the names of the modules that get an adapter and of those trained whole; raises UserError for absent ones.
-
-    all-linear is every linear module but the head, by name: Unsloth wants names.
-    """
-    import torch
-
-    modules = list(base.named_modules())
-    linear = sorted({name.rsplit(".", 1)[-1] for name, m in modules if isinstance(m, torch.nn.Linear)} - {"lm_head"})
-    targets = [t.strip() for t in config.lora_targets.split(",") if t.strip()]
-    whole = [name.strip() for name in config.modules_to_save.split(",") if name.strip()]
-    wanted = linear if targets == ["all-linear"] else targets
-    names = {name.rsplit(".", 1)[-1] for name, _ in modules}
-    missing = [name for name in wanted + whole if name not in names]
-    if missing:
-        raise UserError(
-            f"{config.student} has no module named {', '.join(missing)}; its linear ones are {', '.join(linear)}"
-        )
-    return wanted, whole
-
-
-@contextmanager
-def explained(config: Config) -> "Iterator[None]":
-    """Turns what PEFT says of impossible targets into a UserError."""
-    try:
-        yield
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise UserError(
-            f"PEFT can't put an adapter on '{config.lora_targets}' and train '{config.modules_to_save}' whole: {error}"
-        ) from None

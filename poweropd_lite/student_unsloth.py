@@ -6,7 +6,9 @@ transformers' classes when it is imported, so backends.choose_loader imports it 
 
 from typing import TYPE_CHECKING
 
+from poweropd_lite.adapter import adapter_modules, explained_adapter
 from poweropd_lite.config import Config
+from poweropd_lite.errors import UserError
 from poweropd_lite.models import explained_load, model_path, quiet_dropout
 
 if TYPE_CHECKING:
@@ -22,9 +24,6 @@ def load_unsloth(
     import torch
     from unsloth import FastLanguageModel
 
-    from poweropd_lite.student import adapter_modules, explained
-
-    longest = config.max_prompt_tokens + max(config.max_new_tokens, config.eval_max_new_tokens or 0)
     checkpointing = "unsloth" if config.gradient_checkpointing else False
     options = {}
     if fast_inference:
@@ -39,7 +38,7 @@ def load_unsloth(
     with explained_load(config.student, "student", "causal language model"):
         model, _ = FastLanguageModel.from_pretrained(
             model_name=model_path(config.student, "student"),
-            max_seq_length=longest,
+            max_seq_length=config.longest_rollout,
             dtype=torch.float32 if config.full_finetune else dtype,
             load_in_4bit=config.student_bits == 4,
             full_finetuning=config.full_finetune,
@@ -50,11 +49,12 @@ def load_unsloth(
             **options,
         )
     quiet_dropout(model)
+    _check_whole(model, config)
     if config.full_finetune:
         return model.requires_grad_(True)
     wanted, whole = adapter_modules(model, config)
     tied = {"ensure_weight_tying": True} if whole and model.config.tie_word_embeddings else {}
-    with explained(config):
+    with explained_adapter(config):
         return FastLanguageModel.get_peft_model(
             model,
             r=config.lora_rank,
@@ -66,4 +66,31 @@ def load_unsloth(
             use_gradient_checkpointing=checkpointing,
             random_state=config.seed,
             **tied,
+        )
+
+
+def _check_whole(model: "PreTrainedModel", config: Config) -> None:
+    """Raises UserError if the checkpoint lacks tensors of the model, which would then be random; Unsloth says nothing."""
+    import json
+
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    path = model_path(config.student, "student")
+    index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        with open(index, encoding="utf-8") as file:
+            there = set(json.load(file)["weight_map"])
+    else:
+        single = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+        if single is None:  # an older format: nothing to compare
+            return
+        with safe_open(single, "pt") as file:
+            there = set(file.keys())
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    lost = sorted(name for name, _ in model.named_parameters() if name not in there | tied)
+    if lost:
+        raise UserError(
+            f"the weights of the student '{config.student}' lack {len(lost)} tensors of its config ({lost[0]}, ...), which would "
+            "be random numbers; is the download whole?"
         )

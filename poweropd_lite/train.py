@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from poweropd_lite.rollout import Rollout
     from poweropd_lite.session import Session
 
+RESUMABLE = {"steps", "engine", "loader", "token_budget"}  # flags that --resume takes
 QWEN_CONFIG = "qwen3-0.6b-4b"
 
 
-def train(config: Config | None = None, *, resume: str | Path | None = None, steps: int | None = None) -> "Results":
-    """Runs a new training run of `config`, or goes on with the one in the folder `resume` (to `steps`, if given).
+def train(config: Config | None = None, *, resume: str | Path | None = None, **changes: Any) -> "Results":
+    """Runs a new training run of `config`, or goes on with the one in the folder `resume`.
 
+    What may change at a resume is given by name: steps, engine, loader, token_budget (checkpoint.MAY_CHANGE).
     Fills the run folder (docs/run_folder.md) and returns what came out. Raises UserError for what the user can mend.
     """
     if (config is None) == (resume is None):
@@ -38,11 +40,12 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, ste
         if config.reward != "power" and "alpha" in config.model_fields_set:
             print(f"note: alpha {config.alpha:g} is ignored: reward {config.reward} has no exponent")
     with StopRequest() as stop, ExitStack() as held:
+        from poweropd_lite.parity import RolloutMismatch
         from poweropd_lite.recorder import Recorder
         from poweropd_lite.session import load_session
 
         if resume is not None:
-            run, config = open_run(resume, steps)
+            run, config = open_run(resume, **changes)
             held.enter_context(run)
         session = held.enter_context(closing(load_session(config, say=print)))
         if resume is None:
@@ -56,7 +59,11 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, ste
                 session.set_learning_rate(state.step)
                 rollouts = sample_rollouts(session, state.step)
                 rollout_seconds = time.monotonic() - started
-                metrics = learn(session, state, guard, rollouts, record.say) | {"time/rollout": rollout_seconds}
+                try:
+                    metrics = learn(session, state, guard, rollouts, record.say) | {"time/rollout": rollout_seconds}
+                except RolloutMismatch:
+                    record.save()
+                    raise
                 record.step(rollouts, metrics, seconds=time.monotonic() - started)
                 record.evaluate_if_due(stop)
                 record.save_if_due()
@@ -89,10 +96,11 @@ def learn(
     session: "Session", state: "RunState", guard: "Guard", rollouts: "list[Rollout]", say: Callable[[str], None]
 ) -> dict[str, float]:
     """Takes one optimizer step on the rollouts; returns its metrics. Out of memory, it halves the micro-batches."""
-    from poweropd_lite.memory import halving
+    from poweropd_lite.memory import explained_out_of_memory, halving
     from poweropd_lite.update import accumulate, take_step
 
-    s, budget = session, state.token_budget or session.config.token_budget
+    s = session
+    budget = min(state.token_budget or s.config.token_budget, s.config.token_budget)
     gradient, state.token_budget, halved = halving(
         lambda b: accumulate(s.student, s.teacher, s.scaler, rollouts, s.sampling, s.pair.teacher_stop, s.config, b),
         budget,
@@ -102,10 +110,12 @@ def learn(
     )
     state.out_of_memory += halved
     started = time.monotonic()
-    parity = guard.check(state.step, rollouts, gradient.tokens.log_q, gradient.tokens.engine, state.token_budget)
+    with explained_out_of_memory("the parity guard"):
+        parity = guard.check(state.step, rollouts, gradient.tokens.log_q, gradient.tokens.engine, state.token_budget)
     parity["time/guard"] = time.monotonic() - started
     state.first_gap = guard.first_gap
-    metrics = take_step(s.student, s.optimizer, s.scaler, gradient, s.config)
+    with explained_out_of_memory("the optimizer step"):
+        metrics = take_step(s.student, s.optimizer, s.scaler, gradient, s.config)
     return metrics | parity | {"optim/token_budget": state.token_budget, "optim/out_of_memory": state.out_of_memory}
 
 
@@ -148,11 +158,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse(argv)
     flags = given(args)
     if args.resume is not None:
-        others = sorted({*flags, *(["config"] if args.config else [])} - {"steps"})
+        others = sorted({*flags, *(["config"] if args.config else [])} - RESUMABLE)
         if others:
             names = ", ".join("--" + name.replace("_", "-") for name in others)
             raise UserError(f"--resume goes on with the run's own settings, so {names} can't change; leave it out")
-        results = train(resume=args.resume, steps=None if "steps" not in flags else load_config(**flags).steps)
+        load_config(**flags)  # a fault in what was typed is told before the run is opened
+        results = train(resume=args.resume, **flags)
     else:
         results = train(choose_config(args.config, flags))
     return 0 if results.finished else 128 + results.signal

@@ -254,7 +254,8 @@ def _describe(tokens: StepTokens, config: Config) -> dict[str, float]:
     if config.importance_cap is not None:
         weight = importance(tokens.log_q, tokens.engine, config.importance_cap)
         facts["importance/mean"] = weight.mean().item()
-        facts["importance/capped_share"] = (weight >= config.importance_cap).double().mean().item()
+        capped = (tokens.log_q - tokens.engine).nan_to_num(0.0).exp() > config.importance_cap
+        facts["importance/capped_share"] = capped.double().mean().item()
     return facts
 
 

@@ -56,7 +56,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_repeated(tmp_pat
     assert steps[0]["optim/out_of_memory"] >= 1 and steps[0]["optim/token_budget"] <= 16_384
     assert steps[0]["tokens/loss"] > 3000  # the whole step, not what fitted
     halved = json.loads((tmp_path / "run" / "summary.json").read_text())["out_of_memory"]
-    assert halved == steps[-1]["optim/out_of_memory"] and f"memory ran out {halved} time" in done.stdout
+    assert halved == steps[-1]["optim/out_of_memory"] and f"memory ran out {halved}x" in done.stdout
     # The same run with enough memory: the same gradients, up to rounding.
     plain = tmp_path / "plain"
     plain.mkdir()

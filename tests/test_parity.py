@@ -1,6 +1,5 @@
 """The rollout-parity guard: silent on a sound engine, and naming each fault with its numbers."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -174,7 +173,7 @@ def test_in_half_precision_the_limit_follows_the_first_gap():
     bench = Bench(torch.bfloat16)
     first = bench.step()["parity/gap"]
     assert 1e-4 < first < 0.05
-    assert bench.guard.limit == pytest.approx(max(4 * first, 1e-3))
+    assert bench.guard.limit == pytest.approx(max(4 * first, 0.02))
     assert Guard(bench.engine, bench.student, bench.sampling, bench.config, 0.01).limit == pytest.approx(0.04)
     assert Bench().guard.limit == 1e-4
 
@@ -223,6 +222,35 @@ def test_wrong_truncation_is_named():
 
 def test_weights_that_gave_nan_are_left_to_the_dropped_step():
     bench = Bench()
-    with contextlib.suppress(StopIteration):
-        next(iter(bench.student.trainable().values())).data.fill_(float("nan"))
-    assert bench.guard.check(0, [], torch.tensor([float("nan")]), torch.tensor([-1.0]), 1024) == {}
+    bench.engine.sync()
+    rollouts = bench.engine.sample(bench.prompts[:2], Draws(0, 0, 0, (0, 1)), bench.sampling, 20)
+    engine = torch.tensor(engine_logprobs(rollouts, "mask"))
+    assert bench.guard.check(0, rollouts, torch.full_like(engine, float("nan")), engine, 1024) == {}
+
+
+@pytest.mark.parametrize("stop_mode", ["mask", "raw"])
+def test_an_engine_without_logprobs_is_named(stop_mode):
+    """NaN stands for a final stop in the trainer's record; anywhere else it is the engine's fault."""
+    bench = Bench(stop_mode=stop_mode)
+    bench.engine.sync()
+    rollouts = bench.engine.sample(bench.prompts[:8], Draws(0, 0, 0, tuple(range(8))), bench.sampling, 112)
+    engine = torch.tensor(engine_logprobs(rollouts, stop_mode))
+    log_q = engine.nan_to_num(-1.0)
+    assert bench.guard.check(0, rollouts, log_q, engine, 1024)["parity/gap"] == 0.0
+    engine[3] = float("nan")
+    with pytest.raises(UserError, match="gave no log-prob for 1 of"):
+        bench.guard.check(0, rollouts, log_q, engine, 1024)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_few_tokens_in_bfloat16_raise_no_alarm(seed):
+    """One short completion a step: mean gaps of a few tokens scatter over a factor of ten."""
+    bench = Bench(torch.bfloat16, size=0.002, top_k=20, top_p=0.9)
+    bench.prompts = bench.prompts[100 * seed :]
+    for _ in range(12):
+        bench.step(rows=1)
+        bench.move()
+
+
+def test_too_few_tokens_estimate_no_temperature():
+    assert "parity/temperature" not in Bench(top_k=1).step(rows=4)

@@ -1,5 +1,6 @@
 """The built-in engine against transformers, against its own definition, and against the distribution it should draw from."""
 
+import pytest
 import torch
 from conftest import make_engine, make_rollouts
 
@@ -128,6 +129,26 @@ def test_a_model_that_the_decoder_does_not_know_decodes_through_transformers(stu
     assert "the built-in decoder does not know this model (its hidden states differ" in capsys.readouterr().out
     for rollout in rollouts:
         raw = logits_of(student_model, rollout).log_softmax(-1)
+        ids = torch.tensor(rollout.completion_ids)[:, None]
+        torch.testing.assert_close(torch.tensor(rollout.logprobs), raw.gather(-1, ids)[:, 0], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["embed_tokens,q_proj", "q_proj"])
+def test_an_adapter_on_the_embedding_is_not_forgotten(targets, prompts, pair, capsys):
+    from poweropd_lite.config import load_config
+    from poweropd_lite.engine_loop import LoopEngine
+    from poweropd_lite.student import load_student
+
+    student = load_student(load_config("bundled", lora_targets=targets), torch.device("cpu"), torch.float32)
+    engine = LoopEngine(student, pair.stop_ids, say=print)
+    assert ("its embedding has an adapter" in capsys.readouterr().out) == ("embed" in targets)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        for p in student.trainable().values():
+            p.add_(torch.randn_like(p), alpha=0.05)
+    engine.sync()
+    for rollout in engine.sample([p.ids for p in prompts[:2]], Draws(0, 0, 0, (0, 1)), Sampling(), 15):
+        raw = logits_of(student.model.eval(), rollout).log_softmax(-1)
         ids = torch.tensor(rollout.completion_ids)[:, None]
         torch.testing.assert_close(torch.tensor(rollout.logprobs), raw.gather(-1, ids)[:, 0], atol=2e-4, rtol=1e-4)
 

@@ -122,7 +122,7 @@ def make_engine(name: str, student, config):
 
         folder = tempfile.TemporaryDirectory()
         student.model.get_base_model().save_pretrained(folder.name)
-        return VllmEngine(student, config.model_copy(update={"student": folder.name}), frozenset({7}), print), folder
+        return VllmEngine(student, config.model_copy(update={"student": folder.name}), frozenset({7})), folder
     from poweropd_lite.engine_loop import LoopEngine
 
     engine = LoopEngine(student, frozenset({7}), print)

@@ -107,3 +107,21 @@ def test_auto_takes_both_and_doctor_says_so(tmp_path):
     facts = summary(tmp_path / "run")
     assert (facts["engine"], facts["loader"]) == ("vllm", "unsloth")
     assert all(line["parity/gap_max"] < 1e-4 for line in steps(tmp_path / "run"))
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
+    from shutil import copytree
+
+    from safetensors.torch import load_file, save_file
+
+    from poweropd_lite.models import model_path
+
+    folder = tmp_path / "student"
+    copytree(model_path("bundled", "student"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    flags = [*PAIR, "--eval-data", "none", "--engine", "loop", "--loader", "unsloth", "--student", str(folder)]
+    done = run_train(*flags, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert "lack 1 tensors of its config (model.layers.1.mlp.down_proj.weight, ...)" in done.stderr

@@ -112,6 +112,14 @@ def test_the_guard_catches(name, tmp_path):
     assert message in done.stderr and f"at step {step} " in done.stderr, done.stderr[-2000:]
     assert len(steps(tmp_path / "run")) == step - 1  # the step of the fault is not taken
     assert not (tmp_path / "run" / "adapter").exists()
+    if (
+        name == "adapter not sent"
+    ):  # as the message says: the weights before the step are saved, and the loop goes on from them
+        flags = ["--resume", "run", "--engine", "loop", "--steps", "3"]
+        done = run_python("-m", "poweropd_lite.train", *flags, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "resuming run at step 1 of 3" in done.stdout
+        assert summary(tmp_path / "run")["engine"] == "loop"
 
 
 def test_what_vllm_cant_do_is_refused_or_left_to_the_loop(tmp_path):
