@@ -22,6 +22,7 @@ def measure(role: str, problems: int = 256, samples: int = 8) -> Evaluation:
     model = load_causal_lm("bundled", role, config, torch.float32).eval()
     cpu = torch.device("cpu")
     engine = LoopEngine(Student(model, cpu, torch.float32), pair.stop_ids, say=print)
+    engine.sync()
     result, _ = evaluate(engine, held_out, pair, config, cpu)
     return result
 
