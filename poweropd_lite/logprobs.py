@@ -22,10 +22,8 @@ from torch import Tensor
 
 LOGIT_ELEMENTS = 1 << 24  # 64 MiB of float32 logits a chunk: 110 rows of Qwen3's vocabulary
 _HALF = (torch.bfloat16, torch.float16)
-_FEW_ROWS, _FEW_ROWS_BLOCK = (
-    16,
-    1 << 10,
-)  # on a CPU a handful of rows times a large head is up to twice as fast in blocks
+_FEW_ROWS = 16  # on a CPU fewer rows than this times a large head are up to twice as fast in blocks
+_FEW_ROWS_BLOCK = 1 << 10  # of so many head rows
 _VOCAB_BLOCK = 1 << 14  # head rows that are widened to float32 at a time where the matmul can't do so itself
 
 

@@ -35,6 +35,8 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, **c
     """
     if (config is None) == (resume is None):
         raise UserError("train wants one of a config and a run folder to resume: train(load_config('bundled'))")
+    if resume is None and changes:
+        raise UserError(f"{', '.join(changes)} change a run that is resumed; a new one takes them in its config")
     if resume is None:
         check_output(config)
         if config.reward != "power" and "alpha" in config.model_fields_set:
