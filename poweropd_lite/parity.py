@@ -81,6 +81,8 @@ class Guard:
         """
         compared = torch.tensor(_sampled(rollouts, self.config.stop_mode), device=log_q.device)
         log_q, engine = log_q[compared], engine[compared]
+        if not log_q.numel() or not log_q.isfinite().all():
+            return {}  # nothing to compare; weights that gave NaN drop the step
         if not engine.isfinite().all():
             lost = int((~engine.isfinite()).sum())
             raise RolloutMismatch(
@@ -88,8 +90,6 @@ class Guard:
                 f"tokens (NaN or infinity).\n{self._advice()}"
             )
         gap = (log_q - engine).abs()
-        if not gap.numel() or not log_q.isfinite().all():  # nothing to compare; weights that gave NaN drop the step
-            return {}
         metrics = {"parity/gap": gap.mean().item(), "parity/gap_max": gap.max().item()}
         due = step % self.config.guard_every == 0
         full = due or not self.fully_checked
