@@ -75,7 +75,7 @@ def vllm_fault(device_type: str) -> str | None:
     """Returns why vLLM can't run on this machine, or None."""
     if importlib.util.find_spec("vllm") is None:
         # Unsloth hides a vLLM whose compiled part does not load.
-        return "vLLM is installed, but does not load here" if _version("vllm") else "vLLM is not installed"
+        return "vLLM is installed, but does not load here" if installed("vllm") else "vLLM is not installed"
     try:
         from vllm.platforms import current_platform
     except Exception as error:  # it loads compiled code, which fails in its own ways
@@ -115,11 +115,14 @@ def load_engine(
     return LoopEngine(student, stop_ids, say)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def installed(package: str) -> str | None:
+    """Returns the version of a package that is installed, or None; vLLM's CPU build goes by another name."""
+    for name, note in ((package, ""), (f"{package}-cpu", " (CPU build)")):
+        try:
+            return importlib.metadata.version(name) + note
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def _short(error: Exception) -> str:

@@ -133,7 +133,10 @@ def load_checkpoint(
     _restore_optimizer(optimizer, list(parameters), tensors, saved["optimizer"])
     _restore_random_state(randoms, saved["random"])
     scaler.load_state_dict(saved["scaler"])
-    return RunState(**saved["state"])
+    state = RunState(**saved["state"])
+    if then["token_budget"] != now["token_budget"]:  # a new one was asked for: what ran out of memory was the old one
+        state.token_budget = 0
+    return state
 
 
 def _flatten_optimizer(optimizer: "torch.optim.Optimizer", names: list[str]) -> tuple[dict, dict[str, dict[str, Any]]]:

@@ -73,11 +73,7 @@ class Decoder:
         # Zeros, not garbage: columns that are masked out are still multiplied by 0, and 0 times NaN is NaN.
         self.keys, self.values = (torch.zeros(shape, dtype=self.dtype, device=ids.device) for _ in range(2))
         positions = (valid.cumsum(-1) - 1).clamp_min(0)
-        # Padding looks at itself, for a row of attention that sees nothing is NaN.
-        causal = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-        itself = torch.eye(width, dtype=torch.bool, device=ids.device)
-        mask = ((causal & valid[:, None]) | itself)[:, None]
-        return self._forward(ids, positions, slice(0, width), width, mask).view(lines, width, -1)[:, -1]
+        return self._forward(ids, positions, slice(0, width), width, prompt_mask(valid)).view(lines, width, -1)[:, -1]
 
     def step(self, token: Tensor, position: Tensor, column: "int | Tensor", mask: Tensor) -> Tensor:
         """Returns the hidden states [B, D] of one more id a line; `mask` [B, width] is what each line may look at.
@@ -221,6 +217,14 @@ class _Projection:
             for i, (low, up, scale) in zip((i for i, yes in enumerate(self.adapted) if yes), updates, strict=True):
                 outs[i] = torch.addmm(outs[i], low, up, alpha=scale)
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+
+
+def prompt_mask(valid: Tensor) -> Tensor:
+    """Returns what each id of left-padded prompts may look at, bool [B, 1, S, S], from their validity [B, S]."""
+    causal = torch.ones(valid.shape[1], valid.shape[1], dtype=torch.bool, device=valid.device).tril()
+    # Padding looks at itself, for a row of attention that sees nothing is NaN.
+    itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+    return ((causal & valid[:, None]) | itself)[:, None]
 
 
 def _weight(module: nn.Module) -> Tensor:

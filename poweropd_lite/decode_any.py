@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from poweropd_lite.decode import prompt_mask
 from poweropd_lite.models import head_weight, model_body
 
 if TYPE_CHECKING:
@@ -33,11 +34,8 @@ class AnyDecoder:
 
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
         """As Decoder.prefill."""
-        self.cache, width = RowCache(length), ids.shape[1]
-        causal = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-        itself = torch.eye(width, dtype=torch.bool, device=ids.device)
-        mask = ((causal & valid[:, None]) | itself)[:, None]
-        return self._forward(ids, (valid.cumsum(-1) - 1).clamp_min(0), mask)
+        self.cache = RowCache(length)
+        return self._forward(ids, (valid.cumsum(-1) - 1).clamp_min(0), prompt_mask(valid))
 
     def step(self, token: Tensor, position: Tensor, column: int, mask: Tensor) -> Tensor:
         """As Decoder.step; the cache knows its own column."""

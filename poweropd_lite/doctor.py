@@ -3,9 +3,9 @@
 Versions, the card, bfloat16, which loader and engine `auto` takes and why, and what to type for what is missing.
 """
 
-import importlib.metadata
 import platform
 
+from poweropd_lite.backends import choose_engine, choose_loader, hush_bitsandbytes, installed
 from poweropd_lite.config import load_config
 from poweropd_lite.errors import UserError, run_command
 from poweropd_lite.flags import Parser
@@ -33,10 +33,7 @@ def environment() -> list[str]:
     lines = [f"poweropd_lite {poweropd_lite.__version__}, Python {platform.python_version()}, {platform.platform()}"]
     missing: dict[str, str] = {}
     for name, (use, command) in PACKAGES.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = _other_build(name)
+        version = installed(name)
         lines.append(f"  {name:13} {version or 'not installed':18} {use}")
         if version is None:
             missing[name] = f"  {name}: {command}"
@@ -46,7 +43,6 @@ def environment() -> list[str]:
 
     import torch
 
-    from poweropd_lite.backends import choose_engine, choose_loader, hush_bitsandbytes
     from poweropd_lite.session import compute_dtype
 
     hush_bitsandbytes()
@@ -67,14 +63,6 @@ def environment() -> list[str]:
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         lines.append("HF_HUB_OFFLINE is 1: models and data come from the local cache alone")
     return lines
-
-
-def _other_build(name: str) -> str | None:
-    """vLLM's CPU build goes by another name."""
-    try:
-        return importlib.metadata.version(f"{name}-cpu") + " (CPU build)"
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _device_lines(device) -> list[str]:

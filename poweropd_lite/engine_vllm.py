@@ -75,21 +75,26 @@ class VllmEngine:
         self, prompts: Sequence[tuple[int, ...]], draws: Draws, sampling: "Sampling", longest: int
     ) -> list[Rollout]:
         """Returns one rollout a prompt, in order."""
-        params = [self._params(sampling, longest, seed) for seed in draws.request_seeds()]
+        biases = self._biases(sampling)
+        params = [self._params(sampling, longest, biases, seed) for seed in draws.request_seeds()]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         generate = self.student.model.fast_generate if self.shared else self.llm.generate
         outputs = generate(inputs, sampling_params=params, use_tqdm=False, lora_request=self.request)
         return [self._rollout(prompt, out) for prompt, out in zip(prompts, outputs, strict=True)]
 
-    def _params(self, sampling: "Sampling", longest: int, seed: int) -> Any:
-        from vllm import SamplingParams
-
+    def _biases(self, sampling: "Sampling") -> dict[int, float] | None:
+        """Returns what keeps the forbidden ids from being sampled."""
         forbidden = [] if sampling.forbidden is None else sampling.forbidden.tolist()
         if len(forbidden) > MOST_FORBIDDEN:
             raise UserError(
                 f"{len(forbidden):,} ids of the student must never be sampled, and vLLM can leave out {MOST_FORBIDDEN:,} at "
                 "most; type --engine loop"
             )
+        return dict.fromkeys(forbidden, -1e9) or None
+
+    def _params(self, sampling: "Sampling", longest: int, biases: dict[int, float] | None, seed: int) -> Any:
+        from vllm import SamplingParams
+
         return SamplingParams(
             temperature=0.0 if sampling.top_k == 1 else sampling.temperature,
             top_k=sampling.top_k,
@@ -99,7 +104,7 @@ class VllmEngine:
             logprobs=0,  # of the sampled token alone
             stop_token_ids=self.stop_ids,
             ignore_eos=True,  # the stop ids are ours
-            logit_bias=dict.fromkeys(forbidden, -1e9) or None,
+            logit_bias=biases,
             detokenize=False,
         )
 

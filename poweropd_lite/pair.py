@@ -145,10 +145,9 @@ def _settle_template(
 
 
 def _check_length(config: Config, role: str, model_config) -> None:
-    new = config.max_new_tokens
-    if config.eval_data is not None and role == "student":
-        new = max(new, config.eval_max_new_tokens or 0)
-    longest = config.max_prompt_tokens + new
+    # The teacher reads no evaluation.
+    longest = config.longest_rollout if role == "student" else config.max_prompt_tokens + config.max_new_tokens
+    new = longest - config.max_prompt_tokens
     room = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if room is not None and longest > room:
         raise UserError(

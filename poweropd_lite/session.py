@@ -67,7 +67,6 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     from poweropd_lite.backends import choose_engine, choose_loader, hush_bitsandbytes, load_engine
 
     hush_bitsandbytes()
-
     if config.threads:
         torch.set_num_threads(config.threads)
     loader = choose_loader(config)  # imports Unsloth, if it is to be used, before transformers
@@ -115,7 +114,11 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     student = load_student(config, device, dtype, loader.name, fast_inference=shared)
     engine = load_engine(engine_choice, student, config, pair.stop_ids, say)
     engine.release()  # asleep, where it can be, while the teacher is quantised
-    teacher = load_teacher(config, device, dtype)
+    try:
+        teacher = load_teacher(config, device, dtype)
+    except BaseException:
+        engine.close()
+        raise
     parameters = student.trainable()
     trained = sum(p.numel() for p in parameters.values())
     say(

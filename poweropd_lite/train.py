@@ -102,23 +102,23 @@ def learn(
     from poweropd_lite.update import accumulate, take_step
 
     s = session
-    budget = min(state.token_budget or s.config.token_budget, s.config.token_budget)
-    gradient, state.token_budget, halved = halving(
+    gradient, budget, halved = halving(
         lambda b: accumulate(s.student, s.teacher, s.scaler, rollouts, s.sampling, s.pair.teacher_stop, s.config, b),
-        budget,
+        state.token_budget or s.config.token_budget,
         max(map(len, rollouts)),
         s.student.device,
         say,
     )
-    state.out_of_memory += halved
+    if halved:
+        state.token_budget, state.out_of_memory = budget, state.out_of_memory + halved
     started = time.monotonic()
     with explained_out_of_memory("the parity guard"):
-        parity = guard.check(state.step, rollouts, gradient.tokens.log_q, gradient.tokens.engine, state.token_budget)
+        parity = guard.check(state.step, rollouts, gradient.tokens.log_q, gradient.tokens.engine, budget)
     parity["time/guard"] = time.monotonic() - started
     state.first_gap = guard.first_gap
     with explained_out_of_memory("the optimizer step"):
         metrics = take_step(s.student, s.optimizer, s.scaler, gradient, s.config)
-    return metrics | parity | {"optim/token_budget": state.token_budget, "optim/out_of_memory": state.out_of_memory}
+    return metrics | parity | {"optim/token_budget": budget, "optim/out_of_memory": state.out_of_memory}
 
 
 def choose_config(config: str | None, flags: dict[str, Any]) -> Config:
@@ -164,7 +164,6 @@ def main(argv: list[str] | None = None) -> int:
         if others:
             names = ", ".join("--" + name.replace("_", "-") for name in others)
             raise UserError(f"--resume goes on with the run's own settings, so {names} can't change; leave it out")
-        load_config(**flags)  # a fault in what was typed is told before the run is opened
         results = train(resume=args.resume, **flags)
     else:
         results = train(choose_config(args.config, flags))

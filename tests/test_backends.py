@@ -1,8 +1,11 @@
-"""What is chosen where, and what is refused: vLLM and Unsloth themselves are tested in tests/engines."""
+"""What is chosen and refused where vLLM and Unsloth are not installed, as here; themselves they are tested in tests/engines."""
 
-import importlib.util
+import json
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,27 +13,19 @@ from conftest import run_train
 
 from poweropd_lite import backends
 from poweropd_lite.config import load_config
-from poweropd_lite.engine_vllm import base_bytes, cache_bytes, lora_rank_limit
+from poweropd_lite.engine_vllm import _adapter_folder, base_bytes, cache_bytes, lora_rank_limit
 from poweropd_lite.errors import UserError
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def bare(monkeypatch):
-    """A machine without vLLM and Unsloth, whatever this one has."""
-    real = importlib.util.find_spec
-    monkeypatch.setattr(backends, "_version", lambda name: None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("vllm", "unsloth") else real(name))
-
-
-def test_auto_says_why_it_takes_what_is_there(bare):
+def test_auto_says_why_it_takes_what_is_there():
     config = load_config("bundled")
     assert backends.choose_loader(config) == backends.Choice("peft", "Unsloth is not installed")
     assert backends.choose_engine(config, CPU, "peft") == backends.Choice("loop", "vLLM is not installed")
 
 
-def test_what_is_asked_for_and_absent_is_refused_with_what_to_type(bare):
+def test_what_is_asked_for_and_absent_is_refused_with_what_to_type():
     with pytest.raises(UserError, match="Unsloth is not installed; type --loader peft"):
         backends.choose_loader(load_config("bundled", loader="unsloth"))
     with pytest.raises(UserError, match="vLLM is not installed; type --engine loop"):
@@ -73,6 +68,21 @@ def test_a_4_bit_student_trains(tmp_path):
     done = run_train(*flags, "--engine", "loop", "--loader", "peft", "--output", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "student bundled (LoRA on a 4-bit base: 116,736 trained, float32)" in done.stdout
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["optim/skipped"] for line in steps] == [0.0] * 3
+    assert all(line["optim/grad_norm"] > 1e-3 and line["parity/gap_max"] < 1e-4 for line in steps)
+
+
+def test_adapters_for_vllm_go_where_there_is_room_and_those_of_killed_processes_go_away():
+    gone = Path(tempfile.mkdtemp(prefix="poweropd-adapters-999999999-"))  # beyond the largest process number
+    alive = Path(tempfile.mkdtemp(prefix=f"poweropd-adapters-{os.getppid()}-"))
+    with _adapter_folder(2**60) as folder:  # more than any memory has
+        assert Path(folder).parent == Path(tempfile.gettempdir())
+    assert not gone.exists() and alive.exists()
+    alive.rmdir()
+    if Path("/dev/shm").exists():
+        with _adapter_folder(0) as folder:
+            assert Path(folder).parent == Path("/dev/shm")
 
 
 def test_the_sizes_vllm_is_given():
@@ -93,8 +103,7 @@ def test_doctor_says_what_is_here_and_what_a_run_would_use(tmp_path):
     assert f"torch         {torch.__version__}" in done.stdout
     assert "a run would use\n  dtype " in done.stdout and "\n  loader " in done.stdout and "\n  engine " in done.stdout
     assert "NF4 runs here (error of a random 256 x 256 product: 9." in done.stdout
-    if importlib.util.find_spec("vllm") is None:
-        assert "vllm: pip install -r requirements.txt" in done.stdout
+    assert "vllm: pip install -r requirements.txt" in done.stdout
     bare = subprocess.run(command[:3], capture_output=True, text=True, cwd=tmp_path)
     assert (bare.returncode, bare.stderr) == (
         2,

@@ -10,27 +10,29 @@ import torch
 from poweropd_lite.errors import UserError
 from poweropd_lite.memory import halving
 
-# Runs the train command; before its first update the process may grow by so many MiB and no more.
+# Runs the train command; before the first call of a phase (learn, sample_rollouts) the process may grow by so many MiB.
 LIMITED = """
 import resource, sys
 from poweropd_lite import train
-real, room = train.learn, int(sys.argv[1])
-def learn(*args):
+phase, room = sys.argv[1], int(sys.argv[2])
+real = getattr(train, phase)
+def limited(*args):
     if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
         resource.setrlimit(resource.RLIMIT_AS, (size * 1024 + room * 2**20,) * 2)
     return real(*args)
-train.learn = learn
+setattr(train, phase, limited)
 from poweropd_lite.errors import run_command
-run_command(lambda: train.main(sys.argv[2:]))
+run_command(lambda: train.main(sys.argv[3:]))
 """
 
 
-def limited(room: int, cwd, *flags):
+def limited(room: int, cwd, *flags, phase="learn"):
     command = [
         sys.executable,
         "-c",
         LIMITED,
+        phase,
         str(room),
         "--config",
         "bundled",
@@ -65,6 +67,20 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_repeated(tmp_pat
     whole = steps_of(plain / "run" / "metrics.jsonl")
     for name in ("loss", "optim/grad_norm", "tokens/loss"):
         assert steps[0][name] == pytest.approx(whole[0][name], rel=1e-3)
+
+
+def test_a_batch_of_rollouts_that_does_not_fit_is_decoded_in_halves(tmp_path):
+    """512 completions of up to 112 tokens: about 130 MiB of keys and values alone. The same ids come in smaller batches."""
+    flags = ["--batch-size", "512", "--token-budget", "4096", "--steps", "1"]
+    done = limited(150, tmp_path, *flags, phase="sample_rollouts")
+    assert "out of memory with 512 completions at once: from now on 256 at a time" in done.stdout, done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert limited(100_000, plain, *flags, phase="sample_rollouts").returncode == 0
+    (ours,), (theirs,) = steps_of(tmp_path / "run" / "metrics.jsonl"), steps_of(plain / "run" / "metrics.jsonl")
+    assert ours["rollout/length"] == theirs["rollout/length"]
+    assert ours["rollout/logprob"] == pytest.approx(theirs["rollout/logprob"], rel=1e-5)
 
 
 def test_the_budget_is_halved_down_to_one_rollout():

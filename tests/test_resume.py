@@ -13,6 +13,7 @@ import torch
 from conftest import quick_flags, run_train
 
 from poweropd_lite.checkpoint import checkpoints
+from poweropd_lite.config import load_config
 from poweropd_lite.errors import UserError
 from poweropd_lite.metrics import JsonLines
 from poweropd_lite.train import train
@@ -248,6 +249,24 @@ def test_unnamed_runs_get_folders_of_their_own(tmp_path):
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["power10-seed0", "power10-seed0-2"]
 
 
+def test_another_token_budget_and_what_auto_found_go_on(tmp_path, four_steps):
+    """`--token-budget` at a resume replaces a halved one too; engine and loader are those the run began with."""
+    shutil.copytree(four_steps, tmp_path / "run")
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "engine: loop" in config and "loader: peft" in config
+    state = checkpoints(tmp_path / "run" / "checkpoints")[-1] / "state.json"
+    saved = json.loads(state.read_text())
+    saved["state"]["token_budget"], saved["state"]["out_of_memory"] = 300, 2
+    state.write_text(json.dumps(saved))
+    assert run_train("--resume", "run", "--steps", "5", cwd=tmp_path).returncode == 0
+    assert run_train("--resume", "run", "--steps", "6", "--token-budget", "512", cwd=tmp_path).returncode == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    budgets = {line["step"]: line["optim/token_budget"] for line in lines if "loss" in line}
+    assert budgets == {1: 1024, 2: 1024, 3: 1024, 4: 1024, 5: 300, 6: 512}
+    with pytest.raises(UserError, match="steps change a run that is resumed"):
+        train(load_config("bundled"), steps=3)
+
+
 def test_the_clock_of_a_resumed_run_counts_both_sittings(tmp_path, four_steps):
     shutil.copytree(four_steps, tmp_path / "run")
     first = json.loads((four_steps / "summary.json").read_text())["seconds"]
@@ -263,7 +282,6 @@ def test_the_state_of_the_8_bit_optimizer_is_saved_and_restored(tmp_path):
     from bitsandbytes.optim import AdamW8bit
 
     from poweropd_lite.checkpoint import RunState, load_checkpoint, save_checkpoint
-    from poweropd_lite.config import load_config
     from poweropd_lite.student import load_student
 
     config, scaler = load_config("bundled"), torch.amp.GradScaler("cpu", enabled=False)

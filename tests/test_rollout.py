@@ -151,28 +151,3 @@ def test_an_adapter_on_the_embedding_is_not_forgotten(targets, prompts, pair, ca
         raw = logits_of(student.model.eval(), rollout).log_softmax(-1)
         ids = torch.tensor(rollout.completion_ids)[:, None]
         torch.testing.assert_close(torch.tensor(rollout.logprobs), raw.gather(-1, ids)[:, 0], atol=2e-4, rtol=1e-4)
-
-
-def test_out_of_memory_halves_the_lines_and_says_so(student_model, prompts, pair, monkeypatch):
-    """More than four lines at once are too many for this machine: the same rollouts come in three batches."""
-    import poweropd_lite.engine_loop as loop
-
-    whole = make_rollouts(student_model, prompts[:10], pair)
-    said, real = [], loop._decode_dropping
-
-    def small_machine(decoder, batch, sampling):
-        if batch.count > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        real(decoder, batch, sampling)
-
-    monkeypatch.setattr(loop, "_decode_dropping", small_machine)
-    engine = make_engine(student_model, pair)
-    engine.say = said.append
-    draws = Draws(0, TRAINING, 0, tuple(range(10)))
-    plain = Sampling(forbidden=torch.tensor(pair.forbidden))
-    parts = engine.sample([p.ids for p in prompts[:10]], draws, plain, 60)
-    assert [r.completion_ids for r in parts] == [r.completion_ids for r in whole]
-    assert said == [
-        "out of memory with 10 completions at once: from now on 5 at a time",
-        "out of memory with 5 completions at once: from now on 2 at a time",
-    ]
