@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from poweropd_lite.answers import boxed_answer
 from poweropd_lite.config import Config
 from poweropd_lite.data import Prompt
-from poweropd_lite.grade import boxed_answer, is_correct
+from poweropd_lite.grade import is_correct
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from poweropd_lite.answers import final_answer, neighbouring_boxes
-from poweropd_lite.equal import same_number
+from poweropd_lite.equal import same_number, same_words
 from poweropd_lite.judges import Question, judges
-from poweropd_lite.normal import number, split_list, text_answer, tidy, without_unit
+from poweropd_lite.normal import number, split_list, tidy, without_unit
 
 GRADER = "1"  # changes when a verdict may; saved beside every score
 
@@ -120,9 +120,9 @@ def quick_verdict(gold: str, answer: str, tolerance: float | None = None) -> boo
         return False
     if right == said:
         return True
-    word = text_answer(right)
-    if word is not None:
-        return word == text_answer(said, beside_text=True)
+    words = same_words(right, said)
+    if words is not None:
+        return words
     ours, theirs = number(without_unit(right)), number(without_unit(said))
     return None if ours is None or theirs is None else same_number(ours, theirs, tolerance)
 

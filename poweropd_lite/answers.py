@@ -1,0 +1,78 @@
+r"""Finding the final answer in a completion, and writing it in one way: strings in, strings out, in linear time.
+
+A completion's answer is the last `\boxed{...}`; without one, what follows the last "answer is"; for GSM8K then what follows
+`####`, or the last number. equal.py says whether an answer is the right one.
+"""
+
+import re
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_SAYS = re.compile(r"answer\s*(?:\\?[*_]{1,3}\s*)?(?::|=|\bis\b\s*:?)\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|-?\.\d+")
+_BETWEEN = re.compile(r"[\s$.]{0,9}(?:[,;]|and|or|\\text\s?\{\s?(?:and|or)\s?\}){1,2}[\s$]{0,9}(?:[A-Za-z]\w?\s?=\s?)?")
+MOST_BOXES = 50  # that are looked at for several answers
+_LONGEST_LINE = 1000  # characters after "answer is" that are looked at
+
+
+def final_answer(text: str, benchmark: str | None = None) -> str | None:
+    """Returns the final answer that a completion gives, as it is written there, or None if it gives none."""
+    found = boxed_answer(text)
+    if found is None:
+        found = _said_answer(text)
+    if found is None and benchmark == "gsm8k":
+        found = _hashed_answer(text)
+    return found or None
+
+
+def boxed_answer(text: str) -> str | None:
+    r"""Returns what stands in the last balanced `\boxed{...}` (or `\fbox`) of `text`, stripped, or None if there is none."""
+    boxes = boxed_spans(text)
+    return text[slice(*boxes[-1])].strip() if boxes else None
+
+
+def boxed_spans(text: str) -> list[tuple[int, int]]:
+    r"""Returns where the contents of the balanced boxes begin and end, in order of their beginnings; escaped braces don't count."""
+    spans, opened = [], []
+    start = max(0, min(i for i in (text.find("\\boxed"), text.find("\\fbox"), len(text)) if i >= 0))
+    for match in _BRACES.finditer(text, start):
+        token = match[0]
+        if token == "}":
+            if opened and (box := opened.pop()) is not None:
+                spans.append((box, match.start()))
+        elif token == "{":
+            opened.append(None)
+        elif token.endswith("{") and len(token) > 2:
+            opened.append(match.end())
+    return sorted(spans)
+
+
+def neighbouring_boxes(text: str) -> str | None:
+    r"""Returns the boxes that end the text side by side, as `\boxed{1} and x=\boxed{2}`, joined by commas; None for one alone."""
+    joined: list[str] = []
+    next_box = len(text)
+    for start, end in reversed(boxed_spans(text)[-MOST_BOXES:]):
+        if joined and not _BETWEEN.fullmatch(text, end + 1, next_box):
+            break
+        joined.insert(0, text[start:end].strip())
+        next_box = text.rfind("\\", 0, start)
+    return ",".join(dict.fromkeys(joined)) if len(set(joined)) > 1 else None
+
+
+def _said_answer(text: str) -> str | None:
+    last = None
+    for last in _SAYS.finditer(text):  # noqa: B007 (the last one)
+        pass
+    if last is None:
+        return None
+    line = text[last.end() : last.end() + _LONGEST_LINE].lstrip().split("\n")[0]
+    line = re.split(r"\.(?=\s|$)|[;!?](?=\s|$)|,? (?:so|because|since|which|as)\b", line)[0]
+    return line.strip().strip("*_ ").rstrip(".,").strip() or None
+
+
+def _hashed_answer(text: str) -> str | None:
+    if "####" in text:
+        line = text.rsplit("####", 1)[1].strip().split("\n")[0].strip()
+        if line:
+            return line
+    numbers = _NUMBER.findall(text[-10 * _LONGEST_LINE :])
+    return numbers[-1] if numbers else None
