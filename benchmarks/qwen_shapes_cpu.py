@@ -79,7 +79,7 @@ def main() -> None:
             teacher=str(folder / "teacher"),
             reward="log_ratio",  # p^10 of a random model is 0, and so would be the gradient
             data="bundled",
-            eval_data="bundled",
+            eval_benchmarks="bundled",
             eval_problems=2,
             eval_samples=1,
             eval_max_new_tokens=4,

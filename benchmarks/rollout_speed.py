@@ -54,12 +54,12 @@ def make_model(folder: Path) -> None:
 
 def case(model: str, folder: Path) -> tuple[Config, list[tuple[int, ...]], frozenset[int], int]:
     """Returns config, prompts, stop ids and the longest completion of one of MODELS."""
-    from poweropd_lite.data import load_prompts, training_source
+    from poweropd_lite.data import load_prompts
     from poweropd_lite.pair import load_pair
 
     config = load_config("bundled", loader="peft", engine="loop")
     pair = load_pair(config)
-    prompts = [p.ids for p in load_prompts(training_source(config), pair.tokenizer, config)[0][:PROMPTS]]
+    prompts = [p.ids for p in load_prompts(config, pair.tokenizer)[0][:PROMPTS]]
     if model == "bundled":
         return config, prompts, pair.stop_ids, config.max_new_tokens
     # Random weights choose among 32,000 ids almost evenly, so 800 stop ids end a completion at any token with 1 in 40.

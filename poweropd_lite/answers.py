@@ -1,7 +1,7 @@
 r"""Finding the final answer in a completion, and writing it in one way: strings in, strings out, in linear time.
 
 A completion's answer is the last `\boxed{...}`; without one, what follows the last "answer is"; for GSM8K then what follows
-`####`, or the last number. equal.py says whether an answer is the right one.
+`####`, or the last number; for the bundled problems only the box counts. equal.py says whether an answer is the right one.
 """
 
 import re
@@ -17,7 +17,7 @@ _LONGEST_LINE = 1000  # characters after "answer is" that are looked at
 def final_answer(text: str, benchmark: str | None = None) -> str | None:
     """Returns the final answer that a completion gives, as it is written there, or None if it gives none."""
     found = boxed_answer(text)
-    if found is None:
+    if found is None and benchmark != "bundled":  # where boxing the answer is part of what is to be learnt
         found = _said_answer(text)
     if found is None and benchmark == "gsm8k":
         found = _hashed_answer(text)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from poweropd_lite.rollout import Engine
     from poweropd_lite.student import Student
+    from poweropd_lite.target import Target
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ def choose_loader(config: Config) -> Choice:
     return Choice("peft", fault)
 
 
-def choose_engine(config: Config, device: "torch.device", loader: str) -> Choice:
-    """Returns "vllm" or "loop"."""
+def choose_engine(config: Config, device: "torch.device", loader: str, training: bool = True) -> Choice:
+    """Returns "vllm" or "loop"; weights that stay as they are (not `training`) need no adapter to be sent."""
     if config.engine == "loop":
         return Choice("loop", "as asked")
-    fault = vllm_unfit(config, device, loader) or vllm_fault(device.type)
+    fault = vllm_unfit(config, device, loader, training) or vllm_fault(device.type)
     if fault is None:
         return Choice("vllm", "as asked" if config.engine == "vllm" else "it is installed and runs here")
     if config.engine == "vllm":
@@ -52,11 +53,11 @@ def choose_engine(config: Config, device: "torch.device", loader: str) -> Choice
     return Choice("loop", fault)
 
 
-def vllm_unfit(config: Config, device: "torch.device", loader: str) -> str | None:
+def vllm_unfit(config: Config, device: "torch.device", loader: str, training: bool = True) -> str | None:
     """Returns why vLLM can't serve the student of this config, or None."""
     from poweropd_lite.engine_vllm import LORA_RANKS
 
-    if config.full_finetune:
+    if config.full_finetune and training:
         return "vLLM is sent an adapter, and full fine-tuning has none"
     if config.modules_to_save:
         return f"vLLM is sent an adapter alone, and {config.modules_to_save} is trained whole"
@@ -113,6 +114,25 @@ def load_engine(
     from poweropd_lite.engine_loop import LoopEngine
 
     return LoopEngine(student, stop_ids, say)
+
+
+def serve_engine(
+    target: "Target",
+    config: Config,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    stop_ids: frozenset[int],
+    say: Callable[[str], None],
+) -> "Engine":
+    """Brings up `config.engine` for a model that is sampled from and not trained; vLLM loads it by itself."""
+    if config.engine == "vllm":
+        from poweropd_lite.engine_vllm import VllmServer
+
+        return VllmServer(config, device, dtype, stop_ids, target.adapter)
+    from poweropd_lite.engine_loop import LoopEngine
+    from poweropd_lite.target import load_target
+
+    return LoopEngine(load_target(target, config, device, dtype), stop_ids, say)
 
 
 def installed(package: str) -> str | None:

@@ -5,12 +5,12 @@ key or an impossible combination is refused here, before torch is imported and b
 the paper's recipe for Qwen3-0.6B-Base <- Qwen3-4B as LoRA on one 24 GB card.
 """
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from poweropd_lite.config_files import checked, config_path, read_yaml
 from poweropd_lite.errors import UserError
 
 BUNDLED = "bundled"  # as a model or data name: what is shipped inside the package
@@ -180,16 +180,15 @@ class Config(BaseModel):
     )
 
     # Evaluation
-    eval_data: str | None = Field(
+    eval_benchmarks: str | None = Field(
         None,
-        description="problems with answers that the student is scored on, named as data is; nothing is evaluated if not given",
+        min_length=1,
+        description="what the student is scored on, as --benchmarks of the evaluate command; nothing if not given",
         json_schema_extra=_section("evaluation"),
     )
-    eval_subset: str | None = Field(None, description="as data_subset, for eval_data")
-    eval_split: str = Field("test", description="as data_split, for eval_data")
-    eval_prompt_column: str = Field("problem", description="as prompt_column, for eval_data")
-    eval_answer_column: str = Field("answer", description="as answer_column, for eval_data")
-    eval_problems: int = Field(256, ge=1, description="how many of its problems, from the first on")
+    eval_prompt_column: str | None = Field(None, description="as prompt_column of the evaluate command")
+    eval_answer_column: str | None = Field(None, description="as answer_column of the evaluate command")
+    eval_problems: int = Field(256, ge=1, description="how many problems of each benchmark, from the first on")
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after training")
     eval_samples: int = Field(8, ge=1, description="completions a problem, for Avg@k")
     eval_temperature: float = Field(0.6, gt=0, description="sampling temperature of evaluation, untruncated")
@@ -227,7 +226,7 @@ class Config(BaseModel):
     @property
     def longest_rollout(self) -> int:
         """The most tokens that a prompt and its completion may have, in training and evaluation."""
-        longest = max(self.max_new_tokens, (self.eval_max_new_tokens or 0) if self.eval_data else 0)
+        longest = max(self.max_new_tokens, (self.eval_max_new_tokens or 0) if self.eval_benchmarks else 0)
         return self.max_prompt_tokens + longest
 
     @model_validator(mode="after")
@@ -259,8 +258,10 @@ class Config(BaseModel):
             problems.append("full_kl has no reward to weigh; leave out --importance-cap, or choose another --reward")
         if self.full_finetune and self.modules_to_save:
             problems.append("full_finetune trains every module already; leave out --modules-to-save")
-        if self.eval_every and self.eval_data is None:
-            problems.append("eval_every needs problems to score; type --eval-data FILE, or leave out --eval-every")
+        if self.eval_every and self.eval_benchmarks is None:
+            problems.append(
+                "eval_every needs problems to score; type --eval-benchmarks math500 (or a file), or leave out --eval-every"
+            )
         if "lm_head" in [name.strip() for name in self.lora_targets.split(",")]:
             problems.append("an adapter on lm_head is not supported; train the head whole: --modules-to-save lm_head")
         if self.full_finetune and self.dtype == "float16":
@@ -268,6 +269,108 @@ class Config(BaseModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+
+class EvalConfig(BaseModel):
+    """One evaluation. Fields are flags of the evaluate command. Frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    # What is evaluated
+    model: str = Field(
+        min_length=1,
+        description="a run folder, an adapter, a model's folder or hub id; bundled-student or bundled-teacher for the shipped ones",
+        json_schema_extra=_section("model"),
+    )
+    base: str | None = Field(
+        None, min_length=1, description="the base model of an adapter; if not given, the one it names"
+    )
+    bits: Annotated[Literal[4, 16], BeforeValidator(_number)] | None = Field(
+        None,
+        description="weights of the model: 16 is the compute dtype, 4 is NF4; if not given, as the run trained, or 16",
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="compute dtype; auto: bfloat16 where the card has it, float32 on a CPU"
+    )
+    engine: Literal["auto", "vllm", "loop"] = Field(
+        "auto", description="what samples; auto: vLLM where it is installed and runs, the built-in loop elsewhere"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with a model; only for sources you trust"
+    )
+
+    benchmarks: str | None = Field(
+        None,
+        min_length=1,
+        description="joined by commas: gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench, all (these seven), bundled, a JSON, JSONL or Parquet file of problems and answers, a hub id (ID:SUBSET:SPLIT); if not given, all with CUDA, bundled without",
+        json_schema_extra=_section("benchmarks"),
+    )
+    benchmark_folder: str | None = Field(
+        None, description="folder with copies of the benchmarks, such as math500.jsonl, to be read instead of the hub"
+    )
+    problems: int | None = Field(
+        None, ge=1, description="how many problems of each, from the first on; all of them if not given"
+    )
+    prompt_column: str | None = Field(
+        None, description="column with the problem, in a file or hub id; if not given: problem, question or prompt"
+    )
+    answer_column: str | None = Field(
+        None, description="column with the answer; if not given: answer, final_answer or solution"
+    )
+    prompt_suffix: str | None = Field(
+        None, description="text added to the problem as it stands; if not given, as the run trained, or none"
+    )
+    system_prompt: str | None = Field(None, description="system message; if not given, as the run trained, or none")
+    enable_thinking: bool | None = Field(
+        None, description="what the chat template is told; if not given, as the run trained, or off"
+    )
+    max_prompt_tokens: int = Field(2048, ge=1, description="longer problems are left out, counted and named")
+
+    n: int = Field(8, ge=1, description="samples a problem", json_schema_extra=_section("sampling"))
+    k: str | None = Field(
+        None,
+        description="also score the unbiased Pass@k for these, joined by commas; if not given, powers of two below n",
+    )
+    temperature: float = Field(0.6, gt=0, description="sampling temperature")
+    top_k: int = Field(0, ge=0, description="sample among the k likeliest ids; 0: among all; 1: greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample among the fewest ids that hold this mass; 1: among all")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="longest answer in tokens; if not given, 4,096, and for the bundled problems 112"
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="answers generated at once; if not given, 512 for vLLM, and for the built-in loop 64 (CUDA) or 256",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="fixes the sampling")
+    official_grading: bool = Field(
+        False, description="score by the released code's grading as well, in columns of its own"
+    )
+
+    output: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of samples and results; if not given, eval/ in a run folder, else a new name under evaluations/",
+        json_schema_extra=_section("output"),
+    )
+    threads: int | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="CPU threads of torch; 0 leaves torch's own choice; if not given, 1 for the bundled pair",
+    )
+
+    @property
+    def ks(self) -> list[int]:
+        """The k of the Pass@k scored beside Pass@n, ascending; raises UserError for text that is no list of them."""
+        if self.k is None:
+            return [2**i for i in range(20) if 2**i < self.n]
+        words = [word.strip() for word in self.k.split(",") if word.strip()]
+        if not words or not all(word.isdigit() and int(word) for word in words):
+            raise UserError(f"k: found {self.k!r}, but it should be whole numbers joined by commas, such as 1,4")
+        if (k := max(map(int, words))) > self.n:
+            raise UserError(f"Pass@{k} needs {k} samples a problem, and n is {self.n}; type --n {k} or a smaller --k")
+        return sorted({int(word) for word in words})
 
 
 def load_config(config: str | Path | None = None, **overrides: Any) -> Config:
@@ -278,90 +381,18 @@ def load_config(config: str | Path | None = None, **overrides: Any) -> Config:
     """
     values: dict[str, Any] = read_yaml(config_path(config)) if config is not None else {}
     values.update(overrides)
-    unknown = [key for key in values if key not in Config.model_fields]
-    if unknown:
-        where = f" in {config}" if config is not None and unknown[0] not in overrides else ""
+    where = (
+        f" in {config}" if config is not None and not set(values) - set(Config.model_fields) <= set(overrides) else ""
+    )
+    return checked(Config, values, where)
+
+
+def load_eval_config(**settings: Any) -> EvalConfig:
+    """Returns the EvalConfig of `settings`; raises UserError as load_config does."""
+    if settings.get("model") is None:
         raise UserError(
-            "\n".join(f"unknown setting '{key}'{where}{nearest(key, Config.model_fields)}" for key in unknown)
+            "no model to evaluate; type --model with a run folder, an adapter, a model or a hub id, or --model bundled-student"
         )
-    for key, value in values.items():  # YAML's yes and no, which would count as 1 and 0
-        if isinstance(value, bool) and Config.model_fields[key].annotation is not bool:
-            raise UserError(f"{key}: found {value}, but it is not a switch; --help says what it takes")
-    try:
-        return Config(**values)
-    except ValidationError as error:
-        raise UserError("\n".join(_explain(fault) for fault in error.errors())) from None
-
-
-def nearest(name: str, names: Any) -> str:
-    """Returns '; did you mean ...?' for the closest of `names`, or where to find them all."""
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else "; --help lists them all"
-
-
-def config_folder() -> Path:
-    """Returns the folder of the shipped YAML files: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).parent
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-
-
-def config_path(config: str | Path) -> Path:
-    """Returns the YAML file of a path or a shipped config's name; raises UserError when there is neither."""
-    path = Path(config)
-    shipped = config_folder() / f"{config}.yaml"
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if not path.is_file():
-            raise UserError(f"no config file at {path}; shipped configs are: {', '.join(shipped_configs())}")
-        return path
-    if not shipped.is_file():
-        names = shipped_configs()
-        raise UserError(f"no config named '{config}'{nearest(config, names)} (shipped: {', '.join(names)})")
-    return shipped
-
-
-def shipped_configs() -> list[str]:
-    """Returns the names of the shipped configs, sorted."""
-    return sorted(path.stem for path in config_folder().glob("*.yaml"))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns a YAML file's mapping; raises UserError where it is not one, or names a key twice."""
-    import yaml
-
-    class UniqueKeys(yaml.SafeLoader):
-        """PyYAML keeps the last of two equal keys without a word."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise UserError(f"{path} sets {', '.join(twice)} twice; keep one line")
-        return loader.construct_mapping(node, deep=True)
-
-    UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold 'setting: value' lines, but it is a {type(values).__name__}")
-    return values
-
-
-def dump_yaml(config: Config) -> str:
-    """Returns every setting as YAML, in the order of this file; `load_config` reads it back to an equal Config."""
-    import yaml
-
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-
-
-def _explain(fault: Any) -> str:
-    if not fault["loc"]:
-        return str(fault["ctx"]["error"])
-    name = fault["loc"][0]
-    field = Config.model_fields[name]
-    message = fault["msg"].replace("Input should be", "it should be").replace("String", "it").rstrip(".")
-    example = "" if field.default is None else f"; the default is --{name.replace('_', '-')} {field.default}"
-    return f"{name}: found {fault['input']!r}, but {message}{example}"
+    config = checked(EvalConfig, settings)
+    _ = config.ks
+    return config

@@ -5,8 +5,8 @@ A row that can't be used is counted and named (where it stands and why), never s
 
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from poweropd_lite.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BUNDLED_TRAINING_PROBLEMS = 8192
+BUNDLED_PROBLEMS = {False: 8192, True: 256}  # for training; held out, for evaluation
 
 
 @dataclass(frozen=True)
@@ -26,53 +26,43 @@ class Prompt:
     ids: tuple[int, ...]  # the chat template's text up to where the answer begins, as tokens
     question: str  # the user's words
     answer: str | None  # the reference answer, where there is one
+    tolerance: float | None = None  # the largest difference from it that the benchmark allows
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where problems are read from: the fields of Config that say so, for training or for evaluation."""
+    """Where rows are read from."""
 
-    data: str
-    subset: str | None
-    split: str
-    prompt_column: str
-    answer_column: str
-    held_out: bool
-
-    @property
-    def flag(self) -> str:
-        """The flag that names it."""
-        return "--eval-data" if self.held_out else "--data"
-
-
-def training_source(config: Config) -> Source:
-    """Returns where the training prompts come from."""
-    c = config
-    return Source(c.data, c.data_subset, c.data_split, c.prompt_column, c.answer_column, held_out=False)
-
-
-def evaluation_source(config: Config) -> Source:
-    """Returns where the evaluation problems come from; `config.eval_data` must be given."""
-    c = config
-    return Source(c.eval_data, c.eval_subset, c.eval_split, c.eval_prompt_column, c.eval_answer_column, held_out=True)
+    data: str  # "bundled", a file or a hub id
+    subset: str | None = None
+    split: str = "train"
+    held_out: bool = False
+    flag: str = "--data"  # what the user typed it with
 
 
 def load_prompts(
-    source: Source, tokenizer: "PreTrainedTokenizerBase", config: Config, limit: int | None = None
+    config: Config, tokenizer: "PreTrainedTokenizerBase", limit: int | None = None
 ) -> tuple[list[Prompt], list[str]]:
-    """Returns the usable prompts (the first `limit`, if given) and a line on each row that could not be used.
+    """Returns the usable training prompts (the first `limit`, if given) and a line on each row that could not be used.
 
     Raises UserError when the data can't be read, lacks the columns, or has no usable row.
     """
+    source = Source(config.data, config.data_subset, config.data_split)
+    column = "problem" if config.data == BUNDLED else config.prompt_column
     prompts: list[Prompt] = []
     skipped: list[str] = []
-    for where, row in _rows(source, limit):
+    for where, row in rows(source):
         if limit is not None and len(prompts) == limit:
             break
         if isinstance(row, str):
-            skipped.append(f"{where}: {row}")
-            continue
-        prompt = _prompt(row, source, tokenizer, config)
+            prompt: Prompt | str = row
+        elif column not in row:
+            prompt = f"no column '{column}' among {', '.join(map(str, row))}"
+        else:
+            answer = row.get(config.answer_column)
+            prompt = make_prompt(row[column], tokenizer, config, column)
+            if isinstance(prompt, Prompt) and answer is not None:
+                prompt = replace(prompt, answer=str(answer))
         if isinstance(prompt, Prompt):
             prompts.append(prompt)
         else:
@@ -80,11 +70,16 @@ def load_prompts(
     if not prompts:
         reasons = "\n  ".join(skipped[:5]) or "it has no rows"
         raise UserError(
-            f"no usable problem in {source.data}:\n  {reasons}\n"
-            f"check {source.flag}, {source.flag.replace('data', 'prompt-column')} and "
-            "--max-prompt-tokens"
+            f"no usable problem in {source.data}:\n  {reasons}\ncheck --data, --prompt-column and --max-prompt-tokens"
         )
     return prompts, skipped
+
+
+def say_skipped(skipped: list[str], used: int, data: str, say: Callable[[str], None]) -> None:
+    """Says how many rows could not be used, and why not the first of them."""
+    if skipped:
+        shown = "".join(f"\n  {line}" for line in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
+        say(f"{len(skipped):,} of {len(skipped) + used:,} rows of {data} can't be used:{shown}")
 
 
 def step_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]:
@@ -113,13 +108,13 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
     return _permutations[key]
 
 
-def _prompt(row: dict, source: Source, tokenizer: "PreTrainedTokenizerBase", config: Config) -> Prompt | str:
-    """Returns a row as a Prompt, or the reason why it can't be one."""
+def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any, column: str) -> Prompt | str:
+    """Returns a question (a text, or a list of messages) as a Prompt, or the reason why it can't be one.
+
+    `settings` has the fields prompt_suffix, system_prompt, enable_thinking and max_prompt_tokens.
+    """
     from jinja2 import TemplateError
 
-    if source.prompt_column not in row:
-        return f"no column '{source.prompt_column}' among {', '.join(map(str, row))}"
-    value, answer = row[source.prompt_column], row.get(source.answer_column)
     if isinstance(value, str):
         messages = [{"role": "user", "content": value}]
     elif isinstance(value, list) and value and all(_is_message(m) for m in value):
@@ -127,52 +122,47 @@ def _prompt(row: dict, source: Source, tokenizer: "PreTrainedTokenizerBase", con
         if messages[-1]["role"] != "user":
             return f"the last message is the {messages[-1]['role']}'s; a prompt must end with the user's"
     else:
-        return f"'{source.prompt_column}' holds neither a text nor a list of messages with a role and a text as content"
-    if not messages[-1]["content"].strip():
-        return f"'{source.prompt_column}' is empty"
-    if source.held_out and (answer is None or not str(answer).strip()):
-        return f"no reference answer in '{source.answer_column}'"
+        return f"'{column}' holds neither a text nor a list of messages with a role and a text as content"
     question = messages[-1]["content"]
-    messages[-1]["content"] += config.prompt_suffix
-    if config.system_prompt and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": config.system_prompt})
+    if not question.strip():
+        return f"'{column}' is empty"
+    messages[-1]["content"] += settings.prompt_suffix
+    if settings.system_prompt and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": settings.system_prompt})
     try:
-        text = prompt_text(messages, tokenizer, config)
+        text = prompt_text(messages, tokenizer, settings.enable_thinking)
         text.encode()
     except TemplateError as error:
         return f"the chat template refuses it: {error}"
     except UnicodeEncodeError:
         return "it holds half of a character (a lone surrogate), which is not text"
-    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if len(ids) > config.max_prompt_tokens:
-        return f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {config.max_prompt_tokens}"
-    return Prompt(ids, question, None if answer is None else str(answer))
+    ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if len(ids) > settings.max_prompt_tokens:
+        return f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {settings.max_prompt_tokens}"
+    return Prompt(ids, question, None)
 
 
-def prompt_text(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", config: Config) -> str:
+def prompt_text(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", thinking: bool) -> str:
     """Returns the messages in the tokenizer's chat template, up to where the answer begins; plain without a template."""
     if not tokenizer.chat_template:
         return "\n\n".join(m["content"] for m in messages) + "\n"
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=config.enable_thinking
-    )
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
 
 
 def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
-def _rows(source: Source, limit: int | None) -> Iterator[tuple[str, Any]]:
-    """Yields (where it stands, the row); a row that can't even be read is the reason, as text."""
+def rows(source: Source, count: int | None = None) -> Iterator[tuple[str, Any]]:
+    """Yields (where it stands, the row); a row that can't even be read is the reason, as text.
+
+    Of the bundled problems, which have no end, the first `count`. Raises UserError when the source can't be read.
+    """
     if source.data == BUNDLED:
         from poweropd_lite.tiny.problems import problems
 
-        count = limit if source.held_out and limit else BUNDLED_TRAINING_PROBLEMS
-        for i, problem in enumerate(problems(0, count, source.held_out)):
-            yield (
-                f"bundled problem {i}",
-                {source.prompt_column: problem.question, source.answer_column: str(problem.answer)},
-            )
+        for i, problem in enumerate(problems(0, count or BUNDLED_PROBLEMS[source.held_out], source.held_out)):
+            yield f"bundled problem {i}", {"problem": problem.question, "answer": str(problem.answer)}
         return
     path = Path(source.data)
     if path.suffix in (".json", ".jsonl", ".parquet") or path.exists():

@@ -50,7 +50,7 @@ class LoopEngine:
         while len(done) < len(prompts):
             lines = min(len(prompts) - len(done), self.most_lines or len(prompts))
             part = slice(len(done), len(done) + lines)
-            rows = Draws(draws.seed, draws.purpose, draws.step, draws.rows[part])
+            rows = draws.part(part)
             try:
                 done += self._sample(prompts[part], rows.uniforms(longest), sampling, longest)
             except (RuntimeError, MemoryError) as error:

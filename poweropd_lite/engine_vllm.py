@@ -133,6 +133,31 @@ class VllmEngine:
         self.llm = None
 
 
+class VllmServer(VllmEngine):
+    """vLLM of a model whose weights stay as they are: whole, or a base with a saved adapter."""
+
+    def __init__(
+        self,
+        config: Config,
+        device: "torch.device",
+        dtype: "torch.dtype",
+        stop_ids: frozenset[int],
+        adapter: Path | None,
+    ) -> None:
+        self.stop_ids, self.shared, self.can_sleep, self.asleep = sorted(stop_ids), False, False, False
+        self.llm = _start(config, device, dtype, lora=adapter is not None)
+        self.dtype = self.llm.llm_engine.model_config.dtype
+        self.sent, self.sent_before, self.request = adapter, None, None
+        self.temporary = tempfile.TemporaryDirectory()
+
+    def sync(self) -> None:
+        """Names the adapter; there is nothing to send."""
+        from vllm.lora.request import LoRARequest
+
+        if self.sent is not None:
+            self.request = LoRARequest("evaluated", 1, str(self.sent.resolve()))
+
+
 def _adapter_folder(room: int) -> "tempfile.TemporaryDirectory":
     """Makes a folder in memory, where there are `room` bytes of it, and clears up after processes that were killed."""
     ram = Path("/dev/shm")
@@ -145,7 +170,7 @@ def _adapter_folder(room: int) -> "tempfile.TemporaryDirectory":
     return tempfile.TemporaryDirectory(prefix=f"poweropd-adapters-{os.getpid()}-", dir=place)
 
 
-def _start(config: Config, device: "torch.device", dtype: "torch.dtype") -> Any:
+def _start(config: Config, device: "torch.device", dtype: "torch.dtype", lora: bool = True) -> Any:
     """Returns a vLLM of the student's base, sized from the config; raises UserError with the numbers if it does not fit."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -164,9 +189,11 @@ def _start(config: Config, device: "torch.device", dtype: "torch.dtype") -> Any:
             max_num_seqs=max(config.batch_size, min(config.eval_batch_size, 4 * config.batch_size)),
             kv_cache_memory_bytes=cache,
             gpu_memory_utilization=memory_share(config, device, dtype) if cuda else 0.5,
-            enable_lora=True,
-            max_loras=1,
-            max_lora_rank=lora_rank_limit(config.lora_rank),
+            **(
+                {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank_limit(config.lora_rank)}
+                if lora
+                else {}
+            ),
             enable_prefix_caching=True,
             enable_sleep_mode=cuda,
             enforce_eager=not cuda,

@@ -3,7 +3,10 @@
 import argparse
 from typing import Any, NoReturn, get_args, get_origin
 
-from poweropd_lite.config import Config, nearest
+from pydantic import BaseModel
+
+from poweropd_lite.config import Config
+from poweropd_lite.config_files import nearest
 from poweropd_lite.errors import UserError
 
 
@@ -26,31 +29,32 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
-def config_parser(prog: str, description: str) -> Parser:
-    """Returns a parser with --config and a flag for every field of Config; a flag that is not given parses to None."""
+def config_parser(prog: str, description: str, kind: type[BaseModel] = Config) -> Parser:
+    """Returns a parser with a flag for every field of `kind`, and --config for Config; one that is not given parses to None."""
     parser = Parser(
         prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, or a shipped config's name")
+    if kind is Config:
+        parser.add_argument("--config", metavar="FILE", help="YAML file of settings, or a shipped config's name")
     group: Any = parser
-    for name, field in Config.model_fields.items():
+    for name, field in kind.model_fields.items():
         extra = field.json_schema_extra or {}
         if "section" in extra:
             group = parser.add_argument_group(extra["section"])
         flag = "--" + name.replace("_", "-")
-        default = "" if field.default in (None, "") else f" (default: {field.default})"
+        default = "" if field.is_required() or field.default in (None, "") else f" (default: {field.default})"
         text = f"{field.description}{default}".replace("%", "%%")
-        if field.annotation is bool:
+        if field.annotation in (bool, bool | None):
             group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             group.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
     return parser
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the Config fields that were given as flags, as they were typed; `none` unsets a field that may be unset."""
-    typed = {name: getattr(args, name) for name in Config.model_fields if getattr(args, name) is not None}
-    may_be_unset = {name for name, field in Config.model_fields.items() if type(None) in get_args(field.annotation)}
+def given(args: argparse.Namespace, kind: type[BaseModel] = Config) -> dict[str, Any]:
+    """Returns the fields of `kind` that were given as flags, as they were typed; `none` unsets a field that may be unset."""
+    typed = {name: getattr(args, name) for name in kind.model_fields if getattr(args, name) is not None}
+    may_be_unset = {name for name, field in kind.model_fields.items() if type(None) in get_args(field.annotation)}
     return {name: None if value == "none" and name in may_be_unset else value for name, value in typed.items()}
 
 

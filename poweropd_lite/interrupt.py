@@ -8,8 +8,10 @@ from types import FrameType
 class StopRequest:
     """A context in which the signals are caught; `signal` is the one that came, or 0."""
 
-    def __init__(self) -> None:
-        self.signal = 0
+    def __init__(
+        self, notice: str = "stopping after this step, then saving (once more to stop at once, without saving)"
+    ) -> None:
+        self.signal, self.notice = 0, notice
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -29,4 +31,4 @@ class StopRequest:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
-        print("\nstopping after this step, then saving (once more to stop at once, without saving)", flush=True)
+        print(f"\n{self.notice}", flush=True)

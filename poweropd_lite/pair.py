@@ -130,7 +130,7 @@ def _settle_template(
 
     messages = [{"role": "user", "content": "x"}]
     try:
-        ours, theirs = (prompt_text(messages, t, config) for t in (tokenizer, teacher_tokenizer))
+        ours, theirs = (prompt_text(messages, t, config.enable_thinking) for t in (tokenizer, teacher_tokenizer))
     except TemplateError as error:
         raise UserError(
             f"the chat template of {config.student} or {config.teacher} can't render a question: {error}; mend its "

@@ -7,12 +7,12 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poweropd_lite import checkpoint
-from poweropd_lite.config import dump_yaml
+from poweropd_lite.config_files import dump_yaml
 from poweropd_lite.errors import UserError
 from poweropd_lite.files import whole_folder, write_json, write_text
 from poweropd_lite.metrics import JsonLines, Progress, Tracker, clock
@@ -111,7 +111,7 @@ class Recorder:
         due = state.step in (0, config.steps) or (config.eval_every and state.step % config.eval_every == 0)
         if not due or not self.session.held_out or state.evaluated == state.step or stop:
             return
-        from poweropd_lite.evaluate import evaluate
+        from poweropd_lite.evaluation import evaluate_student
 
         def tick(done: int, total: int) -> bool:
             self.progress.evaluating(done, total)
@@ -120,22 +120,24 @@ class Recorder:
         started = time.monotonic()
         s = self.session
         s.engine.sync()
-        done = evaluate(s.engine, s.held_out, s.pair, config, s.student.device, tick)
+        done = evaluate_student(s.engine, s.held_out, s.pair, config, s.student.device, tick)
         s.engine.release()
         if done is None:
             return
-        result, rollouts = done
+        result, rollout = done
         seconds = time.monotonic() - started
         self._spend("evaluate", seconds)
-        metrics = result.metrics(config.eval_samples) | {"time/evaluate": seconds}
+        metrics = result.metrics() | {"time/evaluate": seconds}
         self.metrics.write(state.step, metrics)
         self.tracker.log(state.step, metrics)
-        self._write_sample("eval", rollouts[0][0])
+        self._write_sample("eval", rollout)
         self.unsaved = True
-        state.evaluated, state.evaluations[str(state.step)] = state.step, asdict(result)
+        state.evaluated, state.evaluations[str(state.step)] = state.step, result.record()
+        e = result.summary()
         self.progress.say(
-            f"evaluation at step {state.step}: Avg@{config.eval_samples} {result.avg:.1%}, greedy {result.greedy:.1%}, "
-            f"{result.length:.0f} tokens, {result.stop_share:.1%} stop ({clock(seconds)})"
+            f"evaluation at step {state.step}: Avg@{config.eval_samples} {e['avg']:.1%}, greedy {e['greedy']:.1%}, "
+            f"{e['length']:.0f} tokens, {e['stop_share']:.1%} stop ({clock(seconds)})"
+            + (f"; {e['undecided']} answers could not be graded" if e["undecided"] else "")
         )
 
     def save_if_due(self) -> None:
@@ -170,10 +172,14 @@ class Recorder:
 
     def _hand_over(self) -> str:
         """Writes adapter/ in PEFT's format, or model/ after full fine-tuning, with the tokenizer; returns which."""
+        from transformers import GenerationConfig
+
         name = "model" if self.config.full_finetune else "adapter"
         with whole_folder(self.run.path / name) as beside:
             self.session.student.model.save_pretrained(beside)
             self.session.pair.tokenizer.save_pretrained(beside)
+            # Whoever samples from it stops where training did: at the student's stops and the teacher's.
+            GenerationConfig(eos_token_id=sorted(self.session.pair.stop_ids)).save_pretrained(beside)
         return name
 
     def _write_sample(self, kind: str, rollout: "Rollout") -> None:
@@ -239,6 +245,8 @@ class Recorder:
             lines.append(
                 f"  compare:     python -m poweropd_lite.train --config {path}/config.yaml {_other(config)} --output {path}-other"
             )
+        if summary["finished"]:
+            lines.append(f"  evaluate:    python -m poweropd_lite.evaluate --model {path}")
         lines.append(f"  use it:      {_use(config, path)}")
         print("\n".join(lines), flush=True)
 

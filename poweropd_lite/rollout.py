@@ -39,24 +39,31 @@ class Draws:
 
     seed: int
     purpose: int  # TRAINING or EVALUATION
-    step: int
+    step: int | tuple[int, ...]  # of all rows, or one a row
     rows: tuple[int, ...]  # one a prompt
+
+    def part(self, rows: slice) -> "Draws":
+        """Returns those of some of the rows."""
+        step = self.step if isinstance(self.step, int) else self.step[rows]
+        return Draws(self.seed, self.purpose, step, self.rows[rows])
 
     def uniforms(self, length: int) -> "Tensor":
         """Returns numbers in [0, 1), [rows, length] float64; a longer `length` only adds columns."""
         import numpy as np
         import torch
 
-        return torch.from_numpy(np.stack([self._generator(row).random(length) for row in self.rows]))
+        return torch.from_numpy(np.stack([generator.random(length) for generator in self._generators()]))
 
     def request_seeds(self) -> list[int]:
         """Returns one seed a row, for an engine that has a generator of its own."""
-        return [int(self._generator(row).integers(2**62)) for row in self.rows]
+        return [int(generator.integers(2**62)) for generator in self._generators()]
 
-    def _generator(self, row: int):
+    def _generators(self):
         import numpy as np
 
-        return np.random.default_rng([self.seed, self.purpose, self.step, row])
+        steps = (self.step,) * len(self.rows) if isinstance(self.step, int) else self.step
+        for step, row in zip(steps, self.rows, strict=True):
+            yield np.random.default_rng([self.seed, self.purpose, step, row])
 
 
 class Engine(Protocol):

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.config import Config, dump_yaml, load_config
+from poweropd_lite.config import Config, load_config
+from poweropd_lite.config_files import dump_yaml
 from poweropd_lite.errors import UserError
 from poweropd_lite.files import write_text
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from poweropd_lite.benchmarks import Problems, find_benchmarks, load_problems
 from poweropd_lite.config import Config
-from poweropd_lite.data import Prompt, evaluation_source, load_prompts, training_source
+from poweropd_lite.data import Prompt, load_prompts, say_skipped
 from poweropd_lite.errors import UserError
 from poweropd_lite.pair import Pair, check_prompts, load_pair
 
@@ -29,7 +30,7 @@ class Session:
     config: Config
     pair: Pair
     prompts: list[Prompt]
-    held_out: list[Prompt]  # evaluation problems; empty if there are none
+    held_out: list[Problems]  # what it is evaluated on; empty for nothing
     sampling: "Sampling"  # of the rollouts
     student: "Student"
     engine: "Engine"
@@ -96,17 +97,24 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     pair = load_pair(config)
     for notice in pair.notices:
         say(notice)
-    prompts = _load_problems(training_source(config), pair, config, None, say)
+    prompts, skipped = load_prompts(config, pair.tokenizer)
+    say_skipped(skipped, len(prompts), config.data, say)
     check_prompts(pair, config, prompts)
     if len(prompts) < config.batch_size:
         say(f"{len(prompts)} prompts, fewer than the batch of {config.batch_size}: each is used several times a step")
-    held_out: list[Prompt] = []
-    if config.eval_data is not None:
-        held_out = _load_problems(evaluation_source(config), pair, config, config.eval_problems, say)
-        trained_on = {prompt.ids for prompt in prompts}
-        overlap = sum(problem.ids in trained_on for problem in held_out)
-        if overlap:
-            say(f"{overlap} of {len(held_out)} evaluation problems are also training problems: their score flatters")
+    held_out: list[Problems] = []
+    if config.eval_benchmarks is not None:
+        columns = (config.eval_prompt_column, config.eval_answer_column)
+        for benchmark in find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks"):
+            problems = load_problems(benchmark, pair.tokenizer, config, config.eval_problems, columns, say)
+            held_out.append(problems)
+            trained_on = {prompt.ids for prompt in prompts}
+            overlap = sum(problem.ids in trained_on for problem in problems.prompts)
+            if overlap:
+                say(
+                    f"{overlap} of {len(problems.prompts)} problems of {benchmark.name} are also training problems: "
+                    "their score flatters"
+                )
 
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(config.seed)
@@ -124,7 +132,7 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     say(
         f"student {config.student} ({_kind(config)}: {trained:,} trained, {_name(dtype)})"
         f" <- teacher {config.teacher} ({config.teacher_bits}-bit), {len(prompts):,} prompts"
-        f"{f', evaluated on {len(held_out)} of {config.eval_data}' if held_out else ''}, on {_device_name(device)}"
+        f"{''.join(f', evaluated on {len(p.prompts)} of {p.benchmark.name}' for p in held_out)}, on {_device_name(device)}"
     )
     say(f"student loaded by {loader.name} ({loader.why}); rollouts by {engine_choice.name} ({engine_choice.why})")
     forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
@@ -157,16 +165,6 @@ def compute_dtype(config: Config, device: "torch.device") -> "torch.dtype":
     if config.dtype == "float16" and not cuda:
         raise UserError("float16 needs a CUDA card, and none is here; type --dtype float32 or bfloat16")
     return getattr(torch, config.dtype)
-
-
-def _load_problems(source, pair: Pair, config: Config, limit: int | None, say: Callable[[str], None]) -> list[Prompt]:
-    prompts, skipped = load_prompts(source, pair.tokenizer, config, limit)
-    if skipped:
-        shown = "".join(f"\n  {line}" for line in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
-        say(f"{len(skipped):,} of {len(skipped) + len(prompts):,} rows of {source.data} can't be used:{shown}")
-    if limit is not None and len(prompts) < limit:
-        say(f"{source.data} has {len(prompts)} usable problems, fewer than the {limit} asked for")
-    return prompts
 
 
 def _kind(config: Config) -> str:

@@ -10,7 +10,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.config import BUNDLED, Config, config_path, load_config, read_yaml
+from poweropd_lite.config import BUNDLED, Config, load_config
+from poweropd_lite.config_files import config_path, read_yaml
 from poweropd_lite.errors import UserError, run_command
 from poweropd_lite.flags import config_parser, given
 from poweropd_lite.interrupt import StopRequest

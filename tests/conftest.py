@@ -36,10 +36,9 @@ def pair():
 @pytest.fixture(scope="session")
 def prompts(pair):
     """The bundled training prompts."""
-    from poweropd_lite.data import load_prompts, training_source
+    from poweropd_lite.data import load_prompts
 
-    config = load_config("bundled")
-    return load_prompts(training_source(config), pair.tokenizer, config)[0]
+    return load_prompts(load_config("bundled"), pair.tokenizer)[0]
 
 
 @pytest.fixture

@@ -64,7 +64,18 @@ def test_combinations_that_cannot_work_are_refused_before_anything_loads(flags, 
 
 
 def test_a_4_bit_student_trains(tmp_path):
-    flags = ["--config", "bundled", "--student-bits", "4", "--steps", "3", "--eval-data", "none", "--eval-every", "0"]
+    flags = [
+        "--config",
+        "bundled",
+        "--student-bits",
+        "4",
+        "--steps",
+        "3",
+        "--eval-benchmarks",
+        "none",
+        "--eval-every",
+        "0",
+    ]
     done = run_train(*flags, "--engine", "loop", "--loader", "peft", "--output", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "student bundled (LoRA on a 4-bit base: 116,736 trained, float32)" in done.stdout

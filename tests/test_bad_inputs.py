@@ -62,7 +62,7 @@ FLAGS = [
     (["--config", "bundled", "--threads", "5000"], ["threads"]),
     (["--config", "bundled", "--alpha", "1e40"], ["alpha"]),
     (["--config", "bundled", "--data", "missing.jsonl"], ["no file of problems at missing.jsonl", "--data"]),
-    (["--config", "bundled", "--eval-data", "missing.json"], ["missing.json", "--eval-data"]),
+    (["--config", "bundled", "--eval-benchmarks", "missing.json"], ["missing.json", "--eval-benchmarks"]),
     (["--resume", "nowhere"], ["nowhere is not a run folder"]),
     (["--resume", "nowhere", "--alpha", "2"], ["--alpha can't change"]),
 ]  # fmt: skip

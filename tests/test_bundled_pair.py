@@ -52,10 +52,10 @@ def test_both_are_under_8_mb_together():
 
 def test_held_out_accuracy_of_both():
     teacher, student = measure.measure("teacher", samples=2), measure.measure("student", samples=2)
-    assert teacher.greedy >= 0.90
-    assert 0.30 <= student.greedy <= 0.40
-    assert teacher.avg >= 0.90 and student.avg <= 0.40
-    assert teacher.stop_share == 1.0 and student.boxed_share < 0.8
+    assert teacher["greedy"] >= 0.90
+    assert 0.30 <= student["greedy"] <= 0.40
+    assert teacher["avg"] >= 0.90 and student["avg"] <= 0.40
+    assert teacher["stop_share"] == 1.0 and student["answer_share"] < 0.8
 
 
 def test_solutions_are_right_and_the_split_is_a_hash_of_the_question():

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from poweropd_lite.config import Config, config_folder, dump_yaml, load_config, shipped_configs
+from poweropd_lite.config import Config, load_config
+from poweropd_lite.config_files import config_folder, dump_yaml, shipped_configs
 from poweropd_lite.flags import config_parser, given
 from poweropd_lite.session import compute_dtype, learning_rate
 
@@ -133,5 +134,5 @@ def test_a_file_that_names_no_models_changes_one_number_of_the_run_without_it(mo
 
 
 def test_none_unsets_what_may_be_unset():
-    args = config_parser("x", "y").parse(["--config", "bundled", "--eval-data", "none", "--eval-every", "0"])
-    assert load_config(args.config, **given(args)).eval_data is None
+    args = config_parser("x", "y").parse(["--config", "bundled", "--eval-benchmarks", "none", "--eval-every", "0"])
+    assert load_config(args.config, **given(args)).eval_benchmarks is None

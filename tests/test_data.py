@@ -4,15 +4,14 @@ import json
 
 import pytest
 
+from poweropd_lite.benchmarks import Benchmark, load_problems
 from poweropd_lite.config import load_config
-from poweropd_lite.data import evaluation_source, load_prompts, step_indices, training_source
+from poweropd_lite.data import Source, load_prompts, step_indices
 from poweropd_lite.errors import UserError
 
 
-def load(pair, limit=None, held_out=False, **settings):
-    config = load_config("bundled", **settings)
-    source = evaluation_source(config) if held_out else training_source(config)
-    return load_prompts(source, pair.tokenizer, config, limit)
+def load(pair, limit=None, **settings):
+    return load_prompts(load_config("bundled", **settings), pair.tokenizer, limit)
 
 
 ROWS = [{"problem": "Compute 1 + 2.", "answer": "3"}, {"problem": "Compute 4 * 5.", "answer": 20}]
@@ -96,14 +95,6 @@ def test_a_byte_order_mark_and_odd_line_separators_lose_no_row(tmp_path, pair):
     assert ([p.question for p in prompts], skipped) == ([r["problem"] for r in rows], [])
 
 
-def test_evaluation_needs_answers(tmp_path, pair):
-    path = tmp_path / "unanswered.jsonl"
-    path.write_text(json.dumps({"problem": "Compute 1 + 2."}) + "\n" + json.dumps(ROWS[0]))
-    prompts, skipped = load(pair, held_out=True, eval_data=str(path))
-    assert [p.answer for p in prompts] == ["3"]
-    assert "no reference answer" in skipped[0]
-
-
 def test_no_usable_row_is_an_error_that_names_the_flag(tmp_path, pair):
     path = tmp_path / "empty.jsonl"
     path.write_text("")
@@ -113,7 +104,8 @@ def test_no_usable_row_is_an_error_that_names_the_flag(tmp_path, pair):
 
 def test_the_bundled_splits_share_no_question(pair):
     training, _ = load(pair)
-    held_out, _ = load(pair, limit=256, held_out=True, eval_data="bundled")
+    bundled = Benchmark("bundled", Source("bundled", held_out=True))
+    held_out = load_problems(bundled, pair.tokenizer, load_config("bundled"), None, (None, None), print).prompts
     assert (len(training), len(held_out)) == (8192, 256)
     assert len({p.question for p in training}) == 8192
     assert not {p.question for p in training} & {p.question for p in held_out}

@@ -36,7 +36,7 @@ def limited(room: int, cwd, *flags, phase="learn"):
         str(room),
         "--config",
         "bundled",
-        "--eval-data",
+        "--eval-benchmarks",
         "none",
         "--eval-every",
         "0",

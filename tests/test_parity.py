@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from poweropd_lite.config import load_config
-from poweropd_lite.data import load_prompts, training_source
+from poweropd_lite.data import load_prompts
 from poweropd_lite.engine_loop import LoopEngine
 from poweropd_lite.errors import UserError
 from poweropd_lite.logprobs import Sampling, tempered_logprobs
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def loaded():
     config = load_config("bundled")
     pair = load_pair(config)
-    return pair, [p.ids for p in load_prompts(training_source(config), pair.tokenizer, config)[0]]
+    return pair, [p.ids for p in load_prompts(config, pair.tokenizer)[0]]
 
 
 class Bench:

@@ -18,7 +18,19 @@ def test_the_pair_learns_through_unsloth(unsloth_run):
 def test_unsloth_and_peft_train_the_same_adapter(unsloth_run, tmp_path):
     """One seed, two steps by PEFT: loss, gradient norm and log-probs are those of Unsloth's run."""
     _, run = unsloth_run
-    flags = [*PAIR, "--engine", "loop", "--loader", "peft", "--steps", "2", "--eval-data", "none", "--output", "run"]
+    flags = [
+        *PAIR,
+        "--engine",
+        "loop",
+        "--loader",
+        "peft",
+        "--steps",
+        "2",
+        "--eval-benchmarks",
+        "none",
+        "--output",
+        "run",
+    ]
     done = run_train(*flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     for ours, theirs in zip(steps(tmp_path / "run"), steps(run)[:2], strict=True):
@@ -76,7 +88,7 @@ def test_4_bit_and_full_fine_tuning_through_unsloth_are_pefts(settings, tmp_path
     for loader in ("unsloth", "peft"):
         flags = [
             *PAIR,
-            "--eval-data",
+            "--eval-benchmarks",
             "none",
             "--engine",
             "loop",
@@ -101,7 +113,7 @@ def test_auto_takes_both_and_doctor_says_so(tmp_path):
     assert "loader        unsloth (it is installed and runs here)" in done.stdout
     assert "engine        vllm (it is installed and runs here)" in done.stdout
     assert "0.32.0 (CPU build)" in done.stdout
-    flags = [*PAIR, "--steps", "2", "--eval-data", "none", "--output", "run"]
+    flags = [*PAIR, "--steps", "2", "--eval-benchmarks", "none", "--output", "run"]
     done = run_train(*flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     facts = summary(tmp_path / "run")
@@ -121,7 +133,7 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.down_proj.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    flags = [*PAIR, "--eval-data", "none", "--engine", "loop", "--loader", "unsloth", "--student", str(folder)]
+    flags = [*PAIR, "--eval-benchmarks", "none", "--engine", "loop", "--loader", "unsloth", "--student", str(folder)]
     done = run_train(*flags, cwd=tmp_path)
     assert done.returncode == 2, done.stdout
     assert "lack 1 tensors of its config (model.layers.1.mlp.down_proj.weight, ...)" in done.stderr

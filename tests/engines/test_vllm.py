@@ -104,7 +104,18 @@ run_command(lambda: train.main(sys.argv[1:]))
 def test_the_guard_catches(name, tmp_path):
     fault, message, step = FAULTS[name]
     # No evaluation, so that the first sync is that of step 1; 64 rollouts, so that one step tells the temperature.
-    flags = ["--config", "bundled", "--eval-data", "none", "--eval-every", "0", "--batch-size", "64", "--steps", "6"]
+    flags = [
+        "--config",
+        "bundled",
+        "--eval-benchmarks",
+        "none",
+        "--eval-every",
+        "0",
+        "--batch-size",
+        "64",
+        "--steps",
+        "6",
+    ]
     flags += ["--engine", "vllm", "--loader", "peft", "--output", "run"]
     done = run_python("-c", PLANTED.format(fault=fault), *flags, cwd=tmp_path)
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
@@ -123,7 +134,7 @@ def test_the_guard_catches(name, tmp_path):
 
 
 def test_what_vllm_cant_do_is_refused_or_left_to_the_loop(tmp_path):
-    flags = [*PAIR, "--loader", "peft", "--steps", "1", "--eval-data", "none"]
+    flags = [*PAIR, "--loader", "peft", "--steps", "1", "--eval-benchmarks", "none"]
     refused = run_python("-m", "poweropd_lite.train", *flags, "--engine", "vllm", "--student-bits", "4", cwd=tmp_path)
     assert refused.returncode == 2
     assert (
@@ -137,7 +148,18 @@ def test_what_vllm_cant_do_is_refused_or_left_to_the_loop(tmp_path):
 
 def test_a_vllm_that_does_not_fit_says_what_to_lower(tmp_path):
     """A hundred thousand completions of 240 tokens: 53 GiB of keys and values, which this machine has not."""
-    flags = ["--config", "bundled", "--eval-data", "none", "--eval-every", "0", "--engine", "vllm", "--loader", "peft"]
+    flags = [
+        "--config",
+        "bundled",
+        "--eval-benchmarks",
+        "none",
+        "--eval-every",
+        "0",
+        "--engine",
+        "vllm",
+        "--loader",
+        "peft",
+    ]
     flags += ["--batch-size", "100000", "--output", "run"]
     done = run_python("-m", "poweropd_lite.train", *flags, cwd=tmp_path)
     assert done.returncode == 2, done.stdout[-2000:]

@@ -1,0 +1,162 @@
+"""From the samples in an evaluation's folder to its results: grading, scores with intervals, two evaluations compared.
+
+Needs no model: grading can be done again, with another grader or the released code's, on the samples that are there.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from poweropd_lite.errors import UserError
+from poweropd_lite.eval_folder import EvalFolder, read_samples, read_settings
+from poweropd_lite.evaluation import Answer, Key, right_counts, score
+from poweropd_lite.files import write_json
+from poweropd_lite.grade import GRADER, Sample, Verdict, grade
+from poweropd_lite.scores import avg_at, interval, macro_interval, paired_difference, pass_at
+
+
+def grade_folder(
+    folder: EvalFolder, again: bool, official: bool, tick: Callable[[str, int, int], object] = lambda *_: None
+) -> None:
+    """Grades the samples that have no verdict of this grader yet, all of them if `again`, and writes the verdicts down."""
+    for name in read_settings(folder.path)["benchmarks"]:
+        records = read_samples(folder.path, name)
+        fresh = [r for r in records if again or r.get("grader") != GRADER or (official and "official" not in r)]
+        if not fresh:
+            continue
+        samples = [Sample(r["text"], r["gold"], name, r["tolerance"]) for r in fresh]
+        verdicts = grade(samples, official, lambda done, total, name=name: tick(name, done, total))
+        for record, verdict in zip(fresh, verdicts, strict=True):
+            found = {k: v for k, v in asdict(verdict).items() if k != "official" or official}
+            record |= {"grader": GRADER, **found}
+        folder.rewrite(name, records)
+
+
+def results_of(path: Path, ks: list[int]) -> dict[str, Any]:
+    """Returns an evaluation's results, as in results.json, from its graded samples; scores are 0 to 1."""
+    settings = read_settings(path)
+    benchmarks: dict[str, dict] = {}
+    averages, passes = [], []
+    for name, about in settings["benchmarks"].items():
+        verdicts, answers = _read(path, name)
+        if not answers:
+            continue
+        scores = score(answers, verdicts, about["problems"])
+        right, n = right_counts(verdicts, scores.problems), scores.n
+        averages.append(avg_at(right, n))
+        passes.append(pass_at(right, n, n))
+        benchmarks[name] = {
+            "problems": scores.problems,
+            "whole": settings["about"]["whole"].get(name),
+            f"avg@{n}": scores.avg,
+            f"avg@{n}_interval": interval(averages[-1]),
+            f"pass@{n}": scores.any,
+            f"pass@{n}_interval": interval(passes[-1]),
+            **{f"pass@{k}": float(pass_at(right, n, k).mean()) for k in ks if k != n},
+            "length": scores.length,
+            "truncated": 1.0 - scores.stop_share,
+            "no_answer": 1.0 - scores.answer_share,
+            "undecided": scores.undecided,
+        }
+        if all(v.official is not None for v in verdicts.values()):
+            theirs = right_counts(verdicts, scores.problems, official=True)
+            benchmarks[name] |= {
+                f"official_avg@{n}": float(avg_at(theirs, n).mean()),
+                f"official_pass@{n}": float(pass_at(theirs, n, n).mean()),
+            }
+    shared = [key for key in next(iter(benchmarks.values())) if all(_averaged(b.get(key)) for b in benchmarks.values())]
+    mean = {key: float(np.mean([b[key] for b in benchmarks.values()])) for key in shared if key not in _COUNTS}
+    mean |= {f"avg@{n}_interval": macro_interval(averages), f"pass@{n}_interval": macro_interval(passes)}
+    return {
+        **settings["about"],
+        "n": n,
+        "grader": GRADER,
+        "settings": settings["settings"],
+        "benchmarks": benchmarks,
+        "mean": mean,
+    }
+
+
+_COUNTS = ("problems", "undecided")
+
+
+def _averaged(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def write_results(path: Path, ks: list[int], table: Callable[[dict], str]) -> dict[str, Any]:
+    """Writes results.json and results.md (made by `table`); returns the results."""
+    from poweropd_lite.files import write_text
+
+    results = results_of(path, ks) | {"graded": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_json(path / "results.json", results)
+    write_text(path / "results.md", table(results))
+    return results
+
+
+def _read(path: Path, name: str) -> tuple[dict[Key, Verdict], dict[Key, Answer]]:
+    verdicts, answers = {}, {}
+    for r in read_samples(path, name):
+        if "correct" not in r:
+            raise UserError(f"{path}/{name}.jsonl has samples that are not graded; type --regrade {path}")
+        key = (r["problem"], r["sample"])
+        verdicts[key] = Verdict(r["correct"], r["answer"], r["undecided"], r.get("official"))
+        answers[key] = Answer(r["text"], r["tokens"], r["truncated"])
+    return verdicts, answers
+
+
+def evaluation_in(folder: str | Path) -> Path:
+    """Returns the folder of an evaluation: `folder` itself, or the latest one inside a run folder."""
+    path = Path(folder)
+    if (path / "settings.json").is_file():
+        return path
+    inside = sorted(path.glob("eval/*/results.json"), key=lambda file: file.stat().st_mtime)
+    if inside:
+        return inside[-1].parent
+    raise UserError(
+        f"{folder} holds no evaluation (no settings.json); type the folder that an evaluation wrote to, or a run that was evaluated"
+    )
+
+
+def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
+    """Returns the paired difference (first - second) of Avg@n and Pass@n, on each benchmark that both have and on all of them.
+
+    Raises UserError if they have no benchmark in common, or other problems in it.
+    """
+    paths = [evaluation_in(folder) for folder in (first, second)]
+    settings = [read_settings(path) for path in paths]
+    common = [name for name in settings[0]["benchmarks"] if name in settings[1]["benchmarks"]]
+    if not common:
+        raise UserError(
+            f"{paths[0]} and {paths[1]} have no benchmark in common ({', '.join(settings[0]['benchmarks'])}; "
+            f"{', '.join(settings[1]['benchmarks'])}); evaluate both on one"
+        )
+    rows: dict[str, dict] = {}
+    shares: dict[str, list[list[np.ndarray]]] = {"avg": [[], []], "pass": [[], []]}
+    for name in common:
+        golds = [{r["problem"]: (r["question"], r["gold"]) for r in read_samples(path, name)} for path in paths]
+        if golds[0] != golds[1]:
+            raise UserError(
+                f"{name} has other problems in {paths[0]} ({len(golds[0])}) than in {paths[1]} ({len(golds[1])}), so its scores can't be paired; "
+                "evaluate both with the same --benchmarks and --problems"
+            )
+        for side, path in enumerate(paths):
+            verdicts, answers = _read(path, name)
+            problems = settings[side]["benchmarks"][name]["problems"]
+            right, n = right_counts(verdicts, problems), len(answers) // problems
+            shares["avg"][side].append(avg_at(right, n))
+            shares["pass"][side].append(pass_at(right, n, n))
+        rows[name] = {measure: _difference(*([pair[-1]] for pair in shares[measure])) for measure in shares}
+    rows["mean"] = {measure: _difference(*shares[measure]) for measure in shares}
+    counts = [settings[side]["settings"]["n"] for side in (0, 1)]
+    return {"first": str(paths[0]), "second": str(paths[1]), "n": counts, "benchmarks": rows}
+
+
+def _difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, Any]:
+    difference, bounds = paired_difference(ours, theirs)
+    first, second = (float(np.mean([values.mean() for values in side])) for side in (ours, theirs))
+    return {"first": first, "second": second, "difference": difference, "interval": bounds}

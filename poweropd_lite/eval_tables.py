@@ -1,0 +1,112 @@
+"""An evaluation's results as tables: on screen, as a Markdown row, and two evaluations side by side. Text only."""
+
+from typing import Any
+
+TITLES = {
+    "gsm8k": "GSM8K", "math500": "MATH-500", "amc23": "AMC23", "aime24": "AIME24", "aime25": "AIME25",
+    "minerva": "Minerva", "olympiadbench": "OlympiadBench",
+}  # fmt: skip
+
+
+def screen_table(results: dict[str, Any]) -> str:
+    """Returns a table with a line a benchmark and one of their mean, and the paper's numbers where there are some."""
+    n, paper = results["n"], results.get("paper")
+    official = all(f"official_avg@{n}" in b for b in results["benchmarks"].values())
+    head = ["", "problems", f"Avg@{n} (95%)", f"Pass@{n} (95%)", "tokens", "truncated", "no answer"]
+    head += ["official Avg", "official Pass"] if official else []
+    head += ["paper: Avg@8", "Pass@8", "tokens"] if paper else []
+    lines = [head]
+    for name, scores in [*results["benchmarks"].items(), ("mean", results["mean"])]:
+        if name == "mean" and len(results["benchmarks"]) == 1:
+            continue
+        line = [TITLES.get(name, name), f"{scores['problems']:,}" if "problems" in scores else ""]
+        line += [f"{_percent(scores[f'{m}@{n}'])} ({_interval(scores[f'{m}@{n}_interval'])})" for m in ("avg", "pass")]
+        line += [f"{scores['length']:,.0f}", _percent(scores["truncated"]), _percent(scores["no_answer"])]
+        line += [_percent(scores[f"official_{m}@{n}"]) for m in ("avg", "pass")] if official else []
+        if paper:
+            theirs = paper["mean"] if name == "mean" else paper["benchmarks"].get(name)
+            if name == "mean" and set(paper["benchmarks"]) != set(results["benchmarks"]):
+                theirs = None  # another mean
+            line += (
+                [f"{theirs['avg@8']:.1f}", f"{theirs['pass@8']:.1f}", f"{theirs['length']:,.0f}"]
+                if theirs
+                else ["-"] * 3
+            )
+        lines.append(line)
+    text = _aligned(lines)
+    notes = [_passes(results)]
+    if paper:
+        notes.append(
+            f"paper: {paper['title']} (arXiv 2606.17199, Tables 2 and 3), full fine-tuning, mean of three seeds"
+        )
+    undecided = sum(b["undecided"] for b in results["benchmarks"].values())
+    if undecided:
+        notes.append(f"{undecided:,} answers could not be graded within a second, or were refused: they count as wrong")
+    parts = [TITLES.get(name, name) for name, b in results["benchmarks"].items() if not b["whole"]]
+    if parts:
+        notes.append(f"not the whole set, so not to be compared: {', '.join(parts)}")
+    return "\n".join([text, *filter(None, notes)])
+
+
+def _passes(results: dict[str, Any]) -> str:
+    mean = results["mean"] if len(results["benchmarks"]) > 1 else next(iter(results["benchmarks"].values()))
+    ks = sorted(int(key[5:]) for key in mean if key.startswith("pass@") and key[5:].isdigit())
+    return "Pass@k " + "  ".join(f"{k}: {_percent(mean[f'pass@{k}'])}" for k in ks)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Returns the paper's kind of row, Avg@n / Pass@n / length a benchmark, with its header."""
+    n = results["n"]
+    columns = [*results["benchmarks"].items()] + ([("mean", results["mean"])] if len(results["benchmarks"]) > 1 else [])
+    title = results.get("title") or results["model"]
+    head = ["model", *(TITLES.get(name, name) for name, _ in columns)]
+    rows = [[title, *(_cell(s[f"avg@{n}"], s[f"pass@{n}"], s["length"], 100) for _, s in columns)]]
+    if all(f"official_avg@{n}" in s for _, s in columns):
+        cells = [_cell(s[f"official_avg@{n}"], s[f"official_pass@{n}"], s["length"], 100) for _, s in columns]
+        rows.append([f"{title}, official grading", *cells])
+    if paper := results.get("paper"):
+        theirs = {**paper["benchmarks"], "mean": paper["mean"]}
+        whole = set(paper["benchmarks"]) == set(results["benchmarks"])
+        cells = [_cell(t["avg@8"], t["pass@8"], t["length"], 1) if (t := theirs.get(name)) and (name != "mean" or whole) else "-" for name, _ in columns]  # fmt: skip
+        rows.append([f"paper: {paper['title']}", *cells])
+    lines = [head, ["---"] * len(head), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"Avg@{n} / Pass@{n} / tokens\n\n{table}\n"
+
+
+def _cell(avg: float, any_: float, length: float, scale: int) -> str:
+    return f"{scale * avg:.2f} / {scale * any_:.2f} / {length:.0f}"
+
+
+def comparison_table(compared: dict[str, Any]) -> str:
+    """Returns two evaluations and their paired difference, in percentage points."""
+    n = "/".join(map(str, dict.fromkeys(compared["n"])))
+    lines = [["", f"Avg@{n}: first", "second", "difference (95%)", f"Pass@{n}: first", "second", "difference (95%)"]]
+    for name, row in compared["benchmarks"].items():
+        if name == "mean" and len(compared["benchmarks"]) == 2:
+            continue
+        line = [TITLES.get(name, name)]
+        for measure in ("avg", "pass"):
+            m = row[measure]
+            low, high = (100 * x for x in m["interval"])
+            line += [
+                _percent(m["first"]),
+                _percent(m["second"]),
+                f"{100 * m['difference']:+.1f} ({low:+.1f} to {high:+.1f})",
+            ]
+        lines.append(line)
+    return f"first  {compared['first']}\nsecond {compared['second']}\n{_aligned(lines)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}"
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines]  # fmt: skip
+    return "\n".join(row.rstrip() for row in rows)

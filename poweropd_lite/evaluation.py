@@ -1,0 +1,181 @@
+"""Answers sampled from an engine, graded and scored: what training's evaluation and the evaluate command share.
+
+A sample is named by (problem, k) and drawn with random numbers of its own, so a score does not depend on how
+the batches fall, up to rounding, and two evaluations of one seed differ by their weights alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from poweropd_lite.data import Prompt
+from poweropd_lite.grade import Sample, Verdict, grade
+from poweropd_lite.scores import avg_at, pass_at
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from poweropd_lite.benchmarks import Problems
+    from poweropd_lite.config import Config
+    from poweropd_lite.logprobs import Sampling
+    from poweropd_lite.pair import Pair
+    from poweropd_lite.rollout import Engine, Rollout
+
+Key = tuple[int, int]  # (problem, k): the k-th sample of a problem, both from 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer. `tokens` counts the stop token."""
+
+    text: str  # without special tokens
+    tokens: int
+    truncated: bool  # it reached the longest length and never stopped
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One benchmark's scores. Shares are 0 to 1, lengths tokens."""
+
+    problems: int
+    n: int  # samples a problem
+    avg: float  # Avg@n: share of right answers among all samples
+    any: float  # Pass@n: share of problems with at least one right sample
+    length: float  # mean tokens of an answer
+    stop_share: float  # share of answers that end by themselves; the rest is truncated
+    answer_share: float  # share that gives a final answer
+    undecided: int  # answers that could not be graded in time, or were refused: counted as wrong
+
+
+def batches(prompts: Sequence[Prompt], samples: Sequence[int], size: int) -> list[list[Key]]:
+    """Returns every (problem, k) once, in batches of `size`; prompts of like length together, for less padding."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    keys = [(i, k) for i in order for k in samples]
+    return [keys[start : start + size] for start in range(0, len(keys), size)]
+
+
+def sample_answers(
+    engine: "Engine", prompts: Sequence[Prompt], batch: Sequence[Key], sampling: "Sampling", longest: int, seed: int
+) -> "list[Rollout]":
+    """Returns the rollouts of a batch, in order, from the weights of the engine's last sync."""
+    from poweropd_lite.rollout import EVALUATION, Draws
+
+    draws = Draws(seed, EVALUATION, tuple(k for _, k in batch), tuple(i for i, _ in batch))
+    return engine.sample([prompts[i].ids for i, _ in batch], draws, sampling, longest)
+
+
+def as_answer(rollout: "Rollout", tokenizer: "PreTrainedTokenizerBase") -> Answer:
+    """Returns what a rollout says."""
+    text = tokenizer.decode(list(rollout.completion_ids), skip_special_tokens=True)
+    return Answer(text, len(rollout.completion_ids), rollout.finish == "length")
+
+
+def grade_answers(
+    prompts: Sequence[Prompt],
+    answers: dict[Key, Answer],
+    benchmark: str | None,
+    official: bool = False,
+    tick: Callable[[int, int], object] = lambda done, total: None,
+) -> dict[Key, Verdict]:
+    """Returns the verdict on each answer."""
+    samples = [Sample(a.text, prompts[i].answer, benchmark, prompts[i].tolerance) for (i, _), a in answers.items()]
+    return dict(zip(answers, grade(samples, official, tick), strict=True))
+
+
+def right_counts(verdicts: dict[Key, Verdict], problems: int, official: bool = False) -> list[int]:
+    """Returns how many samples of each problem are right."""
+    right = [0] * problems
+    for (i, _), verdict in verdicts.items():
+        right[i] += bool(verdict.official if official else verdict.correct)
+    return right
+
+
+def score(answers: dict[Key, Answer], verdicts: dict[Key, Verdict], problems: int) -> Scores:
+    """Returns the scores of graded answers: the same number to every problem."""
+    n, count = len(answers) // problems, len(answers)
+    right = right_counts(verdicts, problems)
+    return Scores(
+        problems=problems,
+        n=n,
+        avg=float(avg_at(right, n).mean()),
+        any=float(pass_at(right, n, n).mean()),
+        length=sum(a.tokens for a in answers.values()) / count,
+        stop_share=sum(not a.truncated for a in answers.values()) / count,
+        answer_share=sum(v.answer is not None for v in verdicts.values()) / count,
+        undecided=sum(v.undecided for v in verdicts.values()),
+    )
+
+
+@dataclass(frozen=True)
+class TrainingEvaluation:
+    """What a student scores in the middle of training, on each benchmark and (a plain mean over them) on all."""
+
+    scores: dict[str, Scores]
+    greedy: dict[str, float]  # share of problems that greedy decoding answers right
+
+    def summary(self) -> dict[str, float]:
+        """Returns the means over the benchmarks, by name."""
+        names = ("avg", "any", "length", "stop_share", "answer_share")
+        mean = {name: sum(getattr(s, name) for s in self.scores.values()) / len(self.scores) for name in names}
+        greedy = sum(self.greedy.values()) / len(self.greedy)
+        return mean | {"greedy": greedy, "undecided": sum(s.undecided for s in self.scores.values())}
+
+    def metrics(self) -> dict[str, float]:
+        """Returns it as metrics: of the group `eval`, and with several benchmarks of `eval/NAME` too."""
+        n = next(iter(self.scores.values())).n
+        titles = {"avg": f"avg@{n}", "any": f"pass@{n}"}
+        values = {f"eval/{titles.get(key, key)}": value for key, value in self.summary().items()}
+        if len(self.scores) > 1:
+            for name in self.scores:
+                alone = TrainingEvaluation({name: self.scores[name]}, {name: self.greedy[name]}).metrics()
+                values |= {key.replace("eval/", f"eval/{name}/"): value for key, value in alone.items()}
+        return values
+
+    def record(self) -> dict:
+        """Returns it as JSON: the means, and with several benchmarks those of each."""
+        each = {n: TrainingEvaluation({n: s}, {n: self.greedy[n]}).summary() for n, s in self.scores.items()}
+        return self.summary() | ({"benchmarks": each} if len(each) > 1 else {})
+
+
+def evaluate_student(
+    engine: "Engine",
+    sets: "Sequence[Problems]",
+    pair: "Pair",
+    config: "Config",
+    device: "torch.device",
+    tick: Callable[[int, int], bool] = lambda done, total: True,
+) -> "tuple[TrainingEvaluation, Rollout] | None":
+    """Returns the evaluation of the weights of the engine's last sync, and one of its rollouts to look at.
+
+    `eval_samples` sampled answers a problem, and a greedy one. `tick` is told how many answers of how many are there before
+    each batch; when it says no, the evaluation ends and None is returned.
+    """
+    import torch
+
+    from poweropd_lite.logprobs import Sampling
+
+    forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
+    longest = config.eval_max_new_tokens or config.max_new_tokens
+    ways = (
+        (range(config.eval_samples), Sampling(temperature=config.eval_temperature, forbidden=forbidden)),
+        ([config.eval_samples], Sampling(top_k=1, forbidden=forbidden)),
+    )
+    total = sum(len(s.prompts) for s in sets) * (config.eval_samples + 1)
+    done, first = 0, None
+    scores, greedy = {}, {}
+    for problems in sets:
+        answers: list[dict[Key, Answer]] = []
+        for samples, sampling in ways:
+            answers.append({})
+            for batch in batches(problems.prompts, samples, config.eval_batch_size):
+                if not tick(done, total):
+                    return None
+                rollouts = sample_answers(engine, problems.prompts, batch, sampling, longest, config.seed)
+                answers[-1] |= {key: as_answer(r, pair.tokenizer) for key, r in zip(batch, rollouts, strict=True)}
+                first, done = first or rollouts[0], done + len(batch)
+        name, count = problems.benchmark.name, len(problems.prompts)
+        verdicts = [grade_answers(problems.prompts, each, name) for each in answers]
+        scores[name] = score(answers[0], verdicts[0], count)
+        greedy[name] = sum(v.correct for v in verdicts[1].values()) / count
+    return TrainingEvaluation(scores, greedy), first

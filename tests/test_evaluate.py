@@ -1,0 +1,303 @@
+"""The evaluate command: scores that training's own evaluation gives, kill and rerun, comparison, regrading, bad input."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import quick_flags, run_train
+from safetensors.torch import load_file, save_file
+
+from poweropd_lite.config import EvalConfig, load_config
+from poweropd_lite.eval_results import compare
+from poweropd_lite.models import load_tokenizer
+from poweropd_lite.paper import paper_row
+from poweropd_lite.target import end_of_turn
+
+SMALL = ["--problems", "12", "--n", "4", "--batch-size", "16"]
+
+
+def run_evaluate(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "poweropd_lite.evaluate", *flags]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a quick run that scored eight problems after its last step, twice sampled."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run_train("--config", "bundled", *quick_flags(eval_every=0), "--output", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "evaluate:    python -m poweropd_lite.evaluate --model run" in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory) -> Path:
+    """The folder in which the bundled student was evaluated."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    done = run_evaluate("--model", "bundled-student", *SMALL, "--official-grading", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
+
+
+def test_a_run_scores_what_its_training_said(trained):
+    done = run_evaluate("--model", "run", "--problems", "8", "--n", "2", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((trained / "run" / "summary.json").read_text())["evaluation_after"]
+    results = json.loads((trained / "run" / "eval" / "step_000004" / "results.json").read_text())
+    scores = results["benchmarks"]["bundled"]
+    for ours, theirs in (("avg@2", "avg"), ("pass@2", "any"), ("length", "length")):
+        assert scores[ours] == pytest.approx(summary[theirs])
+    assert scores["truncated"] == pytest.approx(1 - summary["stop_share"])
+    assert results["title"] == "bundled <- bundled, power 10" and results["kind"] == "run"
+    assert results["settings"]["stop_tokens"] == ["<|endoftext|>", "<|im_end|>"]
+    # Its adapter alone is the same model.
+    alone = run_evaluate("--model", "run/adapter", "--problems", "8", "--n", "2", "--output", "alone", cwd=trained)
+    assert alone.returncode == 0, alone.stderr
+    texts = [
+        [r["text"] for r in read(folder / "bundled.jsonl")]
+        for folder in (trained / "alone", trained / "run/eval/step_000004")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_the_files_hold_every_sample_and_the_scores_follow_from_them(evaluated):
+    folder = evaluated / "evaluations" / "bundled-student"
+    samples = read(folder / "bundled.jsonl")
+    assert sorted((s["problem"], s["sample"]) for s in samples) == [(i, k) for i in range(12) for k in range(4)]
+    for sample in samples:
+        assert sample["prompt"].startswith("<|im_start|>user\n") and sample["question"] in sample["prompt"]
+        assert sample["correct"] == (
+            f"\\boxed{{{sample['gold']}}}" in sample["text"] and sample["answer"] == sample["gold"]
+        )
+    results = json.loads((folder / "results.json").read_text())
+    scores = results["benchmarks"]["bundled"]
+    right = [sum(s["correct"] for s in samples if s["problem"] == i) for i in range(12)]
+    assert scores["avg@4"] == pytest.approx(sum(right) / 48) and scores["pass@4"] == pytest.approx(
+        sum(map(bool, right)) / 12
+    )
+    pairs = [1 - (4 - c) * (3 - c) / 12 for c in right]
+    assert scores["pass@2"] == pytest.approx(sum(pairs) / 12) and scores["pass@1"] == pytest.approx(scores["avg@4"])
+    assert scores["length"] == pytest.approx(sum(s["tokens"] for s in samples) / 48)
+    assert scores["truncated"] == pytest.approx(sum(s["tokens"] == 112 and s["truncated"] for s in samples) / 48)
+    assert scores["no_answer"] == pytest.approx(sum(s["answer"] is None for s in samples) / 48)
+    assert scores["avg@4_interval"][0] <= scores["avg@4"] <= scores["avg@4_interval"][1]
+    assert scores["official_avg@4"] >= scores["avg@4"]  # it takes the last number of a text without a box
+    assert results["settings"]["temperature"] == 0.6 and results["settings"]["n"] == 4
+    said = (evaluated / "said.txt").read_text()
+    assert f"{100 * scores['avg@4']:.1f}%" in said and "official Avg" in said and "not the whole set" in said
+    assert (
+        f"| bundled-student | {100 * scores['avg@4']:.2f} / {100 * scores['pass@4']:.2f} / {scores['length']:.0f} |"
+        in (folder / "results.md").read_text()
+    )
+
+
+def test_killed_and_started_again_it_gives_the_same(evaluated, tmp_path):
+    """SIGKILL after the first batch and in the middle of a line; then Ctrl-C; then to the end."""
+    flags = ["--model", "bundled-student", *SMALL]
+    whole = evaluated / "evaluations" / "bundled-student"
+    file = tmp_path / "evaluations" / "bundled-student" / "bundled.jsonl"
+    command = [sys.executable, "-m", "poweropd_lite.evaluate", *flags]
+    for number, lines in ((signal.SIGKILL, 16), (signal.SIGINT, 32)):  # batches of 16
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not file.exists() or file.read_text().count("\n") < lines:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+        if number == signal.SIGKILL:
+            first = file.read_text().splitlines()[:20]
+            file.write_text("\n".join(first) + "\n" + first[0][:50])  # four of the next batch, and a torn line
+    assert not (file.parent / "results.json").exists()
+    assert run_evaluate(*flags, cwd=tmp_path).returncode == 0
+    ours, theirs = read(file), read(whole / "bundled.jsonl")
+    assert ours == [{k: v for k, v in r.items() if k != "official"} for r in theirs]
+    again = run_evaluate(*flags, cwd=tmp_path)
+    assert "every sample is in evaluations/bundled-student already" in again.stdout
+    other = run_evaluate(*flags, "--seed", "1", "--problems", "2", cwd=tmp_path)
+    assert "into evaluations/bundled-student-2" in other.stdout
+
+
+def test_samples_of_other_settings_are_not_mixed(evaluated):
+    done = run_evaluate(
+        "--model",
+        "bundled-student",
+        *SMALL,
+        "--temperature",
+        "0.7",
+        "--output",
+        "evaluations/bundled-student",
+        cwd=evaluated,
+    )
+    assert done.returncode == 2 and "temperature 0.6 there, 0.7 now" in done.stderr
+
+
+def test_regrading_needs_no_model(evaluated, tmp_path):
+    shutil.copytree(evaluated / "evaluations" / "bundled-student", tmp_path / "e")
+    records = read(tmp_path / "e" / "bundled.jsonl")
+    for record in records:
+        record["correct"], record["answer"] = False, "?"
+    (tmp_path / "e" / "bundled.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    done = run_evaluate("--regrade", "e", "--k", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (
+        json.loads((p / "results.json").read_text())
+        for p in (tmp_path / "e", evaluated / "evaluations/bundled-student")
+    )
+    assert ours["benchmarks"]["bundled"]["avg@4"] == theirs["benchmarks"]["bundled"]["avg@4"]
+    assert "pass@3" in ours["benchmarks"]["bundled"]
+
+
+def test_two_evaluations_are_compared_in_pairs(evaluated):
+    done = run_evaluate("--model", "bundled-teacher", *SMALL, cwd=evaluated)
+    assert done.returncode == 0, done.stderr
+    folders = [str(evaluated / "evaluations" / name) for name in ("bundled-teacher", "bundled-student")]
+    row = compare(*folders)["benchmarks"]["bundled"]["avg"]
+    scores = [json.loads((Path(f) / "results.json").read_text())["benchmarks"]["bundled"]["avg@4"] for f in folders]
+    assert (row["first"], row["second"]) == pytest.approx(tuple(scores))
+    assert row["difference"] == pytest.approx(scores[0] - scores[1]) and row["interval"][0] > 0.2
+    done = run_evaluate("--compare", *folders, cwd=evaluated)
+    assert f"{100 * row['difference']:+.1f}" in done.stdout
+
+
+def test_greedy_answers_are_transformers_own(evaluated, student_model, pair):
+    done = run_evaluate(
+        "--model", "bundled-student", "--problems", "4", "--n", "1", "--top-k", "1", "--output", "greedy", cwd=evaluated
+    )
+    assert done.returncode == 0, done.stderr
+    for sample in read(evaluated / "greedy" / "bundled.jsonl"):
+        ids = pair.tokenizer(sample["prompt"], add_special_tokens=False, return_tensors="pt")["input_ids"]
+        out = student_model.generate(ids, max_new_tokens=112, do_sample=False, eos_token_id=sorted(pair.stop_ids))
+        assert sample["text"] == pair.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        assert sample["tokens"] == out.shape[1] - ids.shape[1]
+
+
+def test_the_paper_s_row_stands_beside_a_run_of_its_models(trained, tmp_path):
+    """A run whose models have the paper's names: its row is found by student, teacher, reward and the nearest alpha."""
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    base = Path(__import__("poweropd_lite").__file__).parent / "tiny" / "student"
+    shutil.copytree(base, tmp_path / "Qwen3-0.6B-Base")
+    text = (run / "config.yaml").read_text()
+    text = text.replace("student: bundled", f"student: {tmp_path}/Qwen3-0.6B-Base").replace(
+        "teacher: bundled", "teacher: Qwen/Qwen3-4B"
+    )
+    (run / "config.yaml").write_text(text)
+    problems = [{"problem": f"Compute {i} + {i}.", "answer": str(2 * i)} for i in range(3)]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
+    flags = ["--benchmarks", "gsm8k", "--benchmark-folder", ".", "--n", "2", "--max-new-tokens", "60"]
+    done = run_evaluate("--model", "run", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "gsm8k has 3 usable problems here and 1,319 in the original" in done.stdout
+    assert "paper: Qwen3-0.6B-Base <- Qwen3-4B, power 10 " in done.stdout
+    row = paper_row(load_config(run / "config.yaml"))
+    assert row.exact and row.mean == {"avg@8": 25.2, "pass@8": 39.68, "length": 2172}
+    line = next(line for line in done.stdout.splitlines() if line.startswith("GSM8K"))
+    assert line.split()[-3:] == [
+        f"{row.benchmarks['gsm8k']['avg@8']:.1f}",
+        f"{row.benchmarks['gsm8k']['pass@8']:.1f}",
+        f"{row.benchmarks['gsm8k']['length']:,.0f}",
+    ]
+
+
+def test_paper_rows():
+    names = {"student": "Qwen/Qwen3-1.7B-Base", "teacher": "Qwen/Qwen3-8B"}
+    assert paper_row(load_config(**names, reward="log_ratio")).mean["avg@8"] == 31.85
+    near = paper_row(load_config(**names, alpha=400))
+    assert near.mean["avg@8"] == 34.45 and not near.exact and "power 500 (nearest to alpha 400)" in near.title
+    assert paper_row(load_config("bundled")) is None
+
+
+def test_the_end_of_turn_comes_from_the_template(pair):
+    assert pair.tokenizer.convert_ids_to_tokens(end_of_turn(pair.tokenizer)) == "<|im_end|>"
+    plain = load_tokenizer("bundled", "student", load_config("bundled"))
+    plain.chat_template = None
+    assert end_of_turn(plain) is None
+
+
+BAD = [
+    (["--benchmarks", "math50"], ["no benchmark named 'math50'", "gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench"]),
+    (["--benchmarks", "empty.jsonl"], ["no usable problem in empty.jsonl", "it has no rows"]),
+    (["--benchmarks", "columns.jsonl"], ["columns.jsonl has no column", "it has q, a", "--prompt-column"]),
+    (["--k", "9"], ["Pass@9 needs 9 samples a problem, and n is 8", "--n 9"]),
+    (["--k", "x"], ["whole numbers joined by commas"]),
+    (["--model", "nowhere/at/all"], ["no folder nowhere/at/all", "--model"]),
+    (["--model", "strange"], ["no run folder (config.yaml), no adapter (adapter_config.json) and no model"]),
+    (["--max-new-tokens", "600"], ["512 positions", "--max-new-tokens"]),
+    (["--max-new-tokens", "500"], ["512 positions", "--max-new-tokens"]),
+    (["--model"], ["expected one argument"]),
+    (["--samples", "3"], ["unknown argument '--samples'"]),
+    (["--compare", "strange", "strange"], ["means nothing there"]),
+    (["--benchmark-folder", "nowhere"], ["no folder nowhere"]),
+    (["--output", "columns.jsonl"], ["columns.jsonl is a file"]),
+    (["--output", "strange"], ["strange is not empty and holds no evaluation"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags, words", BAD, ids=lambda value: " ".join(value)[:30])
+def test_bad_input_is_one_message_and_exit_code_2(tmp_path, flags, words):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "columns.jsonl").write_text('{"q": "1+1?", "a": "2"}\n')
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "file").write_text("")
+    model = [] if "--model" in flags else ["--model", "bundled-student"]
+    flags = [*(["--benchmarks", "bundled"] if "--benchmarks" not in flags else []), *model, *flags]
+    if "--compare" in flags:
+        flags = flags[2:]
+    done = run_evaluate(*flags, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["columns.jsonl", "empty.jsonl", "strange"]
+
+
+def test_an_adapter_of_another_base_model_is_refused(trained, tmp_path):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained / "run" / "adapter", adapter)
+    done = run_evaluate("--model", "adapter", "--base", "Qwen/Qwen3-0.6B-Base", cwd=tmp_path)
+    assert done.returncode == 2 and "was trained on" in done.stderr and "--base is Qwen/Qwen3-0.6B-Base" in done.stderr
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = sorted(weights)[0]
+    save_file({**weights, name: torch.zeros(16, 7)}, adapter / "adapter_model.safetensors")
+    done = run_evaluate("--model", "adapter", "--problems", "2", cwd=tmp_path)
+    assert done.returncode == 2 and f"1 of {len(weights)} tensors differ" in done.stderr, done.stderr
+    assert "another base model" in done.stderr
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
+    done = run_evaluate("--model", "adapter", cwd=tmp_path)
+    assert done.returncode == 2 and "names /gone/model base model, which is not here; type --base" in done.stderr
+
+
+def test_defaults_are_the_paper_s():
+    config = EvalConfig(model="x")
+    assert (config.n, config.temperature, config.top_k, config.top_p) == (8, 0.6, 0, 1.0)
+    assert config.ks == [1, 2, 4]
+
+
+def test_training_is_evaluated_on_several_benchmarks(tmp_path):
+    (tmp_path / "own.jsonl").write_text(
+        "".join(json.dumps({"question": f"Compute {i} + 2.", "answer": i + 2}) + "\n" for i in range(4))
+    )
+    flags = quick_flags(steps=1, eval_benchmarks="bundled,own.jsonl", eval_every=0)
+    done = run_train("--config", "bundled", *flags, "--output", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "evaluated on 8 of bundled, evaluated on 4 of own" in done.stdout
+    metrics = read(tmp_path / "run" / "metrics.jsonl")[0]
+    for name in ("avg@2", "pass@2", "length", "greedy", "answer_share"):
+        assert metrics[f"eval/{name}"] == pytest.approx(
+            (metrics[f"eval/bundled/{name}"] + metrics[f"eval/own/{name}"]) / 2
+        )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert set(summary["evaluation_after"]["benchmarks"]) == {"bundled", "own"}
