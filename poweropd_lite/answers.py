@@ -1,15 +1,21 @@
 r"""Finding the final answer in a completion, and writing it in one way: strings in, strings out, in linear time.
 
-A completion's answer is the last `\boxed{...}`; without one, what follows the last "answer is"; for GSM8K then what follows
-`####`, or the last number; for the bundled problems only the box counts. equal.py says whether an answer is the right one.
+A completion's answer is the last `\boxed{...}`; without one, what follows the last "answer is"; for GSM8K what follows
+`####` goes before that, and the last number is taken if there is nothing else; for the bundled problems only the box counts. equal.py says whether an answer is the right one.
 """
 
 import re
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_SAYS = re.compile(r"answer\s*(?:\\?[*_]{1,3}\s*)?(?::|=|\bis\b\s*:?)\s*", re.IGNORECASE)
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|-?\.\d+")
-_BETWEEN = re.compile(r"[\s$.]{0,9}(?:[,;]|and|or|\\text\s?\{\s?(?:and|or)\s?\}){1,2}[\s$]{0,9}(?:[A-Za-z]\w?\s?=\s?)?")
+_BRACES = re.compile(r"\\(?:boxed|fbox)[ \t\n]{0,9}\{|\\(?=\\(?:boxed|fbox))|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"\\boxed {0,3}(-?\d[\d.,/]*)")
+_SAYS = re.compile(
+    r"answer\s*(?:\\?[*_]{1,3}\s*)?(?::|=|\bis\b\s*:?)\s*(?:(?:therefore|thus|simply|hence),?\s)?", re.IGNORECASE
+)
+_NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|(?:(?<![\w.)])-)?\.\d+")
+_BETWEEN = re.compile(
+    r"[ .-]{0,9}(?:(?:[,;]|and|or|\n|\\text ?\{ ?(?:and|or) ?\})[ -]{0,9}){1,3}(?:[A-Za-z]\w?(?:\(\w\))? ?= ?)?"
+)
+_HASHED = re.compile(r"[\s$\\]{0,5}[-+]?\s?[.\d]")
 MOST_BOXES = 50  # that are looked at for several answers
 _LONGEST_LINE = 1000  # characters after "answer is" that are looked at
 
@@ -17,17 +23,22 @@ _LONGEST_LINE = 1000  # characters after "answer is" that are looked at
 def final_answer(text: str, benchmark: str | None = None) -> str | None:
     """Returns the final answer that a completion gives, as it is written there, or None if it gives none."""
     found = boxed_answer(text)
-    if found is None and benchmark != "bundled":  # where boxing the answer is part of what is to be learnt
-        found = _said_answer(text)
     if found is None and benchmark == "gsm8k":
         found = _hashed_answer(text)
-    return found or None
+    if found is None and benchmark != "bundled":  # where boxing the answer is part of what is to be learnt
+        found = _said_answer(text)
+    if benchmark == "gsm8k" and (found is None or not _NUMBER.search(found)):
+        found = _last_number(text)
+    return found
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""Returns what stands in the last balanced `\boxed{...}` (or `\fbox`) of `text`, stripped, or None if there is none."""
-    boxes = boxed_spans(text)
-    return text[slice(*boxes[-1])].strip() if boxes else None
+    r"""Returns what stands in the last balanced `\boxed{...}` (or `\fbox`) of `text` that holds anything, stripped; or None."""
+    boxes = [inside for start, end in boxed_spans(text) if (inside := text[start:end].strip())]
+    if boxes:
+        return boxes[-1]
+    bare = _BARE_BOX.findall(text)
+    return bare[-1].rstrip(".,") if bare else None
 
 
 def boxed_spans(text: str) -> list[tuple[int, int]]:
@@ -51,11 +62,15 @@ def neighbouring_boxes(text: str) -> str | None:
     joined: list[str] = []
     next_box = len(text)
     for start, end in reversed(boxed_spans(text)[-MOST_BOXES:]):
-        if joined and not _BETWEEN.fullmatch(text, end + 1, next_box):
+        if joined and not _between(text[end + 1 : next_box]):
             break
         joined.insert(0, text[start:end].strip())
         next_box = text.rfind("\\", 0, start)
     return ",".join(dict.fromkeys(joined)) if len(set(joined)) > 1 else None
+
+
+def _between(text: str) -> bool:
+    return len(text) < 80 and bool(_BETWEEN.fullmatch(re.sub(r"\$|\*|\\[()]|\\q?quad|\\,", "", text)))
 
 
 def _said_answer(text: str) -> str | None:
@@ -64,7 +79,8 @@ def _said_answer(text: str) -> str | None:
         pass
     if last is None:
         return None
-    line = text[last.end() : last.end() + _LONGEST_LINE].lstrip().split("\n")[0]
+    lines = (line.strip() for line in text[last.end() : last.end() + _LONGEST_LINE].split("\n"))
+    line = next((line for line in lines if line.strip("$*_ ") not in ("", "\\[")), "")
     line = re.split(r"\.(?=\s|$)|[;!?](?=\s|$)|,? (?:so|because|since|which|as)\b", line)[0]
     return line.strip().strip("*_ ").rstrip(".,").strip() or None
 
@@ -72,7 +88,11 @@ def _said_answer(text: str) -> str | None:
 def _hashed_answer(text: str) -> str | None:
     if "####" in text:
         line = text.rsplit("####", 1)[1].strip().split("\n")[0].strip()
-        if line:
+        if _HASHED.match(line):
             return line
+    return None
+
+
+def _last_number(text: str) -> str | None:
     numbers = _NUMBER.findall(text[-10 * _LONGEST_LINE :])
     return numbers[-1] if numbers else None

@@ -18,8 +18,9 @@ from typing import Any
 from poweropd_lite.normal import (
     Number,
     bracketed,
-    distinct_letters,
+    choice,
     number,
+    readable,
     split_list,
     text_answer,
     tidy,
@@ -28,9 +29,9 @@ from poweropd_lite.normal import (
 )
 
 ROUNDING = Fraction(1, 10**6)  # a decimal stands for a number that it is this near to, relatively and absolutely
-_SUBSCRIPTED = re.compile(r"([0-9A-Za-z]+)_(?:\{(\d+)\}|(\d+))")
+_BASED = re.compile(r"(-?\d[0-9A-Fa-f]*)_(?:\{(\d+)\}|(\d+))")
 _SIDES = re.compile(r"(?<![<>!\\:])=(?!=)")
-_RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt|leqslant|geqslant|neq?)(?![a-z])")
+_RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt|neq?)(?![a-z])")
 
 
 def same_answer(gold: str, answer: str, tolerance: float | None = None) -> bool:
@@ -45,34 +46,36 @@ def same_answer(gold: str, answer: str, tolerance: float | None = None) -> bool:
     if gold == answer:
         return True
     words = same_words(gold, answer)
-    if words is not None:
-        return words
-    return any(_same(g, a, tolerance) for g in _readings(gold) for a in _readings(answer))
+    return _same(gold, answer, tolerance) if words is None else words
 
 
 def same_words(gold: str, answer: str) -> bool | None:
-    """Returns whether two tidy answers are the same words, or None if neither is words."""
+    """Returns whether two tidy answers are the same words or choices, or None if neither is words."""
     word, other = text_answer(gold), text_answer(answer)
     if word is None and other is None:
         return None
-    return (word or text_answer(gold, beside_text=True)) == (other or text_answer(answer, beside_text=True))
-
-
-def _readings(text: str) -> list[str]:
-    """A comma between groups of three digits may divide thousands or a list."""
-    grouped = re.sub(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda m: m[1].replace(",", ""), text)
-    return [text] if grouped == text or bracketed(text)[0] else [grouped, text]
+    word = word or text_answer(gold, beside_text=True)
+    if word is not None and len(word) == 1 and word == choice(answer):
+        return True
+    return word == (other or text_answer(answer, beside_text=True))
 
 
 def _same(gold: str, answer: str, tolerance: float | None) -> bool:
     if gold == answer:
         return True
-    gold, answer = _sides(gold, answer)
+    sides = _sides(gold, answer)
+    if sides is None:
+        return False
+    gold, answer = sides
     (kind, golds), (other, answers) = _structure(gold), _structure(answer)
     if kind == other == "":
         return _same_leaf(golds[0], answers[0], tolerance)
     if kind == other == "{}":
+        if "\\{" in (gold[:2], answer[:2]):  # in a set nothing is there twice
+            golds, answers = list(dict.fromkeys(golds)), list(dict.fromkeys(answers))
         return _same_set(golds, answers, tolerance)
+    if kind == "" and other == "{}" and not _RELATION.search(gold):  # 1/2 or 0.5: the same thing twice
+        return all(_same(gold, each, tolerance) for each in answers)
     if kind == other or (kind == "()" and other == "{}" and answer[0] != "\\") or (kind == "{}" and other == "()"):
         return len(golds) == len(answers) and all(_same(g, a, tolerance) for g, a in zip(golds, answers, strict=True))
     if _RELATION.search(gold) or _RELATION.search(answer):
@@ -84,8 +87,7 @@ def _structure(text: str) -> tuple[str, Sequence[str]]:
     r"""Returns the brackets, "{}" for a list or set, "()", "[]", "(]" or "[)", and the parts; "" for an expression."""
     parts = split_list(text)
     if len(parts) > 1:
-        flat = [inner for part in parts for inner in (bracketed(part)[1] if part.startswith("\\{") else [part])]
-        return "{}", list(dict.fromkeys(flat))
+        return "{}", [inner for p in parts for inner in (bracketed(p)[1] if p.startswith("\\{") else [p])]
     brackets, inside = bracketed(text)
     if len(inside) == 1 and brackets in ("()", "[]", "{}"):
         return _structure(inside[0])
@@ -96,43 +98,67 @@ def _structure(text: str) -> tuple[str, Sequence[str]]:
 
 def _same_set(golds: Sequence[str], answers: Sequence[str], tolerance: float | None) -> bool:
     left = list(answers)
+    if len(golds) != len(left):
+        return False
     for i, gold in enumerate(golds):
-        # What stands in the same place is tried first.
-        order = sorted(range(len(left)), key=lambda j: (left[j] != gold, abs(j - i)))
+        # What is written alike or stands in the same place is tried first.
+        order = sorted((j for j in range(len(left)) if left[j]), key=lambda j: (left[j] != gold, abs(j - i)))
         found = next((j for j in order if _same(gold, left[j], tolerance)), None)
         if found is None:
             return False
-        left.pop(found)
-        left.insert(found, "")  # the others keep their places
-    return not any(left)
+        left[found] = ""
+    return True
 
 
-def _sides(gold: str, answer: str) -> tuple[str, str]:
-    """Where only one of them is an equation, or both begin alike (x = ...), the right-hand sides are compared."""
+def _sides(gold: str, answer: str) -> tuple[str, str] | None:
+    """Where only one is an equation, or both begin alike (x = ...), the right-hand sides are compared.
+
+    None if the left side is more than a name for what was asked: `2x = 5` is not 5, nor is the equation `x + y = 5` its
+    right side.
+    """
     g, a = ([side.strip() for side in _membership(_SIDES.split(text))] for text in (gold, answer))
     if len(split_list(gold)) > 1 or len(split_list(answer)) > 1:
-        head = g[0] if len(g) == 2 and "," not in g[0] else None  # x = 1, 2
-        if head is not None and len(a) == 1:
+        if len(g) == 2 and len(a) == 1 and _is_name(g[0]):  # x = 1, 2
             return g[1], answer
-        head = a[0] if len(a) == 2 and "," not in a[0] else None
-        return (gold, a[1]) if head is not None and len(g) == 1 else (gold, answer)
-    if len(g) > 1 and len(a) > 1 and g[0] == a[0]:
-        return g[-1], a[-1]
-    if len(a) > 1 and len(g) == 1:
-        return gold, _value(a)
-    if len(g) > 1 and len(a) == 1:
-        return _value(g), answer
+        if len(a) == 2 and len(g) == 1 and _is_name(a[0]):
+            return gold, a[1]
+        return gold, answer
+    if len(g) > 1 and len(a) > 1:
+        return (g[-1], a[-1]) if g[0] == a[0] and _is_name(g[0]) else (gold, answer)
+    if len(a) > 1:
+        value = _value(a)
+        return None if value is None else (gold, value)
+    if len(g) > 1:
+        value = _value(g) if not re.search(r"[+-]", g[0]) else None
+        return None if value is None else (value, answer)
     return gold, answer
 
 
 def _membership(parts: list[str]) -> list[str]:
     r"""`x \in S` says as much as `x = S` does."""
-    return parts if len(parts) > 1 else re.split(r"(?<=[A-Za-z0-9}])\s*\\in(?![a-z])", parts[0], maxsplit=1)
+    return parts if len(parts) > 1 else re.split(r"(?<=[A-Za-z0-9}]) ?\\in(?![a-z])", parts[0], maxsplit=1)
 
 
-def _value(sides: list[str]) -> str:
-    """The side that is not just a name: the last, or in `5 = x` the first."""
-    return sides[0] if re.fullmatch(r"[A-Za-z]", sides[-1]) and number(sides[0]) is not None else sides[-1]
+def _value(sides: list[str]) -> str | None:
+    """The right-hand side, if what stands before it are names for it or the same number; `5 = x` is read backwards."""
+    if re.fullmatch(r"[A-Za-z]", sides[-1]) and number(sides[0]) is not None:
+        sides = sides[::-1]
+    value = sides[-1]
+    for side in sides[:-1]:
+        if not _is_name(side) and not (_is_plain(side) and _same_leaf(value, side, None)):
+            return None
+    return value
+
+
+def _is_name(side: str) -> bool:
+    r"""A name for what was asked: x, x_1, f(x), AB, \angle ABC, \text{Area}, a+b: no coefficient, power or sign before it."""
+    bare = re.sub(r"_(?:\{\w+\}|\w)|\([^()]*\)", "", side)
+    return bool(bare) and not bare.startswith("-") and not re.search(r"[\d^<>]", bare) and not _is_plain(side)
+
+
+def _is_plain(side: str) -> bool:
+    r"""A number's expression: no letters but those of commands."""
+    return not re.search(r"[A-Za-z]", re.sub(r"\\(?!text)[A-Za-z]+", "", side))
 
 
 def _same_leaf(gold: str, answer: str, tolerance: float | None) -> bool:
@@ -144,17 +170,15 @@ def _same_leaf(gold: str, answer: str, tolerance: float | None) -> bool:
     ours, theirs = number(gold), number(answer)
     if ours is not None and theirs is not None:
         return same_number(ours, theirs, tolerance)
-    based = _SUBSCRIPTED.fullmatch(gold.replace(" ", ""))
-    if (
-        based and based[1].isalnum() and not based[1].isalpha()
-    ):  # 52_8: a base that the question has named may be left out
-        said = _SUBSCRIPTED.fullmatch(answer.replace(" ", ""))
+    based, said = (_BASED.fullmatch(text.replace(" ", "")) for text in (gold, answer))
+    if based:  # 52_8: a base that the question has named may be left out
         digits, base = (said[1], said[2] or said[3]) if said else (answer.replace(" ", ""), based[2] or based[3])
         return (digits, base) == (based[1], based[2] or based[3])
-    if _SUBSCRIPTED.fullmatch(answer.replace(" ", "")) and ours is not None:
+    if said:
         return False
-    if len(_SIDES.split(gold)) == 2 and len(_SIDES.split(answer)) == 2:
-        return _same_equation(_SIDES.split(gold), _SIDES.split(answer))
+    g, a = _SIDES.split(gold), _SIDES.split(answer)
+    if len(g) == len(a) == 2:
+        return _same_equation(g, a)
     if _RELATION.search(gold) or _RELATION.search(answer):
         return _verify(gold, answer)
     return _same_expression(gold, answer, tolerance)
@@ -191,30 +215,51 @@ def _same_expression(gold: str, answer: str, tolerance: float | None) -> bool:
 
 
 def _same_values(ours: Any, theirs: Any, tolerance: float | None) -> bool | None:
-    """Compares two expressions at a few points, positive and negative; None where that can't be decided.
+    """Compares two expressions: numbers exactly, others at a few points, near and far, positive and negative.
 
-    Two different expressions of the usual kind agree at a random point with a probability of nothing.
+    None where that can't be decided. Two different expressions of the usual kind agree at a random point with a
+    probability of nothing.
     """
-    from sympy import Float, Integer, Rational
+    from sympy import Float, I
 
-    ours, theirs = (_imaginary(e.doit()) for e in (ours, theirs))
-    names = sorted(ours.free_symbols | theirs.free_symbols, key=str)
+    written = (ours, theirs)  # sympy makes |r| of the root of r^2
+    ours, theirs = (_imaginary(e.doit()) for e in written)
     rounded = ours.has(Float) or theirs.has(Float)
-    near = float(ROUNDING) if rounded else 1e-20
+    if not rounded and ours.is_Rational and theirs.is_Rational:
+        return bool(ours == theirs) or (tolerance is not None and abs(ours - theirs) <= tolerance)
+    names = sorted(ours.free_symbols | theirs.free_symbols, key=str)
     decided = False
-    for sign in (1, 1, -1) if names else (1,):
-        point = {s: Rational(sign * (7 + 5 * i + 3 * sign), 11 + 2 * i) for i, s in enumerate(names)}
-        values = [expression.subs(point).evalf(40) for expression in (ours, theirs)]
+    for point in _points(names, *written):
+        values = [e.subs(point).evalf(40) for e in (ours, theirs)]
         if not all(value.is_number and value.is_finite for value in values):
             continue
-        if sign < 0 and not all(value.is_real for value in values):
+        if not all(value.is_real for value in values) and not (ours.has(I) or theirs.has(I)):
             continue  # a root or a logarithm of what was meant to be positive
-        gap, size = abs(values[0] - values[1]), abs(values[0])
-        allowed = max(near * min(size, Integer(1) if rounded and not names else size), tolerance or 0)
-        if gap > allowed:
+        # (The difference itself, for it may be 1 of 2^1009: sympy takes as many digits as that needs.)
+        gap = abs((ours - theirs).subs(point).evalf(20, maxn=700))
+        size = min(abs(values[0]), 1) if not names else abs(values[0])
+        if gap > max((float(ROUNDING) if rounded else 1e-20) * size, tolerance or 0):
             return False
         decided = True
     return True if decided else None
+
+
+def _points(names: Sequence[Any], *expressions: Any) -> list[dict]:
+    from sympy import Abs, Mod, Pow, Rational, binomial, ceiling, factorial, floor
+
+    if not names:
+        return [{}]
+    if any(e.has(floor, ceiling, Mod, factorial, binomial) for e in expressions):
+        whole = (12, 2, 29, 5, 101, 3)
+        return [{s: Rational(whole[(i + k) % 6] + 6 * i) for i, s in enumerate(names)} for k in range(6)]
+    near = {s: Rational(4 + 3 * i, 11 + 5 * i) for i, s in enumerate(names)}
+    far = {s: Rational(37 + 29 * i, 11 + 2 * i) for i, s in enumerate(names)}
+    farther = {s: Rational(1009 + 76 * i, 13 + 2 * i) for i, s in enumerate(names)}
+    negative = {s: -Rational(61 + 17 * i, 9 + 2 * i) for i, s in enumerate(names)}
+    rooted = any(p.exp.is_Rational and not p.exp.is_Integer for e in expressions for p in e.atoms(Pow))
+    # Under a root what is written r is meant to be positive; |x| and x are told apart.
+    positive = [near, far, farther]
+    return positive if rooted and not any(e.has(Abs) for e in expressions) else [*positive, negative]
 
 
 def _same_equation(gold: Sequence[str], answer: Sequence[str]) -> bool:
@@ -222,16 +267,17 @@ def _same_equation(gold: Sequence[str], answer: Sequence[str]) -> bool:
     sides = [parsed(side) for side in (*gold, *answer)]
     if any(side is None for side in sides):
         return False
-    from sympy import Expr, Rational
+    from sympy import Expr
 
     if not all(isinstance(side, Expr) for side in sides):
         return _verify("=".join(gold), "=".join(answer))
-    ours, theirs = (sides[0] - sides[1]).doit(), (sides[2] - sides[3]).doit()
+    ours, theirs = (_imaginary((left - right).doit()) for left, right in (sides[:2], sides[2:]))
     names = sorted(ours.free_symbols | theirs.free_symbols, key=str)
+    if not names:
+        return False
     ratios = []
-    for k in range(3):
-        point = {s: Rational(7 + 5 * i + 3 * k * k, 11 + 2 * i + k) for i, s in enumerate(names)}
-        values = [expression.subs(point).evalf(40) for expression in (ours, theirs)]
+    for point in _points(names, ours, theirs):
+        values = [e.subs(point).evalf(40) for e in (ours, theirs)]
         if not all(value.is_number and value.is_finite and value != 0 for value in values):
             return _verify("=".join(gold), "=".join(answer))
         ratios.append(values[0] / values[1])
@@ -252,7 +298,9 @@ def parsed(text: str) -> Any:
     """Returns an expression as math-verify reads it from a box, or None; its units are ours to remove."""
     from math_verify import parse
 
-    boxed = f"\\boxed{{{distinct_letters(text)}}}"
+    if re.search(r"\\(?:gcd|lcm)|(?<![\\A-Za-z])not ", text):  # which it takes for 1, and for a product of letters
+        return None
+    boxed = f"\\boxed{{{readable(text)}}}"
     # The first match is the box; the later ones would be pieces of what could not be read.
     options = {"fallback_mode": "no_fallback", "extraction_mode": "first_match", "parsing_timeout": None}
     found = parse(boxed, _extraction(), **options)

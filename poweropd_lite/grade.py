@@ -19,14 +19,15 @@ GRADER = "1"  # changes when a verdict may; saved beside every score
 
 LONGEST = 1000  # characters of an answer that is looked at; the longest of the seven benchmarks' has 301
 DEEPEST = 30  # brackets within brackets
-_HOSTILE = [
+_STOREY = r"[})]?(?:\^|\*\*)[{(]?"
+_HOSTILE = [  # in an answer without its spaces
     re.compile(r"\d{400}"),  # an enormous number
-    re.compile(r"(?:\^|\*\*)\s*[{(]?\s*-?\s*\d{6}"),  # to a power of a million
-    re.compile(r"\d\s*[})]?\s*(?:\^|\*\*)\s*[{(]?\s*\d+\s*[})]?\s*(?:\^|\*\*)\s*[{(]?\s*\d+\s*[})]?\s*(?:\^|\*\*)\s*[{(]?\s*\d"),  # four storeys
-    re.compile(r"\d\s*[})]?\s*(?:\^|\*\*)\s*[{(]?\s*\d{2,}\s*[})]?\s*(?:\^|\*\*)\s*[{(]?\s*\d{2,}"),  # 9^{99^{99}}
-    re.compile(r"\d{5}\s*[})]?\s*!"),  # the factorial of a large number
-    re.compile(r"!\s*[})]*\s*!\s*[})]*\s*!"),  # and of a factorial of a factorial
-]  # fmt: skip
+    re.compile(r"(?:\^|\*\*)[{(]?-?\d{6}"),  # to a power of a million
+    re.compile(rf"\d{_STOREY}\d{{1,6}}{_STOREY}\d{{1,6}}{_STOREY}\d"),  # four storeys
+    re.compile(rf"\d{_STOREY}\d{{2,6}}{_STOREY}\d{{2}}"),  # 9^{99^{99}}
+    re.compile(r"\d{5}[})]?!"),  # the factorial of a large number
+    re.compile(r"![})]{0,3}![})]{0,3}!"),  # and of a factorial of a factorial
+]
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,15 @@ def is_correct(completion: str, gold: str, benchmark: str | None = None, toleran
     The answer is the last `\boxed{...}`; without one what follows the last "answer is"; with benchmark "gsm8k" then what
     follows `####`, or the last number. No answer is wrong. Never raises for a text; works from any thread.
     """
-    return grade([Sample(completion, gold, benchmark, tolerance)])[0].correct
+    return grade([Sample(completion, str(gold), benchmark, tolerance)])[0].correct
 
 
 def grade(
     samples: Sequence[Sample], official: bool = False, tick: Callable[[int, int], object] = lambda done, total: None
 ) -> list[Verdict]:
     """Returns the verdict on each sample, in order; `tick` is told how many of how many hard ones are decided."""
+    if any(s.tolerance is not None and not 0 <= s.tolerance < float("inf") for s in samples):
+        raise ValueError("a tolerance must be a finite number, at least 0")
     found = [final_answer(s.completion, s.benchmark) for s in samples]
     verdicts: list[bool | None] = []
     refused: set[int] = set()
@@ -115,6 +118,8 @@ def quick_verdict(gold: str, answer: str, tolerance: float | None = None) -> boo
         return bool(gold.strip())
     if len(answer) > LONGEST:
         return None
+    if len(gold) > 2 * LONGEST:  # nothing that is not written alike is that
+        return False
     right, said = tidy(gold), tidy(answer)
     if not right or not said:
         return False
@@ -135,4 +140,5 @@ def is_hostile(answer: str) -> bool:
     for c in answer:
         depth += (c in "{([") - (c in "})]")
         deepest = max(deepest, depth)
-    return deepest > DEEPEST or any(pattern.search(answer) for pattern in _HOSTILE)
+    close = "".join(answer.split())
+    return deepest > DEEPEST or any(pattern.search(close) for pattern in _HOSTILE)

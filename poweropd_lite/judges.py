@@ -59,11 +59,16 @@ class Judges:
             verdicts: dict[int, bytes] = {}
             for _ in range(3):
                 open_ones = deque(i for i in range(len(questions)) if i not in verdicts)
+                if self.process.poll() is not None:
+                    self._start()
                 try:
                     self._ask(questions, open_ones, verdicts, tick)
                     break
                 except (BrokenPipeError, EOFError):  # the parent itself was killed
-                    self._start()
+                    self._stop()
+                except BaseException:  # Ctrl-C, most of all: answers that are under way must not meet the next question
+                    self._stop()
+                    raise
             else:
                 raise RuntimeError("the grading processes were killed three times; is there too little memory?")
             return [{RIGHT: True, WRONG: False}.get(verdicts[i]) for i in range(len(questions))]
@@ -95,11 +100,16 @@ class Judges:
                 "the grading processes did not start; is math-verify installed (pip install math-verify)?"
             )
 
+    def _stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self._to, self._from):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
     def close(self) -> None:
         """Ends the processes."""
-        self._to.close()
-        self.process.wait()
-        self._from.close()
+        self._stop()
 
 
 _running: Judges | None = None
@@ -234,7 +244,7 @@ def _work(pipe: socket.socket) -> None:
                 same = official_verdict(question.answer, question.gold)
             else:
                 same = same_answer(question.gold, question.answer, question.tolerance)
-        except (Exception, RecursionError):  # sympy raises anything; what it can't read is not the gold answer
+        except Exception:  # sympy raises anything; what it can't read is not the gold answer
             same = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)

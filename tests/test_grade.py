@@ -23,7 +23,7 @@ FAMILIES = {
         10,\!080 | 10080 ;; 10,080 | 10,81
         11,\! 111,\! 111,\! 100 | 11111111100 ;; 11,111,111,100 | 1111111100
         3, 5, 7 | 3,5,7 ;; 7, 5, 3 | 357 ;; 3,5
-        100,200 | 200, 100 ;; 100, 200 | 100 ;; 300
+        100, 200 | 200, 100 ;; 100, 200 | 100 ;; 300 ;; 100,200
     """,
     "e-notation": r"""
         4.5e33 | 4.5 \times 10^{33} ;; 4.5\cdot10^{33} ;; 4.5*10^33 ;; 4.5E33 ;; 45 \times 10^{32} | 4.5e34 ;; 4.6 \times 10^{33} ;; 4.5
@@ -206,7 +206,10 @@ def test_every_gold_is_its_own_answer():
         (r"\boxed{\{1,2\}}", r"\{1,2\}"),
         (r"\boxed{\left\{x : x > 0\right.}", r"\left\{x : x > 0\right."),
         (r"\boxed{\boxed{5}}", "5"),
-        (r"\boxed{}", ""),
+        (r"\boxed{}", None),
+        (r"\boxed{42}. Put your answer in \boxed{}.", "42"),  # one who runs on into the next prompt
+        (r"\boxed 5.", "5"),
+        (r"\\boxed{5}", "5"),
         ("no box", None),
         ("", None),
     ],
@@ -225,7 +228,11 @@ def test_the_last_balanced_box(text, answer):
         ("The answer is 3, so we stop", None, "3"),
         (r"The answer is 4, that is \boxed{5}", None, "5"),  # a box counts first
         ("first the answer is 1. No: the answer is 2!", None, "2"),
+        ("The answer is:\n\\[\n42\n\\]", None, "42"),
         ("It costs 5 dollars in all.\n#### 1,234", "gsm8k", "1,234"),
+        ("The answer is correct.\n#### 18", "gsm8k", "18"),
+        ("#### Step 4: total\n3+4=7. So 7 apples.", "gsm8k", "7"),
+        ("10-18", "gsm8k", "18"),
         ("That makes 3 + 4 = 7 apples.", "gsm8k", "7"),
         ("She has 1,200 left", "gsm8k", "1,200"),
         ("That makes 3 + 4 = 7 apples.", None, None),
