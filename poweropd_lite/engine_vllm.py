@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM builds its LoRA kernels for
 MOST_FORBIDDEN = 1024  # logit biases a request, in vLLM's CUDA runner
 _GIB = 2**30
+ALONE_LINES, ALONE_CACHE = (
+    256,
+    4 * _GIB,
+)  # of a vLLM that has the machine to itself: answers at once; keys and values, on a CPU
 _OVERHEAD = 2 * _GIB  # activations, CUDA graphs and workspaces of a small model
 
 
@@ -145,7 +149,7 @@ class VllmServer(VllmEngine):
         adapter: Path | None,
     ) -> None:
         self.stop_ids, self.shared, self.can_sleep, self.asleep = sorted(stop_ids), False, False, False
-        self.llm = _start(config, device, dtype, lora=adapter is not None)
+        self.llm = _start(config, device, dtype, lora=adapter is not None, alone=True)
         self.dtype = self.llm.llm_engine.model_config.dtype
         self.sent, self.sent_before, self.request = adapter, None, None
         self.temporary = tempfile.TemporaryDirectory()
@@ -170,8 +174,11 @@ def _adapter_folder(room: int) -> "tempfile.TemporaryDirectory":
     return tempfile.TemporaryDirectory(prefix=f"poweropd-adapters-{os.getpid()}-", dir=place)
 
 
-def _start(config: Config, device: "torch.device", dtype: "torch.dtype", lora: bool = True) -> Any:
-    """Returns a vLLM of the student's base, sized from the config; raises UserError with the numbers if it does not fit."""
+def _start(config: Config, device: "torch.device", dtype: "torch.dtype", lora: bool = True, alone: bool = False) -> Any:
+    """Returns a vLLM of the student's base, sized from the config; raises UserError with the numbers if it does not fit.
+
+    `alone`, with nothing to be trained beside it, it takes most of the card and queues what does not fit.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     cuda = device.type == "cuda"
@@ -180,15 +187,20 @@ def _start(config: Config, device: "torch.device", dtype: "torch.dtype", lora: b
     from vllm import LLM
 
     weights, cache = base_bytes(config, dtype), cache_bytes(config, dtype)
+    share = memory_share(config, device, dtype) if cuda else 0.5
+    lines = max(config.batch_size, min(config.eval_batch_size, 4 * config.batch_size))
+    if alone:
+        share, lines = 0.9 if cuda else 0.5, min(lines, ALONE_LINES)
+        cache = min(cache, max(ALONE_CACHE, cache // config.batch_size))
     try:
         return LLM(
             model=model_path(config.student, "student"),
             dtype=str(dtype).removeprefix("torch."),
             trust_remote_code=config.trust_remote_code,
             max_model_len=config.longest_rollout,
-            max_num_seqs=max(config.batch_size, min(config.eval_batch_size, 4 * config.batch_size)),
-            kv_cache_memory_bytes=cache,
-            gpu_memory_utilization=memory_share(config, device, dtype) if cuda else 0.5,
+            max_num_seqs=lines,
+            kv_cache_memory_bytes=None if alone and cuda else cache,
+            gpu_memory_utilization=share,
             **(
                 {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank_limit(config.lora_rank)}
                 if lora

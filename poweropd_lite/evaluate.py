@@ -86,7 +86,8 @@ def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluate
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     longest = {s.benchmark.name: _longest(s, config, vocabulary, say) for s in sets}
-    settings = engine_config(target, config, max(longest.values()), config.batch_size or BATCH[device.type])
+    room = max(max(len(p.ids) for p in s.prompts) + longest[s.benchmark.name] for s in sets)
+    settings = engine_config(target, config, room, max(longest.values()))
     dtype = compute_dtype(settings, device)
     choice = choose_engine(settings, device, "peft", training=False)
     size = config.batch_size or BATCH["vllm" if choice.name == "vllm" else device.type]

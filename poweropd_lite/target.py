@@ -141,8 +141,11 @@ def _hub_adapter(name: str) -> Path | None:
     return path if (path / "adapter_config.json").is_file() else None
 
 
-def engine_config(target: Target, config: EvalConfig, longest: int, lines: int) -> Config:
-    """Returns the training config that stands for this model: what loaders and engines read their settings from."""
+def engine_config(target: Target, config: EvalConfig, room: int, longest: int) -> Config:
+    """Returns the training config that stands for this model: what loaders and engines read their settings from.
+
+    `room` is the most tokens that a prompt and its answer take, `longest` those of an answer.
+    """
     run = target.run or Config(student=target.base, teacher=target.base)
     saved = target.adapter_config or {}
     changes = {
@@ -153,11 +156,9 @@ def engine_config(target: Target, config: EvalConfig, longest: int, lines: int) 
         "engine": config.engine,
         "loader": "peft",
         "trust_remote_code": config.trust_remote_code,
-        "max_prompt_tokens": config.max_prompt_tokens,
+        "max_prompt_tokens": room - longest,
         "max_new_tokens": longest,
         "eval_benchmarks": None,
-        "batch_size": lines,
-        "eval_batch_size": lines,
         "gradient_checkpointing": False,
         "modules_to_save": ",".join(saved.get("modules_to_save") or []),
         "lora_rank": max([saved.get("r") or 1, *(saved.get("rank_pattern") or {}).values()]),
