@@ -1,6 +1,7 @@
 """The one exception that is meant for users: its text is printed as it stands, without a traceback, and exit code 2."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -23,6 +24,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:  # whoever read the output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except OSError as error:
         if error.errno not in _DISK_FAULTS:
             raise

@@ -43,23 +43,22 @@ class EvalFolder:
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
 
-    def settle(self, wanted: dict[str, Any], about: dict[str, Any], problems: dict[str, dict]) -> None:
-        """Writes down what the samples depend on (`wanted`, `problems`) and what is good to know (`about`).
+    def settle(self, wanted: dict[str, Any], about: dict[str, Any]) -> None:
+        """Writes down what the samples depend on (`wanted`, and the problems in `about`) and what is good to know.
 
         Raises UserError if the samples that are here depend on something else.
         """
         here = read_settings(self.path)
         if here is not None:
-            differing = differences(here, wanted, problems)
+            differing = differences(here, wanted, about["benchmarks"])
             if differing:
                 raise UserError(
                     f"{self.path} holds samples of another evaluation ({'; '.join(differing)}); type --output with the name of a "
                     "new folder"
                 )
-            problems = here["benchmarks"] | problems
-            for key in ("whole", "sources"):  # of benchmarks that were evaluated before
-                about[key] = here["about"].get(key, {}) | about[key]
-        write_json(self.path / "settings.json", {"settings": wanted, "about": about, "benchmarks": problems})
+            for key in ("benchmarks", "whole", "sources"):  # those that were evaluated before stay
+                about = about | {key: here["about"][key] | about[key]}
+        write_json(self.path / "settings.json", {"settings": wanted, "about": about})
 
     def samples(self, name: str, batches: Sequence[Sequence[Key]]) -> dict[Key, dict]:
         """Returns the samples of benchmark `name` that are here, whole batches only; the rest of the file is cut off."""
@@ -101,7 +100,7 @@ def differences(here: dict[str, Any], wanted: dict[str, Any], problems: dict[str
         f"{key} {before.get(key)} there, {wanted.get(key)} now" for key in wanted if before.get(key) != wanted.get(key)
     ]
     for name, these in problems.items():
-        there = here["benchmarks"].get(name, these)
+        there = here["about"]["benchmarks"].get(name, these)
         if there != these:
             words.append(
                 f"{name}: {there['problems']} problems, answers of {there['longest']} tokens there; {these['problems']} and "
@@ -114,12 +113,12 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     """Returns an evaluation's settings.json, or None where there is none; raises UserError if it is damaged."""
     try:
         settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
-        if not {"settings", "about", "benchmarks"} <= settings.keys():
+        if not isinstance(settings["settings"], dict) or not isinstance(settings["about"]["benchmarks"], dict):
             raise ValueError("it lacks settings")
         return settings
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}/settings.json can't be read: {error}; type --output with a new folder") from None
 
 

@@ -23,7 +23,7 @@ def grade_folder(
     folder: EvalFolder, again: bool, official: bool, tick: Callable[[str, int, int], object] = lambda *_: None
 ) -> None:
     """Grades the samples that have no verdict of this grader yet, all of them if `again`, and writes the verdicts down."""
-    for name in read_settings(folder.path)["benchmarks"]:
+    for name in read_settings(folder.path)["about"]["benchmarks"]:
         records = read_samples(folder.path, name)
         fresh = [r for r in records if again or r.get("grader") != GRADER or (official and "official" not in r)]
         if not fresh:
@@ -41,7 +41,7 @@ def results_of(path: Path, ks: list[int]) -> dict[str, Any]:
     settings = read_settings(path)
     benchmarks: dict[str, dict] = {}
     averages, passes = [], []
-    for name, about in settings["benchmarks"].items():
+    for name, about in settings["about"]["benchmarks"].items():
         verdicts, answers = _read(path, name)
         if not answers:
             continue
@@ -51,6 +51,7 @@ def results_of(path: Path, ks: list[int]) -> dict[str, Any]:
         passes.append(pass_at(right, n, n))
         benchmarks[name] = {
             "problems": scores.problems,
+            "longest": about["longest"],
             "whole": settings["about"]["whole"].get(name),
             f"avg@{n}": scores.avg,
             f"avg@{n}_interval": interval(averages[-1]),
@@ -81,7 +82,7 @@ def results_of(path: Path, ks: list[int]) -> dict[str, Any]:
     }
 
 
-_COUNTS = ("problems", "undecided")
+_COUNTS = ("problems", "longest", "undecided")
 
 
 def _averaged(value: Any) -> bool:
@@ -129,11 +130,11 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     """
     paths = [evaluation_in(folder) for folder in (first, second)]
     settings = [read_settings(path) for path in paths]
-    common = [name for name in settings[0]["benchmarks"] if name in settings[1]["benchmarks"]]
+    common = [name for name in settings[0]["about"]["benchmarks"] if name in settings[1]["about"]["benchmarks"]]
     if not common:
         raise UserError(
-            f"{paths[0]} and {paths[1]} have no benchmark in common ({', '.join(settings[0]['benchmarks'])}; "
-            f"{', '.join(settings[1]['benchmarks'])}); evaluate both on one"
+            f"{paths[0]} and {paths[1]} have no benchmark in common ({', '.join(settings[0]['about']['benchmarks'])}; "
+            f"{', '.join(settings[1]['about']['benchmarks'])}); evaluate both on one"
         )
     rows: dict[str, dict] = {}
     shares: dict[str, list[list[np.ndarray]]] = {"avg": [[], []], "pass": [[], []]}
@@ -146,7 +147,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
             )
         for side, path in enumerate(paths):
             verdicts, answers = _read(path, name)
-            problems = settings[side]["benchmarks"][name]["problems"]
+            problems = settings[side]["about"]["benchmarks"][name]["problems"]
             right, n = right_counts(verdicts, problems), len(answers) // problems
             shares["avg"][side].append(avg_at(right, n))
             shares["pass"][side].append(pass_at(right, n, n))

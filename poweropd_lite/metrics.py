@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,6 +110,37 @@ class Progress:
     def close(self) -> None:
         """Ends the bar."""
         self.bar.close()
+
+
+class Counting:
+    """Progress of things counted: a bar with an ETA on a terminal or in a notebook, a line every 15 seconds elsewhere."""
+
+    def __init__(self, unit: str, total: int | None = None, done: int = 0) -> None:
+        from tqdm.auto import tqdm
+
+        self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.bar = tqdm(total=total, initial=done, unit=unit, disable=not self.live, dynamic_ncols=True)
+        self.done, self.before, self.start = done, done, time.monotonic()
+        self.said = self.start
+
+    def __enter__(self) -> "Counting":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` are done, at `name` just now."""
+        if done < self.done:  # the next thing to be counted
+            self.before, self.start = 0, time.monotonic()
+        self.done, now = done, time.monotonic()
+        self.bar.total, self.bar.n = total, done
+        self.bar.set_description(name)
+        if not self.live and (now - self.said > 15 or done == total):
+            self.said = now
+            rate = (done - self.before) / max(now - self.start, 1e-9)
+            eta = f"  ETA {clock((total - done) / rate)}" if 0 < done < total and rate else ""
+            print(f"{name}  {done:,}/{total:,}{eta}", flush=True)
 
 
 class Tracker:

@@ -1,0 +1,212 @@
+"""What an evaluation will do, settled before any weights are loaded: model, problems, engine, folder, batches.
+
+Everything that can be wrong is found here, so a plan that was made can be carried out.
+"""
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poweropd_lite.config import BUNDLED, Config, EvalConfig
+from poweropd_lite.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from poweropd_lite.backends import Choice
+    from poweropd_lite.benchmarks import Problems
+    from poweropd_lite.evaluation import Key
+    from poweropd_lite.target import Target, Vocabulary
+
+BATCH = {"vllm": 512, "cuda": 64, "cpu": 256}  # answers at once: vLLM's, and the built-in loop's on either device
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How a problem is put to the model; what data.make_prompt reads."""
+
+    prompt_suffix: str
+    system_prompt: str
+    enable_thinking: bool
+    max_prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A benchmark to be sampled: its problems, the most tokens an answer gets, and the batches."""
+
+    problems: "Problems"
+    longest: int
+    batches: "list[list[Key]]"
+
+    @property
+    def name(self) -> str:
+        """The benchmark's name."""
+        return self.problems.benchmark.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation that can be carried out."""
+
+    config: EvalConfig
+    target: "Target"
+    vocabulary: "Vocabulary"
+    parts: list[Part]
+    engine: "Choice"
+    engine_config: Config  # what loaders and engines read their settings from
+    device: "torch.device"
+    dtype: "torch.dtype"
+    path: Path
+    settings: dict[str, Any]  # what the samples depend on, beside the problems
+    about: dict[str, Any]  # what is good to know of them
+
+    @property
+    def total(self) -> int:
+        """How many answers there will be."""
+        return sum(len(batch) for part in self.parts for batch in part.batches)
+
+
+def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
+    """Returns the plan of an evaluation, having said what is odd about it; raises UserError for what can't work."""
+    from poweropd_lite.benchmarks import ALL, find_benchmarks, load_problems
+    from poweropd_lite.target import engine_config, find_target, fingerprint, load_vocabulary
+
+    benchmarks = find_benchmarks(config.benchmarks, config.benchmark_folder) if config.benchmarks else None
+    target = find_target(config)
+
+    import torch
+    import transformers
+
+    from poweropd_lite.backends import choose_engine, hush_bitsandbytes
+    from poweropd_lite.eval_folder import problems_record
+    from poweropd_lite.evaluation import batches
+    from poweropd_lite.models import model_path
+    from poweropd_lite.session import compute_dtype
+
+    hush_bitsandbytes()
+    transformers.utils.logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bundled = target.base in (model_path(BUNDLED, "student"), model_path(BUNDLED, "teacher"))
+    # One thread is the faster at the bundled pair's size.
+    if threads := config.threads if config.threads is not None else int(bundled):
+        torch.set_num_threads(threads)
+    if benchmarks is None:
+        names = BUNDLED if bundled or device.type == "cpu" else ",".join(ALL)
+        say(f"benchmarks: {names} (--benchmarks takes others)")
+        benchmarks = find_benchmarks(names, config.benchmark_folder)
+
+    vocabulary = load_vocabulary(target, config)
+    asking = _prompt_settings(config, target, vocabulary.positions)
+    columns = (config.prompt_column, config.answer_column)
+    sets = [load_problems(b, vocabulary.tokenizer, asking, config.problems, columns, say) for b in benchmarks]
+    longest = [_longest(s, config, vocabulary, say) for s in sets]
+
+    room = max(max(len(p.ids) for p in s.prompts) + most for s, most in zip(sets, longest, strict=True))
+    settings = engine_config(target, config, room, max(longest))
+    dtype = compute_dtype(settings, device)
+    engine = choose_engine(settings, device, "peft", training=False)
+    size = config.batch_size or BATCH["vllm" if engine.name == "vllm" else device.type]
+    wanted = {
+        "weights": fingerprint(target, config, say),
+        "n": config.n,
+        **{key: getattr(config, key) for key in ("temperature", "top_k", "top_p", "seed")},
+        **asdict(asking),
+        "stop_tokens": vocabulary.tokenizer.convert_ids_to_tokens(sorted(vocabulary.stop_ids)),
+        "engine": engine.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "bits": settings.student_bits,
+        "batch_size": size,
+    }
+    problems = {s.benchmark.name: problems_record(s.prompts, m) for s, m in zip(sets, longest, strict=True)}
+    return Plan(
+        config=config,
+        target=target,
+        vocabulary=vocabulary,
+        parts=[Part(s, most, batches(s.prompts, range(config.n), size)) for s, most in zip(sets, longest, strict=True)],
+        engine=engine,
+        engine_config=settings.model_copy(update={"engine": engine.name, "batch_size": size, "eval_batch_size": size}),
+        device=device,
+        dtype=dtype,
+        path=_output(config, target, wanted, problems),
+        settings=wanted,
+        about=_about(target, sets) | {"benchmarks": problems},
+    )
+
+
+def _prompt_settings(config: EvalConfig, target: "Target", positions: int | None) -> PromptSettings:
+    def pick(name: str, otherwise: Any) -> Any:
+        asked = getattr(config, name)
+        return asked if asked is not None else getattr(target.run, name) if target.run else otherwise
+
+    longest = config.max_prompt_tokens
+    if positions is not None:  # a longer prompt would leave no room for an answer: it is left out, and counted
+        longest = min(longest, max(1, positions - min(config.max_new_tokens or positions, positions // 2)))
+    return PromptSettings(pick("prompt_suffix", ""), pick("system_prompt", ""), pick("enable_thinking", False), longest)
+
+
+def _longest(problems: "Problems", config: EvalConfig, vocabulary: "Vocabulary", say: Callable[[str], None]) -> int:
+    """The most new tokens of an answer: as asked, and never more than the model has positions for."""
+    benchmark, asked = problems.benchmark, config.max_new_tokens
+    prompt = max(len(p.ids) for p in problems.prompts)
+    longest = asked or benchmark.longest
+    if vocabulary.positions is None or prompt + longest <= vocabulary.positions:
+        return longest
+    room = vocabulary.positions - prompt
+    if asked is not None:
+        raise UserError(
+            f"an answer to {benchmark.name} may take {prompt} prompt and {longest} new tokens, but the model has "
+            f"{vocabulary.positions} positions; type --max-new-tokens {room}"
+        )
+    say(
+        f"{benchmark.name}: answers of at most {room} tokens, not {longest}: the model has {vocabulary.positions} positions"
+    )
+    return room
+
+
+def _about(target: "Target", sets: "Sequence[Problems]") -> dict[str, Any]:
+    """What is good to know of a result, but does not change a sample."""
+    import poweropd_lite
+    from poweropd_lite.backends import installed
+    from poweropd_lite.paper import paper_row
+
+    packages = ("torch", "transformers", "peft", "vllm", "math-verify")
+    run = target.run
+    row = paper_row(run) if run else None
+    reward = run and (f"power {run.alpha:g}" if run.reward == "power" else run.reward)
+    return {
+        "model": target.name,
+        "kind": target.kind,
+        "base": target.base,
+        "title": f"{run.student} <- {run.teacher}, {reward}" if run else target.name,
+        "whole": {s.benchmark.name: s.whole for s in sets},
+        "sources": {s.benchmark.name: s.benchmark.source.data for s in sets},
+        "paper": asdict(row) if row else None,
+        "versions": {
+            "poweropd_lite": poweropd_lite.__version__,
+            "python": platform.python_version(),
+            **{name: version for name in packages if (version := installed(name))},
+        },
+    }
+
+
+def _output(config: EvalConfig, target: "Target", wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
+    from poweropd_lite.eval_folder import free_folder
+
+    if config.output is not None:
+        path = Path(config.output)
+        if path.is_file():
+            raise UserError(f"{path} is a file; type --output with the name of a folder")
+        strange = path.is_dir() and not (path / "settings.json").exists()
+        if strange and any(not file.name.startswith(".") for file in path.iterdir()):
+            raise UserError(f"{path} is not empty and holds no evaluation; type --output with the name of a new folder")
+        return path
+    if target.run_folder is None:
+        return free_folder(Path("evaluations"), Path(target.name).name, wanted, problems)
+    summary = target.run_folder / "summary.json"
+    steps = json.loads(summary.read_text())["steps"] if summary.is_file() else None
+    name = f"step_{steps:06}" if steps is not None else "final"
+    return free_folder(target.run_folder / "eval", name, wanted, problems)
