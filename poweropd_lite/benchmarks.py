@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from poweropd_lite.answers import boxed_answer
 from poweropd_lite.config import BUNDLED
 from poweropd_lite.config_files import nearest
-from poweropd_lite.data import BUNDLED_PROBLEMS, Prompt, Source, make_prompt, rows, say_skipped
+from poweropd_lite.data import BUNDLED_PROBLEMS, Prompt, Source, make_prompt, rows, say_skipped, usable
 from poweropd_lite.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,18 +116,8 @@ def load_problems(
     `columns` are of prompt and answer, None for the usual ones; `settings` is what data.make_prompt wants. Raises
     UserError when nothing can be read or a column is missing.
     """
-    prompts: list[Prompt] = []
-    skipped: list[str] = []
-    more = False
-    for where, row in rows(benchmark.source, limit):
-        if limit is not None and len(prompts) == limit:
-            more = True
-            break
-        prompt = row if isinstance(row, str) else _read(row, benchmark, tokenizer, settings, columns)
-        if isinstance(prompt, Prompt):
-            prompts.append(prompt)
-        else:
-            skipped.append(f"{where}: {prompt}")
+    found = rows(benchmark.source, limit)
+    prompts, skipped, more = usable(found, lambda row: _read(row, benchmark, tokenizer, settings, columns), limit)
     if not prompts:
         reasons = "\n  ".join(skipped[:5]) or "it has no rows"
         raise UserError(f"no usable problem in {benchmark.source.data}:\n  {reasons}\ncheck {benchmark.source.flag}")

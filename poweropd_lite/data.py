@@ -49,30 +49,38 @@ def load_prompts(
     """
     source = Source(config.data, config.data_subset, config.data_split)
     column = "problem" if config.data == BUNDLED else config.prompt_column
-    prompts: list[Prompt] = []
-    skipped: list[str] = []
-    for where, row in rows(source):
-        if limit is not None and len(prompts) == limit:
-            break
-        if isinstance(row, str):
-            prompt: Prompt | str = row
-        elif column not in row:
-            prompt = f"no column '{column}' among {', '.join(map(str, row))}"
-        else:
-            answer = row.get(config.answer_column)
-            prompt = make_prompt(row[column], tokenizer, config, column)
-            if isinstance(prompt, Prompt) and answer is not None:
-                prompt = replace(prompt, answer=str(answer))
-        if isinstance(prompt, Prompt):
-            prompts.append(prompt)
-        else:
-            skipped.append(f"{where}: {prompt}")
+
+    def read(row: dict) -> Prompt | str:
+        if column not in row:
+            return f"no column '{column}' among {', '.join(map(str, row))}"
+        answer = row.get(config.answer_column)
+        prompt = make_prompt(row[column], tokenizer, config, column)
+        return replace(prompt, answer=str(answer)) if isinstance(prompt, Prompt) and answer is not None else prompt
+
+    prompts, skipped, _ = usable(rows(source), read, limit)
     if not prompts:
         reasons = "\n  ".join(skipped[:5]) or "it has no rows"
         raise UserError(
             f"no usable problem in {source.data}:\n  {reasons}\ncheck --data, --prompt-column and --max-prompt-tokens"
         )
     return prompts, skipped
+
+
+def usable(
+    numbered: Iterator[tuple[str, Any]], read: Callable[[dict], Prompt | str], limit: int | None
+) -> tuple[list[Prompt], list[str], bool]:
+    """Returns the rows that can be read as prompts (the first `limit`), a line on each other one, and if there are more."""
+    prompts: list[Prompt] = []
+    skipped: list[str] = []
+    for where, row in numbered:
+        if limit is not None and len(prompts) == limit:
+            return prompts, skipped, True
+        prompt = row if isinstance(row, str) else read(row)
+        if isinstance(prompt, Prompt):
+            prompts.append(prompt)
+        else:
+            skipped.append(f"{where}: {prompt}")
+    return prompts, skipped, False
 
 
 def say_skipped(skipped: list[str], used: int, data: str, say: Callable[[str], None]) -> None:
