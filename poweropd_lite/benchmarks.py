@@ -4,6 +4,7 @@ A benchmark comes from the hub or from a copy in a folder; a set of another size
 its score is not comparable. Problems are read row by row, and one that can't be used is counted and named.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ _HUB = {
 PROMPT_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "solution")
 SUFFIXES = (".jsonl", ".json", ".parquet")
+RESERVED = ("mean", "settings", "results")  # names of the evaluation's own
 LONGEST_ANSWER = 4096  # tokens, as in the paper
 BUNDLED_LONGEST = 112  # the bundled problems' worked answers have fewer than 90
 
@@ -68,6 +70,11 @@ def find_benchmarks(text: str, folder: str | None = None, flag: str = "--benchma
     if folder is not None and not Path(folder).is_dir():
         raise UserError(f"no folder {folder}; type --benchmark-folder with one that holds files such as math500.jsonl")
     found = [_find(name, folder, flag) for name in dict.fromkeys(names)]
+    for name in (b.name for b in found):
+        if name in RESERVED or not re.fullmatch(r"[\w][\w. -]{0,99}", name):
+            raise UserError(
+                f"a benchmark can't be named '{name}': results go by its name; rename the file (letters, digits, '.', '_', '-')"
+            )
     for name in (b.name for b in found):
         if sum(b.name == name for b in found) > 1:
             raise UserError(f"two benchmarks are named {name}; rename a file, for results go by name")
@@ -134,18 +141,22 @@ def load_problems(
 
 
 def _read(row: dict, benchmark: Benchmark, tokenizer: Any, settings: Any, columns: tuple) -> Prompt | str:
-    own = benchmark.source.data == BUNDLED or benchmark.name in _HUB
-    asked, answered = (None, None) if own else columns
-    prompt_column = _column(row, asked, PROMPT_COLUMNS, "--prompt-column", benchmark)
+    hub = _HUB.get(benchmark.name, ("",))[0] == benchmark.source.data  # whose columns are known
+    asked, answered = (None, None) if hub or benchmark.source.data == BUNDLED else columns
+    flag = benchmark.source.flag.replace("benchmarks", "")
+    prompt_column = _column(row, asked, PROMPT_COLUMNS, f"{flag}prompt-column", benchmark)
     # GSM8K and AIME 2024 on the hub have their answers at the end of a text; a row may have several of the columns.
-    answer_column = _column(row, answered, ANSWER_COLUMNS, "--answer-column", benchmark)
+    answer_column = _column(row, answered, ANSWER_COLUMNS, f"{flag}answer-column", benchmark)
     answer = gold_answer(row[answer_column], answer_column)
     if answer is None:
         return f"no reference answer in '{answer_column}'"
+    tolerance = row.get("error")
+    if tolerance not in (None, "") and _tolerance(tolerance) is None and str(tolerance).lower() not in ("none", "nan"):
+        return f"'error' is {tolerance!r}, and should be the largest difference allowed, such as 1e-1"
     prompt = make_prompt(row[prompt_column], tokenizer, settings, prompt_column)
     if not isinstance(prompt, Prompt):
         return prompt
-    return replace(prompt, answer=answer, tolerance=_tolerance(row.get("error")))
+    return replace(prompt, answer=answer, tolerance=_tolerance(tolerance))
 
 
 def _column(row: dict, asked: str | None, usual: tuple[str, ...], flag: str, benchmark: Benchmark) -> str:
@@ -170,8 +181,13 @@ def gold_answer(value: Any, column: str = "answer") -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 27.0 of amc23
     text = str(value).strip()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if text != text.encode("utf-8", "replace").decode():  # half of a character
+        return None
     if "####" in text:
-        return text.rsplit("####", 1)[1].strip().replace(",", "") or None
+        text = text.rsplit("####", 1)[1].strip()
+        return (text.replace(",", "") if re.fullmatch(r"-?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text) else text) or None
     if column == "solution" or len(text) > 200:
         text = boxed_answer(text) or ("" if column == "solution" else text)
     return text or None
@@ -180,4 +196,4 @@ def gold_answer(value: Any, column: str = "answer") -> str | None:
 def _tolerance(value: Any) -> float | None:
     """OlympiadBench's column `error`: 1e-1, where an answer is a measured number."""
     text = str(value).strip() if value is not None else ""
-    return float(text) if re.fullmatch(r"\d*\.?\d+(?:[eE][+-]?\d+)?", text) and float(text) > 0 else None
+    return float(text) if re.fullmatch(r"\d*\.?\d+(?:[eE][+-]?\d{1,2})?", text) and float(text) > 0 else None

@@ -276,7 +276,6 @@ class EvalConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
-    # What is evaluated
     model: str = Field(
         min_length=1,
         description="a run folder, an adapter, a model's folder or hub id; bundled-student or bundled-teacher for the shipped ones",
@@ -342,7 +341,7 @@ class EvalConfig(BaseModel):
         ge=1,
         description="answers generated at once; if not given, 512 for vLLM, and for the built-in loop 64 (CUDA) or 256",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="fixes the sampling")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="fixes the sampling; if not given, the run's own, or 0")
     official_grading: bool = Field(
         False, description="score by the released code's grading as well, in columns of its own"
     )
@@ -366,7 +365,7 @@ class EvalConfig(BaseModel):
         if self.k is None:
             return [2**i for i in range(20) if 2**i < self.n]
         words = [word.strip() for word in self.k.split(",") if word.strip()]
-        if not words or not all(word.isdigit() and int(word) for word in words):
+        if not words or not all(word.isascii() and word.isdigit() and int(word) for word in words):
             raise UserError(f"k: found {self.k!r}, but it should be whole numbers joined by commas, such as 1,4")
         if (k := max(map(int, words))) > self.n:
             raise UserError(f"Pass@{k} needs {k} samples a problem, and n is {self.n}; type --n {k} or a smaller --k")
@@ -389,10 +388,12 @@ def load_config(config: str | Path | None = None, **overrides: Any) -> Config:
 
 def load_eval_config(**settings: Any) -> EvalConfig:
     """Returns the EvalConfig of `settings`; raises UserError as load_config does."""
-    if settings.get("model") is None:
+    if settings.get("model") is None and not set(settings) - set(EvalConfig.model_fields):
         raise UserError(
             "no model to evaluate; type --model with a run folder, an adapter, a model or a hub id, or --model bundled-student"
         )
-    config = checked(EvalConfig, settings)
+    texts = {key: ",".join(map(str, v)) for key, v in settings.items() if isinstance(v, list | tuple)}
+    texts |= {key: str(v) for key, v in settings.items() if isinstance(v, Path) or (key == "k" and isinstance(v, int))}
+    config = checked(EvalConfig, settings | texts)
     _ = config.ks
     return config

@@ -6,7 +6,9 @@ from typing import Any
 
 from poweropd_lite.errors import UserError
 
-RENAMED = {"eval_data": "; it is eval_benchmarks now", "eval_subset": "; write eval_benchmarks: ID:SUBSET:SPLIT"}
+RENAMED = dict.fromkeys(
+    ("eval_data", "eval_subset", "eval_split"), "; it is eval_benchmarks now: a name, a file or ID:SUBSET:SPLIT"
+)
 
 
 def nearest(name: str, names: Any) -> str:
@@ -40,6 +42,16 @@ def shipped_configs() -> list[str]:
     return sorted(path.stem for path in config_folder().glob("*.yaml"))
 
 
+def translated(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a file with the names of before eval_benchmarks in today's."""
+    old = {key: values.pop(key) for key in ("eval_data", "eval_subset", "eval_split") if key in values}
+    if data := old.get("eval_data"):
+        subset, split = old.get("eval_subset") or "", old.get("eval_split") or "test"
+        hub = "/" in data and not Path(data).exists() and Path(data).suffix not in (".json", ".jsonl", ".parquet")
+        values["eval_benchmarks"] = f"{data}:{subset}:{split}" if hub else data
+    return values
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns a YAML file's mapping; raises UserError where it is not one, or names a key twice."""
     import yaml
@@ -63,7 +75,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'setting: value' lines, but it is a {type(values).__name__}")
-    return values
+    return translated(values)
 
 
 def checked(kind: type, values: dict[str, Any], where: str = "") -> Any:
@@ -91,7 +103,11 @@ def _explain(fault: Any, fields: dict[str, Any]) -> str:
     name = fault["loc"][0]
     field = fields[name]
     message = fault["msg"].replace("Input should be", "it should be").replace("String", "it").rstrip(".")
-    example = "" if field.default is None else f"; the default is --{name.replace('_', '-')} {field.default}"
+    example = (
+        ""
+        if field.is_required() or field.default is None
+        else f"; the default is --{name.replace('_', '-')} {field.default}"
+    )
     return f"{name}: found {fault['input']!r}, but {message}{example}"
 
 

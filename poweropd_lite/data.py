@@ -145,6 +145,8 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
     except UnicodeEncodeError:
         return "it holds half of a character (a lone surrogate), which is not text"
     ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if not ids:
+        return "the tokenizer makes no token of it"
     if len(ids) > settings.max_prompt_tokens:
         return f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {settings.max_prompt_tokens}"
     return Prompt(ids, question, None)

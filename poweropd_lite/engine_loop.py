@@ -59,8 +59,8 @@ class LoopEngine:
                 if lines == 1:
                     width = max(map(len, prompts)) + longest
                     raise UserError(
-                        f"one completion of {width:,} tokens does not fit beside the models ({_memory()}); lower "
-                        "--max-new-tokens, or --teacher-bits to 4, or train the smaller student"
+                        f"one completion of {width:,} tokens does not fit in memory ({_memory()}); lower "
+                        "--max-new-tokens, or in training --teacher-bits to 4, or take a smaller model"
                     ) from None
                 self.most_lines = lines // 2
             else:

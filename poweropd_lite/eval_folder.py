@@ -7,10 +7,12 @@
 Samples are appended a batch at a time. A batch that a kill cut short is dropped and drawn again, as it was.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,13 @@ class EvalFolder:
     """An open folder, locked by this process; the lock goes with it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._new = path, not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(self._lock)
             raise UserError(
                 f"another process is evaluating into {path}; wait for it, or type another --output"
             ) from None
@@ -40,8 +43,12 @@ class EvalFolder:
     def __enter__(self) -> "EvalFolder":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         os.close(self._lock)
+        if kind is not None and self._new and not list(self.path.glob("*.jsonl")):  # nothing came of it
+            shutil.rmtree(self.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()  # evaluations/ or eval/, if it is empty
 
     def settle(self, wanted: dict[str, Any], about: dict[str, Any]) -> None:
         """Writes down what the samples depend on (`wanted`, and the problems in `about`) and what is good to know.
@@ -56,7 +63,7 @@ class EvalFolder:
                     f"{self.path} holds samples of another evaluation ({'; '.join(differing)}); type --output with the name of a "
                     "new folder"
                 )
-            for key in ("benchmarks", "whole", "sources"):  # those that were evaluated before stay
+            for key in _ABOUT:  # those that were evaluated before stay
                 about = about | {key: here["about"][key] | about[key]}
         write_json(self.path / "settings.json", {"settings": wanted, "about": about})
 
@@ -113,7 +120,9 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     """Returns an evaluation's settings.json, or None where there is none; raises UserError if it is damaged."""
     try:
         settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
-        if not isinstance(settings["settings"], dict) or not isinstance(settings["about"]["benchmarks"], dict):
+        about = settings["about"]
+        sound = isinstance(settings["settings"]["n"], int) and all(isinstance(about[key], dict) for key in _ABOUT)
+        if not sound or not all({"problems", "longest", "hash"} <= set(b) for b in about["benchmarks"].values()):
             raise ValueError("it lacks settings")
         return settings
     except FileNotFoundError:
@@ -122,17 +131,21 @@ def read_settings(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path}/settings.json can't be read: {error}; type --output with a new folder") from None
 
 
+_ABOUT = ("benchmarks", "whole", "sources")
+_SAMPLE = {"problem": int, "sample": int, "question": str, "gold": str, "text": str, "tokens": int, "truncated": bool}
+
+
 def read_samples(path: Path, name: str) -> list[dict]:
     """Returns the samples of a benchmark in file order, but not a last line that was cut short."""
     file = path / f"{name}.jsonl"
     if not file.exists():
         return []
     records = []
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
         try:
             if line:
-                records.append(json.loads(line))
+                records.append(_sound(json.loads(line)))
         except ValueError as error:
             if number == len(lines):  # no newline came after it
                 break
@@ -140,6 +153,13 @@ def read_samples(path: Path, name: str) -> list[dict]:
                 f"{file}, line {number} is damaged ({error}); remove the line, and it is drawn again"
             ) from None
     return records
+
+
+def _sound(record: Any) -> dict:
+    if not isinstance(record, dict) or any(type(record.get(key)) is not kind for key, kind in _SAMPLE.items()):
+        raise ValueError("it is no sample")
+    record.setdefault("tolerance", None)
+    return record
 
 
 def problems_record(prompts: Sequence[Prompt], longest: int) -> dict[str, Any]:

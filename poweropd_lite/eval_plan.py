@@ -4,6 +4,7 @@ Everything that can be wrong is found here, so a plan that was made can be carri
 """
 
 import json
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -100,7 +101,9 @@ def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
         benchmarks = find_benchmarks(names, config.benchmark_folder)
 
     vocabulary = load_vocabulary(target, config)
-    asking = _prompt_settings(config, target, vocabulary.positions)
+    if not vocabulary.tokenizer.chat_template:
+        say(f"{target.name} has no chat template: problems are put as plain text")
+    asking = _prompt_settings(config, target, vocabulary.positions, say)
     columns = (config.prompt_column, config.answer_column)
     sets = [load_problems(b, vocabulary.tokenizer, asking, config.problems, columns, say) for b in benchmarks]
     longest = [_longest(s, config, vocabulary, say) for s in sets]
@@ -109,14 +112,18 @@ def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
     settings = engine_config(target, config, room, max(longest))
     dtype = compute_dtype(settings, device)
     engine = choose_engine(settings, device, "peft", training=False)
-    size = config.batch_size or BATCH["vllm" if engine.name == "vllm" else device.type]
+    size = config.batch_size or _batch_size(engine.name, settings, device, dtype)
+    seed = config.seed if config.seed is not None else target.run.seed if target.run else 0
     wanted = {
         "weights": fingerprint(target, config, say),
         "n": config.n,
-        **{key: getattr(config, key) for key in ("temperature", "top_k", "top_p", "seed")},
+        "seed": seed,
+        **{key: getattr(config, key) for key in ("temperature", "top_k", "top_p")},
         **asdict(asking),
         "stop_tokens": vocabulary.tokenizer.convert_ids_to_tokens(sorted(vocabulary.stop_ids)),
         "engine": engine.name,
+        "device": device.type,
+        "chat_template": bool(vocabulary.tokenizer.chat_template),
         "dtype": str(dtype).removeprefix("torch."),
         "bits": settings.student_bits,
         "batch_size": size,
@@ -137,14 +144,35 @@ def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
     )
 
 
-def _prompt_settings(config: EvalConfig, target: "Target", positions: int | None) -> PromptSettings:
+def _batch_size(engine: str, settings: Config, device: "torch.device", dtype: "torch.dtype") -> int:
+    """As many answers at once as are usual, or as a quarter of the memory holds keys and values for."""
+    import torch
+
+    from poweropd_lite.engine_vllm import cache_bytes
+
+    if engine == "vllm":
+        return BATCH["vllm"]
+    one = cache_bytes(settings.model_copy(update={"batch_size": 1}), dtype)
+    if device.type == "cuda":
+        memory = torch.cuda.mem_get_info(device)[1]
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(BATCH[device.type], memory // 4 // one))
+
+
+def _prompt_settings(
+    config: EvalConfig, target: "Target", positions: int | None, say: Callable[[str], None]
+) -> PromptSettings:
     def pick(name: str, otherwise: Any) -> Any:
         asked = getattr(config, name)
         return asked if asked is not None else getattr(target.run, name) if target.run else otherwise
 
     longest = config.max_prompt_tokens
     if positions is not None:  # a longer prompt would leave no room for an answer: it is left out, and counted
-        longest = min(longest, max(1, positions - min(config.max_new_tokens or positions, positions // 2)))
+        room = max(1, positions - min(config.max_new_tokens or positions, positions // 2))
+        if room < longest and "max_prompt_tokens" in config.model_fields_set:
+            say(f"prompts of at most {room} tokens, not {longest}: the model has {positions} positions")
+        longest = min(longest, room)
     return PromptSettings(pick("prompt_suffix", ""), pick("system_prompt", ""), pick("enable_thinking", False), longest)
 
 
@@ -205,8 +233,11 @@ def _output(config: EvalConfig, target: "Target", wanted: dict[str, Any], proble
             raise UserError(f"{path} is not empty and holds no evaluation; type --output with the name of a new folder")
         return path
     if target.run_folder is None:
-        return free_folder(Path("evaluations"), Path(target.name).name, wanted, problems)
-    summary = target.run_folder / "summary.json"
-    steps = json.loads(summary.read_text())["steps"] if summary.is_file() else None
-    name = f"step_{steps:06}" if steps is not None else "final"
+        path = Path(target.name)
+        name = path.resolve().name if path.is_dir() else path.name
+        return free_folder(Path("evaluations"), name or "model", wanted, problems)
+    try:
+        name = f"step_{int(json.loads((target.run_folder / 'summary.json').read_text())['steps']):06}"
+    except (OSError, ValueError, KeyError, TypeError):  # no summary, or a damaged one: its steps are not known
+        name = "final"
     return free_folder(target.run_folder / "eval", name, wanted, problems)

@@ -14,39 +14,65 @@ import numpy as np
 from poweropd_lite.errors import UserError
 from poweropd_lite.eval_folder import EvalFolder, read_samples, read_settings
 from poweropd_lite.evaluation import Answer, Key, right_counts, score
-from poweropd_lite.files import write_json
+from poweropd_lite.files import write_json, write_text
 from poweropd_lite.grade import GRADER, Sample, Verdict, grade
 from poweropd_lite.scores import avg_at, interval, macro_interval, paired_difference, pass_at
+
+CHUNK = 4096  # verdicts that are written down at once
 
 
 def grade_folder(
     folder: EvalFolder, again: bool, official: bool, tick: Callable[[str, int, int], object] = lambda *_: None
 ) -> None:
-    """Grades the samples that have no verdict of this grader yet, all of them if `again`, and writes the verdicts down."""
-    for name in read_settings(folder.path)["about"]["benchmarks"]:
+    """Grades the samples that have no verdict of this grader yet, all of them if `again`, and writes the verdicts down.
+
+    Only benchmarks with all their samples; what `tick` raises ends it, with what was decided before in the file.
+    """
+    for name in complete_benchmarks(folder.path):
         records = read_samples(folder.path, name)
         fresh = [r for r in records if again or r.get("grader") != GRADER or (official and "official" not in r)]
-        if not fresh:
-            continue
-        samples = [Sample(r["text"], r["gold"], name, r["tolerance"]) for r in fresh]
-        verdicts = grade(samples, official, lambda done, total, name=name: tick(name, done, total))
-        for record, verdict in zip(fresh, verdicts, strict=True):
-            found = {k: v for k, v in asdict(verdict).items() if k != "official" or official}
-            record |= {"grader": GRADER, **found}
-        folder.rewrite(name, records)
+        for start in range(0, len(fresh), CHUNK):
+            chunk = fresh[start : start + CHUNK]
+            samples = [Sample(r["text"], r["gold"], name, r["tolerance"]) for r in chunk]
+            verdicts = grade(samples, official, lambda done, total, name=name: tick(name, done, total))
+            for record, verdict in zip(chunk, verdicts, strict=True):
+                record.pop("official", None)  # an older grader's
+                found = {k: v for k, v in asdict(verdict).items() if k != "official" or official}
+                record |= {"grader": GRADER, **found}
+            folder.rewrite(name, records)
 
 
-def results_of(path: Path, ks: list[int]) -> dict[str, Any]:
-    """Returns an evaluation's results, as in results.json, from its graded samples; scores are 0 to 1."""
+def complete_benchmarks(path: Path) -> list[str]:
+    """Returns the benchmarks of an evaluation that have all their samples; raises UserError if none has."""
     settings = read_settings(path)
+    done, counts = [], []
+    for name, about in settings["about"]["benchmarks"].items():
+        wanted = {(i, k) for i in range(about["problems"]) for k in range(settings["settings"]["n"])}
+        here = {(r["problem"], r["sample"]) for r in read_samples(path, name)}
+        counts.append(f"{len(here & wanted):,} of {len(wanted):,} of {name}")
+        if here == wanted:
+            done.append(name)
+    if not done:
+        raise UserError(
+            f"{path} is not finished: {', '.join(counts)} samples are there; type the command that began it again, and it goes on"
+        )
+    return done
+
+
+def results_of(path: Path, ks: list[int], names: list[str]) -> dict[str, Any]:
+    """Returns an evaluation's results on the benchmarks `names`, as in results.json, from its graded samples.
+
+    Scores are 0 to 1; the mean weighs the benchmarks alike.
+    """
+    settings = read_settings(path)
+    n = settings["settings"]["n"]
     benchmarks: dict[str, dict] = {}
     averages, passes = [], []
-    for name, about in settings["about"]["benchmarks"].items():
+    for name in names:
+        about = settings["about"]["benchmarks"][name]
         verdicts, answers = _read(path, name)
-        if not answers:
-            continue
-        scores = score(answers, verdicts, about["problems"])
-        right, n = right_counts(verdicts, scores.problems), scores.n
+        scores = score(answers, verdicts, about["problems"], n)
+        right = right_counts(verdicts, scores.problems)
         averages.append(avg_at(right, n))
         passes.append(pass_at(right, n, n))
         benchmarks[name] = {
@@ -57,7 +83,7 @@ def results_of(path: Path, ks: list[int]) -> dict[str, Any]:
             f"avg@{n}_interval": interval(averages[-1]),
             f"pass@{n}": scores.any,
             f"pass@{n}_interval": interval(passes[-1]),
-            **{f"pass@{k}": float(pass_at(right, n, k).mean()) for k in ks if k != n},
+            **{f"pass@{k}": float(pass_at(right, n, k).mean()) for k in ks if k < n},
             "length": scores.length,
             "truncated": 1.0 - scores.stop_share,
             "no_answer": 1.0 - scores.answer_share,
@@ -69,12 +95,14 @@ def results_of(path: Path, ks: list[int]) -> dict[str, Any]:
                 f"official_avg@{n}": float(avg_at(theirs, n).mean()),
                 f"official_pass@{n}": float(pass_at(theirs, n, n).mean()),
             }
-    shared = [key for key in next(iter(benchmarks.values())) if all(_averaged(b.get(key)) for b in benchmarks.values())]
+    shared = [key for key in benchmarks[names[0]] if all(_averaged(b.get(key)) for b in benchmarks.values())]
     mean = {key: float(np.mean([b[key] for b in benchmarks.values()])) for key in shared if key not in _COUNTS}
     mean |= {f"avg@{n}_interval": macro_interval(averages), f"pass@{n}_interval": macro_interval(passes)}
+    about = {key: value for key, value in settings["about"].items() if key not in ("benchmarks", "whole")}
     return {
-        **settings["about"],
+        **about,
         "n": n,
+        "ks": ks,
         "grader": GRADER,
         "settings": settings["settings"],
         "benchmarks": benchmarks,
@@ -89,11 +117,9 @@ def _averaged(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def write_results(path: Path, ks: list[int], table: Callable[[dict], str]) -> dict[str, Any]:
+def write_results(path: Path, ks: list[int], names: list[str], table: Callable[[dict], str]) -> dict[str, Any]:
     """Writes results.json and results.md (made by `table`); returns the results."""
-    from poweropd_lite.files import write_text
-
-    results = results_of(path, ks) | {"graded": time.strftime("%Y-%m-%d %H:%M:%S")}
+    results = results_of(path, ks, names) | {"graded": time.strftime("%Y-%m-%d %H:%M:%S")}
     write_json(path / "results.json", results)
     write_text(path / "results.md", table(results))
     return results
@@ -111,31 +137,39 @@ def _read(path: Path, name: str) -> tuple[dict[Key, Verdict], dict[Key, Answer]]
 
 
 def evaluation_in(folder: str | Path) -> Path:
-    """Returns the folder of an evaluation: `folder` itself, or the latest one inside a run folder."""
+    """Returns the folder of an evaluation: `folder` itself, or of a run's evaluations that of the latest step."""
     path = Path(folder)
     if (path / "settings.json").is_file():
         return path
-    inside = sorted(path.glob("eval/*/results.json"), key=lambda file: file.stat().st_mtime)
-    if inside:
-        return inside[-1].parent
-    raise UserError(
-        f"{folder} holds no evaluation (no settings.json); type the folder that an evaluation wrote to, or a run that was evaluated"
-    )
+    inside = [file.parent for file in path.glob("eval/*/settings.json")]
+    if not inside:
+        raise UserError(
+            f"{folder} holds no evaluation (no settings.json); type the folder that an evaluation wrote to, or a run that was evaluated"
+        )
+    latest = max(path.name.split("-")[0] for path in inside)
+    inside = [path for path in inside if path.name.split("-")[0] == latest]
+    if len(inside) > 1:
+        names = ", ".join(sorted(map(str, inside)))
+        raise UserError(f"{folder} was evaluated in several ways ({names}); type one of these folders")
+    return inside[0]
 
 
 def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
-    """Returns the paired difference (first - second) of Avg@n and Pass@n, on each benchmark that both have and on all of them.
+    """Returns the paired difference (first - second) of Avg@n and Pass@k, on each benchmark that both have and on all of them.
 
+    k is the smaller n of the two, and Pass@k unbiased. Also in it: the settings that differ, and what only one of them has.
     Raises UserError if they have no benchmark in common, or other problems in it.
     """
     paths = [evaluation_in(folder) for folder in (first, second)]
     settings = [read_settings(path) for path in paths]
-    common = [name for name in settings[0]["about"]["benchmarks"] if name in settings[1]["about"]["benchmarks"]]
+    complete = [complete_benchmarks(path) for path in paths]
+    common = [name for name in complete[0] if name in complete[1]]
     if not common:
         raise UserError(
-            f"{paths[0]} and {paths[1]} have no benchmark in common ({', '.join(settings[0]['about']['benchmarks'])}; "
-            f"{', '.join(settings[1]['about']['benchmarks'])}); evaluate both on one"
+            f"{paths[0]} and {paths[1]} have no finished benchmark in common ({', '.join(complete[0])}; "
+            f"{', '.join(complete[1])}); evaluate both on one"
         )
+    counts = [each["settings"]["n"] for each in settings]
     rows: dict[str, dict] = {}
     shares: dict[str, list[list[np.ndarray]]] = {"avg": [[], []], "pass": [[], []]}
     for name in common:
@@ -146,15 +180,23 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
                 "evaluate both with the same --benchmarks and --problems"
             )
         for side, path in enumerate(paths):
-            verdicts, answers = _read(path, name)
-            problems = settings[side]["about"]["benchmarks"][name]["problems"]
-            right, n = right_counts(verdicts, problems), len(answers) // problems
-            shares["avg"][side].append(avg_at(right, n))
-            shares["pass"][side].append(pass_at(right, n, n))
+            right = right_counts(_read(path, name)[0], len(golds[0]))
+            shares["avg"][side].append(avg_at(right, counts[side]))
+            shares["pass"][side].append(pass_at(right, counts[side], min(counts)))
         rows[name] = {measure: _difference(*([pair[-1]] for pair in shares[measure])) for measure in shares}
-    rows["mean"] = {measure: _difference(*shares[measure]) for measure in shares}
-    counts = [settings[side]["settings"]["n"] for side in (0, 1)]
-    return {"first": str(paths[0]), "second": str(paths[1]), "n": counts, "benchmarks": rows}
+    before, after = (each["settings"] for each in settings)
+    differing = {key: [before.get(key), after.get(key)] for key in before | after if before.get(key) != after.get(key)}
+    differing.pop("weights", None)
+    return {
+        "first": str(paths[0]),
+        "second": str(paths[1]),
+        "n": counts,
+        "k": min(counts),
+        "benchmarks": rows,
+        "mean": {measure: _difference(*shares[measure]) for measure in shares},
+        "differing": differing,
+        "left_out": sorted(set(complete[0]) ^ set(complete[1])),
+    }
 
 
 def _difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+MEAN = "mean"  # which no benchmark may be named
 TITLES = {
     "gsm8k": "GSM8K", "math500": "MATH-500", "amc23": "AMC23", "aime24": "AIME24", "aime25": "AIME25",
     "minerva": "Minerva", "olympiadbench": "OlympiadBench",
@@ -11,21 +12,19 @@ TITLES = {
 def screen_table(results: dict[str, Any]) -> str:
     """Returns a table with a line a benchmark and one of their mean, and the paper's numbers where there are some."""
     n, paper = results["n"], results.get("paper")
-    official = all(f"official_avg@{n}" in b for b in results["benchmarks"].values())
+    official = any(f"official_avg@{n}" in b for b in results["benchmarks"].values())
     head = ["", "problems", f"Avg@{n} (95%)", f"Pass@{n} (95%)", "tokens", "truncated", "no answer"]
     head += ["official Avg", "official Pass"] if official else []
     head += ["paper: Avg@8", "Pass@8", "tokens"] if paper else []
     lines = [head]
-    for name, scores in [*results["benchmarks"].items(), ("mean", results["mean"])]:
-        if name == "mean" and len(results["benchmarks"]) == 1:
-            continue
+    for name, scores in _rows(results["benchmarks"], results["mean"]):
         line = [TITLES.get(name, name), f"{scores['problems']:,}" if "problems" in scores else ""]
         line += [f"{_percent(scores[f'{m}@{n}'])} ({_interval(scores[f'{m}@{n}_interval'])})" for m in ("avg", "pass")]
         line += [f"{scores['length']:,.0f}", _percent(scores["truncated"]), _percent(scores["no_answer"])]
-        line += [_percent(scores[f"official_{m}@{n}"]) for m in ("avg", "pass")] if official else []
+        line += [_percent(scores.get(f"official_{m}@{n}")) for m in ("avg", "pass")] if official else []
         if paper:
-            theirs = paper["mean"] if name == "mean" else paper["benchmarks"].get(name)
-            if name == "mean" and set(paper["benchmarks"]) != set(results["benchmarks"]):
+            theirs = paper["mean"] if name == MEAN else paper["benchmarks"].get(name)
+            if name == MEAN and set(paper["benchmarks"]) != set(results["benchmarks"]):
                 theirs = None  # another mean
             line += (
                 [f"{theirs['avg@8']:.1f}", f"{theirs['pass@8']:.1f}", f"{theirs['length']:,.0f}"]
@@ -57,7 +56,7 @@ def _passes(results: dict[str, Any]) -> str:
 def markdown(results: dict[str, Any]) -> str:
     """Returns the paper's kind of row, Avg@n / Pass@n / length a benchmark, with its header."""
     n = results["n"]
-    columns = [*results["benchmarks"].items()] + ([("mean", results["mean"])] if len(results["benchmarks"]) > 1 else [])
+    columns = _rows(results["benchmarks"], results["mean"])
     title = results.get("title") or results["model"]
     head = ["model", *(TITLES.get(name, name) for name, _ in columns)]
     rows = [[title, *(_cell(s[f"avg@{n}"], s[f"pass@{n}"], s["length"], 100) for _, s in columns)]]
@@ -65,13 +64,17 @@ def markdown(results: dict[str, Any]) -> str:
         cells = [_cell(s[f"official_avg@{n}"], s[f"official_pass@{n}"], s["length"], 100) for _, s in columns]
         rows.append([f"{title}, official grading", *cells])
     if paper := results.get("paper"):
-        theirs = {**paper["benchmarks"], "mean": paper["mean"]}
+        theirs = {**paper["benchmarks"], MEAN: paper["mean"]}
         whole = set(paper["benchmarks"]) == set(results["benchmarks"])
-        cells = [_cell(t["avg@8"], t["pass@8"], t["length"], 1) if (t := theirs.get(name)) and (name != "mean" or whole) else "-" for name, _ in columns]  # fmt: skip
+        cells = [_cell(t["avg@8"], t["pass@8"], t["length"], 1) if (t := theirs.get(name)) and (name != MEAN or whole) else "-" for name, _ in columns]  # fmt: skip
         rows.append([f"paper: {paper['title']}", *cells])
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"Avg@{n} / Pass@{n} / tokens\n\n{table}\n"
+
+
+def _rows(benchmarks: dict[str, dict], mean: dict) -> list[tuple[str, dict]]:
+    return [*benchmarks.items(), *([(MEAN, mean)] if len(benchmarks) > 1 else [])]
 
 
 def _cell(avg: float, any_: float, length: float, scale: int) -> str:
@@ -80,11 +83,10 @@ def _cell(avg: float, any_: float, length: float, scale: int) -> str:
 
 def comparison_table(compared: dict[str, Any]) -> str:
     """Returns two evaluations and their paired difference, in percentage points."""
-    n = "/".join(map(str, dict.fromkeys(compared["n"])))
-    lines = [["", f"Avg@{n}: first", "second", "difference (95%)", f"Pass@{n}: first", "second", "difference (95%)"]]
-    for name, row in compared["benchmarks"].items():
-        if name == "mean" and len(compared["benchmarks"]) == 2:
-            continue
+    averages = "/".join(map(str, dict.fromkeys(compared["n"])))
+    head = ["", f"Avg@{averages}: first", "second", "difference (95%)"]
+    lines = [[*head, f"Pass@{compared['k']}: first", "second", "difference (95%)"]]
+    for name, row in _rows(compared["benchmarks"], compared["mean"]):
         line = [TITLES.get(name, name)]
         for measure in ("avg", "pass"):
             m = row[measure]
@@ -95,11 +97,14 @@ def comparison_table(compared: dict[str, Any]) -> str:
                 f"{100 * m['difference']:+.1f} ({low:+.1f} to {high:+.1f})",
             ]
         lines.append(line)
-    return f"first  {compared['first']}\nsecond {compared['second']}\n{_aligned(lines)}"
+    notes = [f"{key} differs: {ours} and {theirs}" for key, (ours, theirs) in compared["differing"].items()]
+    if compared["left_out"]:
+        notes.append(f"only in one of them, so left out: {', '.join(compared['left_out'])}")
+    return "\n".join([f"first  {compared['first']}", f"second {compared['second']}", _aligned(lines), *notes])
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
 
 
 def _interval(bounds: tuple[float, float]) -> str:

@@ -5,8 +5,9 @@ the paper has such a run. Every sample is kept; started again, it goes on where 
 evaluations, `--regrade DIR` grades without sampling again. From Python: `evaluate(load_eval_config(model=...))`.
 """
 
-from collections.abc import Callable
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from poweropd_lite.eval_folder import EvalFolder
     from poweropd_lite.eval_plan import Plan
 
+_one_at_a_time = threading.Lock()  # transformers does not load two models at once
 STOPPING = "stopping after this batch; started again, it goes on (once more to stop at once)"
 
 
@@ -37,14 +39,28 @@ def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluate
     from poweropd_lite.eval_folder import EvalFolder
     from poweropd_lite.eval_plan import make_plan
 
-    plan = make_plan(config, say)
-    with StopRequest(STOPPING) as stop, EvalFolder(plan.path) as folder:
-        folder.settle(plan.settings, plan.about)
-        sample_missing(plan, folder, stop, say)
-        if stop:
-            return Evaluated(plan.path, None, stop.signal)
-        results = grade_and_score(folder, config.ks, again=False, official=config.official_grading, say=say)
-    return Evaluated(plan.path, results)
+    with _one_at_a_time, own_threads():
+        plan = make_plan(config, say)
+        with StopRequest(STOPPING) as stop, EvalFolder(plan.path) as folder:
+            folder.settle(plan.settings, plan.about)
+            sample_missing(plan, folder, stop, say)
+            names = [part.name for part in plan.parts]
+            results = None
+            if not stop:
+                results = grade_and_score(folder, config.ks, names, False, config.official_grading, say, stop)
+        return Evaluated(plan.path, results, 0 if results else stop.signal)
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Gives torch's number of threads back at the end of the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def sample_missing(plan: "Plan", folder: "EvalFolder", stop: StopRequest, say: Callable[[str], None]) -> None:
@@ -78,7 +94,7 @@ def sample_missing(plan: "Plan", folder: "EvalFolder", stop: StopRequest, say: C
                 if stop:
                     return
                 prompts = part.problems.prompts
-                rollouts = sample_answers(engine, prompts, batch, sampling, part.longest, config.seed)
+                rollouts = sample_answers(engine, prompts, batch, sampling, part.longest, plan.settings["seed"])
                 records = []
                 for (i, k), rollout in zip(batch, rollouts, strict=True):
                     p, prompt = prompts[i], tokenizer.decode(list(prompts[i].ids))
@@ -88,32 +104,60 @@ def sample_missing(plan: "Plan", folder: "EvalFolder", stop: StopRequest, say: C
                 counting.show(part.name, counting.done + len(batch), plan.total)
 
 
+class _Stopped(Exception):
+    """A signal came while answers were graded."""
+
+
 def grade_and_score(
-    folder: "EvalFolder", ks: list[int], again: bool, official: bool, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Grades what is not graded yet (all of it if `again`), writes the results and says them; returns them."""
-    from poweropd_lite.eval_results import grade_folder, write_results
+    folder: "EvalFolder",
+    ks: list[int],
+    names: list[str] | None,
+    again: bool,
+    official: bool,
+    say: Callable[[str], None],
+    stop: StopRequest,
+) -> dict[str, Any] | None:
+    """Grades what is not graded yet (all of it if `again`), writes the results and says them; returns them, None if stopped.
+
+    The table is of the benchmarks `names`, or of all that are finished.
+    """
+    from poweropd_lite.eval_results import complete_benchmarks, grade_folder, write_results
     from poweropd_lite.eval_tables import markdown, screen_table
     from poweropd_lite.metrics import Counting
 
     with Counting("answer") as counting:
-        grade_folder(folder, again, official, lambda name, *done: counting.show(f"grading {name}", *done))
-    results = write_results(folder.path, ks, markdown)
+
+        def tick(name: str, done: int, total: int) -> None:
+            if stop:
+                raise _Stopped
+            counting.show(f"grading {name}", done, total)
+
+        try:
+            grade_folder(folder, again, official, tick)
+        except _Stopped:
+            return None
+    complete = complete_benchmarks(folder.path)
+    results = write_results(folder.path, ks, names or complete, markdown)
     say(screen_table(results))
+    if others := [name for name in complete if name not in results["benchmarks"]]:
+        say(f"also there, but not asked for now: {', '.join(others)}")
     files = "  ".join(f"{name}.jsonl" for name in results["benchmarks"])
     say(f"files   {folder.path}: results.json  results.md  {files}")
     return results
 
 
-def regrade(folder: str, official: bool = False, k: str | None = None, say: Callable[[str], None] = print) -> dict:
-    """Grades the samples of an evaluation again and writes its results anew; returns them."""
+def regrade(
+    folder: str | Path, official: bool = False, k: str | None = None, say: Callable[[str], None] = print
+) -> Evaluated:
+    """Grades the samples of an evaluation again and writes its results anew."""
     from poweropd_lite.eval_folder import EvalFolder, read_settings
     from poweropd_lite.eval_results import evaluation_in
 
     path = evaluation_in(folder)
     ks = load_eval_config(model=str(path), n=read_settings(path)["settings"]["n"], k=k).ks
-    with EvalFolder(path) as opened:
-        return grade_and_score(opened, ks, again=True, official=official, say=say)
+    with StopRequest("stopping; what is graded so far is kept") as stop, EvalFolder(path) as opened:
+        results = grade_and_score(opened, ks, None, True, official, say, stop)
+    return Evaluated(path, results, 0 if results else stop.signal)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -138,9 +182,9 @@ def main(argv: list[str] | None = None) -> int:
         print(comparison_table(compare(*args.compare)))
         return 0
     if args.regrade:
-        regrade(args.regrade, bool(flags.get("official_grading")), flags.get("k"))
-        return 0
-    done = evaluate(load_eval_config(**flags))
+        done = regrade(args.regrade, bool(flags.get("official_grading")), flags.get("k"))
+    else:
+        done = evaluate(load_eval_config(**flags))
     return 0 if done.results is not None else 128 + done.signal
 
 

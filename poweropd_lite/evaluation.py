@@ -91,9 +91,9 @@ def right_counts(verdicts: dict[Key, Verdict], problems: int, official: bool = F
     return right
 
 
-def score(answers: dict[Key, Answer], verdicts: dict[Key, Verdict], problems: int) -> Scores:
-    """Returns the scores of graded answers: the same number to every problem."""
-    n, count = len(answers) // problems, len(answers)
+def score(answers: dict[Key, Answer], verdicts: dict[Key, Verdict], problems: int, n: int) -> Scores:
+    """Returns the scores of graded answers, n to every problem."""
+    count = len(answers)
     right = right_counts(verdicts, problems)
     return Scores(
         problems=problems,
@@ -176,6 +176,6 @@ def evaluate_student(
                 first, done = first or rollouts[0], done + len(batch)
         name, count = problems.benchmark.name, len(problems.prompts)
         verdicts = [grade_answers(problems.prompts, each, name) for each in answers]
-        scores[name] = score(answers[0], verdicts[0], count)
+        scores[name] = score(answers[0], verdicts[0], count, config.eval_samples)
         greedy[name] = sum(v.correct for v in verdicts[1].values()) / count
     return TrainingEvaluation(scores, greedy), first

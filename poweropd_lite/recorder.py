@@ -137,6 +137,7 @@ class Recorder:
         self.progress.say(
             f"evaluation at step {state.step}: Avg@{config.eval_samples} {e['avg']:.1%}, greedy {e['greedy']:.1%}, "
             f"{e['length']:.0f} tokens, {e['stop_share']:.1%} stop ({clock(seconds)})"
+            + "".join(f"; {name} {s.avg:.1%}" for name, s in result.scores.items() if len(result.scores) > 1)
             + (f"; {e['undecided']} answers could not be graded" if e["undecided"] else "")
         )
 

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from poweropd_lite.student import Student
 
 SHIPPED = {"bundled": "student", "bundled-student": "student", "bundled-teacher": "teacher"}
+_PLACES = (
+    "base_model_name_or_path",
+    "_name_or_path",
+    "transformers_version",
+    "peft_version",
+)  # no part of what a model is
 _PLACEHOLDER = "@@answer@@"
 
 
@@ -46,6 +52,8 @@ def find_target(config: EvalConfig) -> Target:
     """Returns what `config.model` names; raises UserError where it is nothing that can be evaluated."""
     name = config.model
     if name in SHIPPED:
+        if config.base is not None:
+            raise UserError(f"{name} is a whole model, and --base is for adapters; leave it out")
         return Target(name, model_path(BUNDLED, SHIPPED[name]))
     path = Path(name)
     if path.is_dir():
@@ -55,7 +63,12 @@ def find_target(config: EvalConfig) -> Target:
             inside = path.parent if (path.parent / "config.yaml").is_file() and config.base is None else None
             return _run(inside, config, name) if inside else _adapter(path, config)
         if (path / "config.json").is_file():
-            return _whole(name, config)
+            handed_over = path.name == "model" and (path.parent / "config.yaml").is_file()
+            return _run(path.parent, config, name) if handed_over else _whole(name, config)
+        if (path / "trained.safetensors").is_file():
+            raise UserError(
+                f"{path} is a checkpoint; type --model with the run's folder, which has adapter/ when it is stopped or done"
+            )
         raise UserError(
             f"{path} is no run folder (config.yaml), no adapter (adapter_config.json) and no model (config.json); "
             "type --model with one of these"
@@ -103,13 +116,15 @@ def _adapter(path: Path, config: EvalConfig, name: str | None = None, base: str 
         saved = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}/adapter_config.json can't be read: {error}") from None
+    if not isinstance(saved, dict) or not isinstance(saved.get("r", 8), int):
+        raise UserError(f"{path}/adapter_config.json is no adapter's: it should hold settings with a whole number r")
     if saved.get("peft_type") != "LORA":
         raise UserError(f"{path} is an adapter of type {saved.get('peft_type')}, and only LoRA is supported")
     if not any((path / file).is_file() for file in ("adapter_model.safetensors", "adapter_model.bin")):
         raise UserError(f"{path} has no adapter_model.safetensors, so there are no weights to evaluate")
     named = str(saved.get("base_model_name_or_path") or "")
     if base is None and config.base is not None:
-        base = model_path(config.base, "student")
+        base = model_path(BUNDLED, SHIPPED[config.base]) if config.base in SHIPPED else config.base
         if named and _last(named) != _last(base):
             raise UserError(
                 f"the adapter in {path} was trained on {named}, and --base is {config.base}: on another base model it means "
@@ -162,7 +177,6 @@ def engine_config(target: Target, config: EvalConfig, room: int, longest: int) -
         "gradient_checkpointing": False,
         "modules_to_save": ",".join(saved.get("modules_to_save") or []),
         "lora_rank": max([saved.get("r") or 1, *(saved.get("rank_pattern") or {}).values()]),
-        "seed": config.seed,
     }
     return run.model_copy(update=changes)
 
@@ -174,7 +188,7 @@ def load_target(target: Target, config: Config, device: "torch.device", dtype: "
     options: dict[str, Any] = {}
     if config.student_bits == 4:
         options = {"quantization_config": nf4(dtype), "device_map": {"": device}}
-    model = load_causal_lm(target.base, "student", config, dtype, **options)
+    model = load_causal_lm(target.base, "model", config, dtype, **options)
     if config.student_bits == 4:
         stay_unpacked(model)
     else:
@@ -187,13 +201,17 @@ def load_target(target: Target, config: Config, device: "torch.device", dtype: "
 def _with_saved_adapter(base: "PreTrainedModel", target: Target) -> Any:
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.utils import load_peft_weights
+    from safetensors import SafetensorError
 
-    weights = load_peft_weights(str(target.adapter), device=str(base.device))
+    try:
+        weights = load_peft_weights(str(target.adapter), device=str(base.device))
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"the weights in {target.adapter} can't be read: {error}; is the file whole?") from None
     try:
         lora = LoraConfig.from_pretrained(str(target.adapter))
         lora.base_model_name_or_path = base.name_or_path  # checked already; PEFT warns of another folder
         model = get_peft_model(base, lora)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"the adapter in {target.adapter} does not fit {target.base}: {error}") from None
     expected = {name: tuple(w.shape) for name, w in get_peft_model_state_dict(model).items()}
     found = {name: tuple(w.shape) for name, w in weights.items()}
@@ -223,9 +241,9 @@ class Vocabulary:
 
 def load_vocabulary(target: Target, config: EvalConfig) -> Vocabulary:
     """Returns a model's tokenizer, from its own folder or else its base's, its stop ids and its room."""
-    model_config, stops = load_model_config(target.base, "student", config)
+    model_config, stops = load_model_config(target.base, "model", config)
     own = target.adapter is not None and (target.adapter / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(str(target.adapter) if own else target.base, "student", config)
+    tokenizer = load_tokenizer(str(target.adapter) if own else target.base, "model", config)
     stops = [*stops, *_handed_over(target.adapter)]
     ids = {*stops, tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
     rows = model_config.get_text_config().vocab_size
@@ -248,7 +266,10 @@ def _handed_over(adapter: Path | None) -> list[int]:
         found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} can't be read: {error}") from None
-    return found if isinstance(found, list) else [] if found is None else [found]
+    found = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(i, int) for i in found):
+        raise UserError(f"{file} has eos_token_id {found!r}, which should be ids")
+    return found
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
@@ -271,12 +292,19 @@ def fingerprint(target: Target, config: EvalConfig, say: Callable[[str], None]) 
     folders = [folder for folder in (target.adapter, Path(target.base)) if folder is not None and folder.is_dir()]
     digest = hashlib.sha256()
     for folder in folders:
-        for file in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")):
+        for name in ("config.json", "adapter_config.json"):
+            if (folder / name).is_file():
+                settings = json.loads((folder / name).read_text(encoding="utf-8"))
+                settings = (
+                    {k: v for k, v in settings.items() if k not in _PLACES} if isinstance(settings, dict) else settings
+                )
+                digest.update(json.dumps(settings, sort_keys=True).encode())
+        for file in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".py")):
             if file.stat().st_size > 2**30:
                 say(f"reading {file.name} once, to know these weights again")
             with open(file, "rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
     if not Path(target.base).is_dir():
-        commit = getattr(load_model_config(target.base, "student", config)[0], "_commit_hash", None)
+        commit = getattr(load_model_config(target.base, "model", config)[0], "_commit_hash", None)
         digest.update(f"{target.base}@{commit}".encode())
     return digest.hexdigest()[:16]

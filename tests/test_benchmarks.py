@@ -70,6 +70,9 @@ def test_two_of_one_name_are_refused(tmp_path):
     "value, column, gold",
     [
         ("She has 48/2 = 24 left.\n#### 1,072", "answer", "1072"),
+        ("so #### (3,4)", "answer", "(3,4)"),
+        (float("nan"), "answer", None),
+        ("\ud800", "answer", None),
         ("Adding gives \\boxed{1} and then \\boxed{204}.", "solution", "204"),
         ("no box here", "solution", None),
         (["$\\frac{1}{2}$"], "final_answer", "$\\frac{1}{2}$"),
@@ -111,6 +114,8 @@ def test_other_columns_are_named_by_flags_and_a_missing_one_is_an_error(tmp_path
         load(path, pair)
     with pytest.raises(UserError, match="has no column b; it has q, a; type --answer-column"):
         load(path, pair, ("q", "b"))
+    known = write(tmp_path / "aime24.jsonl", [{"q": "1+1?", "a": "2"}])  # a copy may have columns of its own
+    assert load("aime24", pair, ("q", "a"), folder=known.parent)[0].prompts[0].answer == "2"
 
 
 def test_a_set_of_the_wrong_size_is_said_to_be_one(tmp_path, pair):
@@ -146,6 +151,7 @@ def test_what_can_not_be_used_is_counted_and_named(tmp_path, pair):
 
 def test_a_tolerance_comes_from_the_column_error(tmp_path, pair):
     rows = [{"problem": "x?", "answer": "4.2", "error": "1e-1"}, {"problem": "y?", "answer": "4.2", "error": None}]
-    rows += [{"problem": "z?", "answer": "4.2", "error": "none given"}]
-    problems, _ = load(write(tmp_path / "own.jsonl", rows), pair)
-    assert [p.tolerance for p in problems.prompts] == [0.1, None, None]
+    rows += [{"problem": "z?", "answer": "4.2", "error": "1e999"}, {"problem": "z?", "answer": "4.2", "error": "5%"}]
+    problems, said = load(write(tmp_path / "own.jsonl", rows), pair)
+    assert [p.tolerance for p in problems.prompts] == [0.1, None]
+    assert "2 of 4 rows" in said[0] and "'error' is '1e999'" in said[0] and "'error' is '5%'" in said[0]

@@ -13,8 +13,9 @@ import torch
 from conftest import quick_flags, run_train
 from safetensors.torch import load_file, save_file
 
-from poweropd_lite.config import EvalConfig, load_config
+from poweropd_lite.config import EvalConfig, load_config, load_eval_config
 from poweropd_lite.eval_results import compare
+from poweropd_lite.evaluate import evaluate
 from poweropd_lite.models import load_tokenizer
 from poweropd_lite.paper import paper_row
 from poweropd_lite.target import end_of_turn
@@ -241,6 +242,11 @@ BAD = [
     (["--samples", "3"], ["unknown argument '--samples'"]),
     (["--compare", "strange", "strange"], ["means nothing there"]),
     (["--benchmark-folder", "nowhere"], ["no folder nowhere"]),
+    (["--benchmarks", "mean.jsonl"], ["can't be named 'mean'", "rename the file"]),
+    (["--base", "x"], ["bundled-student is a whole model", "leave it out"]),
+    (["--k", "²"], ["whole numbers joined by commas"]),
+    (["--regrade", "strange"], ["strange holds no evaluation"]),
+    (["--model", ""], ["model: found ''"]),
     (["--output", "columns.jsonl"], ["columns.jsonl is a file"]),
     (["--output", "strange"], ["strange is not empty and holds no evaluation"]),
 ]  # fmt: skip
@@ -249,18 +255,20 @@ BAD = [
 @pytest.mark.parametrize("flags, words", BAD, ids=lambda value: " ".join(value)[:30])
 def test_bad_input_is_one_message_and_exit_code_2(tmp_path, flags, words):
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "mean.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n')
     (tmp_path / "columns.jsonl").write_text('{"q": "1+1?", "a": "2"}\n')
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "file").write_text("")
     model = [] if "--model" in flags else ["--model", "bundled-student"]
     flags = [*(["--benchmarks", "bundled"] if "--benchmarks" not in flags else []), *model, *flags]
-    if "--compare" in flags:
-        flags = flags[2:]
+    if "--compare" in flags or "--regrade" in flags:
+        flags = flags[2 if "--compare" in flags else 4 :]
     done = run_evaluate(*flags, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["columns.jsonl", "empty.jsonl", "strange"]
+    # Nothing is left behind.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["columns.jsonl", "empty.jsonl", "mean.jsonl", "strange"]
 
 
 def test_an_adapter_of_another_base_model_is_refused(trained, tmp_path):
@@ -272,12 +280,127 @@ def test_an_adapter_of_another_base_model_is_refused(trained, tmp_path):
     name = sorted(weights)[0]
     save_file({**weights, name: torch.zeros(16, 7)}, adapter / "adapter_model.safetensors")
     done = run_evaluate("--model", "adapter", "--problems", "2", cwd=tmp_path)
+    assert not (tmp_path / "evaluations").exists()  # no empty folder is left
     assert done.returncode == 2 and f"1 of {len(weights)} tensors differ" in done.stderr, done.stderr
     assert "another base model" in done.stderr
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
     done = run_evaluate("--model", "adapter", cwd=tmp_path)
     assert done.returncode == 2 and "names /gone/model base model, which is not here; type --base" in done.stderr
+
+
+def test_other_weights_or_settings_of_a_model_are_another_evaluation(trained, tmp_path):
+    """An adapter of four times the scale is another model, though its weights are the same file."""
+    shutil.copytree(trained / "run" / "adapter", tmp_path / "adapter")
+    flags = ["--model", "adapter", "--problems", "2", "--n", "1"]
+    assert "into evaluations/adapter\n" in run_evaluate(*flags, cwd=tmp_path).stdout
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({**config, "lora_alpha": 4 * config["lora_alpha"]})
+    )
+    assert "into evaluations/adapter-2\n" in run_evaluate(*flags, cwd=tmp_path).stdout
+    config["base_model_name_or_path"] = "/another/machine/poweropd_lite/tiny/student"  # where it lay is no part of it
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    assert "every sample is in evaluations/adapter already" in run_evaluate(*flags, cwd=tmp_path).stdout
+
+
+def test_a_folder_that_is_not_finished_is_not_scored(evaluated, tmp_path):
+    shutil.copytree(evaluated / "evaluations" / "bundled-student", tmp_path / "e")
+    lines = (tmp_path / "e" / "bundled.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "e" / "bundled.jsonl").write_text("".join(lines[:24]))
+    for flags in (["--regrade", "e"], ["--compare", "e", "e"]):
+        done = run_evaluate(*flags, cwd=tmp_path)
+        assert done.returncode == 2 and "e is not finished: 24 of 48 of bundled samples are there" in done.stderr
+    (tmp_path / "e" / "bundled.jsonl").write_text('{"problem": 0}\n' + "".join(lines))
+    done = run_evaluate("--regrade", "e", cwd=tmp_path)
+    assert done.returncode == 2 and "bundled.jsonl, line 1 is damaged (it is no sample)" in done.stderr
+
+
+def test_a_second_benchmark_in_the_folder_does_not_change_what_was_asked_for(tmp_path):
+    for name in ("one", "two"):
+        rows = [{"problem": f"Compute {i} + 2.", "answer": i + 2} for i in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model", "bundled-student", "--n", "1", "--max-new-tokens", "60"]
+    assert run_evaluate(*flags, "--benchmarks", "one.jsonl", cwd=tmp_path).returncode == 0
+    done = run_evaluate(*flags, "--benchmarks", "two.jsonl", cwd=tmp_path)
+    assert "also there, but not asked for now: one" in done.stdout and "mean" not in done.stdout
+    results = json.loads((tmp_path / "evaluations" / "bundled-student" / "results.json").read_text())
+    assert list(results["benchmarks"]) == ["two"]
+    done = run_evaluate(*flags, "--benchmarks", "two.jsonl,one.jsonl", cwd=tmp_path)
+    assert "every sample is in" in done.stdout and "mean" in done.stdout
+
+
+def test_a_comparison_says_what_differs_and_takes_pass_at_the_smaller_n(evaluated, tmp_path):
+    flags = ["--model", "bundled-student", "--problems", "12", "--n", "2", "--temperature", "1.0", "--output", "hot"]
+    assert run_evaluate(*flags, cwd=tmp_path).returncode == 0
+    found = compare(evaluated / "evaluations" / "bundled-student", tmp_path / "hot")
+    assert found["differing"]["temperature"] == [0.6, 1.0] and found["differing"]["n"] == [4, 2] and found["k"] == 2
+    results = json.loads((evaluated / "evaluations/bundled-student/results.json").read_text())
+    assert found["benchmarks"]["bundled"]["pass"]["first"] == pytest.approx(results["benchmarks"]["bundled"]["pass@2"])
+
+
+def test_a_signal_while_grading_stops_and_loses_no_sample(tmp_path):
+    """Answers that take a second each: SIGTERM comes while they are graded."""
+    rows = [{"problem": f"Compute {i} + 2.", "answer": f"\\int_0^{{{i + 1}}} x^{{x^{{x}}}} dx"} for i in range(8)]
+    (tmp_path / "slow.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [
+        "--model",
+        "bundled-teacher",
+        "--benchmarks",
+        "slow.jsonl",
+        "--n",
+        "8",
+        "--max-new-tokens",
+        "60",
+        "--output",
+        "e",
+    ]
+    command = [sys.executable, "-m", "poweropd_lite.evaluate", *flags]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    file = tmp_path / "e" / "slow.jsonl"
+    while not file.exists() or file.read_text().count("\n") < 64:
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(2.5)  # the processes that grade have started
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert len(read(file)) == 64 and not (tmp_path / "e" / "results.json").exists()
+
+
+def test_a_model_without_a_chat_template_is_said_to_be_one(tmp_path, student_model, pair):
+    student_model.save_pretrained(tmp_path / "plain")
+    pair.tokenizer.save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain" / "chat_template.jinja").unlink()
+    done = run_evaluate("--model", "plain", "--problems", "2", "--n", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "plain has no chat template: problems are put as plain text" in done.stdout
+
+
+def test_python_gives_the_same_and_leaves_torch_s_threads_alone(evaluated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(2)
+    done = evaluate(
+        load_eval_config(model="bundled-student", problems=12, n=4, batch_size=16, benchmarks=["bundled"], k=3)
+    )
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    theirs = json.loads((evaluated / "evaluations/bundled-student/results.json").read_text())
+    assert done.results["benchmarks"]["bundled"]["avg@4"] == theirs["benchmarks"]["bundled"]["avg@4"]
+    assert done.folder == Path("evaluations/bundled-student") and "pass@3" in done.results["mean"]
+
+
+def test_a_run_of_before_eval_benchmarks_is_read(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    text = (
+        (run / "config.yaml")
+        .read_text()
+        .replace("eval_benchmarks: bundled", "eval_data: bundled\neval_subset: null\neval_split: test")
+    )
+    (run / "config.yaml").write_text(text)
+    assert load_config(run / "config.yaml").eval_benchmarks == "bundled"
+    assert run_evaluate("--model", "run", "--problems", "2", "--n", "1", cwd=tmp_path).returncode == 0
 
 
 def test_defaults_are_the_paper_s():
