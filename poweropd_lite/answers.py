@@ -32,6 +32,13 @@ def final_answer(text: str, benchmark: str | None = None) -> str | None:
     return found
 
 
+def reference_answer(text: str) -> str:
+    r"""Returns the answer in a reference text: after the last `####`, else in the last box, else all of it."""
+    if "####" in text:
+        return text.rsplit("####", 1)[1].strip()
+    return (boxed_answer(text) if "\\boxed" in text else None) or text.strip()
+
+
 def boxed_answer(text: str) -> str | None:
     r"""Returns what stands in the last balanced `\boxed{...}` (or `\fbox`) of `text` that holds anything, stripped; or None."""
     boxes = [inside for start, end in boxed_spans(text) if (inside := text[start:end].strip())]

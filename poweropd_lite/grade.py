@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from poweropd_lite.answers import final_answer, neighbouring_boxes
+from poweropd_lite.answers import final_answer, neighbouring_boxes, reference_answer
 from poweropd_lite.equal import same_number, same_words
 from poweropd_lite.judges import Question, judges
 from poweropd_lite.normal import number, split_list, tidy, without_unit
@@ -51,12 +51,12 @@ class Verdict:
 
 
 def is_correct(completion: str, gold: str, benchmark: str | None = None, tolerance: float | None = None) -> bool:
-    r"""Returns whether the final answer of `completion` is `gold`.
+    r"""Returns whether the final answer of `completion` is `gold`: an answer, or a worked solution with one at its end.
 
     The answer is the last `\boxed{...}`; without one what follows the last "answer is"; with benchmark "gsm8k" then what
     follows `####`, or the last number. No answer is wrong. Never raises for a text; works from any thread.
     """
-    return grade([Sample(completion, str(gold), benchmark, tolerance)])[0].correct
+    return grade([Sample(completion, reference_answer(str(gold)), benchmark, tolerance)])[0].correct
 
 
 def grade(

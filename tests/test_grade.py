@@ -249,6 +249,13 @@ def test_gsm8k_answers_without_a_box():
     assert is_correct("A\n#### 70,000", "70000", "gsm8k") and not is_correct("18 is not 17", "18", "gsm8k")
 
 
+def test_the_gold_answer_may_be_a_whole_solution():
+    assert is_correct("\\boxed{72}", "She sold 48/2 = 24 ... altogether 48+24 = 72.\n#### 72", "gsm8k")
+    assert is_correct("\\boxed{0.5}", "So it is $\\boxed{\\frac{1}{2}}$.") and not is_correct(
+        "\\boxed{2}", "\\boxed{3}"
+    )
+
+
 def test_several_answers_may_stand_in_several_boxes():
     text = r"Hence $\boxed{1}$ and $x=\boxed{-2}$."
     assert neighbouring_boxes(text) == "1,-2"
