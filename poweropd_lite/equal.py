@@ -1,9 +1,7 @@
-r"""Whether two answers are the same: brackets and lists by their structure, the expressions in them by math-verify.
+r"""Whether two answers are the same: by the structure of lists, sets, points and intervals, then part by part.
 
-math-verify reads LaTeX into sympy; what we compare ourselves is where it says yes too easily (its numbers agree when six
-decimals do, so 1e-10 is 2e-10; `even` is a product of letters, so it is `neve`; two equations without solution are one)
-or depends on layout (a list, a point and an interval may look alike). Nothing here limits time: grade.py calls it in
-processes that it can end.
+algebra.py compares the expressions in them, quantity.py the numbers. math-verify would read the structure too, but from
+the layout: a list, a point and an interval may look alike, and `even` is a product of letters, so it is `neve`.
 
 Numbers are the same if they are exactly; where one is a decimal fraction, if they agree to one part in a million (and to
 six decimals), so 0.333333 is 1/3 and 0.33 is not. A wider tolerance is the benchmark's to give.
@@ -11,24 +9,11 @@ six decimals), so 0.333333 is 1/3 and 0.33 is not. A wider tolerance is the benc
 
 import re
 from collections.abc import Sequence
-from fractions import Fraction
-from functools import lru_cache
-from typing import Any
 
-from poweropd_lite.normal import (
-    Number,
-    bracketed,
-    choice,
-    number,
-    readable,
-    split_list,
-    text_answer,
-    tidy,
-    without_letter,
-    without_unit,
-)
+from poweropd_lite.algebra import same_equation, same_expression, verified
+from poweropd_lite.normal import bracketed, choice, split_list, text_answer, tidy
+from poweropd_lite.quantity import number, same_number, without_letter, without_unit
 
-ROUNDING = Fraction(1, 10**6)  # a decimal stands for a number that it is this near to, relatively and absolutely
 _BASED = re.compile(r"(-?\d[0-9A-Fa-f]*)_(?:\{(\d+)\}|(\d+))")
 _SIDES = re.compile(r"(?<![<>!\\:])=(?!=)")
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt|neq?)(?![a-z])")
@@ -79,7 +64,7 @@ def _same(gold: str, answer: str, tolerance: float | None) -> bool:
     if kind == other or (kind == "()" and other == "{}" and answer[0] != "\\") or (kind == "{}" and other == "()"):
         return len(golds) == len(answers) and all(_same(g, a, tolerance) for g, a in zip(golds, answers, strict=True))
     if _RELATION.search(gold) or _RELATION.search(answer):
-        return _verify(gold, answer)
+        return verified(gold, answer)
     return False
 
 
@@ -178,148 +163,7 @@ def _same_leaf(gold: str, answer: str, tolerance: float | None) -> bool:
         return False
     g, a = _SIDES.split(gold), _SIDES.split(answer)
     if len(g) == len(a) == 2:
-        return _same_equation(g, a)
+        return same_equation(g, a)
     if _RELATION.search(gold) or _RELATION.search(answer):
-        return _verify(gold, answer)
-    return _same_expression(gold, answer, tolerance)
-
-
-def same_number(gold: Number, answer: Number, tolerance: float | None = None) -> bool:
-    """Returns whether two numbers are the same, by the rule at the top; 50% is 50 and 0.5."""
-    if gold.percent != answer.percent:
-        plain, percent = (answer, gold) if gold.percent else (gold, answer)
-        hundredth = Number(percent.value / 100, exact=percent.exact and plain.exact, percent=False)
-        whole = Number(percent.value, percent.exact, percent=False)
-        # (Whose gold is a share, 0.5, is not given 0.5% for it.)
-        likely = (hundredth,) if answer.percent and abs(gold.value) <= 1 else (whole, hundredth)
-        return any(same_number(*((p, plain) if gold.percent else (plain, p)), tolerance) for p in likely)
-    if gold.value == answer.value:
-        return True
-    gap = abs(gold.value - answer.value)
-    if tolerance is not None and gap <= Fraction(repr(tolerance)):
-        return True
-    return not (gold.exact and answer.exact) and gap <= ROUNDING * min(1, abs(gold.value))
-
-
-def _same_expression(gold: str, answer: str, tolerance: float | None) -> bool:
-    ours, theirs = parsed(gold), parsed(answer)
-    if ours is None or theirs is None:
-        return False
-    from sympy import Expr
-
-    if isinstance(ours, Expr) and isinstance(theirs, Expr):
-        verdict = _same_values(ours, theirs, tolerance)
-        if verdict is not None:
-            return verdict
-    return _verify(gold, answer)
-
-
-def _same_values(ours: Any, theirs: Any, tolerance: float | None) -> bool | None:
-    """Compares two expressions: numbers exactly, others at a few points, near and far, positive and negative.
-
-    None where that can't be decided. Two different expressions of the usual kind agree at a random point with a
-    probability of nothing.
-    """
-    from sympy import Float, I
-
-    written = (ours, theirs)  # sympy makes |r| of the root of r^2
-    ours, theirs = (_imaginary(e.doit()) for e in written)
-    rounded = ours.has(Float) or theirs.has(Float)
-    if not rounded and ours.is_Rational and theirs.is_Rational:
-        return bool(ours == theirs) or (tolerance is not None and abs(ours - theirs) <= tolerance)
-    names = sorted(ours.free_symbols | theirs.free_symbols, key=str)
-    decided = False
-    for point in _points(names, *written):
-        values = [e.subs(point).evalf(40) for e in (ours, theirs)]
-        if not all(value.is_number and value.is_finite for value in values):
-            continue
-        if not all(value.is_real for value in values) and not (ours.has(I) or theirs.has(I)):
-            continue  # a root or a logarithm of what was meant to be positive
-        # (The difference itself, for it may be 1 of 2^1009: sympy takes as many digits as that needs.)
-        gap = abs((ours - theirs).subs(point).evalf(20, maxn=700))
-        size = min(abs(values[0]), 1) if not names else abs(values[0])
-        if gap > max((float(ROUNDING) if rounded else 1e-20) * size, tolerance or 0):
-            return False
-        decided = True
-    return True if decided else None
-
-
-def _points(names: Sequence[Any], *expressions: Any) -> list[dict]:
-    from sympy import Abs, Mod, Pow, Rational, binomial, ceiling, factorial, floor
-
-    if not names:
-        return [{}]
-    if any(e.has(floor, ceiling, Mod, factorial, binomial) for e in expressions):
-        whole = (12, 2, 29, 5, 101, 3)
-        return [{s: Rational(whole[(i + k) % 6] + 6 * i) for i, s in enumerate(names)} for k in range(6)]
-    near = {s: Rational(4 + 3 * i, 11 + 5 * i) for i, s in enumerate(names)}
-    far = {s: Rational(37 + 29 * i, 11 + 2 * i) for i, s in enumerate(names)}
-    farther = {s: Rational(1009 + 76 * i, 13 + 2 * i) for i, s in enumerate(names)}
-    negative = {s: -Rational(61 + 17 * i, 9 + 2 * i) for i, s in enumerate(names)}
-    rooted = any(p.exp.is_Rational and not p.exp.is_Integer for e in expressions for p in e.atoms(Pow))
-    # Under a root what is written r is meant to be positive; |x| and x are told apart.
-    positive = [near, far, farther]
-    return positive if rooted and not any(e.has(Abs) for e in expressions) else [*positive, negative]
-
-
-def _same_equation(gold: Sequence[str], answer: Sequence[str]) -> bool:
-    """Two equations are the same if their differences of sides are, up to a constant factor."""
-    sides = [parsed(side) for side in (*gold, *answer)]
-    if any(side is None for side in sides):
-        return False
-    from sympy import Expr
-
-    if not all(isinstance(side, Expr) for side in sides):
-        return _verify("=".join(gold), "=".join(answer))
-    ours, theirs = (_imaginary((left - right).doit()) for left, right in (sides[:2], sides[2:]))
-    names = sorted(ours.free_symbols | theirs.free_symbols, key=str)
-    if not names:
-        return False
-    ratios = []
-    for point in _points(names, ours, theirs):
-        values = [e.subs(point).evalf(40) for e in (ours, theirs)]
-        if not all(value.is_number and value.is_finite and value != 0 for value in values):
-            return _verify("=".join(gold), "=".join(answer))
-        ratios.append(values[0] / values[1])
-    return all(abs(ratio - ratios[0]) <= 1e-12 * abs(ratios[0]) for ratio in ratios)
-
-
-def _verify(gold: str, answer: str) -> bool:
-    from math_verify import verify
-
-    ours, theirs = parsed(gold), parsed(answer)
-    if ours is None or theirs is None:
-        return False
-    return bool(verify(ours, theirs, timeout_seconds=None, allow_set_relation_comp=True))
-
-
-@lru_cache(maxsize=256)
-def parsed(text: str) -> Any:
-    """Returns an expression as math-verify reads it from a box, or None; its units are ours to remove."""
-    from math_verify import parse
-
-    if re.search(r"\\(?:gcd|lcm)|(?<![\\A-Za-z])not ", text):  # which it takes for 1, and for a product of letters
-        return None
-    boxed = f"\\boxed{{{readable(text)}}}"
-    # The first match is the box; the later ones would be pieces of what could not be read.
-    options = {"fallback_mode": "no_fallback", "extraction_mode": "first_match", "parsing_timeout": None}
-    found = parse(boxed, _extraction(), **options)
-    return found[0] if found else None
-
-
-def _imaginary(expression: Any) -> Any:
-    """The letter i is the imaginary unit."""
-    from sympy import I
-
-    return expression.subs({symbol: I for symbol in expression.free_symbols if symbol.name == "i"})
-
-
-@lru_cache(maxsize=1)
-def _extraction() -> list[Any]:
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig
-
-    normal = NormalizationConfig(
-        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False
-    )
-    return [LatexExtractionConfig(normalization_config=normal)]
+        return verified(gold, answer)
+    return same_expression(gold, answer, tolerance)

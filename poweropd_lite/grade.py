@@ -1,6 +1,6 @@
 r"""Whether a completion's final answer is right: `is_correct(completion, gold)`, or `grade` for many at once.
 
-answers.py finds the answer, normal.py writes it in one way, equal.py compares. What is decided by reading alone (equal
+answers.py finds the answer, normal.py writes it in one way, equal.py, quantity.py and algebra.py compare. What is decided by reading alone (equal
 strings, plain numbers, words) is decided here; the rest by judges.py, in processes that are ended after a second. An
 answer that is hostile on sight (a tower of powers, a million characters) is refused; refused and unfinished ones count as
 wrong, and are counted apart.
@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from poweropd_lite.answers import final_answer, neighbouring_boxes, reference_answer
-from poweropd_lite.equal import same_number, same_words
+from poweropd_lite.equal import same_words
 from poweropd_lite.judges import Question, judges
-from poweropd_lite.normal import number, split_list, tidy, without_unit
+from poweropd_lite.normal import split_list, tidy
+from poweropd_lite.quantity import number, same_number, without_unit
 
 GRADER = "1"  # changes when a verdict may; saved beside every score
 
