@@ -12,7 +12,8 @@ from typing import Any
 
 from poweropd_lite.quantity import ROUNDING
 
-_LETTER = re.compile(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+|([A-Za-z])")
+_LETTER = re.compile(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+|([A-Za-z])(?:_(?:\{(\w+)\}|(\w)))?")
+_GAMMA = re.compile(r"\\gamma(?![a-z])(?:_(?:\{(\w+)\}|(\w)))?")
 _NAMED = r"(\\[a-z]+|[A-Za-z])(?:_(?:\{(\w+)\}|(\w)))?"
 _RATE = re.compile(rf"\\frac ?\{{ ?d ?{_NAMED} ?\}} ?\{{ ?d ?([a-z]) ?\}}|\\frac ?\{{ ?d ?\^ ?\{{?2\}}? ?{_NAMED} ?\}} ?\{{ ?d ?([a-z]) ?\^ ?\{{?2\}}? ?\}}|(?<![\w\\])d{_NAMED} ?/ ?dt\b")  # fmt: skip
 _DOT = re.compile(rf"\\(d?)dot ?(?:\{{ ?{_NAMED} ?\}}| ?{_NAMED})")
@@ -146,21 +147,24 @@ def _extraction() -> list[Any]:
 def readable(text: str) -> str:
     r"""Returns an expression as math-verify reads it right.
 
-    It lowers every letter, which would make 1 of R/r: a letter that is there as R and r gets another name as R. E with an
+    It lowers every letter, which would make 1 of R/r: a letter that is there as R and r gets an index as R. E with an
     index is a name, and \gamma a letter, not Euler's constants. It takes y' for y and dx/dt for 0: derivatives get names.
     """
     text = _RATE.sub(_named_rate, text)
     text = _DOT.sub(lambda m: _indexed(m[2] or m[5], m[3] or m[4] or m[6] or m[7], 2 if m[1] else 1), text)
     text = _PRIMED.sub(lambda m: _indexed(m[1], m[2] or m[3], len(m[4]) if m[4] else m[5].count("prime")), text)
     text = re.sub(r"([A-Za-z0-9])!(?=\^)", r"(\1!)", text)
-    text = re.sub(r"\\gamma(?![a-z])", r"\\zeta" if r"\zeta" not in text else r"\\xi", text)
-    letters = set(_LETTER.findall(text)) - {""}
+    text = _GAMMA.sub(lambda m: f"g_{{97{m[1] or m[2] or ''}}} ", text)
+    letters = {found[1] for found in _LETTER.finditer(text) if found[1]}
     both = {letter for letter in letters if letter.isupper() and letter.lower() in letters}
-    if re.search(r"(?<![\\A-Za-z])E_", text):
-        both.add("E")
-    free = iter(letter for letter in "wzuvqhgklj" if letter not in letters and letter.upper() not in letters)
-    names = {letter: next(free, letter) for letter in sorted(both)}
-    return _LETTER.sub(lambda m: names.get(m[1], m[0]), text) if names else text
+
+    def named(found: re.Match) -> str:
+        letter, index = found[1], found[2] or found[3] or ""
+        if letter == "E" and (index or letter in both):
+            return f"k_{{95{index}}} "
+        return f"{letter.lower()}_{{96{index}}} " if letter in both else found[0]
+
+    return _LETTER.sub(named, text)
 
 
 def _named_rate(found: re.Match) -> str:

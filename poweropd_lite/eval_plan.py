@@ -91,6 +91,8 @@ def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
     hush_bitsandbytes()
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":  # as in session.py: it would plan anew for each of the many lengths
+        torch.backends.cuda.enable_cudnn_sdp(False)
     bundled = target.base in (model_path(BUNDLED, "student"), model_path(BUNDLED, "teacher"))
     # One thread is the faster at the bundled pair's size.
     if threads := config.threads if config.threads is not None else int(bundled):

@@ -94,7 +94,9 @@ FAMILIES = {
         \lambda_{\text {red}} / \sqrt{2} | \frac{\lambda_{\text{red}}}{\sqrt2} | \lambda_{\text{red}}
         MR=SRMC | MR = SRMC ;; \text{MR}=\text{SRMC} ;; SRMC=MR | MR=MCSR ;; SRMC=RM
         m_{p} c^{2}\left(\gamma^{2}-1\right) \sin ^{2} \theta | (\gamma^2-1)m_pc^2\sin^2\theta | (\gamma^2-2)m_pc^2\sin^2\theta
-        \gamma m c^2 | mc^2\gamma | 0.5772156649 m c^2
+        \gamma m c^2 | mc^2\gamma | 0.5772156649 m c^2 ;; \zeta m c^2 ;; g m c^2
+        \frac{R}{r} | \frac{2R}{2r} | \frac{w}{r} ;; 1 ;; r/R
+        \frac{R_0}{r_0} | R_{0}/r_{0} | \frac{R_1}{r_0} ;; 1
         1 | | \gcd(a,b)
         \text{(C)} | \text{(C) } 42 ;; \textbf{(C)}\ 42 ;; (C) 42 ;; C. 42 ;; C) 42 ;; \text{Option C} | \text{(D) } 42 ;; (A) C ;; Cat
         \text{ellipse} | \text{an ellipse} ;; ellipse | \text{a circle}
