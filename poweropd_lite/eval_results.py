@@ -3,6 +3,7 @@
 Needs no model: grading can be done again, with another grader or the released code's, on the samples that are there.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -123,6 +124,15 @@ def write_results(path: Path, ks: list[int], names: list[str], table: Callable[[
     write_json(path / "results.json", results)
     write_text(path / "results.md", table(results))
     return results
+
+
+def earlier_ks(path: Path) -> list[int]:
+    """Returns the k of the Pass@k in an evaluation's results.json; none where there is none that can be read."""
+    try:
+        ks = json.loads((path / "results.json").read_text(encoding="utf-8"))["ks"]
+        return ks if all(isinstance(k, int) for k in ks) else []
+    except (OSError, ValueError, KeyError, TypeError):  # it is made anew in any case
+        return []
 
 
 def _read(path: Path, name: str) -> tuple[dict[Key, Verdict], dict[Key, Answer]]:

@@ -151,10 +151,11 @@ def regrade(
 ) -> Evaluated:
     """Grades the samples of an evaluation again and writes its results anew."""
     from poweropd_lite.eval_folder import EvalFolder, read_settings
-    from poweropd_lite.eval_results import evaluation_in
+    from poweropd_lite.eval_results import earlier_ks, evaluation_in
 
     path = evaluation_in(folder)
-    ks = load_eval_config(model=str(path), n=read_settings(path)["settings"]["n"], k=k).ks
+    ks = earlier_ks(path) if k is None else []
+    ks = ks or load_eval_config(model=str(path), n=read_settings(path)["settings"]["n"], k=k).ks
     with StopRequest("stopping; what is graded so far is kept") as stop, EvalFolder(path) as opened:
         results = grade_and_score(opened, ks, None, True, official, say, stop)
     return Evaluated(path, results, 0 if results else stop.signal)

@@ -159,6 +159,8 @@ def test_regrading_needs_no_model(evaluated, tmp_path):
     )
     assert ours["benchmarks"]["bundled"]["avg@4"] == theirs["benchmarks"]["bundled"]["avg@4"]
     assert "pass@3" in ours["benchmarks"]["bundled"]
+    assert run_evaluate("--regrade", "e", cwd=tmp_path).returncode == 0  # which keeps the k that were asked for
+    assert "pass@3" in json.loads((tmp_path / "e" / "results.json").read_text())["benchmarks"]["bundled"]
 
 
 def test_two_evaluations_are_compared_in_pairs(evaluated):
