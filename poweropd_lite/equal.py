@@ -26,12 +26,15 @@ def same_answer(gold: str, answer: str, tolerance: float | None = None) -> bool:
     it is written alike.
     """
     gold, answer = tidy(gold), tidy(answer)
+    read = same_as_written(gold, answer)
+    return _same(gold, answer, tolerance) if read is None else read
+
+
+def same_as_written(gold: str, answer: str) -> bool | None:
+    """Returns what two tidy answers are by reading alone: empty ones and words are decided; None where it takes more."""
     if not gold or not answer:
         return False
-    if gold == answer:
-        return True
-    words = same_words(gold, answer)
-    return _same(gold, answer, tolerance) if words is None else words
+    return True if gold == answer else same_words(gold, answer)
 
 
 def same_words(gold: str, answer: str) -> bool | None:

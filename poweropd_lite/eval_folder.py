@@ -27,7 +27,7 @@ class EvalFolder:
     """An open folder, locked by this process; the lock goes with it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._new = path, not path.exists()
+        self.path, self._made = path, [folder for folder in (path, path.parent) if not folder.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -44,11 +44,12 @@ class EvalFolder:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        os.close(self._lock)
-        if kind is not None and self._new and not list(self.path.glob("*.jsonl")):  # nothing came of it
+        if kind is not None and self.path in self._made and not list(self.path.glob("*.jsonl")):  # nothing came of it
             shutil.rmtree(self.path, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self.path.parent.rmdir()  # evaluations/ or eval/, if it is empty
+            if self.path.parent in self._made:
+                with contextlib.suppress(OSError):  # another evaluation may be in it by now
+                    self.path.parent.rmdir()
+        os.close(self._lock)
 
     def settle(self, wanted: dict[str, Any], about: dict[str, Any]) -> None:
         """Writes down what the samples depend on (`wanted`, and the problems in `about`) and what is good to know.

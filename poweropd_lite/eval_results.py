@@ -23,13 +23,17 @@ CHUNK = 4096  # verdicts that are written down at once
 
 
 def grade_folder(
-    folder: EvalFolder, again: bool, official: bool, tick: Callable[[str, int, int], object] = lambda *_: None
+    folder: EvalFolder,
+    names: list[str],
+    again: bool,
+    official: bool,
+    tick: Callable[[str, int, int], object] = lambda *_: None,
 ) -> None:
     """Grades the samples that have no verdict of this grader yet, all of them if `again`, and writes the verdicts down.
 
-    Only benchmarks with all their samples; what `tick` raises ends it, with what was decided before in the file.
+    Of the benchmarks `names`, which have all their samples; what `tick` raises ends it, with what was decided before in the file.
     """
-    for name in complete_benchmarks(folder.path):
+    for name in names:
         records = read_samples(folder.path, name)
         fresh = [r for r in records if again or r.get("grader") != GRADER or (official and "official" not in r)]
         for start in range(0, len(fresh), CHUNK):

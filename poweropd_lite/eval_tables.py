@@ -35,12 +35,12 @@ def screen_table(results: dict[str, Any]) -> str:
     text = _aligned(lines)
     notes = [_passes(results)]
     if paper:
-        notes.append(
-            f"paper: {paper['title']} (arXiv 2606.17199, Tables 2 and 3), full fine-tuning, mean of three seeds"
-        )
+        notes.append(f"paper: {paper['title']} (arXiv 2606.17199, Tables 2 and 3), full fine-tuning")
     undecided = sum(b["undecided"] for b in results["benchmarks"].values())
     if undecided:
-        notes.append(f"{undecided:,} answers could not be graded within a second, or were refused: they count as wrong")
+        notes.append(
+            f"{undecided:,} answers could not be decided (refused, past a second, or past what sympy can do): they count as wrong"
+        )
     parts = [TITLES.get(name, name) for name, b in results["benchmarks"].items() if not b["whole"]]
     if parts:
         notes.append(f"not the whole set, so not to be compared: {', '.join(parts)}")

@@ -125,6 +125,7 @@ def grade_and_score(
     from poweropd_lite.eval_tables import markdown, screen_table
     from poweropd_lite.metrics import Counting
 
+    complete = complete_benchmarks(folder.path)
     with Counting("answer") as counting:
 
         def tick(name: str, done: int, total: int) -> None:
@@ -133,10 +134,9 @@ def grade_and_score(
             counting.show(f"grading {name}", done, total)
 
         try:
-            grade_folder(folder, again, official, tick)
+            grade_folder(folder, names or complete, again, official, tick)
         except _Stopped:
             return None
-    complete = complete_benchmarks(folder.path)
     results = write_results(folder.path, ks, names or complete, markdown)
     say(screen_table(results))
     if others := [name for name in complete if name not in results["benchmarks"]]:

@@ -14,11 +14,15 @@ from poweropd_lite.errors import UserError
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` in one step that a kill can't cut in two."""
     beside = path.with_name(f".{path.name}.tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:  # a full disk, Ctrl-C: what was there before stands alone
+        beside.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from poweropd_lite.answers import final_answer, neighbouring_boxes, reference_answer
-from poweropd_lite.equal import same_words
+from poweropd_lite.equal import same_as_written
 from poweropd_lite.judges import Question, judges
 from poweropd_lite.normal import split_list, tidy
 from poweropd_lite.quantity import number, same_number, without_unit
@@ -47,7 +47,7 @@ class Verdict:
 
     correct: bool
     answer: str | None  # as it stands in the completion; None if there is none
-    undecided: bool = False  # refused, or not decided within a second: counts as wrong
+    undecided: bool = False  # refused, not decided within a second, or past what sympy can do: counts as wrong
     official: bool | None = None  # the released code's verdict, if it was asked for
 
 
@@ -68,15 +68,12 @@ def grade(
         raise ValueError("a tolerance must be a finite number, at least 0")
     found = [final_answer(s.completion, s.benchmark) for s in samples]
     verdicts: list[bool | None] = []
-    refused: set[int] = set()
     questions: dict[Question, list[int]] = {}  # equal ones are asked once
     for i, (sample, answer) in enumerate(zip(samples, found, strict=True)):
         verdict = None if answer is not None else False
         if answer is not None:
             verdict = quick_verdict(sample.gold, answer, sample.tolerance)
-        if verdict is None and is_hostile(answer):
-            refused.add(i)
-        elif verdict is None:
+        if verdict is None and not is_hostile(answer):  # a refused one stays undecided
             questions.setdefault(Question(sample.gold, answer, sample.tolerance), []).append(i)
         verdicts.append(verdict)
     _decide(questions, verdicts, tick)
@@ -122,13 +119,9 @@ def quick_verdict(gold: str, answer: str, tolerance: float | None = None) -> boo
     if len(gold) > 2 * LONGEST:  # nothing that is not written alike is that
         return False
     right, said = tidy(gold), tidy(answer)
-    if not right or not said:
-        return False
-    if right == said:
-        return True
-    words = same_words(right, said)
-    if words is not None:
-        return words
+    read = same_as_written(right, said)
+    if read is not None:
+        return read
     ours, theirs = number(without_unit(right)), number(without_unit(said))
     return None if ours is None or theirs is None else same_number(ours, theirs, tolerance)
 

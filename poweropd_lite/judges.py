@@ -60,6 +60,7 @@ class Judges:
             for _ in range(3):
                 open_ones = deque(i for i in range(len(questions)) if i not in verdicts)
                 if self.process.poll() is not None:
+                    self._stop()
                     self._start()
                 try:
                     self._ask(questions, open_ones, verdicts, tick)
@@ -244,11 +245,12 @@ def _work(pipe: socket.socket) -> None:
                 same = official_verdict(question.answer, question.gold)
             else:
                 same = same_answer(question.gold, question.answer, question.tolerance)
-        except Exception:  # sympy raises anything; what it can't read is not the gold answer
-            same = False
+            verdict = RIGHT if same else WRONG
+        except Exception:  # sympy raises anything; it counts as wrong, but is not passed over as if it had been decided
+            verdict = UNDECIDED
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        pipe.sendall(RIGHT if same else WRONG)
+        pipe.sendall(verdict)
 
 
 def _write(handle: int, data: bytes) -> None:

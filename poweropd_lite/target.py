@@ -151,7 +151,7 @@ def _hub_adapter(name: str) -> Path | None:
         path = Path(
             snapshot_download(name, allow_patterns=["adapter_*", "*token*", "*.jinja", "generation_config.json"])
         )
-    except Exception:  # what the model's own error says is said already
+    except (OSError, ValueError):  # no such adapter, or no hub: what the model's own error says is said
         return None
     return path if (path / "adapter_config.json").is_file() else None
 
