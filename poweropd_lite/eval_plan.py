@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.config import BUNDLED, Config, EvalConfig
+from poweropd_lite.command_config import EvalConfig
+from poweropd_lite.config import BUNDLED, Config
 from poweropd_lite.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.config import EvalConfig, load_eval_config
+from poweropd_lite.command_config import EvalConfig, load_eval_config
 from poweropd_lite.errors import UserError, run_command
 from poweropd_lite.flags import config_parser, given
 from poweropd_lite.interrupt import StopRequest

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.config import BUNDLED, Config, EvalConfig, load_config
+from poweropd_lite.command_config import EvalConfig
+from poweropd_lite.config import BUNDLED, Config, load_config
 from poweropd_lite.errors import UserError
 from poweropd_lite.models import load_causal_lm, load_model_config, load_tokenizer, model_path, nf4, stay_unpacked
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import quick_flags, run_evaluate, run_train
 
-from poweropd_lite.config import EvalConfig, load_config, load_eval_config
+from poweropd_lite.command_config import EvalConfig, load_eval_config
+from poweropd_lite.config import load_config
 from poweropd_lite.eval_results import compare
 from poweropd_lite.evaluate import evaluate
 from poweropd_lite.models import load_tokenizer
