@@ -20,6 +20,7 @@ from poweropd_lite.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from poweropd_lite.interrupt import StopRequest
+    from poweropd_lite.probe import Probe
     from poweropd_lite.rollout import Rollout
     from poweropd_lite.session import Session
 
@@ -181,7 +182,18 @@ class Recorder:
             self.session.pair.tokenizer.save_pretrained(beside)
             # Whoever samples from it stops where training did: at the student's stops and the teacher's.
             GenerationConfig(eos_token_id=sorted(self.session.pair.stop_ids)).save_pretrained(beside)
+            if name == "adapter":
+                self._what_it_says().write(beside)
         return name
+
+    def _what_it_says(self) -> "Probe":
+        """The live student's log-probs on fixed texts, by which export knows the adapter again."""
+        from poweropd_lite.probe import probe, probe_texts
+
+        student = self.session.student
+        own_kernels = student.loader == "unsloth" and student.device.type == "cuda"
+        arithmetic = student.compute() if own_kernels else None
+        return probe(student.model, probe_texts(self.session.pair.tokenizer), arithmetic=arithmetic)
 
     def _write_sample(self, kind: str, rollout: "Rollout") -> None:
         decode = self.session.pair.tokenizer.decode

@@ -1,0 +1,39 @@
+"""The command line of export: `python -m poweropd_lite.export RUN --to FORMAT`."""
+
+import signal
+import sys
+from typing import Any, NoReturn
+
+from poweropd_lite.command_config import ExportConfig, load_export_config
+from poweropd_lite.errors import UserError, run_command
+from poweropd_lite.flags import config_parser, given
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 2 bad input or a wrong export, 130 or 143 stopped by a signal; nothing half-written."""
+    parser = config_parser(
+        "python -m poweropd_lite.export",
+        "Turns a run or a PEFT adapter into what other programs load, and proves it first: RUN --to FORMAT.",
+        ExportConfig,
+    )
+    parser.add_argument("source", nargs="?", metavar="RUN", help="what to export; the same as --model")
+    args = parser.parse(argv)
+    flags = given(args, ExportConfig)
+    if args.source is not None:
+        if "model" in flags:
+            raise UserError(f"found both {args.source} and --model {flags['model']}; type one of them")
+        flags["model"] = args.source
+    config = load_export_config(**flags)
+    signal.signal(signal.SIGTERM, _end)
+    from poweropd_lite.export.run import export
+
+    export(config, say=lambda text: print(text, flush=True))
+    return 0
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    sys.exit(128 + number)  # which lets open folders be removed
+
+
+if __name__ == "__main__":
+    run_command(main)

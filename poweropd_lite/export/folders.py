@@ -1,0 +1,153 @@
+"""The formats that transformers and PEFT load: adapter, merged in 16 bits, merged in NF4. Each is written, then read back.
+
+A writer fills a folder; its reader loads that folder as a user would and returns what the loaded model says.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from poweropd_lite.config import Config
+from poweropd_lite.errors import UserError
+from poweropd_lite.export.shards import INDEX, SINGLE, Checkpoint, ShardWriter, row_blocks
+from poweropd_lite.files import write_json
+from poweropd_lite.models import load_causal_lm, nf4, stay_unpacked
+from poweropd_lite.probe import REFERENCE, Probe, probe
+
+if TYPE_CHECKING:
+    from poweropd_lite.export.plan import Plan
+    from poweropd_lite.export.source import Source
+
+Tick = Callable[[str, int, int], object]
+
+
+def write_common(plan: "Plan", folder: Path) -> None:
+    """Writes the tokenizer with its chat template, and a generation config that stops where the student was taught to."""
+    from transformers import GenerationConfig
+
+    plan.vocabulary.tokenizer.save_pretrained(folder)
+    try:
+        generation = GenerationConfig.from_pretrained(plan.target.base)
+    except OSError:  # a model need not have one
+        generation = GenerationConfig()
+    stops = sorted(plan.vocabulary.stop_ids)
+    first = plan.vocabulary.tokenizer.eos_token_id
+    generation.eos_token_id = sorted(stops, key=lambda i: i != first)  # the tokenizer's own comes first
+    if generation.pad_token_id is None:
+        generation.pad_token_id = plan.vocabulary.tokenizer.pad_token_id
+    generation.save_pretrained(folder)
+
+
+def write_adapter(plan: "Plan", folder: Path) -> None:
+    """Writes the adapter in PEFT's format, naming its base and the base's revision."""
+    from peft.utils import load_peft_weights
+    from safetensors.torch import save_file
+
+    weights = load_peft_weights(str(plan.target.adapter), device="cpu")
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+    saved = plan.target.adapter_config | {
+        "base_model_name_or_path": plan.target.base,
+        "revision": plan.revision,
+        "inference_mode": True,
+    }
+    write_json(folder / "adapter_config.json", saved)
+    if (plan.target.adapter / REFERENCE).is_file():
+        shutil.copyfile(plan.target.adapter / REFERENCE, folder / REFERENCE)
+
+
+def probe_adapter(plan: "Plan", folder: Path, source: "Source") -> Probe:
+    """Returns what plain PEFT says of a written adapter."""
+    from peft import PeftModel
+
+    config = Config(student=plan.target.base, teacher="bundled", trust_remote_code=plan.config.trust_remote_code)
+    base = load_causal_lm(plan.target.base, "model", config, plan.model_config.dtype or torch.float32)
+    return probe(PeftModel.from_pretrained(base, str(folder)), source.live.texts, source.live)
+
+
+def write_merged(plan: "Plan", folder: Path, source: "Source", dtype: str, tick: Tick) -> None:
+    """Writes the merged model, shard by shard as the base is, a few rows at a time."""
+    torch_dtype = getattr(torch, dtype)
+    tensors, stored = source.tensors(), source.checkpoint.tensors
+    shards: dict[str, list[str]] = {}
+    for name, (origin, _) in tensors.items():
+        shards.setdefault(stored[origin].file.name, []).append(name)
+    if len(shards) == 1:
+        shards = {SINGLE: next(iter(shards.values()))}
+    done, total = 0, 0
+    for file, names in shards.items():
+        with ShardWriter(folder / file, {name: (dtype, tensors[name][1]) for name in names}) as writer:
+            for name in names:
+                for rows in source.blocks(name):
+                    narrow = rows.to(torch_dtype)
+                    if not narrow.isfinite().all():
+                        raise UserError(f"{name} has numbers that {dtype} can't hold; type --dtype bfloat16")
+                    writer.append(narrow)
+                    total += narrow.numel() * narrow.itemsize
+                done += 1
+                tick("merging", done, len(tensors))
+    if len(shards) > 1:
+        places = {name: file for file, names in shards.items() for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+    config = type(plan.model_config).from_dict(plan.model_config.to_dict())
+    config.dtype = torch_dtype
+    config.tie_word_embeddings = source.tied
+    config.save_pretrained(folder)
+    local = Path(plan.target.base)
+    for code in sorted(local.glob("*.py")) if local.is_dir() and plan.config.trust_remote_code else []:
+        shutil.copyfile(code, folder / code.name)
+
+
+def check_merged(folder: Path, source: "Source", dtype: str, tick: Tick) -> int:
+    """Returns how many tensors of a written model are, bit for bit, the merge rounded once; raises UserError for others."""
+    written = Checkpoint(str(folder))
+    tensors = source.tensors()
+    if set(written.tensors) != set(tensors):
+        odd = sorted(set(written.tensors) ^ set(tensors))
+        raise UserError(f"the written model has other tensors than the merge ({len(odd)}, for one {odd[0]})")
+    for done, (name, (_, shape)) in enumerate(tensors.items(), 1):
+        for rows, expected in zip(row_blocks(shape), source.blocks(name), strict=True):
+            if not torch.equal(written.rows(name, rows), expected.to(getattr(torch, dtype))):
+                raise UserError(
+                    f"{name} was read back from the disk as other numbers than were written; is the disk sound?"
+                )
+        tick("reading back", done, len(tensors))
+    return len(tensors)
+
+
+def probe_merged(plan: "Plan", folder: Path, source: "Source") -> Probe:
+    """Returns what a written model says, loaded by transformers in the dtype that its config names."""
+    model = _load_written(plan, folder, "auto")
+    if bool(model.config.tie_word_embeddings) != source.tied:
+        raise UserError("the written model ties head and embedding otherwise than the merge does")
+    return probe(model, source.live.texts, source.live)
+
+
+def write_4bit(plan: "Plan", folder: Path, source: "Source", tick: Tick) -> Probe:
+    """Writes the merged model in NF4, by bitsandbytes; returns what it says before it is saved."""
+    whole = folder / ".merged"
+    whole.mkdir()
+    write_merged(plan, whole, source, "bfloat16", tick)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options: dict[str, Any] = {"quantization_config": nf4(torch.bfloat16), "device_map": {"": device}}
+    model = _load_written(plan, whole, torch.bfloat16, **options)
+    said = probe(model, source.live.texts, source.live)
+    model.save_pretrained(folder)
+    shutil.rmtree(whole)
+    return said
+
+
+def probe_4bit(plan: "Plan", folder: Path, source: "Source") -> Probe:
+    """Returns what a written 4-bit model says, loaded by transformers."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = _load_written(plan, folder, torch.bfloat16, device_map={"": device})
+    return probe(model, source.live.texts, source.live)
+
+
+def _load_written(plan: "Plan", folder: Path, dtype: Any, **options: Any) -> Any:
+    config = Config(student=str(folder), teacher="bundled", trust_remote_code=plan.config.trust_remote_code)
+    model = load_causal_lm(str(folder), "model", config, dtype, **options)
+    stay_unpacked(model)
+    return model

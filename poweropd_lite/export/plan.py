@@ -1,0 +1,156 @@
+"""What an export will do, settled before any weights are loaded; what can be refused is refused here."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from poweropd_lite.command_config import OWN_GGUF, ExportConfig
+from poweropd_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from poweropd_lite.target import Target, Vocabulary
+
+REPORT = "export.json"
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "nf4": 0.6}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An export that can be carried out."""
+
+    config: ExportConfig
+    target: "Target"
+    vocabulary: "Vocabulary"
+    model_config: "PretrainedConfig"  # of the base
+    out: Path
+    kind: str  # what the weights are written as; a key of proof.LIMITS
+    revision: str | None  # the base's commit on the hub
+    token: str | None  # the hub's
+    notes: tuple[str, ...] = ()
+
+    @property
+    def gguf_type(self) -> str:
+        """The kind of weights in a GGUF file."""
+        return self.config.gguf_type.lower()
+
+
+def make_plan(config: ExportConfig) -> Plan:
+    """Returns the plan of an export; raises UserError for what can't work."""
+    from poweropd_lite.models import load_model_config
+    from poweropd_lite.target import find_target, load_vocabulary
+
+    token = _token(config)
+    target = find_target(config)
+    if config.to == "adapter" and target.adapter is None:
+        raise UserError(
+            f"{target.name} is a whole model, and --to adapter is for adapters; type --to merged-16bit, merged-4bit or gguf"
+        )
+    out = _out(config, target)
+    vocabulary = load_vocabulary(target, config)
+    model_config, _ = load_model_config(target.base, "model", config)
+    if getattr(model_config, "quantization_config", None) is not None and config.to != "adapter":
+        raise UserError(
+            f"{target.base} is quantised already, and merging into rounded weights rounds twice; type --base with the 16-bit model "
+            "that it was made from"
+        )
+    notes = []
+    if config.to == "adapter" and (target.adapter_config or {}).get("modules_to_save"):
+        notes.append(
+            "modules trained whole are part of this adapter: PEFT loads it, vLLM does not; --to merged-16bit is for vLLM"
+        )
+    kind = _kind(config, model_config)
+    if config.to == "gguf":
+        from poweropd_lite.export.gguf import check_gguf
+
+        check_gguf(config, model_config, vocabulary.tokenizer)
+    _check_disk(config, target, out, kind)
+    revision = getattr(model_config, "_commit_hash", None)
+    return Plan(config, target, vocabulary, model_config, out, kind, revision, token, tuple(notes))
+
+
+def _token(config: ExportConfig) -> str | None:
+    if config.push is None:
+        return None
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token:
+        raise UserError(
+            "--push needs a token that may write, and the environment has none; type HF_TOKEN=... before the command "
+            "(made at huggingface.co/settings/tokens), or leave out --push"
+        )
+    return token
+
+
+def _kind(config: ExportConfig, model_config: "PretrainedConfig") -> str:
+    if config.to == "adapter":
+        return "float32"
+    if config.to == "merged-4bit":
+        return "nf4"
+    if config.to == "gguf":
+        kinds = {"f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
+        return kinds.get(config.gguf_type.lower(), "llama.cpp")
+    if config.dtype != "auto":
+        return config.dtype
+    stored = str(model_config.dtype or "").removeprefix("torch.")
+    return stored if stored in ("float16", "bfloat16") else "bfloat16"
+
+
+def _out(config: ExportConfig, target: "Target") -> Path:
+    """The folder to write, which is new, empty or (with --overwrite) an earlier export."""
+    name = config.to if config.to != "gguf" else f"gguf-{config.gguf_type.lower()}"
+    if config.out is not None:
+        path = Path(config.out)
+    elif target.run_folder is not None:
+        path = target.run_folder / "export" / name
+    else:
+        path = Path("exports") / f"{Path(target.name).resolve().name or 'model'}-{name}"
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; type --out with the name of a new folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / REPORT).is_file():
+            raise UserError(
+                f"{path} is not empty and holds no export ({REPORT}); type --out with the name of a new folder"
+            )
+        if not config.overwrite:
+            raise UserError(
+                f"{path} holds an export already; type --overwrite to replace it, or --out with a new folder"
+            )
+    sources = [
+        folder.resolve() for folder in (target.adapter, Path(target.base)) if folder is not None and folder.is_dir()
+    ]
+    resolved = path.resolve()
+    if any(resolved == source or resolved in source.parents for source in sources):
+        raise UserError(f"{path} holds what is exported; type --out with the name of a new folder")
+    parent = next(p for p in (resolved, *resolved.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{parent} can't be written to; type --out with a folder elsewhere")
+    return path
+
+
+def _check_disk(config: ExportConfig, target: "Target", out: Path, kind: str) -> None:
+    """Raises UserError if the disk has no room for the export."""
+    from poweropd_lite.export.shards import Checkpoint
+
+    if config.to == "adapter":
+        need = sum(f.stat().st_size for f in target.adapter.iterdir() if f.is_file())
+    else:
+        elements = 0
+        for tensor in Checkpoint(target.base).tensors.values():
+            size = 1
+            for length in tensor.shape:
+                size *= length
+            elements += size
+        need = elements * _BYTES.get(config.gguf_type.lower() if config.to == "gguf" else kind, 2)
+        if config.to == "merged-4bit" or (config.to == "gguf" and config.gguf_type.lower() not in OWN_GGUF):
+            need += 2 * elements  # the 16-bit model that it is made from, for a while
+    need += 64 << 20  # tokenizer, card, rounding
+    parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < need:
+        raise UserError(
+            f"the export needs about {need / 2**30:.2f} GiB, and the disk of {parent} has {free / 2**30:.2f} free; type --out with a "
+            "folder on another disk"
+        )

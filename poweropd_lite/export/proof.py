@@ -1,0 +1,87 @@
+"""What must hold before an export is handed over, in next-token log-probs on fixed texts.
+
+Three comparisons, all in float32 arithmetic: the merge without rounding says what the live adapter says; the export, read back
+as a user would load it, says it too, within the format's rounding; and it keeps what the adapter changed of its base.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from poweropd_lite.errors import UserError
+from poweropd_lite.probe import Probe
+
+if TYPE_CHECKING:
+    from poweropd_lite.export.source import Source
+
+MERGE_LIMIT = 1e-4  # nats, the largest difference between the unrounded merge and the live adapter
+# The most that a format may be off the live adapter on average, nats, and the largest of all differences.
+LIMITS = {
+    "float32": (1e-5, 1e-4),
+    "float16": (0.01, 0.5),
+    "bfloat16": (0.05, 2.0),
+    "q8_0": (0.1, 4.0),
+    "nf4": (0.6, 12.0),
+    "llama.cpp": (0.6, 12.0),
+}
+HALF_KEPT = 0.5
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far two models' log-probs are apart, nats."""
+
+    mean: float
+    largest: float
+
+
+def gap(first: Probe, second: Probe) -> Gap:
+    """Returns the difference of two probes of the same texts and ids."""
+    difference = (first.values - second.values).abs()
+    return Gap(difference.mean().item(), difference.max().item())
+
+
+def kept(exported: Probe, live: Probe, base: Probe) -> float | None:
+    """Returns the share of the adapter's effect that an export kept: 1 for all, 0 for none; None if there is no effect.
+
+    The least-squares slope of (export - base) on (live - base): rounding that has nothing to do with the effect leaves it.
+    """
+    effect = live.values - base.values
+    size = effect.square().sum().item()
+    return None if size == 0 else (effect @ (exported.values - base.values)).item() / size
+
+
+def check_merge(source: "Source") -> Gap:
+    """Returns how far the unrounded merge is from the live adapter; raises UserError if it is another model."""
+    found = gap(source.merged, source.live)
+    scale = max(1.0, source.live.values.abs().max().item() / 10)  # float32 has seven digits
+    if not found.largest <= MERGE_LIMIT * scale:
+        raise UserError(
+            f"the merged weights do not say what the live adapter says: log-probs differ by up to {found.largest:.3g} nats, and "
+            f"{MERGE_LIMIT:g} is allowed. Something in this adapter is not merged as PEFT applies it; type --to adapter"
+        )
+    return found
+
+
+def check_export(exported: Probe, source: "Source", kind: str) -> dict[str, Any]:
+    """Returns the proof of an export as it goes into export.json; raises UserError if it is not the live model."""
+    mean, largest = LIMITS[kind]
+    found, effect = gap(exported, source.live), gap(source.base, source.live)
+    share = kept(exported, source.live, source.base)
+    if not (found.mean <= mean and found.largest <= largest):
+        raise UserError(
+            f"the exported model does not say what the live one says: its next-token log-probs are off by {found.mean:.3g} nats on average and "
+            f"{found.largest:.3g} at most, and {kind} may be off by {mean:g} and {largest:g}; nothing was handed over. "
+            "Try --to merged-16bit, or --to adapter, which keeps the weights as they are"
+        )
+    if share is not None and not source.is_zero and found.mean <= 2 * effect.mean and share < HALF_KEPT:
+        raise UserError(
+            f"the exported model kept {share:.0%} of what the adapter changes: in {kind} most of its changes are too small to be "
+            "written; nothing was handed over. Type --dtype float16 or float32 (merged-16bit), or --to adapter"
+        )
+    return {
+        "kind": kind,
+        "difference": asdict(found),
+        "limit": {"mean": mean, "largest": largest},
+        "adapter_effect": asdict(effect),
+        "effect_kept": share,
+    }

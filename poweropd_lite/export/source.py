@@ -1,0 +1,188 @@
+"""The model that is exported: its base, its adapter's changes, and what the live model says, as the export must.
+
+The live model is the base with the adapter put on by PEFT, unmerged. It is asked, read and let go before anything is written.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from poweropd_lite.config import Config
+from poweropd_lite.errors import UserError
+from poweropd_lite.export.shards import Checkpoint, row_blocks
+from poweropd_lite.merge import Change, changes_of
+from poweropd_lite.models import load_model_config
+from poweropd_lite.probe import Probe, probe, probe_texts, read_reference
+
+if TYPE_CHECKING:
+    from poweropd_lite.export.plan import Plan
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass
+class Source:
+    """What is exported: the base's files and, by parameter name, what the adapter changes. Of the live model: what it says."""
+
+    checkpoint: Checkpoint
+    changes: dict[str, Change]
+    live: Probe
+    base: Probe  # what the base says without the adapter
+    merged: Probe  # what the base says with the changes merged in float32, without any rounding
+    tied: bool  # whether head and embedding of the export are one matrix
+    notes: list[str] = field(default_factory=list)  # what a user should know
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the adapter changes nothing (or there is none)."""
+        return all(change.is_zero for change in self.changes.values())
+
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The export's tensors: (the base's tensor it is made of, shape) by name."""
+        stored = self.checkpoint.tensors
+        found = {name: (name, tensor.shape) for name, tensor in stored.items() if not (self.tied and name == HEAD)}
+        if not self.tied and HEAD not in found:
+            found[HEAD] = (EMBEDDING, stored[EMBEDDING].shape)
+        return found
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """Gives a tensor of the export in float32, a few rows at a time."""
+        origin, shape = self.tensors()[name]
+        change = self.changes.get(name)
+        for rows in row_blocks(shape):
+            values = self.checkpoint.rows(origin, rows).float()
+            merged = values if change is None else change.rows(values, rows)
+            if not merged.isfinite().all():
+                raise UserError(
+                    f"{name} is not finite after the merge: the base's weights or the adapter's are damaged"
+                )
+            yield merged
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns a tensor of the export whole, in float32."""
+        return torch.cat(list(self.blocks(name)))
+
+
+def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
+    """Loads the live model, asks it and reads its adapter; raises UserError for one that is not what was trained."""
+    target, notes = plan.target, list(plan.notes)
+    checkpoint = Checkpoint(target.base)
+    texts = probe_texts(plan.vocabulary.tokenizer)
+    live_model = _load(plan, 16)
+    live = probe(live_model, texts)
+    if target.adapter is None:
+        tied = bool(live_model.config.tie_word_embeddings)
+        return Source(checkpoint, {}, live, live, live, tied, notes)
+    with live_model.disable_adapter():
+        base = probe(live_model, texts, live)
+    try:
+        changes = changes_of(live_model)
+        uses, tied = _uses(live_model, changes)
+        with live_model.disable_adapter():
+            merged = probe(live_model, texts, live, uses)
+        notes += _tying(live_model, tied)
+    except UserError:
+        if plan.config.to != "adapter":
+            raise
+        changes, merged, tied = {}, live, bool(live_model.get_base_model().config.tie_word_embeddings)
+    source = Source(checkpoint, changes, live, base, merged, tied, notes)
+    if target.run is not None and target.run.student_bits == 4:
+        del live_model
+        live_model = _load(plan, 4)
+        notes.append(
+            "the adapter was trained on its base in 4 bits, and is exported on the 16-bit weights of that base, which it has "
+            "not seen in training"
+        )
+    _check_reference(plan, live_model, source, say)
+    absent = sorted(set(changes) - set(source.tensors()))
+    if absent:
+        raise UserError(
+            f"the adapter changes {absent[0]}, which the files of {target.base} don't hold under that name; a merge here can't "
+            "tell where it belongs. Load the base with transformers, save it with save_pretrained, and type --base with that folder"
+        )
+    if source.is_zero and plan.config.to == "adapter":
+        return source
+    if source.is_zero:
+        source.notes.append("the adapter is zero: what is exported is its base")
+    return source
+
+
+def _load(plan: "Plan", bits: int) -> "torch.nn.Module":
+    from poweropd_lite.target import load_target
+
+    config = Config(
+        student=plan.target.base,
+        teacher=plan.target.base,
+        student_bits=bits,
+        trust_remote_code=plan.config.trust_remote_code,
+    )
+    stored = load_model_config(plan.target.base, "model", config)[0].dtype or torch.float32
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = stored if bits == 16 else torch.float32
+    return load_target(plan.target, config, device, dtype).model
+
+
+def _uses(model: "torch.nn.Module", changes: dict[str, Change]) -> tuple[dict[tuple[str, int], Change], bool]:
+    """Returns the changes by how and where the base uses the weight, and whether head and embedding stay one matrix."""
+    base, uses = model.get_base_model(), {}
+    for name, change in changes.items():
+        module = base.get_submodule(name.rsplit(".", 1)[0])
+        original = getattr(module, "base_layer", None) or module.original_module
+        kinds = {torch.nn.Embedding: "embedding", torch.nn.Linear: "linear"}
+        kind = next((word for cls, word in kinds.items() if isinstance(original, cls)), None)
+        if kind is None or not name.endswith(".weight"):
+            raise UserError(
+                f"the adapter trains {name} whole, and a merge here knows linear layers and embeddings; type --to adapter"
+            )
+        uses[kind, id(original.weight)] = change
+    if not base.config.tie_word_embeddings:
+        return uses, False
+    ends = [changes.get(name) for name in (EMBEDDING, HEAD)]
+    if ends[0] is ends[1] is None:
+        return uses, True
+    both = all(end is not None and end.whole is not None for end in ends)
+    return uses, both and torch.equal(ends[0].whole, ends[1].whole)
+
+
+def _tying(model: "torch.nn.Module", tied: bool) -> list[str]:
+    if tied or not model.get_base_model().config.tie_word_embeddings:
+        return []
+    return [
+        "the adapter changes the embedding or the head alone, so the two are untied: the export has a head of its own"
+    ]
+
+
+def _check_reference(plan: "Plan", model: "torch.nn.Module", source: Source, say: Callable[[str], None]) -> None:
+    """Raises UserError unless the adapter says what training saw of it."""
+    from poweropd_lite.export.proof import gap
+
+    seen = read_reference(plan.target.adapter)
+    if seen is None:
+        source.notes.append(
+            "no reference.json lies beside the adapter, so only what the files say could be compared, not what training saw"
+        )
+        return
+    if seen.texts != source.live.texts:
+        raise UserError(
+            f"the tokenizer of {plan.target.name} turns the reference's texts into other ids than in training; put back the "
+            "tokenizer that the run handed over"
+        )
+    now = probe(model, seen.texts, seen)
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+        without = probe(model, seen.texts, seen)
+    found, effect = gap(now, seen), gap(without, seen)
+    mean, largest = (1e-4, 2e-3) if seen.arithmetic == "float32" else (0.05, 2.0)
+    if plan.target.run is not None and plan.target.run.student_bits == 4:
+        mean, largest = 0.05, 2.0  # 4-bit kernels differ from device to device
+    # What is small beside a wide limit must at least be nearer to training than the base is.
+    if not (found.mean <= mean and found.largest <= largest) or found.mean > max(effect.mean / 2, 1e-5):
+        raise UserError(
+            f"the adapter in {plan.target.adapter} does not say what it said at the end of training: its next-token log-probs are off by {found.mean:.3g} nats "
+            f"on average ({found.largest:.3g} at most), and {mean:g} is allowed. Its weights, its lora_alpha or rank, or its base "
+            f"({plan.target.base}) are not those of the run; export the run's own folder, with --base for the right base"
+        )
+    say(f"the adapter says what training saw: log-probs within {found.largest:.1e} nats")
