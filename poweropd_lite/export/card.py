@@ -19,7 +19,7 @@ LICENCES = {  # of models that the configs name; any other card says where to lo
 def write_card(plan: "Plan", folder: Path, report: dict[str, Any]) -> None:
     """Writes README.md into an export."""
     run = plan.target.run
-    name = plan.config.push.split("/")[1] if plan.config.push else plan.out.resolve().name
+    name = _name(plan)
     parts = [_header(plan), f"# {name}", _what(plan, report)]
     if run is not None:
         parts += ["## Training", _training(run, plan)]
@@ -27,6 +27,13 @@ def write_card(plan: "Plan", folder: Path, report: dict[str, Any]) -> None:
         parts += ["## Evaluation", table]
     parts += ["## Loading", _loading(plan, folder, name), "## Proof", _proof(report), "## Licence", _licence(plan)]
     write_text(folder / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def _name(plan: "Plan") -> str:
+    if plan.config.push:
+        return plan.config.push.split("/")[1]
+    own = plan.out.resolve().name
+    return f"{plan.target.run_folder.resolve().name}-{own}" if plan.target.run_folder and plan.config.out is None else own
 
 
 def base_name(plan: "Plan") -> str:

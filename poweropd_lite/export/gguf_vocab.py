@@ -1,0 +1,109 @@
+"""A tokenizer as GGUF metadata: tokens, merges, how text is split, and where an answer stops.
+
+llama.cpp splits text by rules of its own, known by name; a tokenizer whose rule is not one of them would give other ids
+there, so it is refused.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from poweropd_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from poweropd_lite.export.plan import Plan
+
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = {_QWEN2: "qwen2", _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|"): "llama-bpe"}  # llama.cpp's names
+
+
+def pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Returns llama.cpp's name for how a tokenizer splits text; raises UserError for one that it would split otherwise."""
+    fault = None
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UserError(_refusal("it has no tokenizer.json"))
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, steps = state["model"], (state["pre_tokenizer"] or {}).get("pretokenizers", [])
+    kinds = [step["type"] for step in steps]
+    if model["type"] != "BPE" or model.get("byte_fallback") or (state["decoder"] or {}).get("type") != "ByteLevel":
+        fault = "it is no byte-level BPE"
+    elif kinds != ["Split", "ByteLevel"] or steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
+        fault = "it splits text in steps that are not known here"
+    elif steps[1]["use_regex"] or steps[1]["add_prefix_space"]:
+        fault = "its bytes are split once more"
+    elif (state["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+        fault = "it rewrites text before it is split"
+    else:
+        name = PATTERNS.get(steps[0]["pattern"].get("Regex"))
+        if name is None:
+            fault = "the pattern it splits text by is not known here"
+        elif bool(model.get("ignore_merges")) != (name == "llama-bpe"):
+            fault = "it merges whole words otherwise than llama.cpp does"
+    if fault is not None:
+        raise UserError(_refusal(fault))
+    return name
+
+
+def _refusal(fault: str) -> str:
+    return (
+        f"llama.cpp would turn text into other ids than this tokenizer ({fault}), or needs to be told how; type --llama-cpp with the "
+        "folder of a llama.cpp checkout, whose converter knows more tokenizers"
+    )
+
+
+def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
+    """Adds a tokenizer with its template and stop tokens to a GGUF writer; `rows` is the number of the embedding's rows."""
+    from gguf import TokenType
+
+    tokenizer = plan.vocabulary.tokenizer
+    added = tokenizer.added_tokens_decoder
+    names = {i: token for token, i in tokenizer.get_vocab().items()}
+    tokens, types = [], []
+    for i in range(rows):
+        if i in added:
+            tokens.append(added[i].content)
+            types.append(TokenType.CONTROL if added[i].special else TokenType.USER_DEFINED)
+        elif i in names:
+            tokens.append(names[i])
+            types.append(TokenType.NORMAL)
+        else:
+            tokens.append(f"[PAD{i}]")
+            types.append(TokenType.UNUSED)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+    eos, others = stops(plan)
+    writer.add_eos_token_id(eos)
+    for add, token in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
+        add(token)
+    if tokenizer.pad_token_id is not None:
+        writer.add_pad_token_id(tokenizer.pad_token_id)
+    first = tokenizer("a")["input_ids"][0]
+    begins = tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_add_bos_token(begins)
+    writer.add_add_eos_token(False)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def stops(plan: "Plan") -> tuple[int, list[int]]:
+    """Returns the end-of-sequence id and the other ids that end an answer; raises UserError for more than GGUF can name."""
+    from poweropd_lite.target import end_of_turn
+
+    tokenizer, ids = plan.vocabulary.tokenizer, plan.vocabulary.stop_ids
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ids else min(ids)
+    others = sorted(ids - {eos}, key=lambda i: (i != end_of_turn(tokenizer), i))
+    if len(others) > 2:
+        raise UserError(
+            f"an answer of this model ends with one of {len(ids)} tokens ({tokenizer.convert_ids_to_tokens(sorted(ids))}), and a GGUF file "
+            "names three; type --to merged-16bit"
+        )
+    return eos, others

@@ -1,0 +1,66 @@
+"""llama.cpp's own converter and quantiser, from a checkout that the user points to; nothing is installed or fetched."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from poweropd_lite.command_config import OWN_GGUF, ExportConfig
+from poweropd_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from poweropd_lite.export.folders import Tick
+    from poweropd_lite.export.plan import Plan
+    from poweropd_lite.export.source import Source
+
+CONVERTER = "convert_hf_to_gguf.py"
+QUANTISER = "llama-quantize"
+
+
+def check_checkout(config: ExportConfig) -> None:
+    """Raises UserError if the checkout lacks what this export takes from it."""
+    folder = Path(config.llama_cpp)
+    if not (folder / CONVERTER).is_file():
+        raise UserError(
+            f"{folder} has no {CONVERTER}, so it is no llama.cpp checkout; type --llama-cpp with the folder of one"
+        )
+    if config.gguf_type.lower() not in OWN_GGUF and _quantiser(folder) is None:
+        raise UserError(
+            f"{folder} has no built {QUANTISER}, which makes {config.gguf_type}; build it there (cmake -B build && cmake --build build "
+            f"--target {QUANTISER}), or type --gguf-type with one of {', '.join(OWN_GGUF)}"
+        )
+
+
+def _quantiser(folder: Path) -> Path | None:
+    places = [folder / "build" / "bin" / QUANTISER, folder / "bin" / QUANTISER, folder / QUANTISER]
+    return next((place for place in places if place.is_file()), None)
+
+
+def convert(plan: "Plan", file: Path, source: "Source", tick: "Tick") -> None:
+    """Writes `file` from the merged model in 16 bits, which is removed again."""
+    from poweropd_lite.export.folders import write_common, write_merged
+
+    checkout = Path(plan.config.llama_cpp).resolve()
+    own = plan.gguf_type in OWN_GGUF
+    merged, whole = file.parent / ".merged", file if own else file.parent / ".whole.gguf"
+    merged.mkdir()
+    write_merged(plan, merged, source, "bfloat16", tick)
+    write_common(plan, merged)
+    kind = plan.gguf_type if own else "bf16"
+    _run(
+        [sys.executable, str(checkout / CONVERTER), str(merged), "--outfile", str(whole), "--outtype", kind], CONVERTER
+    )
+    if not own:
+        _run([str(_quantiser(checkout)), str(whole), str(file), plan.gguf_type.upper()], QUANTISER)
+        whole.unlink()
+    shutil.rmtree(merged)
+
+
+def _run(command: list[str], name: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
+        raise UserError(
+            f"{name} failed (exit code {done.returncode}): {' / '.join(said)[-600:]}; nothing was handed over"
+        )
