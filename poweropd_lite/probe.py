@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from poweropd_lite.errors import UserError
 from poweropd_lite.merge import Change
+from poweropd_lite.models import final_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ REFERENCE = "reference.json"
 TOP = 8  # log-probs that are compared at each position: of the likeliest tokens of the model compared with
 LONGEST = 64  # tokens of a text
 _ROWS = 1 << 22  # weight elements that are widened at a time: 16 MiB of float32
+_POSITIONS = 32  # whose logits are there at a time
 _HALF = (torch.bfloat16, torch.float16)
 _TEXTS = (
     ("What is 12 * (7 - 3) + 5?", "First 7 - 3 = 4, then 12 * 4 = 48, and 48 + 5 = 53. The answer is \\boxed{53}."),
@@ -104,21 +106,35 @@ def probe(
     `changes` (merge.Change by how a weight is used, "linear" or "embedding", and its id()) are merged into the weights as
     they are read. `arithmetic` is the context to compute in, if not float32.
     """
+    longest = max(map(len, texts))
+    # One batch, so that every weight is widened once; no token sees the padding behind it.
+    batch = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=model.device)
     ids, logprobs = [], []
     training = model.training
     model.eval()
     with _stored_4bit_in_float32(model), arithmetic or Float32Arithmetic(changes or {}):
+        hidden = final_hidden(model, batch)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        head = base.get_output_embeddings()
         for i, text in enumerate(texts):
-            logits = model(input_ids=torch.tensor([list(text)], device=model.device), use_cache=False).logits[0]
-            said = logits.float().log_softmax(-1)
-            if not said.isfinite().all():
-                raise UserError("the model gives log-probs that are not finite numbers: its weights are damaged")
-            at = said.topk(min(TOP, said.shape[-1])).indices if like is None else torch.tensor(like.ids[i])
-            at = at.to(said.device)
-            ids.append(at.tolist())
-            logprobs.append([[round(x, 7) for x in row] for row in said.gather(-1, at).tolist()])
+            parts = hidden[i, : len(text)].split(_POSITIONS)
+            asked = None if like is None else like.ids[i]
+            found = [_likeliest(head(part).float(), asked, n) for n, part in enumerate(parts)]
+            ids.append([row for part, _ in found for row in part])
+            logprobs.append([[round(x, 7) for x in row] for _, part in found for row in part])
     model.train(training)
     return Probe([list(text) for text in texts], ids, logprobs, "float32" if arithmetic is None else str(model.dtype))
+
+
+def _likeliest(logits: Tensor, ids: list[list[int]] | None, part: int) -> tuple[list[list[int]], list[list[float]]]:
+    said = logits.log_softmax(-1)
+    if not said.isfinite().all():
+        raise UserError("the model gives log-probs that are not finite numbers: its weights are damaged")
+    if ids is None:
+        at = said.topk(min(TOP, said.shape[-1])).indices
+    else:
+        at = torch.tensor(ids[part * _POSITIONS : part * _POSITIONS + len(said)], device=said.device)
+    return at.tolist(), said.gather(-1, at).tolist()
 
 
 class Float32Arithmetic(TorchFunctionMode):

@@ -260,6 +260,7 @@ class Recorder:
             )
         if summary["finished"]:
             lines.append(f"  evaluate:    python -m poweropd_lite.evaluate --model {path}")
+            lines.append(f"  export:      python -m poweropd_lite.export {path} --to gguf")
         lines.append(f"  use it:      {_use(config, path)}")
         print("\n".join(lines), flush=True)
 

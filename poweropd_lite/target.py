@@ -214,8 +214,13 @@ def _with_saved_adapter(base: "PreTrainedModel", target: Target) -> Any:
         model = get_peft_model(base, lora)
     except (ValueError, TypeError) as error:
         raise UserError(f"the adapter in {target.adapter} does not fit {target.base}: {error}") from None
-    expected = {name: tuple(w.shape) for name, w in get_peft_model_state_dict(model).items()}
-    found = {name: tuple(w.shape) for name, w in weights.items()}
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or ".modules_to_save." in name:  # before it is filled: it begins in the base's dtype
+            parameter.data = parameter.data.float()
+    # An adapter on the embedding may or may not bring the base's own beside it.
+    saved = get_peft_model_state_dict(model)
+    expected = {name: tuple(w.shape) for name, w in saved.items() if ".base_layer." not in name}
+    found = {name: tuple(w.shape) for name, w in weights.items() if ".base_layer." not in name}
     if expected != found:
         odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         first = odd[0]
@@ -224,9 +229,6 @@ def _with_saved_adapter(base: "PreTrainedModel", target: Target) -> Any:
             f"{found.get(first, 'absent')} and should be {expected.get(first, 'absent')}); it was trained on another base model: type --base with that one"
         )
     set_peft_model_state_dict(model, weights)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
     return model
 
 

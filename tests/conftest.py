@@ -95,6 +95,12 @@ def run_evaluate(*flags: str, cwd: Path, **options) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
 
 
+def run_export(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+    """Runs the real export command to its end."""
+    command = [sys.executable, "-m", "poweropd_lite.export", *flags]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
 def quick_flags(**changes) -> list[str]:
     """The quick run as flags, with some changed."""
     values = {**QUICK, **changes}

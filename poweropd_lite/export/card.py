@@ -33,7 +33,9 @@ def _name(plan: "Plan") -> str:
     if plan.config.push:
         return plan.config.push.split("/")[1]
     own = plan.out.resolve().name
-    return f"{plan.target.run_folder.resolve().name}-{own}" if plan.target.run_folder and plan.config.out is None else own
+    return (
+        f"{plan.target.run_folder.resolve().name}-{own}" if plan.target.run_folder and plan.config.out is None else own
+    )
 
 
 def base_name(plan: "Plan") -> str:

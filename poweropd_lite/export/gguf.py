@@ -134,9 +134,11 @@ def probe_gguf(plan: "Plan", file: Path, source: "Source") -> "Probe":
 
     config = type(plan.model_config).from_dict(plan.model_config.to_dict())
     config.tie_word_embeddings = source.tied
+    # 16 bits hold what the file does: exactly for f16 and bf16, to far below a step of a quantised kind.
+    dtype = torch.bfloat16 if plan.gguf_type == "bf16" else torch.float16
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, config=config, dtype=torch.float32, output_loading_info=True
+            file.parent, gguf_file=file.name, config=config, dtype=dtype, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -89,6 +89,8 @@ def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
         if plan.config.to != "adapter":
             raise
         changes, merged, tied = {}, live, bool(live_model.get_base_model().config.tie_word_embeddings)
+    if tied:  # one matrix, by the embedding's name
+        changes.pop(HEAD, None)
     source = Source(checkpoint, changes, live, base, merged, tied, notes)
     if target.run is not None and target.run.student_bits == 4:
         del live_model
