@@ -126,7 +126,7 @@ def load_eval_config(**settings: Any) -> EvalConfig:
 
 
 FORMATS = ("adapter", "merged-16bit", "merged-4bit", "gguf")
-OWN_GGUF = ("f16", "bf16", "q8_0")  # written here; any other kind is made by llama.cpp's own tools
+OWN_GGUF = ("f32", "f16", "bf16", "q8_0")  # written here; any other kind is made by llama.cpp's own tools
 
 
 class ExportConfig(BaseModel):
@@ -151,12 +151,12 @@ class ExportConfig(BaseModel):
     gguf_type: str = Field(
         "q8_0",
         min_length=1,
-        description="weights of gguf: f16, bf16, q8_0, or with --llama-cpp any kind that its quantiser knows, such as q4_k_m",
+        description="weights of gguf: f32, f16, bf16, q8_0, or with --llama-cpp any kind that its quantiser knows, such as q4_k_m",
     )
     llama_cpp: str | None = Field(
         None,
         min_length=1,
-        description="folder of a llama.cpp checkout, whose converter and quantiser make what is not made here",
+        description="folder of a llama.cpp checkout, whose quantiser and, for models not known here, converter are used",
     )
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with a model; only for sources you trust"

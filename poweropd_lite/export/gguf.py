@@ -1,13 +1,15 @@
 """GGUF for llama.cpp and Ollama: one file with the merged weights, the tokenizer, the chat template and the stop tokens.
 
-Written with the gguf package (writer, tensor names, quantisers) for Qwen3, Qwen2 and Llama; what it can't do goes through
-llama.cpp's own converter and quantiser (llama_cpp.py). Read back and asked by transformers' GGUF loader.
+Written with the gguf package (writer, tensor names, quantisers) for Qwen3, Qwen2 and Llama. Other kinds of weights are made
+of that file by llama.cpp's quantiser, other models converted by llama.cpp (llama_cpp.py). Read back and asked by
+transformers' GGUF loader.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.command_config import ExportConfig
+from poweropd_lite.command_config import OWN_GGUF, ExportConfig
 from poweropd_lite.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,22 +28,23 @@ _HALF_LARGEST = 65504.0  # of float16
 
 def check_gguf(config: ExportConfig, model_config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises UserError for a model that neither this file nor the given llama.cpp checkout can write."""
-    from poweropd_lite.export.gguf_vocab import pre_tokenizer
     from poweropd_lite.export.llama_cpp import check_checkout
 
     if config.llama_cpp is not None:
         check_checkout(config)
         return
-    fault = _unfit(model_config)
+    fault = unfit(model_config, tokenizer)
     if fault is not None:
         raise UserError(
             f"the GGUF file of this model can't be written here: {fault}; type --llama-cpp with the folder of a llama.cpp checkout, "
             "whose converter knows more models"
         )
-    pre_tokenizer(tokenizer)
 
 
-def _unfit(c: "PretrainedConfig") -> str | None:
+def unfit(c: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Returns why a model's GGUF file can't be written by this file, or None."""
+    from poweropd_lite.export.gguf_vocab import pre_tokenizer
+
     if c.model_type not in ARCHITECTURES:
         return f"its type is {c.model_type}, and {', '.join(ARCHITECTURES)} are known"
     rope = c.rope_parameters or {}
@@ -55,21 +58,28 @@ def _unfit(c: "PretrainedConfig") -> str | None:
         return f"its activation is {c.hidden_act}, and silu is known"
     if c.model_type == "llama" and (getattr(c, "attention_bias", False) or getattr(c, "mlp_bias", False)):
         return "its linear layers have biases"
-    return None
+    return pre_tokenizer(tokenizer)[1]
 
 
 def export_gguf(plan: "Plan", folder: Path, source: "Source", tick: "Tick") -> tuple["Probe", int]:
     """Writes the GGUF file and Ollama's Modelfile; returns what the file says, and how many tensors were read back equal."""
-    from poweropd_lite.export.llama_cpp import convert
+    from poweropd_lite.export.llama_cpp import convert, quantise
     from poweropd_lite.export.modelfile import write_modelfile
 
     file = folder / f"model-{plan.gguf_type}.gguf"
-    if plan.config.llama_cpp is not None:
+    own = plan.gguf_type in OWN_GGUF
+    if plan.config.llama_cpp is not None and unfit(plan.model_config, plan.vocabulary.tokenizer) is not None:
         convert(plan, file, source, tick)
         checked = 0
-    else:
+    elif own:
         write_gguf(plan, file, source, tick)
         checked = check_gguf_file(plan, file, source, tick)
+    else:
+        whole = file.with_name(".whole.gguf")
+        wide = replace(plan, config=plan.config.model_copy(update={"gguf_type": "f32"}))
+        write_gguf(wide, whole, source, tick)
+        checked = check_gguf_file(wide, whole, source, tick)
+        quantise(plan, whole, file)
     write_modelfile(plan, folder, file.name)
     return probe_gguf(plan, file, source), checked
 
@@ -135,7 +145,7 @@ def probe_gguf(plan: "Plan", file: Path, source: "Source") -> "Probe":
     config = type(plan.model_config).from_dict(plan.model_config.to_dict())
     config.tie_word_embeddings = source.tied
     # 16 bits hold what the file does: exactly for f16 and bf16, to far below a step of a quantised kind.
-    dtype = torch.bfloat16 if plan.gguf_type == "bf16" else torch.float16
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}.get(plan.gguf_type, torch.float16)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, config=config, dtype=dtype, output_loading_info=True
@@ -160,7 +170,11 @@ def _add_settings(writer: Any, plan: "Plan") -> None:
     c = plan.model_config
     heads = c.num_attention_heads
     head = getattr(c, "head_dim", None) or c.hidden_size // heads
-    types = {"f16": gguf.LlamaFileType.MOSTLY_F16, "bf16": gguf.LlamaFileType.MOSTLY_BF16}
+    types = {
+        "f32": gguf.LlamaFileType.ALL_F32,
+        "f16": gguf.LlamaFileType.MOSTLY_F16,
+        "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    }
     writer.add_name(plan.out.resolve().name)
     writer.add_file_type(types.get(plan.gguf_type, gguf.LlamaFileType.MOSTLY_Q8_0))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -207,7 +221,7 @@ def _kind(plan: "Plan", shape: tuple[int, ...]) -> Any:
 
     if len(shape) == 1:
         return Types.F32
-    kind = {"f16": Types.F16, "bf16": Types.BF16, "q8_0": Types.Q8_0}[plan.gguf_type]
+    kind = {"f32": Types.F32, "f16": Types.F16, "bf16": Types.BF16, "q8_0": Types.Q8_0}[plan.gguf_type]
     return Types.F16 if kind is Types.Q8_0 and shape[-1] % 32 else kind
 
 

@@ -20,38 +20,27 @@ _QWEN2 = (
 PATTERNS = {_QWEN2: "qwen2", _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|"): "llama-bpe"}  # llama.cpp's names
 
 
-def pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Returns llama.cpp's name for how a tokenizer splits text; raises UserError for one that it would split otherwise."""
-    fault = None
+def pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> tuple[str | None, str | None]:
+    """Returns llama.cpp's name for how a tokenizer splits text, or else why llama.cpp would split it otherwise."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise UserError(_refusal("it has no tokenizer.json"))
+        return None, "its tokenizer has no tokenizer.json"
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model, steps = state["model"], (state["pre_tokenizer"] or {}).get("pretokenizers", [])
     kinds = [step["type"] for step in steps]
     if model["type"] != "BPE" or model.get("byte_fallback") or (state["decoder"] or {}).get("type") != "ByteLevel":
-        fault = "it is no byte-level BPE"
-    elif kinds != ["Split", "ByteLevel"] or steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
-        fault = "it splits text in steps that are not known here"
-    elif steps[1]["use_regex"] or steps[1]["add_prefix_space"]:
-        fault = "its bytes are split once more"
-    elif (state["normalizer"] or {"type": "NFC"})["type"] != "NFC":
-        fault = "it rewrites text before it is split"
-    else:
-        name = PATTERNS.get(steps[0]["pattern"].get("Regex"))
-        if name is None:
-            fault = "the pattern it splits text by is not known here"
-        elif bool(model.get("ignore_merges")) != (name == "llama-bpe"):
-            fault = "it merges whole words otherwise than llama.cpp does"
-    if fault is not None:
-        raise UserError(_refusal(fault))
-    return name
-
-
-def _refusal(fault: str) -> str:
-    return (
-        f"llama.cpp would turn text into other ids than this tokenizer ({fault}), or needs to be told how; type --llama-cpp with the "
-        "folder of a llama.cpp checkout, whose converter knows more tokenizers"
-    )
+        return None, "its tokenizer is no byte-level BPE"
+    if kinds != ["Split", "ByteLevel"] or steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
+        return None, "its tokenizer splits text in steps that are not known here"
+    if steps[1]["use_regex"] or steps[1]["add_prefix_space"]:
+        return None, "its tokenizer splits or pads text once more"
+    if (state["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+        return None, "its tokenizer rewrites text before it is split"
+    name = PATTERNS.get(steps[0]["pattern"].get("Regex"))
+    if name is None:
+        return None, "its tokenizer splits text by a pattern that is not known here"
+    if bool(model.get("ignore_merges")) != (name == "llama-bpe"):
+        return None, "its tokenizer merges whole words otherwise than llama.cpp does"
+    return name, None
 
 
 def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
@@ -74,7 +63,7 @@ def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
             types.append(TokenType.UNUSED)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
+    writer.add_tokenizer_pre(pre_tokenizer(tokenizer)[0])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])

@@ -38,23 +38,30 @@ def _quantiser(folder: Path) -> Path | None:
 
 
 def convert(plan: "Plan", file: Path, source: "Source", tick: "Tick") -> None:
-    """Writes `file` from the merged model in 16 bits, which is removed again."""
+    """Writes `file` from the merged model in 16 bits, which is removed again: for models that gguf.py does not know."""
     from poweropd_lite.export.folders import write_common, write_merged
 
-    checkout = Path(plan.config.llama_cpp).resolve()
     own = plan.gguf_type in OWN_GGUF
-    merged, whole = file.parent / ".merged", file if own else file.parent / ".whole.gguf"
+    merged, whole = file.with_name(".merged"), file if own else file.with_name(".whole.gguf")
     merged.mkdir()
     write_merged(plan, merged, source, "bfloat16", tick)
     write_common(plan, merged)
     kind = plan.gguf_type if own else "bf16"
-    _run(
-        [sys.executable, str(checkout / CONVERTER), str(merged), "--outfile", str(whole), "--outtype", kind], CONVERTER
-    )
-    if not own:
-        _run([str(_quantiser(checkout)), str(whole), str(file), plan.gguf_type.upper()], QUANTISER)
-        whole.unlink()
+    script = str(_checkout(plan) / CONVERTER)
+    _run([sys.executable, script, str(merged), "--outfile", str(whole), "--outtype", kind], CONVERTER)
     shutil.rmtree(merged)
+    if not own:
+        quantise(plan, whole, file)
+
+
+def quantise(plan: "Plan", whole: Path, file: Path) -> None:
+    """Writes `file` in the plan's kind of weights from a file in wider ones, which is removed."""
+    _run([str(_quantiser(_checkout(plan))), str(whole), str(file), plan.gguf_type.upper()], QUANTISER)
+    whole.unlink()
+
+
+def _checkout(plan: "Plan") -> Path:
+    return Path(plan.config.llama_cpp).resolve()
 
 
 def _run(command: list[str], name: str) -> None:

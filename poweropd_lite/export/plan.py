@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from poweropd_lite.target import Target, Vocabulary
 
 REPORT = "export.json"
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "nf4": 0.6}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "nf4": 0.6}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _kind(config: ExportConfig, model_config: "PretrainedConfig") -> str:
     if config.to == "merged-4bit":
         return "nf4"
     if config.to == "gguf":
-        kinds = {"f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
+        kinds = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
         return kinds.get(config.gguf_type.lower(), "llama.cpp")
     if config.dtype != "auto":
         return config.dtype
@@ -145,7 +145,7 @@ def _check_disk(config: ExportConfig, target: "Target", out: Path, kind: str) ->
             elements += size
         need = elements * _BYTES.get(config.gguf_type.lower() if config.to == "gguf" else kind, 2)
         if config.to == "merged-4bit" or (config.to == "gguf" and config.gguf_type.lower() not in OWN_GGUF):
-            need += 2 * elements  # the 16-bit model that it is made from, for a while
+            need += 4 * elements  # the wider model that it is made from, for a while
     need += 64 << 20  # tokenizer, card, rounding
     parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
     free = shutil.disk_usage(parent).free
