@@ -1,0 +1,170 @@
+"""--push, by the real huggingface_hub against a stand-in for the hub on this machine."""
+
+import base64
+import json
+import os
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import run_export
+
+TOKEN = "hf_secretsecretsecretsecretsecretsecret"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What huggingface_hub asks for an upload of small files; repositories are kept in `server.repos`."""
+
+    def do_GET(self) -> None:
+        if not self.allowed():
+            return
+        name = "/".join(self.path.split("?")[0].split("/")[3:5])
+        if self.path.startswith("/api/whoami-v2"):
+            self.answer({"name": "me", "type": "user"})
+        elif name in self.server.repos:
+            files = self.server.repos[name]["files"]
+            self.answer(
+                {
+                    "id": name,
+                    "sha": "0" * 40,
+                    "siblings": [{"rfilename": f} for f in files],
+                    "private": True,
+                    "tags": [],
+                }
+            )
+        else:
+            self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+
+    def do_POST(self) -> None:
+        if not self.allowed():
+            return
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        repos = self.server.repos
+        if self.path.startswith("/api/repos/create"):
+            asked = json.loads(raw)
+            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            repos.setdefault(
+                name, {"files": {}, "private": asked.get("private") or asked.get("visibility") == "private"}
+            )
+            self.answer({"url": f"{self.address()}/{name}", "id": name})
+        elif "/preupload/" in self.path:
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(raw)["files"]
+            ]
+            self.answer({"files": files})
+        elif "/commit/" in self.path:
+            if self.server.full:
+                self.answer({"error": f"quota used up for {TOKEN}"}, 403)
+                return
+            name = "/".join(self.path.split("/")[3:5])
+            for line in map(json.loads, raw.decode().splitlines()):
+                if line["key"] == "file":
+                    repos[name]["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self.answer({"commitUrl": f"{self.address()}/{name}/commit/1", "commitOid": "1" * 40, "success": True})
+        else:
+            self.answer({"success": True})
+
+    def allowed(self) -> bool:
+        self.server.tokens.add(self.headers.get("Authorization"))
+        if self.headers.get("Authorization") == f"Bearer {TOKEN}":
+            return True
+        self.answer({"error": "Invalid credentials"}, 401)
+        return False
+
+    def answer(self, value: dict, code: int = 200, headers: dict | None = None) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        for key, text in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }.items():
+            self.send_header(key, text)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.repos, server.tokens, server.full = {}, set(), False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def pushed(hub, folder: Path, *flags: str, token: str = TOKEN):
+    names = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    address = f"http://127.0.0.1:{hub.server_address[1]}"
+    env = names | {
+        "HF_ENDPOINT": address,
+        "HF_TOKEN": token,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    return run_export("a", "--to", "adapter", "--out", "out", "--push", "me/power10", *flags, cwd=folder, env=env)
+
+
+@pytest.fixture
+def adapter(trained, tmp_path) -> Path:
+    shutil.copytree(trained / "run" / "adapter", tmp_path / "a")
+    return tmp_path
+
+
+def test_the_upload_is_the_export_and_the_token_stays_where_it_was(hub, adapter):
+    done = pushed(hub, adapter)
+    assert done.returncode == 0, done.stderr
+    files = hub.repos["me/power10"]["files"]
+    assert (
+        files == {p.name: p.read_bytes() for p in (adapter / "out").iterdir()} and "adapter_model.safetensors" in files
+    )
+    assert hub.repos["me/power10"]["private"] is True and hub.tokens == {f"Bearer {TOKEN}"}
+    assert b"# power10" in files["README.md"]
+    assert TOKEN not in done.stdout + done.stderr
+    everything = [p for p in adapter.rglob("*") if p.is_file()]
+    assert not any(TOKEN.encode() in p.read_bytes() for p in everything)
+    # There it is not uploaded over unless asked for.
+    again = pushed(hub, adapter, "--overwrite")
+    assert again.returncode == 0, again.stderr
+    shutil.rmtree(adapter / "out")
+    refused = pushed(hub, adapter)
+    assert refused.returncode == 2 and "holds" in refused.stderr and "--overwrite" in refused.stderr
+    assert not (adapter / "out").exists()
+
+
+def test_a_token_that_is_not_taken_is_found_before_the_work(hub, adapter):
+    done = pushed(hub, adapter, token="hf_wrong")
+    assert done.returncode == 2 and "does not take the token" in done.stderr and "Traceback" not in done.stderr
+    assert not (adapter / "out").exists() and hub.repos == {} and "hf_wrong" not in done.stderr
+
+
+def test_a_failed_upload_keeps_the_export_and_says_how_to_go_on(hub, adapter):
+    hub.full = True
+    done = pushed(hub, adapter)
+    assert (
+        done.returncode == 2
+        and "upload to me/power10 failed" in done.stderr
+        and "hf upload me/power10 out" in done.stderr
+    )
+    assert TOKEN not in done.stderr and (adapter / "out" / "export.json").exists()
+
+
+def test_offline_is_said(adapter):
+    done = run_export(
+        "a",
+        "--to",
+        "adapter",
+        "--push",
+        "me/x",
+        cwd=adapter,
+        env=os.environ | {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 2 and "HF_HUB_OFFLINE" in done.stderr

@@ -1,0 +1,229 @@
+"""What export refuses: bad input, and models that are not what was trained. One message, exit code 2, nothing written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_export
+from safetensors.torch import load_file, save_file
+
+from poweropd_lite.command_config import load_export_config
+from poweropd_lite.errors import UserError
+from poweropd_lite.export.gguf_vocab import pre_tokenizer
+from poweropd_lite.export.plan import make_plan
+from poweropd_lite.models import model_path
+
+BASE = Path(model_path("bundled", "student"))
+BAD = [
+    ([], ["nothing to export", "runs/power10-seed0"]),
+    (["a"], ["no format to export to", "adapter, merged-16bit, merged-4bit, gguf"]),
+    (["a", "--to", "onnx"], ["to: found 'onnx'", "'merged-16bit'"]),
+    (["nowhere", "--to", "adapter"], ["no model config for the model at 'nowhere'", "no folder of that name is here"]),
+    (["./nowhere", "--to", "adapter"], ["no folder ./nowhere"]),
+    (["strange", "--to", "adapter"], ["no run folder (config.yaml), no adapter"]),
+    (["a", "--model", "b", "--to", "adapter"], ["found both a and --model b"]),
+    (["a", "--to", "gguf", "--gguf-type", "q4_k_m"], ["llama.cpp's own quantiser", "--llama-cpp", "f32, f16, bf16, q8_0"]),
+    (["a", "--to", "gguf", "--gguf-type", "q4_k_m", "--llama-cpp", "strange"], ["strange has no convert_hf_to_gguf.py"]),
+    (["a", "--to", "gguf", "--gguf-type", "q4_k_m", "--llama-cpp", "checkout"], ["no built llama-quantize", "cmake"]),
+    (["a", "--to", "adapter", "--gguf-type", "f16"], ["are of gguf, and --to is adapter"]),
+    (["a", "--to", "merged-4bit", "--dtype", "float16"], ["dtype float16 is of merged-16bit"]),
+    (["a", "--to", "adapter", "--out", "file"], ["file is a file"]),
+    (["a", "--to", "adapter", "--out", "strange"], ["strange is not empty and holds no export"]),
+    (["a", "--to", "adapter", "--out", "a"], ["a is not empty"]),
+    (["a", "--to", "adapter", "--out", "."], ["is not empty"]),
+    (["a", "--to", "adapter", "--out", "file/x"], ["can't be written to"]),
+    (["a", "--to", "adapter", "--base", "Qwen/Qwen3-0.6B-Base"], ["was trained on", "--base is Qwen/Qwen3-0.6B-Base"]),
+    (["bundled-student", "--to", "adapter"], ["is a whole model", "--to merged-16bit"]),
+    (["a", "--to", "adapter", "--push", "name"], ["push: found 'name'", "ORG/NAME"]),
+    (["a", "--to", "adapter", "--push", "me/name"], ["HF_TOKEN"]),
+    (["a", "--to", "adapter", "--private"], ["private is of an upload"]),
+    (["a", "--to", "adapter", "--quant", "4"], ["unknown argument '--quant'"]),
+    (["a", "--to", "adapter", "b"], ["unknown argument 'b'"]),
+]  # fmt: skip
+
+
+@pytest.fixture
+def places(trained, tmp_path) -> Path:
+    """A folder with an adapter `a`, a folder that is nothing, a file and a checkout that was not built."""
+    shutil.copytree(trained / "run" / "adapter", tmp_path / "a")
+    for name in ("strange/file", "checkout/convert_hf_to_gguf.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("")
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def refused(places: Path, *flags: str) -> str:
+    """Runs the command, which must refuse and leave nothing; returns its message."""
+    before = listing(places)
+    done = run_export(*flags, cwd=places)
+    assert done.returncode == 2, done.stdout + done.stderr
+    message = done.stderr[done.stderr.index("error: ") :]
+    assert "Traceback" not in done.stderr and listing(places) == before
+    return message
+
+
+@pytest.mark.parametrize("flags, words", BAD, ids=lambda value: " ".join(value)[:40])
+def test_bad_input_is_one_message_and_exit_code_2(places, monkeypatch, flags, words):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    message = refused(places, *flags)
+    assert all(word in message for word in words), message
+
+
+def zeroed(weights: dict) -> dict:
+    return {name: torch.zeros_like(w) if "lora_B" in name else w for name, w in weights.items()}
+
+
+def one_layer_zeroed(weights: dict) -> dict:
+    return {n: torch.zeros_like(w) if "layers.1.mlp.down_proj.lora_B" in n else w for n, w in weights.items()}
+
+
+def one_layer_dropped(weights: dict) -> dict:
+    return {name: w for name, w in weights.items() if "layers.1." not in name}
+
+
+def not_a_number(weights: dict) -> dict:
+    name = next(name for name in weights if "layers.2.mlp.up_proj.lora_B" in name)
+    return weights | {name: torch.full_like(weights[name], torch.nan)}
+
+
+NOT_WHAT_IT_SAID = "does not say what it said at the end of training"
+FAULTS = [(zeroed, NOT_WHAT_IT_SAID), (one_layer_zeroed, NOT_WHAT_IT_SAID), (one_layer_dropped, "14 of 42 tensors differ"),
+          (not_a_number, "not finite")]  # fmt: skip
+
+
+@pytest.mark.parametrize("to", ["adapter", "merged-16bit"])
+@pytest.mark.parametrize("fault, words", FAULTS)
+def test_an_adapter_that_was_changed_is_refused(places, to, fault, words):
+    file = places / "a" / "adapter_model.safetensors"
+    save_file(fault(load_file(file)), file)
+    assert words in refused(places, "a", "--to", to, "--out", "out")
+
+
+@pytest.mark.parametrize("setting, value", [("lora_alpha", 64), ("use_rslora", True), ("r", 8)])
+def test_an_adapter_with_another_alpha_or_rank_is_refused(places, setting, value):
+    file = places / "a" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {setting: value}))
+    message = refused(places, "a", "--to", "merged-16bit", "--out", "out")
+    assert (NOT_WHAT_IT_SAID if setting != "r" else "tensors differ") in message
+
+
+def test_an_adapter_on_another_base_of_the_same_name_is_refused(places):
+    shutil.copytree(BASE, places / "student")
+    weights = load_file(BASE / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(weights | {name: weights[name] * 1.02}, places / "student" / "model.safetensors", {"format": "pt"})
+    message = refused(places, "a", "--to", "merged-16bit", "--base", str(places / "student"), "--out", "out")
+    assert NOT_WHAT_IT_SAID in message and "--base" in message
+
+
+def test_truncated_files_are_refused(places):
+    file = places / "a" / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert "can't be read" in refused(places, "a", "--to", "adapter", "--out", "out")
+    file.write_bytes(whole)
+    shutil.copytree(BASE, places / "student")
+    base = places / "student" / "model.safetensors"
+    base.write_bytes(base.read_bytes()[:100_000])
+    message = refused(places, "a", "--to", "merged-16bit", "--base", str(places / "student"), "--out", "out")
+    assert "model.safetensors can't be read" in message and "whole" in message
+    (places / "a" / "reference.json").write_text("{}")
+    assert "reference.json can't be read" in refused(places, "a", "--to", "adapter", "--out", "out")
+
+
+@pytest.mark.parametrize("fault", ["tensor changed", "tensor absent"])
+def test_a_written_model_that_reads_back_otherwise_is_not_handed_over(places, monkeypatch, fault):
+    """The disk's fault, or ours: between writing and reading back, a tensor changes."""
+    from poweropd_lite.export import export, folders
+
+    honest = folders.write_merged
+
+    def faulty(plan, folder, *rest):
+        honest(plan, folder, *rest)
+        weights = load_file(folder / "model.safetensors")
+        name = "model.layers.2.mlp.up_proj.weight"
+        if fault == "tensor changed":
+            weights[name][5, 7] += 0.01
+        else:
+            del weights[name]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(folders, "write_merged", faulty)
+    with pytest.raises(
+        UserError, match="other numbers than were written" if fault == "tensor changed" else "other tensors"
+    ):
+        export(load_export_config(model=places / "a", to="merged-16bit", out=places / "out"), say=lambda _: None)
+    assert not (places / "out").exists() and not (places / ".out.tmp").exists()
+
+
+def test_a_merge_by_another_formula_is_not_handed_over(places, monkeypatch):
+    from poweropd_lite.export import export
+    from poweropd_lite.merge import Change
+
+    monkeypatch.setattr(
+        Change, "rows", lambda self, base, rows: base.float() + 1.01 * self.scale * self.left[rows] @ self.right
+    )
+    with pytest.raises(UserError, match="do not say what the live adapter says"):
+        export(load_export_config(model=places / "a", to="gguf", out=places / "out"), say=lambda _: None)
+    assert not (places / "out").exists() and not (places / ".out.tmp").exists()
+
+
+@pytest.mark.parametrize("setting, value, words", [
+    ("use_dora", True, "tensors differ"), ("bias", "all", "biases"), ("peft_type", "IA3", "only LoRA"), ("r", "four", "no adapter's"),
+])  # fmt: skip
+def test_adapters_that_a_merge_can_t_express_are_refused(places, setting, value, words):
+    file = places / "a" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {setting: value}))
+    assert words in refused(places, "a", "--to", "merged-16bit", "--out", "out")
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}, "its type is phi3"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "positions are of type yarn"),
+    ({"hidden_act": "gelu"}, "its activation is gelu"),
+    ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "quantised already"),
+])  # fmt: skip
+def test_models_that_gguf_can_t_be_written_of_are_refused_before_loading(tmp_path, change, words):
+    shutil.copytree(BASE, tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=words):
+        make_plan(load_export_config(model=tmp_path / "m", to="gguf", out=tmp_path / "out"))
+
+
+def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_known(tmp_path):
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    assert pre_tokenizer(AutoTokenizer.from_pretrained(BASE)) == ("qwen2", None)
+    text = (BASE / "tokenizer.json").read_text()
+    for old, new, words in [
+        ("p{N}|", "p{N}{1,2}|", "a pattern that is not known here"),
+        ('"NFC"', '"NFKC"', "rewrites text"),
+        ("p{N}|", "p{N}{1,3}|", "merges whole words"),
+        ('"use_regex": false', '"use_regex": true', "splits or pads text once more"),
+    ]:
+        assert old in text
+        (tmp_path / "tokenizer.json").write_text(text.replace(old, new))
+        name, fault = pre_tokenizer(PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")))
+        assert name is None and words in fault
+
+
+def test_a_full_disk_is_found_before_the_work(places, monkeypatch):
+    import shutil as disk
+
+    usage = type(disk.disk_usage("/"))
+    monkeypatch.setattr("poweropd_lite.export.plan.shutil.disk_usage", lambda _: usage(10, 9, 1 << 20))
+    with pytest.raises(UserError, match=r"needs about 0\.06 GiB, and the disk of .* has 0\.00 free"):
+        make_plan(load_export_config(model=places / "a", to="merged-16bit", out=places / "out"))
+
+
+def test_overwrite_replaces_only_an_export(places):
+    message = refused(places, "a", "--to", "adapter", "--out", "strange", "--overwrite")
+    assert "holds no export" in message
