@@ -23,6 +23,9 @@ class Hub(BaseHTTPRequestHandler):
         name = "/".join(self.path.split("?")[0].split("/")[3:5])
         if self.path.startswith("/api/whoami-v2"):
             self.answer({"name": "me", "type": "user"})
+        elif name in self.server.repos and "/tree/" in self.path:
+            files = self.server.repos[name]["files"]
+            self.answer([{"type": "file", "path": f, "size": len(raw), "oid": "0" * 40} for f, raw in files.items()])
         elif name in self.server.repos:
             files = self.server.repos[name]["files"]
             self.answer(
@@ -73,7 +76,7 @@ class Hub(BaseHTTPRequestHandler):
         self.answer({"error": "Invalid credentials"}, 401)
         return False
 
-    def answer(self, value: dict, code: int = 200, headers: dict | None = None) -> None:
+    def answer(self, value: dict | list, code: int = 200, headers: dict | None = None) -> None:
         body = json.dumps(value).encode()
         self.send_response(code)
         for key, text in {

@@ -9,3 +9,5 @@ pip uninstall -q -y torchvision torchaudio torchcodec
 # The first Unsloth with a CPU backend. What it declares besides (diffusers, xformers, torchao, ...) a text model does not need.
 pip install -q --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
 pip install -q trl==1.15.0 cut_cross_entropy tyro hf_transfer msgspec
+# llama.cpp, built from source (about four minutes on two cores), to open what export writes.
+CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" pip install -q llama-cpp-python==0.3.36
