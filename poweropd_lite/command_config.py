@@ -186,8 +186,8 @@ class ExportConfig(BaseModel):
             problems.append(f"--gguf-type and --llama-cpp are of gguf, and --to is {self.to}; leave them out")
         if self.to == "gguf" and self.gguf_type.lower() not in OWN_GGUF and self.llama_cpp is None:
             problems.append(
-                f"gguf_type {self.gguf_type} is made by llama.cpp's own quantiser; type --llama-cpp with the folder of a built "
-                f"llama.cpp checkout, or --gguf-type with one of {', '.join(OWN_GGUF)}"
+                f"gguf_type {self.gguf_type} is none of {', '.join(OWN_GGUF)}, which are written here; others, such as q4_k_m, are made by llama.cpp's "
+                "own quantiser: type --llama-cpp with the folder of a built llama.cpp checkout"
             )
         if self.push is not None and not _HUB_NAME.fullmatch(self.push):
             problems.append(f"push: found {self.push!r}, but it should be ORG/NAME, such as me/qwen3-0.6b-power10")
@@ -206,7 +206,7 @@ def load_export_config(**settings: Any) -> ExportConfig:
     if not set(settings) - set(ExportConfig.model_fields):
         if settings.get("model") is None:
             raise UserError(
-                "nothing to export; type a run folder or an adapter: export runs/power10-seed0 --to adapter"
+                "nothing to export; type a run folder or an adapter: python -m poweropd_lite.export runs/power10-seed0 --to adapter"
             )
         if settings.get("to") is None:
             raise UserError(f"no format to export to; type --to with one of {', '.join(FORMATS)}")

@@ -75,9 +75,7 @@ def find_target(config: EvalConfig) -> Target:
             "type --model with one of these"
         )
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
-        raise UserError(
-            f"no folder {name} to evaluate; type --model with a run folder, an adapter, a model or a hub id"
-        )
+        raise UserError(f"no folder {name}; type --model with a run folder, an adapter, a model or a hub id")
     try:
         load_model_config(name, "model", config)
     except UserError as error:

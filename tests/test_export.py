@@ -144,7 +144,7 @@ def test_gguf_has_the_tokenizer_s_ids_the_template_and_the_stops(exports):
         reader = gguf.GGUFReader(exports[kind] / f"model-{kind}.gguf")
         values = {name: field.contents() for name, field in reader.fields.items()}
         assert values["tokenizer.ggml.pre"] == "qwen2" and len(values["tokenizer.ggml.tokens"]) == 512
-        assert values["tokenizer.chat_template"] == tokenizer.chat_template
+        assert values["tokenizer.chat_template"].endswith(tokenizer.chat_template) and values["general.name"] == kind
         assert values["tokenizer.ggml.eos_token_id"] == 474 and values["tokenizer.ggml.eot_token_id"] == 476
         assert values["tokenizer.ggml.add_bos_token"] is False
         assert {t.name for t in reader.tensors if t.tensor_type.name == "F32"} >= {"output_norm.weight"}
@@ -155,19 +155,31 @@ def test_exports_stop_where_training_stopped(exports):
     for kind in ("adapter", "bfloat16", "nf4"):
         generation = json.loads((exports[kind] / "generation_config.json").read_text())
         assert generation["eos_token_id"] == [474, 476]  # the student's <|endoftext|>, the teacher's <|im_end|>
-        tokenizer = AutoTokenizer.from_pretrained(exports[kind])
-        assert tokenizer.chat_template == AutoTokenizer.from_pretrained(BASE).chat_template
+        assert all(p.stat().st_mode & 0o777 == 0o644 for p in exports[kind].iterdir())
     model = AutoModelForCausalLM.from_pretrained(exports["bfloat16"], dtype=torch.float32)
     assert model.generation_config.eos_token_id == [474, 476]
     modelfile = (exports["q8_0"] / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./model-q8_0.gguf\n") and 'PARAMETER stop "<|im_end|>"' in modelfile
 
 
+def test_prompts_are_put_as_in_training_unless_asked_otherwise(exports):
+    ask = [{"role": "user", "content": "1 + 1?"}]
+    base = AutoTokenizer.from_pretrained(BASE)
+    ours = AutoTokenizer.from_pretrained(exports["bfloat16"])
+    plain, thinking, empty = (base.apply_chat_template(ask, tokenize=False, add_generation_prompt=True, **kw)
+                              for kw in ({}, {"enable_thinking": True}, {"enable_thinking": False}))  # fmt: skip
+    assert plain == thinking != empty and empty.endswith("<think>\n\n</think>\n\n")
+    assert ours.apply_chat_template(ask, tokenize=False, add_generation_prompt=True) == empty
+    assert ours.apply_chat_template(ask, tokenize=False, add_generation_prompt=True, enable_thinking=True) == thinking
+
+
 def test_the_modelfile_s_turn_is_the_chat_template_s(exports):
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     template = (exports["q8_0"] / "Modelfile").read_text().split('TEMPLATE """')[1].split('"""')[0]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
-    filled = template.replace("{{ if .System }}", "").replace("{{ end }}", "").replace("{{ .Response }}", "")
+    template, _, after = template.partition("{{ .Response }}")
+    assert after == "<|im_end|>\n"
+    filled = template.replace("{{ if .System }}", "").replace("{{ end }}", "")
     filled = filled.replace("{{ .System }}", "Be brief.").replace("{{ .Prompt }}", "1 + 1?")
     assert filled == tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
@@ -176,8 +188,8 @@ def test_the_modelfile_s_turn_is_the_chat_template_s(exports):
 
 def test_the_card_says_what_it_is(exports):
     card = (exports["adapter"] / "README.md").read_text()
-    for words in ("library_name: peft", "power reward p^alpha - q^alpha, alpha 10", "| teacher | bundled (4-bit) |", "| steps | 16 of 16 rollouts",
-                  "| after |", "PeftModel.from_pretrained", "vllm serve", "base bundled: apache-2.0", "export.json"):  # fmt: skip
+    for words in ("library_name: peft", "with reward power, alpha 10 (p^alpha - q^alpha)", "| teacher | bundled (4-bit) |", "| steps | 16 of 16 rollouts",
+                  "| after training |", "PeftModel.from_pretrained", "vllm serve", "base bundled: apache-2.0", "export.json"):  # fmt: skip
         assert words in card, words
     assert "ollama create" in (exports["q8_0"] / "README.md").read_text()
     assert "vllm serve" in (exports["bfloat16"] / "README.md").read_text()
@@ -188,6 +200,8 @@ def test_the_card_says_what_it_is(exports):
 def test_an_export_can_be_exported_again_and_replaced_only_when_asked(exports, tmp_path):
     shutil.copytree(exports["adapter"], tmp_path / "a")
     again = run_export("a", "--to", "merged-16bit", "--out", "m", cwd=tmp_path)
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "| steps | 16 of 16 rollouts" in card and "| after training |" in card  # carried over from the first export
     assert again.returncode == 0 and "what training saw" in again.stdout, again.stderr
     first = load_file(exports["bfloat16"] / "model.safetensors")
     assert all(

@@ -17,14 +17,14 @@ from poweropd_lite.models import model_path
 
 BASE = Path(model_path("bundled", "student"))
 BAD = [
-    ([], ["nothing to export", "runs/power10-seed0"]),
+    ([], ["nothing to export", "python -m poweropd_lite.export runs/power10-seed0"]),
     (["a"], ["no format to export to", "adapter, merged-16bit, merged-4bit, gguf"]),
     (["a", "--to", "onnx"], ["to: found 'onnx'", "'merged-16bit'"]),
     (["nowhere", "--to", "adapter"], ["no model config for the model at 'nowhere'", "no folder of that name is here"]),
     (["./nowhere", "--to", "adapter"], ["no folder ./nowhere"]),
     (["strange", "--to", "adapter"], ["no run folder (config.yaml), no adapter"]),
     (["a", "--model", "b", "--to", "adapter"], ["found both a and --model b"]),
-    (["a", "--to", "gguf", "--gguf-type", "q4_k_m"], ["llama.cpp's own quantiser", "--llama-cpp", "f32, f16, bf16, q8_0"]),
+    (["a", "--to", "gguf", "--gguf-type", "q4_k_m"], ["q4_k_m is none of f32, f16, bf16, q8_0", "--llama-cpp"]),
     (["a", "--to", "gguf", "--gguf-type", "q4_k_m", "--llama-cpp", "strange"], ["strange has no convert_hf_to_gguf.py"]),
     (["a", "--to", "gguf", "--gguf-type", "q4_k_m", "--llama-cpp", "checkout"], ["no built llama-quantize", "cmake"]),
     (["a", "--to", "adapter", "--gguf-type", "f16"], ["are of gguf, and --to is adapter"]),

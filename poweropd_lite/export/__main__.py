@@ -13,7 +13,10 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 bad input or a wrong export, 130 or 143 stopped by a signal; nothing half-written."""
     parser = config_parser(
         "python -m poweropd_lite.export",
-        "Turns a run or a PEFT adapter into what other programs load, and proves it first: RUN --to FORMAT.",
+        "Turns a run or a PEFT adapter into what other programs load, and proves it first.\n\n"
+        "  python -m poweropd_lite.export runs/power10-seed0 --to gguf            llama.cpp, Ollama\n"
+        "  python -m poweropd_lite.export runs/power10-seed0 --to merged-16bit    transformers, vLLM\n"
+        "  python -m poweropd_lite.export runs/power10-seed0 --to adapter         PEFT, vLLM; a few MB",
         ExportConfig,
     )
     parser.add_argument("source", nargs="?", metavar="RUN", help="what to export; the same as --model")

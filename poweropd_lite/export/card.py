@@ -1,189 +1,153 @@
 """The model card (README.md): what the export is, how it was trained and scored, its proof, and how to load it."""
 
-import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poweropd_lite.export.history import base_name
 from poweropd_lite.files import write_text
 
 if TYPE_CHECKING:
-    from poweropd_lite.config import Config
     from poweropd_lite.export.plan import Plan
 
-LICENCES = {  # of models that the configs name; any other card says where to look
-    "qwen/qwen3": "apache-2.0",
-    "bundled": "apache-2.0",
-}
+LICENCES = {"qwen/qwen3": "apache-2.0", "bundled": "apache-2.0"}  # of models that the configs name
 
 
 def write_card(plan: "Plan", folder: Path, report: dict[str, Any]) -> None:
     """Writes README.md into an export."""
-    run = plan.target.run
-    name = _name(plan)
-    parts = [_header(plan), f"# {name}", _what(plan, report)]
-    if run is not None:
-        parts += ["## Training", _training(run, plan)]
-    if table := _evaluation(plan):
-        parts += ["## Evaluation", table]
-    parts += ["## Loading", _loading(plan, folder, name), "## Proof", _proof(report), "## Licence", _licence(plan)]
+    parts = [_header(plan, report), f"# {plan.name}", _what(plan, report)]
+    if rows := report["training"]:
+        parts += [
+            "## Training",
+            "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items()),
+        ]
+    if report["evaluation"]:
+        parts += ["## Evaluation", "Of the trained model itself, not of this file.", report["evaluation"]]
+    parts += [
+        "## Loading",
+        _loading(plan, folder, report),
+        "## Proof",
+        _proof(plan, report),
+        "## Licence",
+        _licence(plan, report),
+    ]
     write_text(folder / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")
 
 
-def _name(plan: "Plan") -> str:
-    if plan.config.push:
-        return plan.config.push.split("/")[1]
-    own = plan.out.resolve().name
-    return (
-        f"{plan.target.run_folder.resolve().name}-{own}" if plan.target.run_folder and plan.config.out is None else own
-    )
-
-
-def base_name(plan: "Plan") -> str:
-    """Returns what to call the base model: its hub id, or the shipped one's name, rather than a folder of this machine."""
-    if Path(plan.target.base).parts[-3:] == ("poweropd_lite", "tiny", "student"):
-        return "bundled"
-    return plan.target.base
-
-
-def _header(plan: "Plan") -> str:
+def _header(plan: "Plan", report: dict[str, Any]) -> str:
     import yaml
 
     library = {"adapter": "peft", "gguf": "gguf"}.get(plan.config.to, "transformers")
-    tags = ["on-policy-distillation", "poweropd", *(["lora"] if plan.config.to == "adapter" else [])]
+    tags = ["on-policy-distillation", "poweropd"] if report["training"] else []
+    tags += ["lora"] if plan.config.to == "adapter" else []
     fields: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
-    licence = _known_licence(base_name(plan))
+    licence = _known_licence(base_name(plan.target.base))
     if licence is not None:
         fields["license"] = licence
     if not Path(plan.target.base).exists():
         fields["base_model"] = plan.target.base
         relation = {"adapter": "adapter", "merged-16bit": "finetune"}
         fields["base_model_relation"] = relation.get(plan.config.to, "quantized")
-    if plan.target.run is not None and "/" in plan.target.run.data and not Path(plan.target.run.data).exists():
-        fields["datasets"] = [plan.target.run.data]
+    run = plan.target.run
+    if run is not None and "/" in run.data and not Path(run.data).exists():
+        fields["datasets"] = [run.data]
     return "---\n" + yaml.safe_dump(fields, sort_keys=False) + "---"
 
 
 def _what(plan: "Plan", report: dict[str, Any]) -> str:
+    merged = ", adapter merged" if plan.target.adapter else ""
     kinds = {
         "adapter": "A LoRA adapter in PEFT's format",
-        "merged-16bit": f"One model in {report['weights']}, adapter merged",
-        "merged-4bit": "One model in NF4 (bitsandbytes), adapter merged before it was rounded",
-        "gguf": f"A GGUF file ({report['weights']}) for llama.cpp and Ollama, adapter merged",
+        "merged-16bit": f"One model in {report['weights']}{merged}",
+        "merged-4bit": f"One model in NF4 (bitsandbytes){merged}",
+        "gguf": f"A GGUF file ({report['weights']}) for llama.cpp and Ollama{merged}",
     }
     revision = f" at revision {plan.revision}" if plan.revision else ""
-    run = plan.target.run
     how = ""
-    if run is not None:
-        how = f" It learnt from {_shown(run.teacher)} by on-policy distillation with {_reward(run)} ([PowerOPD](https://arxiv.org/abs/2606.17199))."
+    if rows := report["training"]:
+        formula = " (p^alpha - q^alpha)" if rows["reward"].startswith("power") else ""
+        how = (
+            f" Trained by on-policy distillation from {rows['teacher']} with reward {rows['reward']}{formula}, as in "
+            "[PowerOPD](https://arxiv.org/abs/2606.17199)."
+        )
     notes = "".join(f"\n\nNote: {note}." for note in report["notes"])
-    return f"{kinds[plan.config.to]}, of {base_name(plan)}{revision}.{how} Made by poweropd_lite {report['versions']['poweropd_lite']}.{notes}"
+    version = report["versions"]["poweropd_lite"]
+    return f"{kinds[plan.config.to]}, of {base_name(plan.target.base)}{revision}.{how} Made by poweropd_lite {version}.{notes}"
 
 
-def _shown(model: str) -> str:
-    return "the teacher bundled with poweropd_lite" if model == "bundled" else model
-
-
-def _reward(run: "Config") -> str:
-    return (
-        f"the power reward p^alpha - q^alpha, alpha {run.alpha:g}" if run.reward == "power" else f"reward {run.reward}"
+def _loading(plan: "Plan", folder: Path, report: dict[str, Any]) -> str:
+    place = plan.config.push or "."
+    inside = "" if plan.config.push else "From inside this folder:\n\n"
+    ask = (
+        'text = tokenizer.apply_chat_template([{"role": "user", "content": "What is 12 * 7?"}], tokenize=False, add_generation_prompt=True)\n'
+        if plan.vocabulary.tokenizer.chat_template
+        else 'text = "What is 12 * 7?"\n'
     )
-
-
-def _training(run: "Config", plan: "Plan") -> str:
-    steps = _summary(plan).get("steps", "unknown")
-    rows = {
-        "base": base_name(plan),
-        "teacher": f"{run.teacher} ({run.teacher_bits}-bit)",
-        "reward": run.reward + (f", alpha {run.alpha:g}" if run.reward == "power" else ""),
-        "score": run.score,
-        "data": f"{run.data}{f' ({run.data_split})' if '/' in run.data else ''}",
-        "steps": f"{steps} of {run.batch_size} rollouts, at most {run.max_new_tokens} new tokens each",
-        "sampling": f"temperature {run.temperature:g}, top-k {run.top_k}, top-p {run.top_p:g}",
-        "learning rate": f"{run.learning_rate:g}, {run.lr_schedule}",
-        "trained": "every weight" if run.full_finetune else f"LoRA rank {run.lora_rank}, lora_alpha {run.lora_alpha:g}",
-        "seed": run.seed,
-    }
-    return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-
-
-def _summary(plan: "Plan") -> dict[str, Any]:
-    if plan.target.run_folder is None:
-        return {}
-    try:
-        found = json.loads((plan.target.run_folder / "summary.json").read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):  # a card without these lines is still true
-        return {}
-
-
-def _evaluation(plan: "Plan") -> str:
-    """The tables of the run's evaluations, or what training itself found before and after."""
-    folder = plan.target.run_folder
-    if folder is None:
-        return ""
-    tables = [file.read_text(encoding="utf-8").strip() for file in sorted(folder.glob("eval/*/results.md"))]
-    if tables:
-        return "\n\n".join(tables).replace("\n# ", "\n### ").removeprefix("# ")
-    summary = _summary(plan)
-    rows = [(k, summary.get(f"evaluation_{k}")) for k in ("before", "after")]
-    if not all(e for _, e in rows):
-        return ""
-    k = plan.target.run.eval_samples
-    head = f"| training on {plan.target.run.eval_benchmarks} | Avg@{k} | Pass@{k} | greedy | answers that stop |\n|---|---|---|---|---|\n"
-    return head + "\n".join(
-        f"| {name} | {e['avg']:.1%} | {e['any']:.1%} | {e['greedy']:.1%} | {e['stop_share']:.1%} |" for name, e in rows
+    ask += (
+        'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))\n```"
     )
-
-
-def _loading(plan: "Plan", folder: Path, name: str) -> str:
-    place = plan.config.push or name
-    base = plan.target.base
+    stops = sorted(report["stop_tokens"].values())
     if plan.config.to == "adapter":
-        rank = (plan.target.adapter_config or {}).get("r", 8)
-        return (
-            f"```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
-            f'model = PeftModel.from_pretrained(base, "{place}")\ntokenizer = AutoTokenizer.from_pretrained("{place}")\n```\n\n'
-            f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {max(8, rank)} --lora-modules {name}={place}`. Its stop tokens are then the "
-            f"base's; send `stop_token_ids` of the `generation_config.json` here with each request."
+        return inside + (
+            f"```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{plan.target.base}", dtype="auto")\n'
+            f'model = PeftModel.from_pretrained(base, "{place}")\ntokenizer = AutoTokenizer.from_pretrained("{place}")\n'
+            f'model.generation_config = GenerationConfig.from_pretrained("{place}")  # it stops at {stops}\n{ask}\n\n'
+            f"vLLM: `vllm serve {plan.target.base} --enable-lora --max-lora-rank {_vllm_rank(plan)} --lora-modules {_plain(plan.name)}={place}`; it takes its stop "
+            f'tokens from the base, so send `"stop_token_ids": {stops}` with each request, and give it the chat template here (`--chat-template`).\n\n'
+            "`reference.json` holds what training saw of this adapter: `python -m poweropd_lite.export` checks it before it makes anything of it."
         )
     if plan.config.to == "gguf":
         file = next(folder.glob("*.gguf")).name
-        return (
+        return inside + (
             f"llama.cpp: `llama-cli -m {file} -cnv --jinja`; Python: `llama_cpp.Llama('{file}')`.\n\n"
-            f"Ollama: `ollama create {name.lower()} -f Modelfile` with the [Modelfile](Modelfile) here, then `ollama run {name.lower()}`."
+            f"Ollama: `ollama create {_plain(plan.name)} -f Modelfile` with the [Modelfile](Modelfile) here, then `ollama run {_plain(plan.name)}`.\n\n"
+            f'transformers: `AutoModelForCausalLM.from_pretrained("{place}", gguf_file="{file}", config=AutoConfig.from_pretrained("{plan.target.base}"))` '
+            "(without the config it takes 128 for the size of a head)."
         )
-    return (
+    return inside + (
         f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")\ntokenizer = AutoTokenizer.from_pretrained("{place}")\n```\n\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")\ntokenizer = AutoTokenizer.from_pretrained("{place}")\n{ask}\n\n'
         + (f"vLLM: `vllm serve {place}`." if plan.config.to == "merged-16bit" else "It needs bitsandbytes.")
     )
 
 
-def _proof(report: dict[str, Any]) -> str:
+def _plain(name: str) -> str:
+    """A name that a shell and Ollama take as it is."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.") or "model"
+
+
+def _vllm_rank(plan: "Plan") -> int:
+    from poweropd_lite.engine_vllm import LORA_RANKS
+
+    saved = plan.target.adapter_config or {}
+    rank = max([saved.get("r") or 8, *(saved.get("rank_pattern") or {}).values()])
+    return next((limit for limit in LORA_RANKS if rank <= limit), rank)
+
+
+def _proof(plan: "Plan", report: dict[str, Any]) -> str:
     proof = report["proof"]
     found, effect, share = proof["difference"], proof["adapter_effect"], proof["effect_kept"]
     text = (
-        f"Before it was handed over, next-token log-probs on fixed texts were compared with the live model's: {found['mean']:.2g} nats apart on "
-        f"average, {found['largest']:.2g} at most ({proof['limit']['mean']:g} and {proof['limit']['largest']:g} are allowed for {proof['kind']})."
+        f"Before it was handed over, next-token log-probs on fixed texts were compared with the trained model's, in float32 arithmetic: {found['mean']:.2g} nats "
+        f"apart on average, {found['largest']:.2g} at most ({proof['limit']['mean']:g} and {proof['limit']['largest']:g} are allowed for {proof['kind']})."
     )
     if share is not None:
-        text += f" The adapter moves them by {effect['mean']:.2g} on average; {share:.1%} of that is kept."
-    return text + " All figures: `export.json`."
+        text += f" The adapter moves them by {effect['mean']:.2g} on average; {share:.1%} of that is kept (a least-squares slope: rounding may put it above 100%)."
+    return text + " A program that computes in 16 bits adds its own rounding. All figures: `export.json`."
 
 
 def _known_licence(model: str) -> str | None:
     return next((licence for start, licence in LICENCES.items() if model.lower().startswith(start)), None)
 
 
-def _licence(plan: "Plan") -> str:
+def _licence(plan: "Plan", report: dict[str, Any]) -> str:
+    run, models = plan.target.run, {"base": base_name(plan.target.base)}
+    if run is not None:
+        models |= {"teacher": run.teacher, "data": run.data}
     lines = []
-    models = {"base": base_name(plan)} | ({"teacher": plan.target.run.teacher} if plan.target.run else {})
-    for role, model in models.items():
-        licence = _known_licence(model)
-        lines.append(f"- {role} {model}: {licence or 'see its own card; its terms hold for what is derived from it'}")
-    if plan.target.run is not None:
-        lines.append(
-            f"- data {plan.target.run.data}: {'apache-2.0' if plan.target.run.data == 'bundled' else 'see its own card'}"
-        )
+    for role, name in models.items():
+        licence = _known_licence(name) if role != "data" or name == "bundled" else None
+        lines.append(f"- {role} {name}: {licence or 'see its own card; its terms hold for what is derived from it'}")
     return "\n".join(lines)

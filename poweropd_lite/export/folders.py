@@ -28,7 +28,10 @@ def write_common(plan: "Plan", folder: Path) -> None:
     """Writes the tokenizer with its chat template, and a generation config that stops where the student was taught to."""
     from transformers import GenerationConfig
 
-    plan.vocabulary.tokenizer.save_pretrained(folder)
+    tokenizer = plan.vocabulary.tokenizer
+    for ours in ("local_files_only", "is_local"):  # how it was loaded here, which transformers would write down
+        tokenizer.init_kwargs.pop(ours, None)
+    tokenizer.save_pretrained(folder)
     try:
         generation = GenerationConfig.from_pretrained(plan.target.base)
     except OSError:  # a model need not have one

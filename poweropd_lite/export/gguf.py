@@ -5,7 +5,9 @@ of that file by llama.cpp's quantiser, other models converted by llama.cpp (llam
 transformers' GGUF loader.
 """
 
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,9 +149,10 @@ def probe_gguf(plan: "Plan", file: Path, source: "Source") -> "Probe":
     # 16 bits hold what the file does: exactly for f16 and bf16, to far below a step of a quantised kind.
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}.get(plan.gguf_type, torch.float16)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, config=config, dtype=dtype, output_loading_info=True
-        )
+        with redirect_stderr(StringIO()):  # a progress bar that transformers' settings don't reach
+            model, info = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, config=config, dtype=dtype, output_loading_info=True
+            )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -175,7 +178,7 @@ def _add_settings(writer: Any, plan: "Plan") -> None:
         "f16": gguf.LlamaFileType.MOSTLY_F16,
         "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     }
-    writer.add_name(plan.out.resolve().name)
+    writer.add_name(plan.name)
     writer.add_file_type(types.get(plan.gguf_type, gguf.LlamaFileType.MOSTLY_Q8_0))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(c.max_position_embeddings)

@@ -8,7 +8,7 @@ from poweropd_lite.files import write_text
 if TYPE_CHECKING:
     from poweropd_lite.export.plan import Plan
 
-_SYSTEM, _USER = "@@system@@", "@@user@@"
+_SYSTEM, _USER, _ANSWER = "@@system@@", "@@user@@", "@@answer@@"
 
 
 def write_modelfile(plan: "Plan", folder: Path, gguf_name: str) -> None:
@@ -29,9 +29,9 @@ def turn_template(plan: "Plan") -> str:
         return "{{ .Prompt }}{{ .Response }}"
     thinking = plan.target.run.enable_thinking if plan.target.run is not None else False
 
-    def rendered(messages: list[dict[str, str]]) -> str:
+    def rendered(messages: list[dict[str, str]], answering: bool = True) -> str:
         return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            messages, tokenize=False, add_generation_prompt=answering, enable_thinking=thinking
         )
 
     plain = rendered([{"role": "user", "content": _USER}])
@@ -44,4 +44,5 @@ def turn_template(plan: "Plan") -> str:
     if found and rest.endswith(plain.removeprefix(tokenizer.bos_token or "")):
         between = rest[: len(rest) - len(plain.removeprefix(tokenizer.bos_token or ""))]
         turn = "{{ if .System }}" + system + "{{ .System }}" + between + "{{ end }}" + turn
-    return turn + "{{ .Response }}"
+    turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
+    return turn + "{{ .Response }}" + rendered(turns, answering=False).rpartition(_ANSWER)[2]

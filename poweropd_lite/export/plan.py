@@ -10,7 +10,7 @@ from poweropd_lite.command_config import OWN_GGUF, ExportConfig
 from poweropd_lite.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from poweropd_lite.target import Target, Vocabulary
 
@@ -31,6 +31,14 @@ class Plan:
     revision: str | None  # the base's commit on the hub
     token: str | None  # the hub's
     notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What to call the export."""
+        if self.config.push:
+            return self.config.push.split("/")[1]
+        own, run = self.out.resolve().name, self.target.run_folder
+        return f"{run.resolve().name}-{own}" if run is not None and self.config.out is None else own
 
     @property
     def gguf_type(self) -> str:
@@ -62,6 +70,12 @@ def make_plan(config: ExportConfig) -> Plan:
         notes.append(
             "modules trained whole are part of this adapter: PEFT loads it, vLLM does not; --to merged-16bit is for vLLM"
         )
+    if _settle_thinking(vocabulary.tokenizer, target):
+        notes.append(
+            f"the chat template's own enable_thinking is {str(target.run.enable_thinking).lower()} now, as in training; who asks for the other gets it"
+        )
+    if Path(target.base).is_dir() and target.adapter is not None and config.to == "adapter":
+        notes.append(f"its base is a folder of this machine ({target.base}); elsewhere name that machine's copy of it")
     kind = _kind(config, model_config)
     if config.to == "gguf":
         from poweropd_lite.export.gguf import check_gguf
@@ -70,6 +84,29 @@ def make_plan(config: ExportConfig) -> Plan:
     _check_disk(config, target, out, kind)
     revision = getattr(model_config, "_commit_hash", None)
     return Plan(config, target, vocabulary, model_config, out, kind, revision, token, tuple(notes))
+
+
+def _settle_thinking(tokenizer: "PreTrainedTokenizerBase", target: "Target") -> bool:
+    """Makes training's enable_thinking the chat template's default; returns whether it was another one."""
+    if target.run is None or not tokenizer.chat_template:
+        return False
+    thinking = target.run.enable_thinking
+
+    def rendered(**options: bool) -> str:
+        messages = [{"role": "user", "content": "x"}]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+
+    if rendered() == rendered(enable_thinking=thinking):
+        return False
+    default = (
+        "{%- if enable_thinking is not defined %}{%- set enable_thinking = " + str(thinking).lower() + " %}{%- endif %}"
+    )
+    tokenizer.chat_template = default + "\n" + tokenizer.chat_template
+    if tokenizer.chat_template and rendered() != rendered(enable_thinking=thinking):
+        raise UserError(
+            f"the chat template of {target.name} can't be told enable_thinking={thinking}, which it was trained with; mend chat_template.jinja beside it"
+        )
+    return True
 
 
 def _token(config: ExportConfig) -> str | None:

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
 OURS_TO_REPLACE = {".gitattributes", "README.md"}  # what a new repository may hold
 
 
+WEIGHTS = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.gguf",
+]  # of an earlier export, which would lie beside the new
+
+
 def check_push(plan: "Plan") -> None:
     """Raises UserError if the upload could not be made: asked before the work."""
     if plan.config.push is None:
@@ -42,12 +49,16 @@ def push(plan: "Plan", say: Callable[[str], None]) -> str:
     try:
         api.create_repo(name, private=plan.config.private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=name, folder_path=plan.out, commit_message="Upload by poweropd_lite", ignore_patterns=[".*"]
+            repo_id=name,
+            folder_path=plan.out,
+            commit_message="Upload by poweropd_lite",
+            ignore_patterns=[".*"],
+            delete_patterns=WEIGHTS if plan.config.overwrite else None,
         )
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the upload to {name} failed: {_reason(error, plan)}\nThe export itself is whole, in {plan.out}; to try again, type: "
-            f"hf upload {name} {plan.out}"
+            f"hf upload {name} {plan.out}{' --private' if plan.config.private else ''}"
         ) from None
     url = str(getattr(done, "repo_url", None) or done)
     say(f"uploaded to {url}")

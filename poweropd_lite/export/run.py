@@ -46,6 +46,8 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
         report = _report(plan, source, proof | {"unrounded_merge": asdict(merge)})
         write_card(plan, folder, report)
         write_json(folder / REPORT, report)
+        for file in folder.iterdir():
+            file.chmod(0o644)  # safetensors writes files that only their owner can read
     for note in report["notes"]:
         say(f"note: {note}")
     difference, effect, share = proof["difference"], proof["adapter_effect"], proof["effect_kept"]
@@ -53,7 +55,9 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
         f"proven: log-probs within {difference['mean']:.1e} nats of the live model on average, {difference['largest']:.1e} at most"
         + (f"; the adapter's effect is {effect['mean']:.1e}, {share:.1%} of it kept" if share is not None else "")
     )
-    say(f"files   {plan.out}: " + "  ".join(sorted(file.name for file in plan.out.iterdir())))
+    size = sum(file.stat().st_size for file in plan.out.iterdir())
+    say(f"files   {plan.out} ({size / 2**20:,.1f} MiB): " + "  ".join(sorted(file.name for file in plan.out.iterdir())))
+    say(f"next:   how to load it is in {plan.out}/README.md")
     url = push(plan, say) if config.push else None
     return Exported(plan.out, report, url)
 
@@ -70,7 +74,7 @@ def _write(plan: Plan, folder: Path, source: "Source") -> dict[str, Any]:
             from poweropd_lite.export.gguf import export_gguf
 
             said, checked = export_gguf(plan, folder, source, tick)
-            return check_export(said, source, plan.kind) | {"read_back": checked}
+            return check_export(said, source, plan.kind) | {"tensors_read_back": checked}
         folders.write_common(plan, folder)
         if plan.config.to == "adapter":
             folders.write_adapter(plan, folder)
@@ -88,7 +92,7 @@ def _write(plan: Plan, folder: Path, source: "Source") -> dict[str, Any]:
                     f"the 4-bit model says other things after it was saved and loaded (by {gap(before, said).largest:.3g} nats); nothing "
                     "was handed over. Type --to merged-16bit, which any loader can quantise itself"
                 )
-    return check_export(said, source, plan.kind) | {"read_back": checked}
+    return check_export(said, source, plan.kind) | {"tensors_read_back": checked}
 
 
 def _report(plan: Plan, source: "Source", proof: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +101,7 @@ def _report(plan: Plan, source: "Source", proof: dict[str, Any]) -> dict[str, An
 
     import poweropd_lite
     from poweropd_lite.backends import installed
+    from poweropd_lite.export.history import evaluation, training
 
     packages = ("torch", "transformers", "peft", "bitsandbytes", "gguf")
     tokenizer, stops = plan.vocabulary.tokenizer, sorted(plan.vocabulary.stop_ids)
@@ -111,10 +116,12 @@ def _report(plan: Plan, source: "Source", proof: dict[str, Any]) -> dict[str, An
         "adapter_is_zero": source.is_zero if plan.target.adapter else None,
         "tied_embeddings": source.tied,
         "tensors": len(source.tensors()),
-        "changed_by_adapter": len(source.changes),
+        "tensors_changed_by_adapter": len(source.changes),
+        "training": training(plan),
+        "evaluation": evaluation(plan),
         "proof": proof,
         "notes": source.notes,
-        "made": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "made": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": {
             "poweropd_lite": poweropd_lite.__version__,
             "python": platform.python_version(),
