@@ -64,6 +64,12 @@ def changes_of(model: "PeftModel") -> dict[str, Change]:
     for setting, reason in refused.items():
         if getattr(config, setting, None):
             raise UserError(f"the adapter has {setting}: {reason}, which a merge here does not do; type --to adapter")
+    start = str(config.init_lora_weights).lower()
+    if start.startswith(("pissa", "olora", "corda", "loftq")):
+        raise UserError(
+            f"the adapter began with init_lora_weights {start}, which changes the base too; convert it with PEFT first (save_pretrained "
+            "with path_initial_model_for_weight_conversion), or type --to adapter"
+        )
     if config.bias != "none":
         raise UserError(f"the adapter trains biases ({config.bias}), which a merge here does not do; type --to adapter")
     found = {}

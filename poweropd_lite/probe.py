@@ -20,11 +20,11 @@ from torch.overrides import TorchFunctionMode
 from poweropd_lite.errors import UserError
 from poweropd_lite.merge import Change
 from poweropd_lite.models import final_hidden
+from poweropd_lite.target import REFERENCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-REFERENCE = "reference.json"
 TOP = 8  # log-probs that are compared at each position: of the likeliest tokens of the model compared with
 LONGEST = 64  # tokens of a text
 _ROWS = 1 << 22  # weight elements that are widened at a time: 16 MiB of float32

@@ -182,12 +182,11 @@ class Recorder:
             self.session.pair.tokenizer.save_pretrained(beside)
             # Whoever samples from it stops where training did: at the student's stops and the teacher's.
             GenerationConfig(eos_token_id=sorted(self.session.pair.stop_ids)).save_pretrained(beside)
-            if name == "adapter":
-                self._what_it_says().write(beside)
+            self._what_it_says().write(beside)
         return name
 
     def _what_it_says(self) -> "Probe":
-        """The live student's log-probs on fixed texts, by which export knows the adapter again."""
+        """The live student's log-probs on fixed texts, by which export knows the weights again."""
         from poweropd_lite.probe import probe, probe_texts
 
         student = self.session.student

@@ -30,6 +30,7 @@ _PLACES = (
     "peft_version",
 )  # no part of what a model is
 _PLACEHOLDER = "@@answer@@"
+REFERENCE = "reference.json"  # beside an adapter: what training saw of it (probe.py)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def find_target(config: EvalConfig) -> Target:
         if (path / "config.yaml").is_file():
             return _run(path, config)
         if (path / "adapter_config.json").is_file():
-            inside = path.parent if (path.parent / "config.yaml").is_file() and config.base is None else None
+            handed_over = path.resolve().name == "adapter" and (path.parent / "config.yaml").is_file()
+            inside = path.parent if handed_over and config.base is None else None
             return _run(inside, config, name) if inside else _adapter(path, config)
         if (path / "config.json").is_file():
             handed_over = path.name == "model" and (path.parent / "config.yaml").is_file()

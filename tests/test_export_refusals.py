@@ -32,7 +32,7 @@ BAD = [
     (["a", "--to", "adapter", "--out", "file"], ["file is a file"]),
     (["a", "--to", "adapter", "--out", "strange"], ["strange is not empty and holds no export"]),
     (["a", "--to", "adapter", "--out", "a"], ["a is not empty"]),
-    (["a", "--to", "adapter", "--out", "."], ["is not empty"]),
+    (["a", "--to", "adapter", "--out", "."], ["is the folder you are in"]),
     (["a", "--to", "adapter", "--out", "file/x"], ["can't be written to"]),
     (["a", "--to", "adapter", "--base", "Qwen/Qwen3-0.6B-Base"], ["was trained on", "--base is Qwen/Qwen3-0.6B-Base"]),
     (["bundled-student", "--to", "adapter"], ["is a whole model", "--to merged-16bit"]),
@@ -93,7 +93,7 @@ def not_a_number(weights: dict) -> dict:
     return weights | {name: torch.full_like(weights[name], torch.nan)}
 
 
-NOT_WHAT_IT_SAID = "does not say what it said at the end of training"
+NOT_WHAT_IT_SAID = "do not say what they said at the end of training"
 FAULTS = [(zeroed, NOT_WHAT_IT_SAID), (one_layer_zeroed, NOT_WHAT_IT_SAID), (one_layer_dropped, "14 of 42 tensors differ"),
           (not_a_number, "not finite")]  # fmt: skip
 
@@ -160,7 +160,7 @@ def test_a_written_model_that_reads_back_otherwise_is_not_handed_over(places, mo
         UserError, match="other numbers than were written" if fault == "tensor changed" else "other tensors"
     ):
         export(load_export_config(model=places / "a", to="merged-16bit", out=places / "out"), say=lambda _: None)
-    assert not (places / "out").exists() and not (places / ".out.tmp").exists()
+    assert not (places / "out").exists() and not list(places.glob(".out*"))
 
 
 def test_a_merge_by_another_formula_is_not_handed_over(places, monkeypatch):
@@ -172,7 +172,7 @@ def test_a_merge_by_another_formula_is_not_handed_over(places, monkeypatch):
     )
     with pytest.raises(UserError, match="do not say what the live adapter says"):
         export(load_export_config(model=places / "a", to="gguf", out=places / "out"), say=lambda _: None)
-    assert not (places / "out").exists() and not (places / ".out.tmp").exists()
+    assert not (places / "out").exists() and not list(places.glob(".out*"))
 
 
 @pytest.mark.parametrize("setting, value, words", [
@@ -227,3 +227,63 @@ def test_a_full_disk_is_found_before_the_work(places, monkeypatch):
 def test_overwrite_replaces_only_an_export(places):
     message = refused(places, "a", "--to", "adapter", "--out", "strange", "--overwrite")
     assert "holds no export" in message
+
+
+def test_nothing_of_the_user_s_is_deleted(places):
+    """Hidden neighbours, files beside an earlier export, a folder behind a link, new parents of a refused export."""
+    for name in (".out.tmp", ".out.old"):
+        (places / name).mkdir()
+        (places / name / "thesis").write_text("mine")
+    (places / "real").mkdir()
+    (places / "out").symlink_to("real")
+    done = run_export("a", "--to", "adapter", "--out", "out", cwd=places)
+    assert done.returncode == 0, done.stderr
+    assert (places / "out").is_symlink() and (places / "real" / "export.json").exists()
+    (places / "real" / "thesis").write_text("mine")
+    assert "1 files beside it that no export wrote (for one thesis)" in refused(
+        places, "a", "--to", "adapter", "--out", "out", "--overwrite"
+    )
+    (places / "real" / "thesis").unlink()
+    assert run_export("a", "--to", "adapter", "--out", "out", "--overwrite", cwd=places).returncode == 0
+    assert all((places / name / "thesis").read_text() == "mine" for name in (".out.tmp", ".out.old"))
+    (places / "mine").mkdir()
+    (places / "mine" / "export.json").write_text("{}")
+    assert "holds no export" in refused(places, "a", "--to", "adapter", "--out", "mine", "--overwrite")
+    (places / "a" / "adapter_model.safetensors").write_bytes(b"cut")
+    refused(places, "a", "--to", "adapter", "--out", "new/deep/out")
+
+
+def test_what_came_to_lie_there_meanwhile_is_not_replaced(tmp_path):
+    from poweropd_lite.export.handover import handed_over
+
+    with pytest.raises(UserError, match="holds no export"), handed_over(tmp_path / "new" / "out", False) as folder:
+        (folder / "weights").write_text("w")
+        (tmp_path / "new" / "out").mkdir()
+        (tmp_path / "new" / "out" / "thesis").write_text("mine")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
+
+
+def test_a_broken_token_is_not_printed(places, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretAAA\nsecretBBB")
+    message = refused(places, "a", "--to", "adapter", "--push", "me/x")
+    assert "HF_TOKEN" in message and "secret" not in message
+
+
+def test_an_effect_that_is_lost_or_doubled_is_no_proof():
+    from types import SimpleNamespace
+
+    from poweropd_lite.export.proof import check_export
+    from poweropd_lite.probe import Probe
+
+    def said(*values):
+        return Probe([[1]], [[[0, 1]]], [[list(values)]])
+
+    base, live = said(-1.0, -2.0), said(-1.01, -1.98)
+    source = SimpleNamespace(base=base, live=live, notes=[])
+    # The effect is (-0.01, 0.02), the export's (-0.011, 0.019): (0.00011 + 0.00038) / 0.0005.
+    assert check_export(said(-1.011, -1.981), source, "bfloat16")["effect_kept"] == pytest.approx(0.98)
+    for lost in (base, said(-1.02, -1.96), said(-0.99, -2.02)):  # none of it, twice, the other way round
+        with pytest.raises(UserError, match="of what the adapter changes"):
+            check_export(lost, source, "bfloat16")
+    noisy = check_export(said(-1.3, -2.3), source, "nf4")
+    assert noisy["verdict"].startswith("within the format's limits, but") and "moves log-probs by" in source.notes[-1]

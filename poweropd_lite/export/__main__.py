@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"found both {args.source} and --model {flags['model']}; type one of them")
         flags["model"] = args.source
     config = load_export_config(**flags)
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     from poweropd_lite.export.run import export
 
     export(config, say=lambda text: print(text, flush=True))

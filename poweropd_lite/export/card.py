@@ -41,7 +41,7 @@ def _header(plan: "Plan", report: dict[str, Any]) -> str:
     tags = ["on-policy-distillation", "poweropd"] if report["training"] else []
     tags += ["lora"] if plan.config.to == "adapter" else []
     fields: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
-    licence = _known_licence(base_name(plan.target.base))
+    licence = _known_licence(_origin(plan))
     if licence is not None:
         fields["license"] = licence
     if not Path(plan.target.base).exists():
@@ -52,6 +52,12 @@ def _header(plan: "Plan", report: dict[str, Any]) -> str:
     if run is not None and "/" in run.data and not Path(run.data).exists():
         fields["datasets"] = [run.data]
     return "---\n" + yaml.safe_dump(fields, sort_keys=False) + "---"
+
+
+def _origin(plan: "Plan") -> str:
+    """The model that was trained, or that is exported as it is."""
+    run = plan.target.run
+    return base_name(run.student if run is not None and plan.target.adapter is None else plan.target.base)
 
 
 def _what(plan: "Plan", report: dict[str, Any]) -> str:
@@ -72,7 +78,8 @@ def _what(plan: "Plan", report: dict[str, Any]) -> str:
         )
     notes = "".join(f"\n\nNote: {note}." for note in report["notes"])
     version = report["versions"]["poweropd_lite"]
-    return f"{kinds[plan.config.to]}, of {base_name(plan.target.base)}{revision}.{how} Made by poweropd_lite {version}.{notes}"
+    origin = _origin(plan)
+    return f"{kinds[plan.config.to]}, of {origin}{revision}.{how} Made by poweropd_lite {version}.{notes}"
 
 
 def _loading(plan: "Plan", folder: Path, report: dict[str, Any]) -> str:
@@ -143,7 +150,7 @@ def _known_licence(model: str) -> str | None:
 
 
 def _licence(plan: "Plan", report: dict[str, Any]) -> str:
-    run, models = plan.target.run, {"base": base_name(plan.target.base)}
+    run, models = plan.target.run, {"base": _origin(plan)}
     if run is not None:
         models |= {"teacher": run.teacher, "data": run.data}
     lines = []

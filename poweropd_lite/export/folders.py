@@ -15,7 +15,8 @@ from poweropd_lite.errors import UserError
 from poweropd_lite.export.shards import INDEX, SINGLE, Checkpoint, ShardWriter, row_blocks
 from poweropd_lite.files import write_json
 from poweropd_lite.models import load_causal_lm, nf4, stay_unpacked
-from poweropd_lite.probe import REFERENCE, Probe, probe
+from poweropd_lite.probe import Probe, probe
+from poweropd_lite.target import REFERENCE
 
 if TYPE_CHECKING:
     from poweropd_lite.export.plan import Plan
@@ -31,7 +32,10 @@ def write_common(plan: "Plan", folder: Path) -> None:
     tokenizer = plan.vocabulary.tokenizer
     for ours in ("local_files_only", "is_local"):  # how it was loaded here, which transformers would write down
         tokenizer.init_kwargs.pop(ours, None)
-    tokenizer.save_pretrained(folder)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the tokenizers library has no kinds of its own for a full disk
+        raise UserError(f"can't write the tokenizer: {error}") from None
     try:
         generation = GenerationConfig.from_pretrained(plan.target.base)
     except OSError:  # a model need not have one
@@ -41,7 +45,9 @@ def write_common(plan: "Plan", folder: Path) -> None:
     generation.eos_token_id = sorted(stops, key=lambda i: i != first)  # the tokenizer's own comes first
     if generation.pad_token_id is None:
         generation.pad_token_id = plan.vocabulary.tokenizer.pad_token_id
-    generation.save_pretrained(folder)
+    # As the base has it: save_pretrained refuses combinations that some bases come with.
+    kept = {k: v for k, v in generation.to_diff_dict().items() if k != "_from_model_config" and v is not False}
+    write_json(folder / "generation_config.json", kept)
 
 
 def write_adapter(plan: "Plan", folder: Path) -> None:
@@ -51,9 +57,13 @@ def write_adapter(plan: "Plan", folder: Path) -> None:
 
     weights = load_peft_weights(str(plan.target.adapter), device="cpu")
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
-    saved = plan.target.adapter_config | {
-        "base_model_name_or_path": plan.target.base,
-        "revision": plan.revision,
+    saved = plan.target.adapter_config
+    named = str(saved.get("base_model_name_or_path") or "")
+    if not named or (named.startswith(("/", ".", "~")) and not Path(named).is_dir()):
+        named = plan.target.base  # a folder of the machine that it was trained on
+    saved = saved | {
+        "base_model_name_or_path": named,
+        "revision": saved.get("revision") or (plan.revision if named == plan.target.base else None),
         "inference_mode": True,
     }
     write_json(folder / "adapter_config.json", saved)
@@ -67,7 +77,7 @@ def probe_adapter(plan: "Plan", folder: Path, source: "Source") -> Probe:
 
     config = Config(student=plan.target.base, teacher="bundled", trust_remote_code=plan.config.trust_remote_code)
     base = load_causal_lm(plan.target.base, "model", config, plan.model_config.dtype or torch.float32)
-    return probe(PeftModel.from_pretrained(base, str(folder)), source.live.texts, source.live)
+    return probe(PeftModel.from_pretrained(base.to(device()), str(folder)), source.live.texts, source.live)
 
 
 def write_merged(plan: "Plan", folder: Path, source: "Source", dtype: str, tick: Tick) -> None:
@@ -122,31 +132,38 @@ def check_merged(folder: Path, source: "Source", dtype: str, tick: Tick) -> int:
 
 def probe_merged(plan: "Plan", folder: Path, source: "Source") -> Probe:
     """Returns what a written model says, loaded by transformers in the dtype that its config names."""
-    model = _load_written(plan, folder, "auto")
+    model = _load_written(plan, folder, "auto").to(device())
     if bool(model.config.tie_word_embeddings) != source.tied:
         raise UserError("the written model ties head and embedding otherwise than the merge does")
     return probe(model, source.live.texts, source.live)
 
 
-def write_4bit(plan: "Plan", folder: Path, source: "Source", tick: Tick) -> Probe:
-    """Writes the merged model in NF4, by bitsandbytes; returns what it says before it is saved."""
+def write_4bit(plan: "Plan", folder: Path, source: "Source", tick: Tick) -> tuple[Probe, Probe]:
+    """Writes the merged model in NF4, by bitsandbytes; returns what it says before it is saved, and the base in NF4."""
     whole = folder / ".merged"
     whole.mkdir()
     write_merged(plan, whole, source, "bfloat16", tick)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options: dict[str, Any] = {"quantization_config": nf4(torch.bfloat16), "device_map": {"": device}}
+    options: dict[str, Any] = {"quantization_config": nf4(torch.bfloat16), "device_map": {"": device()}}
     model = _load_written(plan, whole, torch.bfloat16, **options)
     said = probe(model, source.live.texts, source.live)
     model.save_pretrained(folder)
     shutil.rmtree(whole)
-    return said
+    del model
+    if not source.changes:
+        return said, said
+    base = _load_written(plan, Path(plan.target.base), torch.bfloat16, **options)
+    return said, probe(base, source.live.texts, source.live)
 
 
 def probe_4bit(plan: "Plan", folder: Path, source: "Source") -> Probe:
     """Returns what a written 4-bit model says, loaded by transformers."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = _load_written(plan, folder, torch.bfloat16, device_map={"": device})
+    model = _load_written(plan, folder, torch.bfloat16, device_map={"": device()})
     return probe(model, source.live.texts, source.live)
+
+
+def device() -> torch.device:
+    """Where the live model is asked, and so what is compared with it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _load_written(plan: "Plan", folder: Path, dtype: Any, **options: Any) -> Any:

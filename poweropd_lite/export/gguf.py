@@ -142,6 +142,7 @@ def probe_gguf(plan: "Plan", file: Path, source: "Source") -> "Probe":
     import torch
     from transformers import AutoModelForCausalLM
 
+    from poweropd_lite.export.folders import device
     from poweropd_lite.probe import probe
 
     config = type(plan.model_config).from_dict(plan.model_config.to_dict())
@@ -164,15 +165,14 @@ def probe_gguf(plan: "Plan", file: Path, source: "Source") -> "Probe":
         raise UserError(
             f"the GGUF file lacks {len(odd)} tensors of the model, for one {odd[0]}; nothing was handed over"
         )
-    return probe(model, source.live.texts, source.live)
+    return probe(model.to(device()), source.live.texts, source.live)
 
 
 def _add_settings(writer: Any, plan: "Plan") -> None:
     import gguf
 
     c = plan.model_config
-    heads = c.num_attention_heads
-    head = getattr(c, "head_dim", None) or c.hidden_size // heads
+    heads, head = c.num_attention_heads, _head_size(plan)
     types = {
         "f32": gguf.LlamaFileType.ALL_F32,
         "f16": gguf.LlamaFileType.MOSTLY_F16,
@@ -195,6 +195,11 @@ def _add_settings(writer: Any, plan: "Plan") -> None:
     writer.add_vocab_size(c.vocab_size)
 
 
+def _head_size(plan: "Plan") -> int:
+    c = plan.model_config
+    return getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+
+
 def _tensors(plan: "Plan", source: "Source") -> dict[str, str]:
     """Returns the merged model's tensor by its name in the file, in the model's order."""
     import gguf
@@ -214,7 +219,7 @@ def _tensors(plan: "Plan", source: "Source") -> dict[str, str]:
 
 def _shape(origin: str, source: "Source", plan: "Plan") -> tuple[int, ...]:
     if origin == ROPE_FREQS:
-        return (plan.model_config.head_dim // 2,)
+        return (_head_size(plan) // 2,)
     return source.tensors()[origin][1]
 
 
@@ -272,7 +277,8 @@ def _rope_factors(plan: "Plan") -> "np.ndarray":
 
     c = plan.model_config
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](c, "cpu")
-    exponents = np.arange(0, c.head_dim, 2, dtype=np.float64) / c.head_dim
+    size = _head_size(plan)
+    exponents = np.arange(0, size, 2, dtype=np.float64) / size
     plain = c.rope_parameters["rope_theta"] ** -exponents
     return (plain / scaled.numpy().astype(np.float64)).astype(np.float32)
 

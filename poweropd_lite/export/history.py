@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.export.plan import REPORT
+from poweropd_lite.export.handover import REPORT
 
 if TYPE_CHECKING:
     from poweropd_lite.config import Config

@@ -34,15 +34,20 @@ def turn_template(plan: "Plan") -> str:
             messages, tokenize=False, add_generation_prompt=answering, enable_thinking=thinking
         )
 
-    plain = rendered([{"role": "user", "content": _USER}])
+    # A runtime that puts the beginning of a text there itself must not find it in the template.
+    begins = tokenizer.bos_token if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id] else None
+    user = {"role": "user", "content": _USER}
+    before, _, after = rendered([user]).removeprefix(begins or "").partition(_USER)
     try:
-        with_system = rendered([{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}])
+        system = rendered([{"role": "system", "content": _SYSTEM}, user]).removeprefix(begins or "")
     except Exception:  # jinja raises what the template's author wrote for roles that it does not take
-        with_system = plain
-    system, found, rest = with_system.partition(_SYSTEM)
-    turn = plain.replace(_USER, "{{ .Prompt }}")
-    if found and rest.endswith(plain.removeprefix(tokenizer.bos_token or "")):
-        between = rest[: len(rest) - len(plain.removeprefix(tokenizer.bos_token or ""))]
-        turn = "{{ if .System }}" + system + "{{ .System }}" + between + "{{ end }}" + turn
+        system = ""
+    told, _, behind = system.partition(_USER)
+    if _SYSTEM in told and behind == after:
+        told = told.replace(_SYSTEM, "{{ .System }}")
+        shared = before if before and told.endswith(before) else ""
+        other = "" if shared else "{{ else }}" + before
+        before = "{{ if .System }}" + told.removesuffix(shared) + other + "{{ end }}" + shared
+    turn = before + "{{ .Prompt }}" + after
     turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
     return turn + "{{ .Response }}" + rendered(turns, answering=False).rpartition(_ANSWER)[2]

@@ -1,6 +1,7 @@
 """What an export will do, settled before any weights are loaded; what can be refused is refused here."""
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from poweropd_lite.command_config import OWN_GGUF, ExportConfig
 from poweropd_lite.errors import UserError
+from poweropd_lite.export.handover import check_place
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from poweropd_lite.target import Target, Vocabulary
 
-REPORT = "export.json"
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "nf4": 0.6}
 
 
@@ -49,7 +50,7 @@ class Plan:
 def make_plan(config: ExportConfig) -> Plan:
     """Returns the plan of an export; raises UserError for what can't work."""
     from poweropd_lite.models import load_model_config
-    from poweropd_lite.target import find_target, load_vocabulary
+    from poweropd_lite.target import REFERENCE, find_target, load_vocabulary
 
     token = _token(config)
     target = find_target(config)
@@ -83,6 +84,12 @@ def make_plan(config: ExportConfig) -> Plan:
         check_gguf(config, model_config, vocabulary.tokenizer)
     _check_disk(config, target, out, kind)
     revision = getattr(model_config, "_commit_hash", None)
+    pinned = (target.adapter_config or {}).get("revision")
+    if pinned and revision and pinned != revision and not (target.adapter / REFERENCE).is_file():
+        raise UserError(
+            f"the adapter was trained on {target.base} at revision {pinned}, and what is loaded is {revision}; download that revision into a "
+            "folder of the same name and type --base with it"
+        )
     return Plan(config, target, vocabulary, model_config, out, kind, revision, token, tuple(notes))
 
 
@@ -118,6 +125,8 @@ def _token(config: ExportConfig) -> str | None:
             "--push needs a token that may write, and the environment has none; type HF_TOKEN=... before the command "
             "(made at huggingface.co/settings/tokens), or leave out --push"
         )
+    if not re.fullmatch(r"[!-~]+", token):
+        raise UserError("HF_TOKEN holds letters that no token has, such as a line's end; set it again")
     return token
 
 
@@ -144,23 +153,11 @@ def _out(config: ExportConfig, target: "Target") -> Path:
         path = target.run_folder / "export" / name
     else:
         path = Path("exports") / f"{Path(target.name).resolve().name or 'model'}-{name}"
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; type --out with the name of a new folder")
-    if path.is_dir() and any(path.iterdir()):
-        if not (path / REPORT).is_file():
-            raise UserError(
-                f"{path} is not empty and holds no export ({REPORT}); type --out with the name of a new folder"
-            )
-        if not config.overwrite:
-            raise UserError(
-                f"{path} holds an export already; type --overwrite to replace it, or --out with a new folder"
-            )
-    sources = [
-        folder.resolve() for folder in (target.adapter, Path(target.base)) if folder is not None and folder.is_dir()
-    ]
+    check_place(path, config.overwrite)
     resolved = path.resolve()
-    if any(resolved == source or resolved in source.parents for source in sources):
-        raise UserError(f"{path} holds what is exported; type --out with the name of a new folder")
+    sources = [s.resolve() for s in (target.adapter, Path(target.base)) if s is not None and s.is_dir()]
+    if any(resolved == s or resolved in s.parents or s in resolved.parents for s in sources):
+        raise UserError(f"{path} holds what is exported, or is inside it; type --out with the name of a new folder")
     parent = next(p for p in (resolved, *resolved.parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{parent} can't be written to; type --out with a folder elsewhere")

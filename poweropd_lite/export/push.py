@@ -22,6 +22,7 @@ def check_push(plan: "Plan") -> None:
     """Raises UserError if the upload could not be made: asked before the work."""
     if plan.config.push is None:
         return
+    from httpx import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
@@ -29,7 +30,7 @@ def check_push(plan: "Plan") -> None:
         there = set(_files(plan)) - OURS_TO_REPLACE
     except OfflineModeIsEnabled:
         raise UserError("--push uploads, and HF_HUB_OFFLINE says not to; unset it, or leave out --push") from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
         raise UserError(
             f"the hub can't be reached or does not take the token: {_reason(error, plan)}; check HF_TOKEN"
         ) from None
@@ -42,6 +43,7 @@ def check_push(plan: "Plan") -> None:
 
 def push(plan: "Plan", say: Callable[[str], None]) -> str:
     """Uploads the export's folder in one commit; returns its address. Raises UserError, with the folder left as it is."""
+    from httpx import HTTPError
     from huggingface_hub.errors import HfHubHTTPError
 
     api, name = _api(plan), plan.config.push
@@ -55,7 +57,7 @@ def push(plan: "Plan", say: Callable[[str], None]) -> str:
             ignore_patterns=[".*"],
             delete_patterns=WEIGHTS if plan.config.overwrite else None,
         )
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+    except (HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the upload to {name} failed: {_reason(error, plan)}\nThe export itself is whole, in {plan.out}; to try again, type: "
             f"hf upload {name} {plan.out}{' --private' if plan.config.private else ''}"
@@ -81,5 +83,5 @@ def _files(plan: "Plan") -> list[str]:
 
 
 def _reason(error: Exception, plan: "Plan") -> str:
-    text = " ".join(str(error).split())[:300]
-    return text.replace(plan.token, "HF_TOKEN")  # whatever a library puts into its messages
+    text = " ".join(str(error).replace(plan.token, "HF_TOKEN").split())  # whatever a library puts into its messages
+    return text[:300]

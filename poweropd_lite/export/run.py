@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.command_config import ExportConfig
 from poweropd_lite.errors import UserError
-from poweropd_lite.export.plan import REPORT, Plan, make_plan
-from poweropd_lite.files import whole_folder, write_json
+from poweropd_lite.export.handover import REPORT, handed_over
+from poweropd_lite.export.plan import Plan, make_plan
+from poweropd_lite.files import write_json
 
 if TYPE_CHECKING:
     from poweropd_lite.export.source import Source
@@ -40,19 +41,18 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
     check_push(plan)
     say(f"{plan.target.kind} {plan.target.name} on {plan.target.base}, to {config.to} ({plan.kind}), into {plan.out}")
     source = read_source(plan, say)
-    merge = check_merge(source)
-    with whole_folder(plan.out) as folder:
+    merge = asdict(check_merge(source)) if config.to != "adapter" else None
+    with handed_over(plan.out, config.overwrite) as folder:
         proof = _write(plan, folder, source)
-        report = _report(plan, source, proof | {"unrounded_merge": asdict(merge)})
+        report = _report(plan, source, proof | {"unrounded_merge": merge})
         write_card(plan, folder, report)
+        report["files"] = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}  # bytes
         write_json(folder / REPORT, report)
-        for file in folder.iterdir():
-            file.chmod(0o644)  # safetensors writes files that only their owner can read
     for note in report["notes"]:
         say(f"note: {note}")
     difference, effect, share = proof["difference"], proof["adapter_effect"], proof["effect_kept"]
     say(
-        f"proven: log-probs within {difference['mean']:.1e} nats of the live model on average, {difference['largest']:.1e} at most"
+        f"{proof['verdict']}: log-probs within {difference['mean']:.1e} nats of the live model on average, {difference['largest']:.1e} at most"
         + (f"; the adapter's effect is {effect['mean']:.1e}, {share:.1%} of it kept" if share is not None else "")
     )
     size = sum(file.stat().st_size for file in plan.out.iterdir())
@@ -84,7 +84,7 @@ def _write(plan: Plan, folder: Path, source: "Source") -> dict[str, Any]:
             checked = folders.check_merged(folder, source, plan.kind, tick)
             said = folders.probe_merged(plan, folder, source)
         else:
-            before = folders.write_4bit(plan, folder, source, tick)
+            before, base = folders.write_4bit(plan, folder, source, tick)
             folders.write_common(plan, folder)
             said, checked = folders.probe_4bit(plan, folder, source), len(source.tensors())
             if gap(before, said).largest > 1e-4:
@@ -92,6 +92,7 @@ def _write(plan: Plan, folder: Path, source: "Source") -> dict[str, Any]:
                     f"the 4-bit model says other things after it was saved and loaded (by {gap(before, said).largest:.3g} nats); nothing "
                     "was handed over. Type --to merged-16bit, which any loader can quantise itself"
                 )
+            return check_export(said, source, plan.kind, base) | {"tensors_read_back": checked}
     return check_export(said, source, plan.kind) | {"tensors_read_back": checked}
 
 

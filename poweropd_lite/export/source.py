@@ -6,6 +6,7 @@ The live model is the base with the adapter put on by PEFT, unmerged. It is aske
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,8 +22,6 @@ from poweropd_lite.probe import Probe, probe, probe_texts, read_reference
 if TYPE_CHECKING:
     from poweropd_lite.export.plan import Plan
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
 
 @dataclass
 class Source:
@@ -34,6 +33,8 @@ class Source:
     base: Probe  # what the base says without the adapter
     merged: Probe  # what the base says with the changes merged in float32, without any rounding
     tied: bool  # whether head and embedding of the export are one matrix
+    known: set[str]  # the model's own names of its weights
+    ends: tuple[str, str]  # the names of embedding and head
     notes: list[str] = field(default_factory=list)  # what a user should know
 
     @property
@@ -43,10 +44,12 @@ class Source:
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """The export's tensors: (the base's tensor it is made of, shape) by name."""
-        stored = self.checkpoint.tensors
-        found = {name: (name, tensor.shape) for name, tensor in stored.items() if not (self.tied and name == HEAD)}
-        if not self.tied and HEAD not in found:
-            found[HEAD] = (EMBEDDING, stored[EMBEDDING].shape)
+        stored, (embedding, head) = self.checkpoint.tensors, self.ends
+        found = {name: (name, tensor.shape) for name, tensor in stored.items() if name in self.known}
+        if self.tied:
+            found.pop(head, None)
+        elif head not in found and embedding in found:
+            found[head] = (embedding, stored[embedding].shape)
         return found
 
     def blocks(self, name: str) -> Iterator[Tensor]:
@@ -74,24 +77,36 @@ def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
     texts = probe_texts(plan.vocabulary.tokenizer)
     live_model = _load(plan, 16)
     live = probe(live_model, texts)
+    known, ends, tied = _anatomy(live_model)
+    strange = sorted(set(checkpoint.tensors) - known)
+    if strange and plan.config.to != "adapter":
+        notes.append(
+            f"{len(strange)} tensors in the base's files are no part of the model and are left out, such as {strange[0]}"
+        )
     if target.adapter is None:
-        tied = bool(live_model.config.tie_word_embeddings)
-        return Source(checkpoint, {}, live, live, live, tied, notes)
+        source = Source(checkpoint, {}, live, live, live, tied, known, ends, notes)
+        if target.run is not None:
+            _check_reference(plan, live_model, source, say)
+        return source
     with live_model.disable_adapter():
         base = probe(live_model, texts, live)
     try:
         changes = changes_of(live_model)
-        uses, tied = _uses(live_model, changes)
+        uses = _uses(live_model, changes)
+        was_tied, tied = tied, _stays_tied(changes, ends, tied)
         with live_model.disable_adapter():
             merged = probe(live_model, texts, live, uses)
-        notes += _tying(live_model, tied)
+        if was_tied and not tied:
+            notes.append(
+                "the adapter changes the embedding or the head alone, so the two are untied: the export has a head of its own"
+            )
     except UserError:
         if plan.config.to != "adapter":
             raise
-        changes, merged, tied = {}, live, bool(live_model.get_base_model().config.tie_word_embeddings)
+        changes, merged = {}, live
     if tied:  # one matrix, by the embedding's name
-        changes.pop(HEAD, None)
-    source = Source(checkpoint, changes, live, base, merged, tied, notes)
+        changes.pop(ends[1], None)
+    source = Source(checkpoint, changes, live, base, merged, tied, known, ends, notes)
     if target.run is not None and target.run.student_bits == 4:
         del live_model
         live_model = _load(plan, 4)
@@ -106,9 +121,7 @@ def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
             f"the adapter changes {absent[0]}, which the files of {target.base} don't hold under that name; a merge here can't "
             "tell where it belongs. Load the base with transformers, save it with save_pretrained, and type --base with that folder"
         )
-    if source.is_zero and plan.config.to == "adapter":
-        return source
-    if source.is_zero:
+    if source.is_zero and plan.config.to != "adapter":
         source.notes.append("the adapter is zero: what is exported is its base")
     return source
 
@@ -128,44 +141,54 @@ def _load(plan: "Plan", bits: int) -> "torch.nn.Module":
     return load_target(plan.target, config, device, dtype).model
 
 
-def _uses(model: "torch.nn.Module", changes: dict[str, Change]) -> tuple[dict[tuple[str, int], Change], bool]:
-    """Returns the changes by how and where the base uses the weight, and whether head and embedding stay one matrix."""
+def _original(module: "torch.nn.Module") -> "torch.nn.Module":
+    """The base's own module under what PEFT put around it."""
+    return getattr(module, "base_layer", None) or getattr(module, "original_module", None) or module
+
+
+def _anatomy(model: "torch.nn.Module") -> tuple[set[str], tuple[str, str], bool]:
+    """Returns the names of a base's weights, those of its embedding and its head, and whether the two are one matrix."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    known = {name.replace(".base_layer.", ".").replace(".original_module.", ".") for name in base.state_dict()}
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = {id(module): f"{name}.weight" for name, module in base.named_modules()}
+    tied = _original(ends[0]).weight is _original(ends[1]).weight
+    return known, (names[id(ends[0])], names[id(ends[1])]), tied
+
+
+def _uses(model: "torch.nn.Module", changes: dict[str, Change]) -> dict[tuple[str, int], Change]:
+    """Returns the changes by how and where the base uses the weight."""
     base, uses = model.get_base_model(), {}
+    kinds = {torch.nn.Embedding: "embedding", torch.nn.Linear: "linear"}
     for name, change in changes.items():
-        module = base.get_submodule(name.rsplit(".", 1)[0])
-        original = getattr(module, "base_layer", None) or module.original_module
-        kinds = {torch.nn.Embedding: "embedding", torch.nn.Linear: "linear"}
+        original = _original(base.get_submodule(name.rsplit(".", 1)[0]))
         kind = next((word for cls, word in kinds.items() if isinstance(original, cls)), None)
-        if kind is None or not name.endswith(".weight"):
+        if kind is None or not name.endswith(".weight") or ".modules_to_save." in name or "_to_save." in name:
             raise UserError(
                 f"the adapter trains {name} whole, and a merge here knows linear layers and embeddings; type --to adapter"
             )
         uses[kind, id(original.weight)] = change
-    if not base.config.tie_word_embeddings:
-        return uses, False
-    ends = [changes.get(name) for name in (EMBEDDING, HEAD)]
-    if ends[0] is ends[1] is None:
-        return uses, True
-    both = all(end is not None and end.whole is not None for end in ends)
-    return uses, both and torch.equal(ends[0].whole, ends[1].whole)
+    return uses
 
 
-def _tying(model: "torch.nn.Module", tied: bool) -> list[str]:
-    if tied or not model.get_base_model().config.tie_word_embeddings:
-        return []
-    return [
-        "the adapter changes the embedding or the head alone, so the two are untied: the export has a head of its own"
-    ]
+def _stays_tied(changes: dict[str, Change], ends: tuple[str, str], tied: bool) -> bool:
+    """Whether head and embedding, one matrix in the base, are still equal with the changes."""
+    embedding, head = (changes.get(name) for name in ends)
+    if not tied or (embedding is head is None):
+        return tied
+    both = all(end is not None and end.whole is not None for end in (embedding, head))
+    return both and torch.equal(embedding.whole, head.whole)
 
 
 def _check_reference(plan: "Plan", model: "torch.nn.Module", source: Source, say: Callable[[str], None]) -> None:
     """Raises UserError unless the adapter says what training saw of it."""
     from poweropd_lite.export.proof import gap
 
-    seen = read_reference(plan.target.adapter)
+    folder = plan.target.adapter or Path(plan.target.base)
+    seen = read_reference(folder)
     if seen is None:
         source.notes.append(
-            "no reference.json lies beside the adapter, so only what the files say could be compared, not what training saw"
+            "no reference.json lies beside the weights, so only what the files say could be compared, not what training saw"
         )
         return
     if seen.texts != source.live.texts:
@@ -181,10 +204,11 @@ def _check_reference(plan: "Plan", model: "torch.nn.Module", source: Source, say
     if plan.target.run is not None and plan.target.run.student_bits == 4:
         mean, largest = 0.05, 2.0  # 4-bit kernels differ from device to device
     # What is small beside a wide limit must at least be nearer to training than the base is.
-    if not (found.mean <= mean and found.largest <= largest) or found.mean > max(effect.mean / 2, 1e-5):
+    far = plan.target.adapter is not None and found.mean > max(effect.mean / 2, 1e-5)
+    if not (found.mean <= mean and found.largest <= largest) or far:
         raise UserError(
-            f"the adapter in {plan.target.adapter} does not say what it said at the end of training: its next-token log-probs are off by {found.mean:.3g} nats "
+            f"the weights in {folder} do not say what they said at the end of training: its next-token log-probs are off by {found.mean:.3g} nats "
             f"on average ({found.largest:.3g} at most), and {mean:g} is allowed. Its weights, its lora_alpha or rank, or its base "
             f"({plan.target.base}) are not those of the run; export the run's own folder, with --base for the right base"
         )
-    say(f"the adapter says what training saw: log-probs within {found.largest:.1e} nats")
+    say(f"the weights say what training saw: log-probs within {found.largest:.1e} nats")

@@ -1,0 +1,109 @@
+"""An export's folder: filled beside its place, and put there only when it is whole and nothing of the user's is in the way."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from poweropd_lite.errors import UserError
+
+REPORT = "export.json"
+
+
+def check_place(out: Path, overwrite: bool) -> None:
+    """Raises UserError unless `out` is absent, empty, or (with `overwrite`) an earlier export and nothing else."""
+    if out.is_symlink() and not out.exists():
+        raise UserError(f"{out} is a link to nothing; type --out with the name of a new folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; type --out with the name of a new folder")
+    if out.resolve() == Path.cwd():
+        raise UserError(f"--out {out} is the folder you are in; type --out with the name of a new folder in it")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    files = _files_of_export(out)
+    if files is None:
+        raise UserError(f"{out} is not empty and holds no export ({REPORT}); type --out with the name of a new folder")
+    if not overwrite:
+        raise UserError(f"{out} holds an export already; type --overwrite to replace it, or --out with a new folder")
+    others = sorted(path.name for path in out.iterdir() if path.name not in files)
+    if others:
+        raise UserError(
+            f"{out} holds an export and {len(others)} files beside it that no export wrote (for one {others[0]}), which --overwrite would "
+            "delete; move them, or type --out with a new folder"
+        )
+
+
+def _files_of_export(folder: Path) -> set[str] | None:
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        return {*report["files"], REPORT} if "proof" in report else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+@contextlib.contextmanager
+def handed_over(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Gives a folder to fill, which becomes `out` when the block ends well; else nothing is left of it.
+
+    Raises UserError if the disk won't take it, or if something came to lie at `out` meanwhile.
+    """
+    from safetensors import SafetensorError
+
+    out = out.resolve()
+    made = [parent for parent in out.parents if not parent.exists()]
+    beside, aside = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("export", "replaced"))
+    _clear_up(out)
+    done = False
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside.mkdir()
+        yield beside
+        for file in beside.iterdir():
+            file.chmod(0o644)  # safetensors writes files that only their owner can read
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        check_place(out, overwrite)  # again: hours may have passed
+        if out.exists():
+            os.replace(out, aside)
+        try:
+            os.replace(beside, out)
+        except BaseException:
+            if aside.exists():
+                os.replace(aside, out)
+            raise
+        done = True
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"can't write {out}: {error}; nothing is left of this export, and what was there before stands"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if done:
+            shutil.rmtree(aside, ignore_errors=True)
+        for parent in made if not done else []:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def _clear_up(out: Path) -> None:
+    """Removes what an export to the same place left when it was killed; brings back what it had moved aside."""
+    for left in [*out.parent.glob(f".{out.name}.export-*"), *out.parent.glob(f".{out.name}.replaced-*")]:
+        owner = left.name.rpartition("-")[2]
+        if not owner.isdigit() or (int(owner) != os.getpid() and _is_alive(int(owner))):
+            continue
+        if ".replaced-" in left.name and not out.exists():
+            os.replace(left, out)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
