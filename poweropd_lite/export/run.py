@@ -32,6 +32,7 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
 
     from poweropd_lite.backends import hush_bitsandbytes
     from poweropd_lite.export.card import write_card
+    from poweropd_lite.export.history import base_name
     from poweropd_lite.export.proof import check_merge
     from poweropd_lite.export.push import check_push, push
     from poweropd_lite.export.source import read_source
@@ -39,7 +40,9 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
     hush_bitsandbytes()
     transformers.utils.logging.disable_progress_bar()
     check_push(plan)
-    say(f"{plan.target.kind} {plan.target.name} on {plan.target.base}, to {config.to} ({plan.kind}), into {plan.out}")
+    say(
+        f"{plan.target.kind} {plan.target.name} on {base_name(plan.target.base)}, to {config.to} ({plan.kind}), into {plan.out}"
+    )
     source = read_source(plan, say)
     merge = asdict(check_merge(source)) if config.to != "adapter" else None
     with handed_over(plan.out, config.overwrite) as folder:
@@ -102,7 +105,7 @@ def _report(plan: Plan, source: "Source", proof: dict[str, Any]) -> dict[str, An
 
     import poweropd_lite
     from poweropd_lite.backends import installed
-    from poweropd_lite.export.history import evaluation, training
+    from poweropd_lite.export.history import base_name, evaluation, training
 
     packages = ("torch", "transformers", "peft", "bitsandbytes", "gguf")
     tokenizer, stops = plan.vocabulary.tokenizer, sorted(plan.vocabulary.stop_ids)
@@ -111,7 +114,7 @@ def _report(plan: Plan, source: "Source", proof: dict[str, Any]) -> dict[str, An
         "weights": plan.gguf_type if plan.config.to == "gguf" else plan.kind,
         "source": plan.target.name,
         "source_kind": plan.target.kind,
-        "base": plan.target.base,
+        "base": base_name(plan.target.base),
         "base_revision": plan.revision,
         "stop_tokens": dict(zip(tokenizer.convert_ids_to_tokens(stops), stops, strict=True)),
         "adapter_is_zero": source.is_zero if plan.target.adapter else None,
