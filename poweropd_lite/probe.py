@@ -48,6 +48,7 @@ class Probe:
     ids: list[list[list[int]]]  # [T][length][TOP]
     logprobs: list[list[list[float]]]  # of those ids
     arithmetic: str = "float32"  # or the dtype that the trainer computed in
+    base_bits: int = 16  # of the weights that the adapter was on
 
     def write(self, folder: Path) -> None:
         """Writes reference.json into a folder."""

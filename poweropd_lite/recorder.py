@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,7 +192,8 @@ class Recorder:
         student = self.session.student
         own_kernels = student.loader == "unsloth" and student.device.type == "cuda"
         arithmetic = student.compute() if own_kernels else None
-        return probe(student.model, probe_texts(self.session.pair.tokenizer), arithmetic=arithmetic)
+        said = probe(student.model, probe_texts(self.session.pair.tokenizer), arithmetic=arithmetic)
+        return replace(said, base_bits=self.config.student_bits)
 
     def _write_sample(self, kind: str, rollout: "Rollout") -> None:
         decode = self.session.pair.tokenizer.decode

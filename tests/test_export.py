@@ -371,3 +371,18 @@ def test_a_run_of_every_weight_is_exported_and_checked(tmp_path):
     assert all(torch.equal(theirs[name], weight) for name, weight in ours.items())
     card = (tmp_path / "run" / "export" / "merged-16bit" / "README.md").read_text()
     assert "One model in float32, of bundled." in card and "| trained | every weight |" in card
+
+
+def test_an_adapter_of_a_4_bit_base_is_checked_on_that_base_and_merged_into_the_16_bit_one(tmp_path):
+    flags = quick_flags(steps=3, eval_every=0, save_every=3)
+    done = run_train("--config", "bundled", "--student-bits", "4", *flags, "--output", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(tmp_path / "run" / "adapter", tmp_path / "copy")
+    for name in ("run", "copy"):
+        done = run_export(name, "--to", "merged-16bit", "--dtype", "float32", "--out", f"m-{name}", cwd=tmp_path)
+        assert done.returncode == 0 and "what training saw" in done.stdout and "on its base in 4 bits" in done.stdout, (
+            done.stderr
+        )
+    peft = PeftModel.from_pretrained(base_model(), str(tmp_path / "copy"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m-copy", dtype=torch.float32)
+    assert (logprobs(model) - logprobs(peft)).abs().max() < 1e-4

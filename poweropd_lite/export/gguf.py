@@ -121,9 +121,16 @@ def check_gguf_file(plan: "Plan", file: Path, source: "Source", tick: "Tick") ->
 
     tensors = _tensors(plan, source)
     try:
-        written = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+        reader = gguf.GGUFReader(file)
+        written = {tensor.name: tensor for tensor in reader.tensors}
+        values = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, OSError, IndexError) as error:
         raise UserError(f"the GGUF file can't be read back: {error}; is the disk sound?") from None
+    wrong = [name for name, value in _expected(plan).items() if values.get(name) != value]
+    if wrong:
+        raise UserError(
+            f"{wrong[0]} was read back from the GGUF file as {str(values.get(wrong[0]))[:100]}, which is wrong"
+        )
     if set(written) != set(tensors):
         odd = sorted(set(written) ^ set(tensors))
         raise UserError(f"the GGUF file has other tensors than the merge ({len(odd)}, for one {odd[0]})")
@@ -193,6 +200,29 @@ def _add_settings(writer: Any, plan: "Plan") -> None:
     writer.add_rope_freq_base(float((c.rope_parameters or {}).get("rope_theta", 10000.0)))
     writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_vocab_size(c.vocab_size)
+
+
+def _expected(plan: "Plan") -> dict[str, Any]:
+    """What a reader must find, said a second time: by the model's config and its tokenizer."""
+    c, tokenizer = plan.model_config, plan.vocabulary.tokenizer
+    ids = {
+        key: id for key, id in (("eos", tokenizer.eos_token_id), ("padding", tokenizer.pad_token_id)) if id is not None
+    }
+    return {
+        "general.architecture": c.model_type,
+        f"{c.model_type}.block_count": c.num_hidden_layers,
+        f"{c.model_type}.attention.head_count": c.num_attention_heads,
+        f"{c.model_type}.attention.head_count_kv": c.num_key_value_heads,
+        f"{c.model_type}.attention.key_length": _head_size(plan),
+        f"{c.model_type}.embedding_length": c.hidden_size,
+        f"{c.model_type}.feed_forward_length": c.intermediate_size,
+        **{
+            f"tokenizer.ggml.{key}_token_id": id
+            for key, id in ids.items()
+            if key != "eos" or id in plan.vocabulary.stop_ids
+        },
+        **({"tokenizer.chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
+    }
 
 
 def _head_size(plan: "Plan") -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from poweropd_lite.export.plan import Plan
+    from poweropd_lite.target import Vocabulary
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -67,7 +68,7 @@ def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-    eos, others = stops(plan)
+    eos, others = stops(plan.vocabulary)
     writer.add_eos_token_id(eos)
     for add, token in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
         add(token)
@@ -83,11 +84,11 @@ def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def stops(plan: "Plan") -> tuple[int, list[int]]:
+def stops(vocabulary: "Vocabulary") -> tuple[int, list[int]]:
     """Returns the end-of-sequence id and the other ids that end an answer; raises UserError for more than GGUF can name."""
     from poweropd_lite.target import end_of_turn
 
-    tokenizer, ids = plan.vocabulary.tokenizer, plan.vocabulary.stop_ids
+    tokenizer, ids = vocabulary.tokenizer, vocabulary.stop_ids
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ids else min(ids)
     others = sorted(ids - {eos}, key=lambda i: (i != end_of_turn(tokenizer), i))
     if len(others) > 2:

@@ -80,8 +80,10 @@ def make_plan(config: ExportConfig) -> Plan:
     kind = _kind(config, model_config)
     if config.to == "gguf":
         from poweropd_lite.export.gguf import check_gguf
+        from poweropd_lite.export.gguf_vocab import stops
 
         check_gguf(config, model_config, vocabulary.tokenizer)
+        stops(vocabulary)
     _check_disk(config, target, out, kind)
     revision = getattr(model_config, "_commit_hash", None)
     pinned = (target.adapter_config or {}).get("revision")
