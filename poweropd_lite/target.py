@@ -72,6 +72,10 @@ def find_target(config: EvalConfig) -> Target:
             raise UserError(
                 f"{path} is a checkpoint; type --model with the run's folder, which has adapter/ when it is stopped or done"
             )
+        if files := sorted(path.glob("*.gguf")):
+            raise UserError(
+                f"{path} holds a GGUF file ({files[0].name}), which llama.cpp reads; type --model with what it was made of"
+            )
         raise UserError(
             f"{path} is no run folder (config.yaml), no adapter (adapter_config.json) and no model (config.json); "
             "type --model with one of these"

@@ -138,7 +138,7 @@ def _proof(plan: "Plan", report: dict[str, Any]) -> str:
     found, effect, share = proof["difference"], proof["adapter_effect"], proof["effect_kept"]
     text = (
         f"Before it was handed over, next-token log-probs on fixed texts were compared with the trained model's, in float32 arithmetic: {found['mean']:.2g} nats "
-        f"apart on average, {found['largest']:.2g} at most ({proof['limit']['mean']:g} and {proof['limit']['largest']:g} are allowed for {proof['kind']})."
+        f"apart on average, {found['largest']:.2g} at most ({proof['limit']['mean']:.1g} and {proof['limit']['largest']:.1g} are allowed for {proof['kind']})."
     )
     if share is not None:
         text += f" The adapter moves them by {effect['mean']:.2g} on average; {share:.1%} of that is kept (a least-squares slope: rounding may put it above 100%)."
