@@ -38,6 +38,12 @@ class Change:
         """Whether all its numbers are."""
         return all(t.isfinite().all() for t in (self.left, self.right, self.whole) if t is not None)
 
+    def cpu(self) -> "Change":
+        """Returns the same change with its numbers in the host's memory."""
+        return Change(
+            *(t.cpu() if isinstance(t, Tensor) else t for t in (self.left, self.right, self.scale, self.whole))
+        )
+
     def rows(self, base: Tensor, rows: "Rows") -> Tensor:
         """Returns these rows of the merged weight, from those of the base; float32."""
         if self.whole is not None:

@@ -30,6 +30,7 @@ LONGEST = 64  # tokens of a text
 _ROWS = 1 << 22  # weight elements that are widened at a time: 16 MiB of float32
 _POSITIONS = 32  # whose logits are there at a time
 _HALF = (torch.bfloat16, torch.float16)
+_TODAY = {"date_string": "26 Jul 2024"}  # for templates that would put in the day's date
 _TEXTS = (
     ("What is 12 * (7 - 3) + 5?", "First 7 - 3 = 4, then 12 * 4 = 48, and 48 + 5 = 53. The answer is \\boxed{53}."),
     ("Tom has 8 apples and buys 7 more. How many has he?", "He has 8 + 7 = 15 apples. \\boxed{15}"),
@@ -49,6 +50,7 @@ class Probe:
     logprobs: list[list[list[float]]]  # of those ids
     arithmetic: str = "float32"  # or the dtype that the trainer computed in
     base_bits: int = 16  # of the weights that the adapter was on
+    base_dtype: str = "float32"  # and their dtype, if they were not of 4 bits
 
     def write(self, folder: Path) -> None:
         """Writes reference.json into a folder."""
@@ -88,7 +90,7 @@ def probe_texts(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
         if tokenizer.chat_template:
             messages = [{"role": "user", "content": question}]
             prompt = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, **_TODAY
             )
         texts.append(tokenizer(prompt + answer, add_special_tokens=False)["input_ids"][:LONGEST])
     return texts
@@ -111,8 +113,9 @@ def probe(
     # One batch, so that every weight is widened once; no token sees the padding behind it.
     batch = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=model.device)
     ids, logprobs = [], []
-    training = model.training
+    training, precision = model.training, torch.get_float32_matmul_precision()
     model.eval()
+    torch.set_float32_matmul_precision("highest")  # no TF32, whoever asked for it
     with _stored_4bit_in_float32(model), arithmetic or Float32Arithmetic(changes or {}):
         hidden = final_hidden(model, batch)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -124,6 +127,7 @@ def probe(
             ids.append([row for part, _ in found for row in part])
             logprobs.append([[round(x, 7) for x in row] for _, part in found for row in part])
     model.train(training)
+    torch.set_float32_matmul_precision(precision)
     return Probe([list(text) for text in texts], ids, logprobs, "float32" if arithmetic is None else str(model.dtype))
 
 

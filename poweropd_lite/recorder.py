@@ -182,7 +182,10 @@ class Recorder:
             self.session.pair.tokenizer.save_pretrained(beside)
             # Whoever samples from it stops where training did: at the student's stops and the teacher's.
             GenerationConfig(eos_token_id=sorted(self.session.pair.stop_ids)).save_pretrained(beside)
-            self._what_it_says().write(beside)
+            try:
+                self._what_it_says().write(beside)
+            except (UserError, RuntimeError) as error:  # no memory left, say: the weights are worth having without it
+                print(f"no reference.json beside the weights: {error}; export will not know them again by it")
         return name
 
     def _what_it_says(self) -> "Probe":
@@ -193,7 +196,8 @@ class Recorder:
         own_kernels = student.loader == "unsloth" and student.device.type == "cuda"
         arithmetic = student.compute() if own_kernels else None
         said = probe(student.model, probe_texts(self.session.pair.tokenizer), arithmetic=arithmetic)
-        return replace(said, base_bits=self.config.student_bits)
+        base = "float32" if self.config.full_finetune else str(student.dtype).removeprefix("torch.")
+        return replace(said, base_bits=self.config.student_bits, base_dtype=base)
 
     def _write_sample(self, kind: str, rollout: "Rollout") -> None:
         decode = self.session.pair.tokenizer.decode

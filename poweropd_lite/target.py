@@ -154,7 +154,10 @@ def _hub_adapter(name: str) -> Path | None:
 
     try:
         path = Path(
-            snapshot_download(name, allow_patterns=["adapter_*", "*token*", "*.jinja", "generation_config.json"])
+            snapshot_download(
+                name,
+                allow_patterns=["adapter_*", "*token*", "*.jinja", "generation_config.json", REFERENCE, "export.json"],
+            )
         )
     except (OSError, ValueError):  # no such adapter, or no hub: what the model's own error says is said
         return None

@@ -33,7 +33,7 @@ class Hub(BaseHTTPRequestHandler):
                     "id": name,
                     "sha": "0" * 40,
                     "siblings": [{"rfilename": f} for f in files],
-                    "private": True,
+                    "private": self.server.repos[name]["private"],
                     "tags": [],
                 }
             )
@@ -63,6 +63,8 @@ class Hub(BaseHTTPRequestHandler):
                 return
             name = "/".join(self.path.split("/")[3:5])
             for line in map(json.loads, raw.decode().splitlines()):
+                if line["key"] == "deletedFile":
+                    repos[name]["files"].pop(line["value"]["path"])
                 if line["key"] == "file":
                     repos[name]["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             self.answer({"commitUrl": f"{self.address()}/{name}/commit/1", "commitOid": "1" * 40, "success": True})
@@ -125,7 +127,7 @@ def adapter(trained, tmp_path) -> Path:
 def test_the_upload_is_the_export_and_the_token_stays_where_it_was(hub, adapter):
     done = pushed(hub, adapter)
     assert done.returncode == 0, done.stderr
-    files = hub.repos["me/power10"]["files"]
+    files = dict(hub.repos["me/power10"]["files"])
     assert (
         files == {p.name: p.read_bytes() for p in (adapter / "out").iterdir()} and "adapter_model.safetensors" in files
     )
@@ -134,9 +136,18 @@ def test_the_upload_is_the_export_and_the_token_stays_where_it_was(hub, adapter)
     assert TOKEN not in done.stdout + done.stderr
     everything = [p for p in adapter.rglob("*") if p.is_file()]
     assert not any(TOKEN.encode() in p.read_bytes() for p in everything)
-    # There it is not uploaded over unless asked for.
+    # There it is not uploaded over unless asked for, and then nothing of an earlier format stays, and nothing of the user's goes.
+    hub.repos["me/power10"]["files"]["model-q8_0.gguf"] = b"old"
     again = pushed(hub, adapter, "--overwrite")
     assert again.returncode == 0, again.stderr
+    assert set(hub.repos["me/power10"]["files"]) == set(files)
+    hub.repos["me/power10"]["files"]["notes.txt"] = b"mine"
+    mine = pushed(hub, adapter, "--overwrite")
+    assert mine.returncode == 2 and "files that no export writes (for one notes.txt)" in mine.stderr
+    del hub.repos["me/power10"]["files"]["notes.txt"]
+    hub.repos["me/power10"]["private"] = False
+    shown = pushed(hub, adapter, "--overwrite")
+    assert shown.returncode == 2 and "is there already and public" in shown.stderr
     shutil.rmtree(adapter / "out")
     refused = pushed(hub, adapter)
     assert refused.returncode == 2 and "holds" in refused.stderr and "--overwrite" in refused.stderr

@@ -240,10 +240,14 @@ def test_nothing_of_the_user_s_is_deleted(places):
     assert done.returncode == 0, done.stderr
     assert (places / "out").is_symlink() and (places / "real" / "export.json").exists()
     (places / "real" / "thesis").write_text("mine")
-    assert "1 files beside it that no export wrote (for one thesis)" in refused(
+    assert "holds 1 files that its export did not write, or that were changed since (for one thesis)" in refused(
         places, "a", "--to", "adapter", "--out", "out", "--overwrite"
     )
     (places / "real" / "thesis").unlink()
+    card = (places / "real" / "README.md").read_text()
+    (places / "real" / "README.md").write_text(card + "My own words.")
+    assert "changed since (for one README.md)" in refused(places, "a", "--to", "adapter", "--out", "out", "--overwrite")
+    (places / "real" / "README.md").write_text(card)
     assert run_export("a", "--to", "adapter", "--out", "out", "--overwrite", cwd=places).returncode == 0
     assert all((places / name / "thesis").read_text() == "mine" for name in (".out.tmp", ".out.old"))
     (places / "mine").mkdir()

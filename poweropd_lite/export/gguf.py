@@ -203,11 +203,12 @@ def _add_settings(writer: Any, plan: "Plan") -> None:
 
 
 def _expected(plan: "Plan") -> dict[str, Any]:
-    """What a reader must find, said a second time: by the model's config and its tokenizer."""
+    """Some of what a reader must find, by the model's config and its tokenizer."""
+    from poweropd_lite.export.gguf_vocab import pre_tokenizer, stops
+
     c, tokenizer = plan.model_config, plan.vocabulary.tokenizer
-    ids = {
-        key: id for key, id in (("eos", tokenizer.eos_token_id), ("padding", tokenizer.pad_token_id)) if id is not None
-    }
+    eos, others = stops(plan.vocabulary)
+    ids = dict(zip(("eos", "eot", "eom"), (eos, *others), strict=False)) | {"padding": tokenizer.pad_token_id}
     return {
         "general.architecture": c.model_type,
         f"{c.model_type}.block_count": c.num_hidden_layers,
@@ -216,11 +217,9 @@ def _expected(plan: "Plan") -> dict[str, Any]:
         f"{c.model_type}.attention.key_length": _head_size(plan),
         f"{c.model_type}.embedding_length": c.hidden_size,
         f"{c.model_type}.feed_forward_length": c.intermediate_size,
-        **{
-            f"tokenizer.ggml.{key}_token_id": id
-            for key, id in ids.items()
-            if key != "eos" or id in plan.vocabulary.stop_ids
-        },
+        f"{c.model_type}.context_length": c.max_position_embeddings,
+        **{f"tokenizer.ggml.{key}_token_id": token for key, token in ids.items() if token is not None},
+        "tokenizer.ggml.pre": pre_tokenizer(tokenizer)[0],
         **({"tokenizer.chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
     }
 

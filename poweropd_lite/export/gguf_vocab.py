@@ -55,7 +55,9 @@ def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
     for i in range(rows):
         if i in added:
             tokens.append(added[i].content)
-            types.append(TokenType.CONTROL if added[i].special else TokenType.USER_DEFINED)
+            # llama.cpp's own converter takes <|names like this|> for control tokens whatever the tokenizer says.
+            named = tokens[-1].startswith("<|") and tokens[-1].endswith("|>")
+            types.append(TokenType.CONTROL if added[i].special or named else TokenType.USER_DEFINED)
         elif i in names:
             tokens.append(names[i])
             types.append(TokenType.NORMAL)
@@ -76,8 +78,9 @@ def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     first = tokenizer("a")["input_ids"][0]
     begins = tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id
-    if tokenizer.bos_token_id is not None:
-        writer.add_bos_token_id(tokenizer.bos_token_id)
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else plan.model_config.bos_token_id
+    if begin is not None:
+        writer.add_bos_token_id(begin)
     writer.add_add_bos_token(begins)
     writer.add_add_eos_token(False)
     if tokenizer.chat_template:

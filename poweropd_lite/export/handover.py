@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ REPORT = "export.json"
 
 def check_place(out: Path, overwrite: bool) -> None:
     """Raises UserError unless `out` is absent, empty, or (with `overwrite`) an earlier export and nothing else."""
+    _clear_up(out.resolve())
     if out.is_symlink() and not out.exists():
         raise UserError(f"{out} is a link to nothing; type --out with the name of a new folder")
     if out.exists() and not out.is_dir():
@@ -27,18 +30,19 @@ def check_place(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} is not empty and holds no export ({REPORT}); type --out with the name of a new folder")
     if not overwrite:
         raise UserError(f"{out} holds an export already; type --overwrite to replace it, or --out with a new folder")
-    others = sorted(path.name for path in out.iterdir() if path.name not in files)
+    others = sorted(p.name for p in out.iterdir() if p.name != REPORT and files.get(p.name) != p.stat().st_size)
     if others:
         raise UserError(
-            f"{out} holds an export and {len(others)} files beside it that no export wrote (for one {others[0]}), which --overwrite would "
-            "delete; move them, or type --out with a new folder"
+            f"{out} holds {len(others)} files that its export did not write, or that were changed since (for one {others[0]}), which --overwrite "
+            "would delete; move them, or type --out with a new folder"
         )
 
 
-def _files_of_export(folder: Path) -> set[str] | None:
+def _files_of_export(folder: Path) -> dict[str, int] | None:
+    """The files that an export wrote, with their bytes; None if there is no export."""
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        return {*report["files"], REPORT} if "proof" in report else None
+        return dict(report["files"]) if "proof" in report else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -53,14 +57,14 @@ def handed_over(out: Path, overwrite: bool) -> Iterator[Path]:
 
     out = out.resolve()
     made = [parent for parent in out.parents if not parent.exists()]
-    beside, aside = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("export", "replaced"))
-    _clear_up(out)
+    mark = f"{uuid.uuid4().hex[:8]}-{os.getpid()}"
+    beside, aside = (out.with_name(f".{out.name}.{word}-{mark}") for word in ("export", "replaced"))
     done = False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         beside.mkdir()
         yield beside
-        for file in beside.iterdir():
+        for file in [path for path in beside.rglob("*") if path.is_file()]:
             file.chmod(0o644)  # safetensors writes files that only their owner can read
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
@@ -89,9 +93,10 @@ def handed_over(out: Path, overwrite: bool) -> Iterator[Path]:
 
 def _clear_up(out: Path) -> None:
     """Removes what an export to the same place left when it was killed; brings back what it had moved aside."""
-    for left in [*out.parent.glob(f".{out.name}.export-*"), *out.parent.glob(f".{out.name}.replaced-*")]:
-        owner = left.name.rpartition("-")[2]
-        if not owner.isdigit() or (int(owner) != os.getpid() and _is_alive(int(owner))):
+    ours = re.compile(rf"\.{re.escape(out.name)}\.(export|replaced)-[0-9a-f]{{8}}-([0-9]+)")
+    for left in sorted(out.parent.iterdir()) if out.parent.is_dir() else []:
+        found = ours.fullmatch(left.name)
+        if found is None or _is_alive(int(found[2])):
             continue
         if ".replaced-" in left.name and not out.exists():
             os.replace(left, out)

@@ -38,20 +38,38 @@ def _quantiser(folder: Path) -> Path | None:
 
 
 def convert(plan: "Plan", file: Path, source: "Source", tick: "Tick") -> None:
-    """Writes `file` from the merged model in 16 bits, which is removed again: for models that gguf.py does not know."""
+    """Writes `file` from the merged model in float32, which is removed again: for models that gguf.py does not know."""
     from poweropd_lite.export.folders import write_common, write_merged
 
     own = plan.gguf_type in OWN_GGUF
     merged, whole = file.with_name(".merged"), file if own else file.with_name(".whole.gguf")
     merged.mkdir()
-    write_merged(plan, merged, source, "bfloat16", tick)
+    write_merged(plan, merged, source, "float32", tick)
     write_common(plan, merged)
-    kind = plan.gguf_type if own else "bf16"
+    kind = plan.gguf_type if own else "f32"
     script = str(_checkout(plan) / CONVERTER)
     _run([sys.executable, script, str(merged), "--outfile", str(whole), "--outtype", kind], CONVERTER)
     shutil.rmtree(merged)
+    _note_stops(plan, whole, source)
     if not own:
         quantise(plan, whole, file)
+
+
+def _note_stops(plan: "Plan", file: Path, source: "Source") -> None:
+    """The converter reads the tokenizer's end token alone."""
+    import gguf
+
+    fields = gguf.GGUFReader(file).fields
+    named = {
+        fields[key].contents()
+        for key in (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
+        if key in fields
+    }
+    if lost := sorted(plan.vocabulary.stop_ids - named):
+        words = ", ".join(plan.vocabulary.tokenizer.convert_ids_to_tokens(lost))
+        source.notes.append(
+            f"llama.cpp's converter did not write the stop tokens {words}: where an answer does not end with them, name them to your program"
+        )
 
 
 def quantise(plan: "Plan", whole: Path, file: Path) -> None:

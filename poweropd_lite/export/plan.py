@@ -87,7 +87,8 @@ def make_plan(config: ExportConfig) -> Plan:
     _check_disk(config, target, out, kind)
     revision = getattr(model_config, "_commit_hash", None)
     pinned = (target.adapter_config or {}).get("revision")
-    if pinned and revision and pinned != revision and not (target.adapter / REFERENCE).is_file():
+    whole = pinned and re.fullmatch("[0-9a-f]{40}", pinned)  # main, or a part of a hash, can't be compared
+    if whole and revision and pinned != revision and not (target.adapter / REFERENCE).is_file():
         raise UserError(
             f"the adapter was trained on {target.base} at revision {pinned}, and what is loaded is {revision}; download that revision into a "
             "folder of the same name and type --base with it"

@@ -1,5 +1,7 @@
 """Uploading a proven export to the hub. The token comes from the environment and goes nowhere but to the hub."""
 
+import glob
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -8,14 +10,13 @@ from poweropd_lite.errors import UserError
 if TYPE_CHECKING:
     from poweropd_lite.export.plan import Plan
 
-OURS_TO_REPLACE = {".gitattributes", "README.md"}  # what a new repository may hold
-
-
-WEIGHTS = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.gguf",
-]  # of an earlier export, which would lie beside the new
+IN_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
+# What an export may write: with --overwrite, such files of an earlier one are replaced or removed, and no others.
+WRITTEN = re.compile(
+    r"(README\.md|Modelfile|export\.json|reference\.json|config\.json|generation_config\.json|adapter_(config\.json|model\.safetensors)|"
+    r"tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|chat_template\.jinja|"
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|model-[\w.]+\.gguf|\.gitattributes)"
+)
 
 
 def check_push(plan: "Plan") -> None:
@@ -27,7 +28,8 @@ def check_push(plan: "Plan") -> None:
 
     try:
         _api(plan).whoami()
-        there = set(_files(plan)) - OURS_TO_REPLACE
+        there = set(_files(plan)) - IN_A_NEW_REPOSITORY
+        shown = bool(there) and plan.config.private and not _api(plan).repo_info(plan.config.push).private
     except OfflineModeIsEnabled:
         raise UserError("--push uploads, and HF_HUB_OFFLINE says not to; unset it, or leave out --push") from None
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
@@ -39,6 +41,14 @@ def check_push(plan: "Plan") -> None:
             f"{plan.config.push} holds {len(there)} files already (for one {sorted(there)[0]}); type --push with a new name, or --overwrite to "
             "upload over it"
         )
+    if shown:
+        raise UserError(
+            f"{plan.config.push} is there already and public; type --no-private to upload to it, or --push with a new name"
+        )
+    if strange := sorted(name for name in there if not WRITTEN.fullmatch(name)):
+        raise UserError(
+            f"{plan.config.push} holds files that no export writes (for one {strange[0]}), so it is not written over; type --push with a new name"
+        )
 
 
 def push(plan: "Plan", say: Callable[[str], None]) -> str:
@@ -48,6 +58,7 @@ def push(plan: "Plan", say: Callable[[str], None]) -> str:
 
     api, name = _api(plan), plan.config.push
     say(f"uploading {plan.out} to {name}")
+    kept = {".gitattributes", *(file.name for file in plan.out.iterdir())}
     try:
         api.create_repo(name, private=plan.config.private, exist_ok=True)
         done = api.upload_folder(
@@ -55,7 +66,7 @@ def push(plan: "Plan", say: Callable[[str], None]) -> str:
             folder_path=plan.out,
             commit_message="Upload by poweropd_lite",
             ignore_patterns=[".*"],
-            delete_patterns=WEIGHTS if plan.config.overwrite else None,
+            delete_patterns=[glob.escape(name) for name in _files(plan) if name not in kept] or None,
         )
     except (HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(

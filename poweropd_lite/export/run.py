@@ -81,7 +81,7 @@ def _write(plan: Plan, folder: Path, source: "Source") -> dict[str, Any]:
         folders.write_common(plan, folder)
         if plan.config.to == "adapter":
             folders.write_adapter(plan, folder)
-            said, checked = folders.probe_adapter(plan, folder, source), len(source.changes)
+            said, checked = folders.probe_adapter(plan, folder, source), None
         elif plan.config.to == "merged-16bit":
             folders.write_merged(plan, folder, source, plan.kind, tick)
             checked = folders.check_merged(folder, source, plan.kind, tick)
@@ -89,7 +89,7 @@ def _write(plan: Plan, folder: Path, source: "Source") -> dict[str, Any]:
         else:
             before, base = folders.write_4bit(plan, folder, source, tick)
             folders.write_common(plan, folder)
-            said, checked = folders.probe_4bit(plan, folder, source), len(source.tensors())
+            said, checked = folders.probe_4bit(plan, folder, source), None
             if gap(before, said).largest > 1e-4:
                 raise UserError(
                     f"the 4-bit model says other things after it was saved and loaded (by {gap(before, said).largest:.3g} nats); nothing "
@@ -119,7 +119,7 @@ def _report(plan: Plan, source: "Source", proof: dict[str, Any]) -> dict[str, An
         "stop_tokens": dict(zip(tokenizer.convert_ids_to_tokens(stops), stops, strict=True)),
         "adapter_is_zero": source.is_zero if plan.target.adapter else None,
         "tied_embeddings": source.tied,
-        "tensors": len(source.tensors()),
+        "tensors": len(source.tensors()) or None,
         "tensors_changed_by_adapter": len(source.changes),
         "training": training(plan),
         "evaluation": evaluation(plan),

@@ -29,11 +29,11 @@ class Stored:
 
 
 class Checkpoint:
-    """The safetensors of a model, by tensor name, in the order of their files."""
+    """The safetensors of a model (none for None), by tensor name, in the order of their files."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str | None) -> None:
         self.tensors: dict[str, Stored] = {}
-        for file in _files(model):
+        for file in _files(model) if model is not None else []:
             from safetensors import SafetensorError, safe_open
 
             try:
@@ -69,7 +69,10 @@ def _files(model: str) -> list[Path]:
         names = sorted(set(json.loads(Path(found[INDEX]).read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{found[INDEX]} can't be read: {error}; is the download whole?") from None
-    return [Path(cached_file(model, name)) for name in names]
+    try:
+        return [Path(cached_file(model, name)) for name in names]
+    except OSError as error:
+        raise UserError(f"a file of {model} is missing: {error}; is the download whole?") from None
 
 
 def row_blocks(shape: tuple[int, ...]) -> list[slice]:
