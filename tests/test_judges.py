@@ -82,7 +82,9 @@ def test_a_megabyte_is_read_in_linear_time(text):
 
 
 def test_what_can_not_be_decided_in_time_is_said():
-    (verdict,) = grade([Sample("\\boxed{\\int_0^1 x^{x^{x}} e^{\\sin(x^{30})} dx}", "\\frac{1}{2}")])
+    # About ten seconds of quadrature, ten times the limit.
+    integral = "\\int_0^1 \\int_0^1 \\int_0^1 x^{y^{z}} e^{\\sin(x^{30} y z)} dx dy dz"
+    (verdict,) = grade([Sample(f"\\boxed{{{integral}}}", "\\frac{1}{2}")])
     assert (verdict.correct, verdict.undecided) == (False, True)
 
 
