@@ -3,6 +3,7 @@
 A writer fills a folder; its reader loads that folder as a user would and returns what the loaded model says.
 """
 
+import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -148,9 +149,10 @@ def write_4bit(plan: "Plan", folder: Path, source: "Source", tick: Tick) -> tupl
     said = probe(model, source.live.texts, source.live)
     model.save_pretrained(folder)
     shutil.rmtree(whole)
-    del model
     if not source.changes:
         return said, said
+    del model
+    gc.collect()  # quantised models hold themselves in a circle
     base = _load_written(plan, Path(plan.target.base), torch.bfloat16, **options)
     return said, probe(base, source.live.texts, source.live)
 
