@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:  # a full disk, Ctrl-C: what was there before stands alone
         beside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -44,10 +44,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         beside.mkdir(parents=True)
         yield beside
-        for file in beside.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+        flush_files(beside)
         if path.exists():
             # Two renames, not one: between them `path` is absent, never half of each.
             old = path.with_name(f".{path.name}.old")
@@ -57,7 +54,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(beside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"can't write {path}: {error}; nothing half-written is left, and what was there before stands"
@@ -66,7 +63,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def flush_files(folder: Path) -> None:
+    """Waits until every file in a folder is on the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until a folder's own list of files is on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

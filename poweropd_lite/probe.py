@@ -30,7 +30,7 @@ LONGEST = 64  # tokens of a text
 _ROWS = 1 << 22  # weight elements that are widened at a time: 16 MiB of float32
 _POSITIONS = 32  # whose logits are there at a time
 _HALF = (torch.bfloat16, torch.float16)
-_TODAY = {"date_string": "26 Jul 2024"}  # for templates that would put in the day's date
+_SOME_DAY = {"date_string": "26 Jul 2024"}  # for templates that would put in the day's date
 _TEXTS = (
     ("What is 12 * (7 - 3) + 5?", "First 7 - 3 = 4, then 12 * 4 = 48, and 48 + 5 = 53. The answer is \\boxed{53}."),
     ("Tom has 8 apples and buys 7 more. How many has he?", "He has 8 + 7 = 15 apples. \\boxed{15}"),
@@ -73,7 +73,8 @@ def read_reference(folder: Path) -> Probe | None:
         same = sizes == [[len(row) for row in text] for text in probe.logprobs]
         if not same or [len(text) for text in probe.texts] != [len(text) for text in probe.ids]:
             raise ValueError("its lists do not fit each other")
-        probe.values.isfinite().all()
+        if not probe.values.isfinite().all():
+            raise ValueError("it holds numbers that are not finite")
         return probe
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
@@ -90,7 +91,7 @@ def probe_texts(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
         if tokenizer.chat_template:
             messages = [{"role": "user", "content": question}]
             prompt = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, **_TODAY
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, **_SOME_DAY
             )
         texts.append(tokenizer(prompt + answer, add_special_tokens=False)["input_ids"][:LONGEST])
     return texts
@@ -113,10 +114,7 @@ def probe(
     # One batch, so that every weight is widened once; no token sees the padding behind it.
     batch = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=model.device)
     ids, logprobs = [], []
-    training, precision = model.training, torch.get_float32_matmul_precision()
-    model.eval()
-    torch.set_float32_matmul_precision("highest")  # no TF32, whoever asked for it
-    with _stored_4bit_in_float32(model), arithmetic or Float32Arithmetic(changes or {}):
+    with _to_be_asked(model), arithmetic or Float32Arithmetic(changes or {}):
         hidden = final_hidden(model, batch)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         head = base.get_output_embeddings()
@@ -126,8 +124,6 @@ def probe(
             found = [_likeliest(head(part).float(), asked, n) for n, part in enumerate(parts)]
             ids.append([row for part, _ in found for row in part])
             logprobs.append([[round(x, 7) for x in row] for _, part in found for row in part])
-    model.train(training)
-    torch.set_float32_matmul_precision(precision)
     return Probe([list(text) for text in texts], ids, logprobs, "float32" if arithmetic is None else str(model.dtype))
 
 
@@ -174,13 +170,18 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, change: Chang
 
 
 @contextmanager
-def _stored_4bit_in_float32(model: "PreTrainedModel") -> Iterator[None]:
-    """A context in which 4-bit layers compute in float32, whatever dtype their model names."""
+def _to_be_asked(model: "PreTrainedModel") -> Iterator[None]:
+    """A context in which a model is in eval mode and computes without TF32, its 4-bit layers in float32."""
+    training, precision = model.training, torch.get_float32_matmul_precision()
+    model.eval()
+    torch.set_float32_matmul_precision("highest")
     before = [(m, m.compute_dtype, m.compute_type_is_set) for m in model.modules() if hasattr(m, "compute_type_is_set")]
     for layer, *_ in before:
         layer.compute_dtype, layer.compute_type_is_set = torch.float32, True
     try:
         yield
     finally:
+        model.train(training)
+        torch.set_float32_matmul_precision(precision)
         for layer, dtype, is_set in before:
             layer.compute_dtype, layer.compute_type_is_set = dtype, is_set

@@ -27,9 +27,9 @@ def write_card(plan: "Plan", folder: Path, report: dict[str, Any]) -> None:
         "## Loading",
         _loading(plan, folder, report),
         "## Proof",
-        _proof(plan, report),
+        _proof(report),
         "## Licence",
-        _licence(plan, report),
+        _licence(plan),
     ]
     write_text(folder / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")
 
@@ -133,7 +133,7 @@ def _vllm_rank(plan: "Plan") -> int:
     return next((limit for limit in LORA_RANKS if rank <= limit), rank)
 
 
-def _proof(plan: "Plan", report: dict[str, Any]) -> str:
+def _proof(report: dict[str, Any]) -> str:
     proof = report["proof"]
     found, effect, share = proof["difference"], proof["adapter_effect"], proof["effect_kept"]
     text = (
@@ -149,7 +149,7 @@ def _known_licence(model: str) -> str | None:
     return next((licence for start, licence in LICENCES.items() if model.lower().startswith(start)), None)
 
 
-def _licence(plan: "Plan", report: dict[str, Any]) -> str:
+def _licence(plan: "Plan") -> str:
     run, models = plan.target.run, {"base": _origin(plan)}
     if run is not None:
         models |= {"teacher": run.teacher, "data": run.data}

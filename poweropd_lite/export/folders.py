@@ -14,6 +14,7 @@ import torch
 from poweropd_lite.config import Config
 from poweropd_lite.errors import UserError
 from poweropd_lite.export.shards import INDEX, SINGLE, Checkpoint, ShardWriter, row_blocks
+from poweropd_lite.export.source import device
 from poweropd_lite.files import write_json
 from poweropd_lite.models import load_causal_lm, nf4, stay_unpacked
 from poweropd_lite.probe import Probe, probe
@@ -161,11 +162,6 @@ def probe_4bit(plan: "Plan", folder: Path, source: "Source") -> Probe:
     """Returns what a written 4-bit model says, loaded by transformers."""
     model = _load_written(plan, folder, torch.bfloat16, device_map={"": device()})
     return probe(model, source.live.texts, source.live)
-
-
-def device() -> torch.device:
-    """Where the live model is asked, and so what is compared with it."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _load_written(plan: "Plan", folder: Path, dtype: Any, **options: Any) -> Any:

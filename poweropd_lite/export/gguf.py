@@ -5,6 +5,7 @@ of that file by llama.cpp's quantiser, other models converted by llama.cpp (llam
 transformers' GGUF loader.
 """
 
+import math
 from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
@@ -63,8 +64,8 @@ def unfit(c: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | 
     return pre_tokenizer(tokenizer)[1]
 
 
-def export_gguf(plan: "Plan", folder: Path, source: "Source", tick: "Tick") -> tuple["Probe", int]:
-    """Writes the GGUF file and Ollama's Modelfile; returns what the file says, and how many tensors were read back equal."""
+def export_gguf(plan: "Plan", folder: Path, source: "Source", tick: "Tick") -> tuple["Probe", int | None]:
+    """Writes the GGUF file and Ollama's Modelfile; returns what the file says, and how many tensors were read back equal, if any were."""
     from poweropd_lite.export.llama_cpp import convert, quantise
     from poweropd_lite.export.modelfile import write_modelfile
 
@@ -72,7 +73,7 @@ def export_gguf(plan: "Plan", folder: Path, source: "Source", tick: "Tick") -> t
     own = plan.gguf_type in OWN_GGUF
     if plan.config.llama_cpp is not None and unfit(plan.model_config, plan.vocabulary.tokenizer) is not None:
         convert(plan, file, source, tick)
-        checked = 0
+        checked = None
     elif own:
         write_gguf(plan, file, source, tick)
         checked = check_gguf_file(plan, file, source, tick)
@@ -89,6 +90,7 @@ def export_gguf(plan: "Plan", folder: Path, source: "Source", tick: "Tick") -> t
 def write_gguf(plan: "Plan", file: Path, source: "Source", tick: "Tick") -> None:
     """Writes metadata, vocabulary and tensors; no more than one tensor is in memory."""
     import gguf
+    import numpy as np
 
     from poweropd_lite.export.gguf_vocab import add_vocabulary
 
@@ -101,10 +103,7 @@ def write_gguf(plan: "Plan", file: Path, source: "Source", tick: "Tick") -> None
         shape = _shape(origin, source, plan)
         kind = _kind(plan, shape)
         packed = gguf.quant_shape_to_byte_shape(shape, kind)
-        size = 1
-        for length in packed:
-            size *= length
-        writer.add_tensor_info(name, shape, _numpy_dtype(), size, raw_dtype=kind)
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), math.prod(packed), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -149,7 +148,7 @@ def probe_gguf(plan: "Plan", file: Path, source: "Source") -> "Probe":
     import torch
     from transformers import AutoModelForCausalLM
 
-    from poweropd_lite.export.folders import device
+    from poweropd_lite.export.source import device
     from poweropd_lite.probe import probe
 
     config = type(plan.model_config).from_dict(plan.model_config.to_dict())
@@ -310,9 +309,3 @@ def _rope_factors(plan: "Plan") -> "np.ndarray":
     exponents = np.arange(0, size, 2, dtype=np.float64) / size
     plain = c.rope_parameters["rope_theta"] ** -exponents
     return (plain / scaled.numpy().astype(np.float64)).astype(np.float32)
-
-
-def _numpy_dtype() -> Any:
-    import numpy as np
-
-    return np.dtype(np.float32)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from poweropd_lite.errors import UserError
+from poweropd_lite.files import flush_files, sync_folder
 
 REPORT = "export.json"
 
@@ -64,10 +65,9 @@ def handed_over(out: Path, overwrite: bool) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         beside.mkdir()
         yield beside
-        for file in [path for path in beside.rglob("*") if path.is_file()]:
-            file.chmod(0o644)  # safetensors writes files that only their owner can read
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+        for file in beside.rglob("*"):
+            file.chmod(0o644 if file.is_file() else 0o755)  # safetensors writes files that only their owner can read
+        flush_files(beside)
         check_place(out, overwrite)  # again: hours may have passed
         if out.exists():
             os.replace(out, aside)
@@ -78,6 +78,7 @@ def handed_over(out: Path, overwrite: bool) -> Iterator[Path]:
                 os.replace(aside, out)
             raise
         done = True
+        sync_folder(out.parent)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"can't write {out}: {error}; nothing is left of this export, and what was there before stands"

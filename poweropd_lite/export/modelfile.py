@@ -24,6 +24,8 @@ def write_modelfile(plan: "Plan", folder: Path, gguf_name: str) -> None:
 
 def turn_template(plan: "Plan") -> str:
     """Returns the chat template's rendering of one turn, in Ollama's notation; the prompt alone if there is no template."""
+    from jinja2 import TemplateError
+
     tokenizer = plan.vocabulary.tokenizer
     if not tokenizer.chat_template:
         return "{{ .Prompt }}{{ .Response }}"
@@ -40,7 +42,7 @@ def turn_template(plan: "Plan") -> str:
     before, _, after = rendered([user]).removeprefix(begins or "").partition(_USER)
     try:
         system = rendered([{"role": "system", "content": _SYSTEM}, user]).removeprefix(begins or "")
-    except Exception:  # jinja raises what the template's author wrote for roles that it does not take
+    except TemplateError:  # a template may take no system message
         system = ""
     told, _, behind = system.partition(_USER)
     if _SYSTEM in told and behind == after:

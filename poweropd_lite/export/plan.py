@@ -1,5 +1,6 @@
 """What an export will do, settled before any weights are loaded; what can be refused is refused here."""
 
+import math
 import os
 import re
 import shutil
@@ -174,12 +175,7 @@ def _check_disk(config: ExportConfig, target: "Target", out: Path, kind: str) ->
     if config.to == "adapter":
         need = sum(f.stat().st_size for f in target.adapter.iterdir() if f.is_file())
     else:
-        elements = 0
-        for tensor in Checkpoint(target.base).tensors.values():
-            size = 1
-            for length in tensor.shape:
-                size *= length
-            elements += size
+        elements = sum(math.prod(tensor.shape) for tensor in Checkpoint(target.base).tensors.values())
         need = elements * _BYTES.get(config.gguf_type.lower() if config.to == "gguf" else kind, 2)
         if config.to == "merged-4bit" or (config.to == "gguf" and config.gguf_type.lower() not in OWN_GGUF):
             need += 4 * elements  # the wider model that it is made from, for a while

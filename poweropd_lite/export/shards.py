@@ -4,6 +4,7 @@ The format is a JSON header behind its length in eight bytes, then the tensors' 
 """
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +80,7 @@ def row_blocks(shape: tuple[int, ...]) -> list[slice]:
     """Returns the slices of rows in which a tensor is read; one for a vector or a scalar."""
     if len(shape) < 2:
         return [slice(None)]
-    width = 1
-    for size in shape[1:]:
-        width *= size
-    step = max(1, ROWS // max(1, width))
+    step = max(1, ROWS // max(1, math.prod(shape[1:])))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
@@ -95,9 +93,7 @@ class ShardWriter:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
         for name, (dtype, shape) in entries.items():
-            size = sizes[codes[dtype]]
-            for length in shape:
-                size *= length
+            size = sizes[codes[dtype]] * math.prod(shape)
             header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
             end += size
         text = json.dumps(header, separators=(",", ":")).encode()

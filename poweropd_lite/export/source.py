@@ -4,7 +4,6 @@ The live model is the base with the adapter put on by PEFT, unmerged. It is aske
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,6 +82,10 @@ def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
         notes.append(
             f"{len(strange)} tensors in the base's files are no part of the model and are left out, such as {strange[0]}"
         )
+    if odd := sorted(name for name, t in checkpoint.tensors.items() if name in known and not t.dtype):
+        raise UserError(
+            f"{odd[0]} in the files of {target.base} is no floating-point tensor, which a merge here can't round"
+        )
     if target.adapter is None:
         source = Source(checkpoint, {}, live, live, live, tied, known, ends, notes)
         if target.run is not None:
@@ -141,8 +144,12 @@ def _load(plan: "Plan", bits: int, dtype: torch.dtype) -> "torch.nn.Module":
         student_bits=bits,
         trust_remote_code=plan.config.trust_remote_code,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_target(plan.target, config, device, dtype).model
+    return load_target(plan.target, config, device(), dtype).model
+
+
+def device() -> torch.device:
+    """Where the live model is asked, and so what is compared with it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _original(module: "torch.nn.Module") -> "torch.nn.Module":
@@ -167,7 +174,7 @@ def _uses(model: "torch.nn.Module", changes: dict[str, Change]) -> dict[tuple[st
     for name, change in changes.items():
         original = _original(base.get_submodule(name.rsplit(".", 1)[0]))
         kind = next((word for cls, word in kinds.items() if isinstance(original, cls)), None)
-        if kind is None or not name.endswith(".weight") or ".modules_to_save." in name or "_to_save." in name:
+        if kind is None or not name.endswith(".weight"):
             raise UserError(
                 f"the adapter trains {name} whole, and a merge here knows linear layers and embeddings; type --to adapter"
             )
@@ -202,8 +209,10 @@ def _check_reference(
             "tokenizer that the run handed over"
         )
     now = probe(model, seen.texts, seen)
-    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-        without = probe(model, seen.texts, seen)
+    without = now
+    if plan.target.adapter is not None:
+        with model.disable_adapter():
+            without = probe(model, seen.texts, seen)
     found, effect = gap(now, seen), gap(without, seen)
     # Half precision rounds, and 4-bit kernels differ from device to device.
     exact = seen.arithmetic == "float32" and seen.base_bits == 16
