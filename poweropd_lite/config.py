@@ -284,3 +284,16 @@ def load_config(config: str | Path | None = None, **overrides: Any) -> Config:
         f" in {config}" if config is not None and not set(values) - set(Config.model_fields) <= set(overrides) else ""
     )
     return checked(Config, values, where)
+
+
+def names_models(values: dict[str, Any], flags: dict[str, Any]) -> bool:
+    """Whether a file's values or both flags name the models; then they are taken on top of the defaults alone."""
+    return bool({"student", "teacher"} & set(values)) or {"student", "teacher"} <= set(flags)
+
+
+def config_to_check(config: str | Path | None, flags: dict[str, Any]) -> Config:
+    """Returns the run that doctor, plan, audit or advise is asked about: the bundled pair's where no models are named."""
+    values = {} if config is None else read_yaml(config_path(config))
+    if names_models(values, flags):
+        return load_config(config, **flags)
+    return load_config(BUNDLED, **{**values, **flags})

@@ -29,13 +29,19 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
-def config_parser(prog: str, description: str, kind: type[BaseModel] = Config) -> Parser:
-    """Returns a parser with a flag for every field of `kind`, and --config for Config; one that is not given parses to None."""
+def config_parser(prog: str, description: str, *kinds: type[BaseModel]) -> Parser:
+    """Returns a parser with a flag for every field of `kinds`, and --config where Config is one; one that is not given parses to None."""
     parser = Parser(
         prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    if kind is Config:
-        parser.add_argument("--config", metavar="FILE", help="YAML file of settings, or a shipped config's name")
+    for kind in kinds:
+        if kind is Config:
+            parser.add_argument("--config", metavar="FILE", help="YAML file of settings, or a shipped config's name")
+        _add_fields(parser, kind)
+    return parser
+
+
+def _add_fields(parser: Parser, kind: type[BaseModel]) -> None:
     group: Any = parser
     for name, field in kind.model_fields.items():
         extra = field.json_schema_extra or {}
@@ -48,7 +54,6 @@ def config_parser(prog: str, description: str, kind: type[BaseModel] = Config) -
             group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             group.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
-    return parser
 
 
 def given(args: argparse.Namespace, kind: type[BaseModel] = Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.config import BUNDLED, Config, load_config
+from poweropd_lite.config import BUNDLED, Config, load_config, names_models
 from poweropd_lite.config_files import config_path, read_yaml
 from poweropd_lite.errors import UserError, run_command
 from poweropd_lite.flags import config_parser, given
@@ -128,7 +128,7 @@ def choose_config(config: str | None, flags: dict[str, Any]) -> Config:
     A file or flags that name a model of their own are taken as they are, on top of the defaults.
     """
     values = {} if config is None else read_yaml(config_path(config))
-    if {"student", "teacher"} & set(values) or {"student", "teacher"} <= set(flags):
+    if names_models(values, flags):
         return load_config(config, **flags)
     flags = {**values, **flags}
     faults = []
@@ -156,6 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         "python -m poweropd_lite.train",
         f"{__doc__.splitlines()[0]}\n\nDefaults below are those of a config that names its own models. A run that names none takes the\n"
         "bundled pair's settings (configs/bundled.yaml) or, with CUDA, those of configs/qwen3-0.6b-4b.yaml.",
+        Config,
     )
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, bit for bit")
     args = parser.parse(argv)
