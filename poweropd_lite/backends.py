@@ -113,7 +113,7 @@ def load_engine(
         return VllmEngine(student, config, stop_ids)
     from poweropd_lite.engine_loop import LoopEngine
 
-    return LoopEngine(student, stop_ids, say)
+    return LoopEngine(student, stop_ids, say, config.decode_batch_size)
 
 
 def serve_engine(

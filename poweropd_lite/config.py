@@ -145,6 +145,11 @@ class Config(BaseModel):
         description="if given, a token's reward is multiplied by min(q of the trainer / q of the engine, this), for engines that round differently",
     )
     batch_size: int = Field(32, ge=1, description="prompts a step, one rollout each")
+    decode_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="most completions decoded at once: the dial for keys and values; a whole batch if not given",
+    )
     max_new_tokens: int = Field(
         1024, ge=1, description="longest completion; one that reaches it is truncated and stays in the loss whole"
     )
@@ -196,7 +201,7 @@ class Config(BaseModel):
     eval_max_new_tokens: int | None = Field(
         None, ge=1, description="longest completion in evaluation; max_new_tokens if not given"
     )
-    eval_batch_size: int = Field(64, ge=1, description="completions generated at once in evaluation")
+    eval_batch_size: int = Field(32, ge=1, description="completions generated at once in evaluation")
 
     # The run
     seed: int = Field(

@@ -31,12 +31,14 @@ class LoopEngine:
     name = "loop"
     sent = sent_before = None  # it decodes the trainer's own weights: nothing is sent
 
-    def __init__(self, student: Student, stop_ids: frozenset[int], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, student: Student, stop_ids: frozenset[int], say: Callable[[str], None], most_lines: int | None = None
+    ) -> None:
         self.student, self.stop_ids, self.say, self.dtype = student, stop_ids, say, student.dtype
         self.decoder = make_decoder(student, say)
         cuda = student.device.type == "cuda"
         self.fixed, self.graphs = cuda and self.decoder.graphs, cuda and self.decoder.graphs
-        self.most_lines: int | None = None  # of a batch, after running out of memory
+        self.most_lines = most_lines  # of a batch; fewer after running out of memory
 
     def sync(self) -> None:
         """Takes over the student's weights as they are now."""

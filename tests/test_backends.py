@@ -13,8 +13,9 @@ from conftest import run_train
 
 from poweropd_lite import backends
 from poweropd_lite.config import load_config
-from poweropd_lite.engine_vllm import _adapter_folder, base_bytes, cache_bytes, lora_rank_limit
+from poweropd_lite.engine_vllm import _adapter_folder, cache_bytes, lora_rank_limit
 from poweropd_lite.errors import UserError
+from poweropd_lite.shape import read_shape
 
 CPU = torch.device("cpu")
 
@@ -98,10 +99,11 @@ def test_adapters_for_vllm_go_where_there_is_room_and_those_of_killed_processes_
 
 def test_the_sizes_vllm_is_given():
     config = load_config("bundled")  # 128 + 112 tokens, 32 of them; 3 layers of 2 heads of 32, keys and values
-    assert cache_bytes(config, torch.float32) == 32 * (240 + 128) * 3 * 2 * 2 * 32 * 4
+    shape = read_shape("bundled", "student", config)
+    assert cache_bytes(shape, config, torch.float32) == 32 * (240 + 128) * 3 * 2 * 2 * 32 * 4
     # a tied head of 512 x 128; a layer's attention, MLP and norms; the last norm
     layer = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 384 + 2 * 128 + 2 * 32
-    assert base_bytes(config, torch.float32) == 4 * (512 * 128 + 3 * layer + 128)
+    assert shape.weight_bytes(32) == 4 * (512 * 128 + 3 * layer + 128)
     assert [lora_rank_limit(r) for r in (1, 2, 16, 33, 512)] == [1, 8, 16, 64, 512]
     with pytest.raises(UserError, match="rank 512 at most"):
         lora_rank_limit(513)

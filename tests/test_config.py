@@ -41,7 +41,9 @@ def test_shipped_configs_are_the_ones_promised():
 def test_flags_go_over_yaml_and_yaml_over_defaults(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("alpha: 5\nlr: 1e-4\nstudent: bundled\nfull_finetune: yes\n")
-    args = config_parser("x", "y", Config).parse(["--config", str(path), "--alpha", "2", "--no-full-finetune", "--top-k=20"])
+    args = config_parser("x", "y", Config).parse(
+        ["--config", str(path), "--alpha", "2", "--no-full-finetune", "--top-k=20"]
+    )
     config = load_config(args.config, **given(args))
     assert (config.alpha, config.lr, config.student, config.full_finetune, config.top_k) == (
         2.0,
@@ -134,5 +136,7 @@ def test_a_file_that_names_no_models_changes_one_number_of_the_run_without_it(mo
 
 
 def test_none_unsets_what_may_be_unset():
-    args = config_parser("x", "y", Config).parse(["--config", "bundled", "--eval-benchmarks", "none", "--eval-every", "0"])
+    args = config_parser("x", "y", Config).parse(
+        ["--config", "bundled", "--eval-benchmarks", "none", "--eval-every", "0"]
+    )
     assert load_config(args.config, **given(args)).eval_benchmarks is None

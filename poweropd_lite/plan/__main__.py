@@ -1,0 +1,164 @@
+"""Says whether a run fits and how long it will take: `python -m poweropd_lite.plan --config qwen3-0.6b-4b --gpu 24`.
+
+Memory by phase for prompts and completions as long as the config allows, operations of a step, and for a card that is named an
+estimate of the time. If it does not fit, the smallest change that does; --write FILE makes a config of it.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poweropd_lite.command_config import PlanConfig
+from poweropd_lite.config import BUNDLED, Config, config_to_check
+from poweropd_lite.config_files import checked
+from poweropd_lite.errors import UserError, run_command
+from poweropd_lite.flags import config_parser, given
+
+if TYPE_CHECKING:
+    import torch
+
+    from poweropd_lite.plan.memory import MemoryPlan
+    from poweropd_lite.plan.report import Machine
+
+
+def plan(
+    config: Config, asked: PlanConfig | None = None, say: Callable[[str], None] = print
+) -> tuple[dict[str, Any], Config | None]:
+    """Returns the report of a run (docs/plan.md) and a config that fits: its own, a changed one, or None if nothing here helps.
+
+    Raises UserError for models whose configs can't be read and for cards that are not known.
+    """
+    from poweropd_lite.backends import hush_bitsandbytes
+
+    hush_bitsandbytes()
+    machine = _machine(config, asked or PlanConfig())
+
+    from poweropd_lite.plan.fit import differences, fit
+    from poweropd_lite.plan.memory import GIB, plan_memory
+    from poweropd_lite.plan.report import report
+    from poweropd_lite.plan.trace import Traces
+    from poweropd_lite.shape import read_config
+
+    configs = read_config(config.student, "student", config), read_config(config.teacher, "teacher", config)
+    engine, shared = _engine(config, machine)
+    dtype = _dtype(config, machine)
+    traces = Traces(*configs, dtype)
+
+    def memory(of: Config) -> "MemoryPlan":
+        runtime = None if machine.cuda else _process_bytes()
+        return plan_memory(of, traces, machine.cuda, engine, shared, runtime)
+
+    found = memory(config)
+    changes: dict[str, tuple[Any, Any]] | None = {}
+    fitting: Config | None = config
+    if machine.gib is not None and found.needed > machine.gib * GIB:
+        fitting = fit(config, round(machine.gib * GIB), memory, say)
+        changes = differences(config, fitting) if fitting else None
+    return report(config, found, machine, dtype, engine, asked or PlanConfig(), changes), fitting
+
+
+def _machine(config: Config, asked: PlanConfig) -> "Machine":
+    from poweropd_lite.plan.cards import card_here, find_card
+    from poweropd_lite.plan.report import Machine
+
+    if asked.gpu is not None and asked.gpu.lower() != "cpu":
+        name, card, gib = find_card(asked.gpu)
+        return Machine(name, True, card, gib)
+    if asked.gpu is None and (here := card_here()):
+        return Machine(here[0], True, here[1], here[2])
+    if asked.gpu is None and config.student != BUNDLED:
+        return Machine("any card", True, None, None)
+    from poweropd_lite.memory import machine_bytes
+
+    return Machine("this machine's CPU", False, None, machine_bytes() / 2**30)
+
+
+def _engine(config: Config, machine: "Machine") -> tuple[str, bool]:
+    """The engine that is planned for, and whether it shares Unsloth's weights. What auto takes elsewhere is not known: the loop."""
+    import torch
+
+    from poweropd_lite.backends import installed
+
+    here = machine.cuda and torch.cuda.is_available()
+    if config.engine == "loop" or (config.engine == "auto" and not (here and installed("vllm"))):
+        return "loop", False
+    if config.full_finetune or config.modules_to_save:
+        return "loop", False
+    return "vllm", machine.cuda and (
+        config.loader == "unsloth" or (config.loader == "auto" and bool(installed("unsloth")))
+    )
+
+
+def _dtype(config: Config, machine: "Machine") -> "torch.dtype":
+    import torch
+
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    if not machine.cuda:
+        return torch.float32
+    return torch.bfloat16 if machine.card is None or machine.card.bfloat16 else torch.float16
+
+
+def _process_bytes() -> int:
+    from poweropd_lite.recorder import peak_gib
+
+    return round(peak_gib() * 2**30)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 it fits (or a config that does was written), 1 it does not, 2 bad input."""
+    parser = config_parser(
+        "python -m poweropd_lite.plan",
+        f"{__doc__.splitlines()[0]}\n\nAny setting of training may follow; without a config that names models it is the bundled pair's.",
+        PlanConfig,
+        Config,
+    )
+    parser.add_argument("--write", metavar="FILE", help="write a config that fits there")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
+    args = parser.parse(argv)
+    asked = checked(PlanConfig, given(args, PlanConfig))
+    config = config_to_check(args.config, given(args))
+    out = Path(args.write) if args.write else None
+    if out is not None and out.exists():
+        raise UserError(f"{out} is there already, and a plan never writes over a file; type --write with a new name")
+    with contextlib.redirect_stdout(sys.stderr):
+        found, fitting = plan(config, asked, say=lambda text: print(text, flush=True))
+    if args.json:
+        print(json.dumps(found, indent=1, allow_nan=False))
+    else:
+        _show(found, config)
+    if out is not None and fitting is not None:
+        _write(out, found, fitting)
+        if not args.json:
+            print(f"wrote   {out}: python -m poweropd_lite.train --config {out}")
+        return 0
+    return 0 if found["fits"] else 1
+
+
+def _show(found: dict[str, Any], config: Config) -> None:
+    from poweropd_lite.plan.fit import describe
+    from poweropd_lite.plan.report import words
+
+    print(words(found, config.steps))
+    if found["changes"]:
+        changes = {name: tuple(pair) for name, pair in found["changes"].items()}
+        print(f"change  {describe(changes)}   (--write FILE makes a config of it)")
+    elif found["changes"] is None:
+        print("change  no setting here makes it fit; take a smaller student or teacher, or a larger card")
+
+
+def _write(path: Path, found: dict[str, Any], fitting: Config) -> None:
+    from poweropd_lite.files import write_text
+    from poweropd_lite.plan.fit import config_text
+
+    kind = "LoRA" if not fitting.full_finetune else "every weight trained"
+    comment = f"{fitting.student} <- {fitting.teacher}, {kind}: fits {found['machine']} by plan's arithmetic."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, config_text(fitting, comment))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,136 @@
+"""Cards by name, with their makers' published figures, and the seconds that a step would take at a stated share of these.
+
+An estimate: nothing of it was measured on a card. `--compute-share` and `--bandwidth-share` change the shares.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from poweropd_lite.config import Config
+from poweropd_lite.errors import UserError
+from poweropd_lite.plan.flops import Lengths, step_flops
+
+if TYPE_CHECKING:
+    from poweropd_lite.plan.memory import MemoryPlan
+
+GIB = 2**30
+LOGIT_PASSES = 10  # times that float32 logits are read or written for a score and its gradient (logprobs.py)
+TOKEN_OVERHEAD = 1e-3  # seconds a decoded token costs beside reading weights, keys and values; assumed
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card's published figures."""
+
+    gib: float  # memory that a program can use of it
+    tflops: float  # dense bfloat16 products with float32 sums (float16 where there is no bfloat16), 1e12 a second
+    bandwidth: float  # of its memory, 1e9 bytes a second
+    bfloat16: bool = True
+
+
+CARDS = {
+    "rtx3060": Card(11.6, 25.5, 360),
+    "rtx4070": Card(11.6, 58.3, 504),
+    "t4": Card(14.6, 65, 320, bfloat16=False),
+    "v100": Card(15.7, 125, 900, bfloat16=False),
+    "rtx4080": Card(15.6, 97.5, 717),
+    "rtx3090": Card(23.5, 71, 936),
+    "rtx4090": Card(23.5, 165, 1008),
+    "a10": Card(22.0, 125, 600),
+    "l4": Card(22.0, 121, 300),
+    "rtx5090": Card(31.3, 209, 1792),
+    "a100-40gb": Card(39.4, 312, 1555),
+    "a6000": Card(47.4, 155, 768),
+    "l40s": Card(44.4, 362, 864),
+    "a100-80gb": Card(79.1, 312, 2039),
+    "h100": Card(79.1, 989, 3350),
+    "h200": Card(139.8, 989, 4800),
+}
+SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have
+_USABLE = 0.97  # of the GiB that a size in GB stands for
+
+
+def find_card(text: str) -> tuple[str, Card | None, float]:
+    """Returns the name, the card if it is known, and its usable GiB, for a name such as rtx4090 or a size in GB such as 24."""
+    name = text.lower().replace(" ", "").replace("_", "-")
+    if name in CARDS:
+        return name, CARDS[name], CARDS[name].gib
+    number = name.removesuffix("gb").removesuffix("gib").removesuffix("g")
+    try:
+        size = float(number)
+    except ValueError:
+        size = 0.0
+    if not 1 <= size <= 10_000:
+        raise UserError(
+            f"gpu: found {text!r}, which is neither a size in GB, such as 24, nor one of {', '.join(CARDS)}; a card that is not "
+            "among them is planned by its size"
+        )
+    return f"{size:g} GB", None, _USABLE * size
+
+
+def card_here() -> tuple[str, Card | None, float] | None:
+    """Returns the card of this machine, or None."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
+    plain = name.lower().replace(" ", "").replace("-", "")
+    known = [key for key in CARDS if all(part.removesuffix("gb") in plain for part in key.split("-"))]
+    # Of an A100's two kinds, the one of this size; a name within another (rtx4080 in rtx4080super) is not that card.
+    fits = [key for key in known if abs(CARDS[key].gib - total) < 0.1 * total]
+    return name, CARDS[fits[0]] if fits else None, total
+
+
+def step_seconds(
+    config: Config, plan: "MemoryPlan", card: Card, lengths: Lengths, compute_share: float, bandwidth_share: float
+) -> dict[str, float]:
+    """Returns the estimated seconds of a step's rollouts, scores, update and optimizer."""
+    flops = step_flops(config, plan.student, plan.teacher, lengths)
+    rate, bandwidth = card.tflops * 1e12 * compute_share, card.bandwidth * 1e9 * bandwidth_share
+    student, teacher = plan.student.shape, plan.teacher
+    tokens = config.batch_size * lengths.completion
+    batches = max(1, -(-config.batch_size * lengths.total // config.token_budget))
+    logits = LOGIT_PASSES * 4 * tokens * student.head[0] / bandwidth
+    scored = 3 * 4 * tokens * teacher.head[0] / bandwidth
+    # A 4-bit matrix is read, written in 16 bits and read again, once a micro-batch.
+    unpacking = batches * 4.5 * teacher.linear_elements / bandwidth if config.teacher_bits == 4 else 0.0
+    return {
+        "rollout": flops["rollout"] / rate + decode_seconds(config, plan, lengths, config.batch_size, bandwidth),
+        "score": flops["score"] / rate + scored + unpacking,
+        "update": flops["update"] / rate + logits,
+        "optimizer": 10 * 4 * plan.student.trained / bandwidth,
+    }
+
+
+def decode_seconds(config: Config, plan: "MemoryPlan", lengths: Lengths, lines: int, bandwidth: float) -> float:
+    """Returns the seconds of reading weights, keys and values for every token of `lines` completions at once."""
+    shape = plan.student.shape
+    parts = -(-lines // (config.decode_batch_size or lines))
+    weights = shape.weight_bytes(4 if config.student_bits == 4 else 16) + 4 * plan.student.adapter
+    middle = lengths.prompt + lengths.completion // 2
+    cache = shape.cache_bytes(lines, middle, 2)
+    return lengths.completion * ((parts * weights + cache) / bandwidth + parts * TOKEN_OVERHEAD)
+
+
+def evaluation_seconds(
+    config: Config, plan: "MemoryPlan", lengths: Lengths, card: Card, bandwidth_share: float
+) -> float:
+    """Returns the estimated seconds of one evaluation: its samples and one greedy answer a problem of each benchmark."""
+    if config.eval_benchmarks is None:
+        return 0.0
+    answers = len(config.eval_benchmarks.split(",")) * config.eval_problems * (config.eval_samples + 1)
+    new = min(config.eval_max_new_tokens or config.max_new_tokens, max(lengths.completion, 1))
+    batches, rest = divmod(answers, config.eval_batch_size)
+    bandwidth = card.bandwidth * 1e9 * bandwidth_share
+    at = Lengths(lengths.prompt, new)
+    whole = decode_seconds(config, plan, at, config.eval_batch_size, bandwidth) if batches else 0.0
+    return batches * whole + (decode_seconds(config, plan, at, rest, bandwidth) if rest else 0.0)
+
+
+def evaluations(config: Config) -> int:
+    """Returns how often a run evaluates: before, after, and every `eval_every` steps between."""
+    if config.eval_benchmarks is None:
+        return 0
+    between = (config.steps - 1) // config.eval_every if config.eval_every else 0
+    return 2 + between

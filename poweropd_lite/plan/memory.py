@@ -1,0 +1,194 @@
+"""What is alive in each phase of a run, in bytes: the weights by arithmetic, the rest traced (trace.py).
+
+A phase's bytes are the most that tensors hold at once in it; the peak is the largest phase. A card needs more than that: the
+CUDA context and what the allocator can't use (`MemoryPlan.needed`).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from poweropd_lite.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from poweropd_lite.plan.trace import Traced, Traces
+    from poweropd_lite.shape import Shape
+
+GIB = 2**30
+CUDA_CONTEXT = 600 * 2**20  # torch's kernels, cuBLAS and bitsandbytes on a card; assumed
+VLLM_ASLEEP = GIB  # what a sleeping vLLM keeps: CUDA graphs and workspaces; assumed
+FRAGMENTED = 0.05  # of what is not weights, which the allocator holds and can't use; assumed
+EXPORT_ON_HOST = 1.24  # times the model, measured (docs/export.md)
+WEIGHTS = ("student", "adapter", "optimizer", "teacher")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by phase and by what holds them."""
+
+    phases: dict[str, dict[str, int]]
+    runtime: int  # of the CUDA context, or of the process before anything is loaded
+    student: "Traced"
+    teacher: "Shape"
+
+    def total(self, phase: str) -> int:
+        """Returns the bytes of a phase's tensors."""
+        return sum(self.phases[phase].values())
+
+    @property
+    def run(self) -> list[str]:
+        """The phases of a training run; export is a command of its own."""
+        return [phase for phase in self.phases if phase != "export"]
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase of a run that needs the most."""
+        return max(self.run, key=self.total)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of tensors at the peak of a run: what torch.cuda.max_memory_allocated would say."""
+        return self.total(self.peak_phase)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the machine must have: the peak, what is lost between tensors, and the runtime."""
+        weights = sum(size for item, size in self.phases[self.peak_phase].items() if item in WEIGHTS)
+        return round(self.peak + FRAGMENTED * (self.peak - weights) + self.runtime)
+
+
+def plan_memory(
+    config: Config,
+    traces: "Traces",
+    cuda: bool,
+    engine: str = "loop",
+    shared: bool = False,
+    runtime: int | None = None,
+) -> MemoryPlan:
+    """Returns what a run of `config` holds in each phase, for prompts and completions as long as the config allows.
+
+    `engine` is "loop" or "vllm", which is `shared` when it samples from Unsloth's own copy of the base. `runtime` is what the
+    process takes before anything is loaded, where that is known.
+    """
+    width = config.max_prompt_tokens + config.max_new_tokens
+    lines = max(1, min(config.batch_size, config.token_budget // width))
+    dtype = traces.dtype
+    teacher_dtype = teacher_compute(config, dtype)
+    teacher, scoring = traces.teacher(config, teacher_dtype, lines, width)
+    student = traces.student(config, teacher.head, lines, width)
+
+    base_bits = 32 if config.full_finetune else 4 if config.student_bits == 4 else 8 * dtype.itemsize
+    state = (2 + 8 / 256 if config.optimizer == "adamw8bit" else 8) * student.trained
+    resident = {
+        "student": student.shape.weight_bytes(base_bits),
+        "adapter": 0 if config.full_finetune else 4 * student.trained,
+        "optimizer": round(state),
+        "teacher": teacher.weight_bytes(
+            8 * teacher_dtype.itemsize if config.teacher_bits >= 16 else config.teacher_bits
+        ),
+    }
+    rollout, evaluation, always = _engine_bytes(config, traces, student, engine, shared)
+    if always:
+        resident["engine"] = always
+    kept = config.batch_size * config.max_new_tokens * teacher.head[1] * teacher_dtype.itemsize
+    kept = {"teacher's hidden states": kept} if config.reward == "full_kl" else {}
+    gradients = {"gradients": 4 * student.trained}
+    copy = _head_copy(config, student, dtype) if cuda else {}
+    phases = {
+        "load": {**_without(resident, "optimizer"), "quantising": _quantising(config, teacher, cuda)},
+        "rollout": {**resident, **rollout},
+        "score": {**resident, **kept, "activations": scoring, **_unpacked(config.teacher_bits, teacher, teacher_dtype)},
+        "update": {
+            **resident,
+            **gradients,
+            **kept,
+            "activations": student.update,
+            **copy,
+            **_unpacked(config.student_bits, student.shape, dtype),
+        },
+        "optimizer": {**resident, **gradients, "optimizer's copies": _optimizer_copies(config, student, cuda)},
+        "evaluate": {**resident, **evaluation},
+        "export": _export(student, dtype, cuda),
+    }
+    if config.eval_benchmarks is None:
+        del phases["evaluate"]
+    if runtime is None:
+        runtime = CUDA_CONTEXT if cuda else 0
+    phases = {name: {item: size for item, size in items.items() if size} for name, items in phases.items()}
+    return MemoryPlan(phases, runtime, student, teacher)
+
+
+def teacher_compute(config: Config, dtype: "torch.dtype") -> "torch.dtype":
+    """Returns what the teacher computes in, as load_teacher chooses it."""
+    import torch
+
+    if config.teacher_bits == 32:
+        return torch.float32
+    return torch.bfloat16 if config.teacher_bits == 16 and dtype == torch.float32 else dtype
+
+
+def _engine_bytes(
+    config: Config, traces: "Traces", student: "Traced", engine: str, shared: bool
+) -> tuple[dict[str, int], dict[str, int], int]:
+    """Returns what the engine needs in rollouts, in evaluation, and all the time."""
+    from poweropd_lite.engine_vllm import BESIDE_WEIGHTS, cache_bytes
+
+    dtype = traces.dtype
+    if engine == "vllm":
+        cache = cache_bytes(student.shape, config, dtype)
+        if shared:
+            return {}, {}, cache + BESIDE_WEIGHTS
+        awake = {
+            "keys and values": cache,
+            "vLLM": student.shape.weight_bytes(8 * dtype.itemsize) + BESIDE_WEIGHTS - VLLM_ASLEEP,
+        }
+        return awake, awake, VLLM_ASLEEP
+    found = []
+    for lines, new in (
+        (config.batch_size, config.max_new_tokens),
+        (config.eval_batch_size, config.eval_max_new_tokens or config.max_new_tokens),
+    ):
+        lines = min(lines, config.decode_batch_size or lines)
+        width = config.max_prompt_tokens + new
+        cache = student.shape.cache_bytes(lines, width, dtype.itemsize)
+        # transformers' own cache grows by copying, so that two are alive at once.
+        whole = traces.rollout(config, lines, config.max_prompt_tokens, new) or 2 * cache
+        found.append({"keys and values": cache, "decoding": whole - cache})
+    return found[0], found[1], 0
+
+
+def _quantising(config: Config, teacher: "Shape", cuda: bool) -> int:
+    """What loading the teacher takes beside its weights: the file's own pages on a CPU, a matrix at a time on a card."""
+    if config.teacher_bits >= 16:
+        return 0
+    return 4 * max(out * into for out, into in teacher.linear) if cuda else 2 * teacher.elements
+
+
+def _unpacked(bits: int, shape: "Shape", dtype: "torch.dtype") -> dict[str, int]:
+    """The one matrix that is multiplied just now, unpacked."""
+    return {"unpacked matrix": dtype.itemsize * max(out * into for out, into in shape.linear)} if bits < 16 else {}
+
+
+def _head_copy(config: Config, student: "Traced", dtype: "torch.dtype") -> dict[str, int]:
+    """On a card a float32 head is multiplied in half precision, from a copy."""
+    vocabulary, size = student.shape.head
+    return {"head's copy": dtype.itemsize * vocabulary * size} if config.full_finetune and dtype.itemsize < 4 else {}
+
+
+def _optimizer_copies(config: Config, student: "Traced", cuda: bool) -> int:
+    """AdamW on a card takes all tensors at once, with a temporary of each; on a CPU one after the other."""
+    if config.optimizer == "adamw8bit":
+        return 0
+    return 4 * (student.trained if cuda else student.largest)
+
+
+def _export(student: "Traced", dtype: "torch.dtype", cuda: bool) -> dict[str, int]:
+    model = student.shape.weight_bytes(8 * dtype.itemsize)
+    if cuda:  # the live model is asked there; merging is done in the host's memory
+        return {"student": model, "adapter": 4 * student.adapter}
+    return {"student": model, "merging": round((EXPORT_ON_HOST - 1) * model)}
+
+
+def _without(items: dict[str, int], name: str) -> dict[str, int]:
+    return {item: size for item, size in items.items() if item != name}

@@ -1,0 +1,235 @@
+"""What the program itself allocates, found by running it: the real forward, loss and backward on tensors that have shapes and
+no memory.
+
+torch's FakeTensorMode stands in for the numbers alone; transformers, PEFT, checkpointing, autocast, the chunked log-probs and
+the decoder are those of a run, so a plan can't forget what they keep. `Live` adds up the storages that are alive at once.
+
+The fake device is a CPU, whatever is planned for: where a card's kernels keep other things (a head's copy in half
+precision), memory.py adds them. Left out: kernels' own workspaces and the allocator's rounding.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from poweropd_lite.adapter import with_adapter
+from poweropd_lite.config import Config
+from poweropd_lite.decode import Decoder, Unlike
+from poweropd_lite.engine_loop import draw
+from poweropd_lite.logprobs import Sampling, float_logits, reverse_kl, score_tokens
+from poweropd_lite.models import final_hidden, head_weight, quiet_dropout
+from poweropd_lite.shape import Shape, empty_model, shape_of
+from poweropd_lite.student import Student
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_CPU = torch.device("cpu")
+# Settings that a trace depends on only through its other arguments.
+ELSEWHERE = {
+    "alpha",
+    "token_budget",
+    "batch_size",
+    "decode_batch_size",
+    "eval_batch_size",
+    "max_prompt_tokens",
+    "max_new_tokens",
+    "eval_max_new_tokens",
+    "eval_benchmarks",
+    "eval_every",
+    "optimizer",
+    "teacher_bits",
+}
+
+
+class Traces:
+    """The traces of a pair's two models, each made once: a search for a config that fits asks for the same again and again."""
+
+    def __init__(self, student: "PretrainedConfig", teacher: "PretrainedConfig", dtype: torch.dtype) -> None:
+        self.student_config, self.teacher_config, self.dtype = student, teacher, dtype
+        self._made: dict[tuple, Any] = {}
+
+    def student(self, config: Config, teacher_head: tuple[int, int], lines: int, width: int) -> "Traced":
+        """As `trace_student`."""
+        return self._once(trace_student, self.student_config, config, self.dtype, teacher_head, lines, width)
+
+    def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> "tuple[Shape, int]":
+        """As `trace_teacher`."""
+        return self._once(trace_teacher, self.teacher_config, config, dtype, lines, width)
+
+    def rollout(self, config: Config, lines: int, prompt: int, new: int) -> int | None:
+        """As `trace_rollout`."""
+        return self._once(trace_rollout, self.student_config, config, self.dtype, lines, prompt, new)
+
+    def _once(self, trace: Callable, model_config: "PretrainedConfig", config: Config, *rest: Any) -> Any:
+        part = config.model_copy(update={name: Config.model_fields[name].default for name in ELSEWHERE})
+        key = (trace, part, *rest)
+        if key not in self._made:
+            self._made[key] = trace(model_config, part, *rest)
+        return self._made[key]
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all storages made inside it: `now` those that are alive, `peak` the most there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += self._sizes[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+    @contextmanager
+    def watch(self) -> "Iterator[list[int]]":
+        """Gives a list that holds, after the block, the most bytes that were alive in it beyond those at its start."""
+        found: list[int] = []
+        start = self.peak = self.now
+        yield found
+        found.append(self.peak - start)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A student as it was traced."""
+
+    shape: Shape  # of the base
+    trained: int  # elements
+    adapter: int  # elements of LoRA's matrices among them
+    largest: int  # elements of the largest tensor that is trained
+    update: int  # bytes: activations, log-probs and gradients of activations at their most, without the trained weights' gradients
+
+
+def trace_student(
+    model_config: "PretrainedConfig",
+    config: Config,
+    dtype: torch.dtype,
+    teacher_head: tuple[int, int],
+    lines: int,
+    width: int,
+) -> Traced:
+    """Runs one micro-batch of `lines` rollouts of `width` tokens, all of them in the loss, through forward, loss and backward."""
+    shape = shape_of(empty_model(model_config, config, dtype))
+    with fake_student(model_config, config, dtype) as (student, live):
+        trainable = student.trainable()
+        trained = sum(p.numel() for p in trainable.values())
+        adapter = sum(p.numel() for name, p in trainable.items() if "lora_" in name)
+        for p in trainable.values():  # there before the backward, so that they are not counted as activations
+            p.grad = torch.zeros_like(p)
+        student.hidden(torch.zeros(1, 2, dtype=torch.long))  # makes what a model makes once
+        with live.watch() as found:
+            _backward(student, teacher_head, config, lines, width)
+        return Traced(shape, trained, adapter, max(p.numel() for p in trainable.values()), found[0])
+
+
+def _backward(student: Student, teacher_head: tuple[int, int], config: Config, lines: int, width: int) -> None:
+    ids = torch.zeros(lines, width, dtype=torch.long)
+    rows = torch.zeros(lines * width, dtype=torch.long)
+    hidden = student.hidden(ids)[rows, rows]
+    sampling = _sampling(config)
+    if config.reward == "full_kl":
+        vocabulary, size = teacher_head
+        teacher_hidden, weight = (torch.empty(n, size, dtype=student.dtype) for n in (lines * width, vocabulary))
+        loss = reverse_kl(hidden, student.head, teacher_hidden, weight, rows, rows, sampling).kl.sum()
+    else:
+        loss = score_tokens(hidden, student.head, rows, sampling, config.score).score.sum()
+    del hidden
+    loss.backward()
+
+
+def trace_teacher(
+    model_config: "PretrainedConfig", config: Config, dtype: torch.dtype, lines: int, width: int
+) -> tuple[Shape, int]:
+    """Returns the teacher's shape and the most bytes that scoring a micro-batch needs beside the weights."""
+    model = empty_model(model_config, config, dtype)
+    shape = shape_of(model)
+    with FakeTensorMode(), Live() as live, torch.no_grad():
+        _materialise(model)
+        model.requires_grad_(False).eval()
+        final_hidden(model, torch.zeros(1, 2, dtype=torch.long))
+        ids, rows = torch.zeros(lines, width, dtype=torch.long), torch.zeros(lines * width, dtype=torch.long)
+        with live.watch() as found:
+            hidden = final_hidden(model, ids)[rows, rows]
+            score_tokens(hidden, head_weight(model), rows, Sampling(), "full")
+    return shape, found[0]
+
+
+def trace_rollout(
+    model_config: "PretrainedConfig", config: Config, dtype: torch.dtype, lines: int, prompt: int, new: int
+) -> int | None:
+    """Returns the most bytes that the built-in loop needs for `lines` completions beside the weights: keys and values, the
+    prompts' forward, one token's forward and its draw. None for a model that is decoded by transformers.
+    """
+    with fake_student(model_config, config, dtype) as (student, live), torch.no_grad(), live.watch() as found:
+        try:
+            decoder = Decoder(student)
+        except Unlike:
+            return None
+        decoder.sync()
+        ids = torch.zeros(lines, prompt, dtype=torch.long)
+        valid = torch.ones(lines, prompt + new, dtype=torch.bool)
+        noise, sampling = torch.zeros(lines, new, dtype=torch.float64), _sampling(config)
+        hidden = decoder.prefill(ids, valid[:, :prompt], prompt + new)
+        token, _ = draw(float_logits(hidden, decoder.head), sampling, noise[:, 0])
+        hidden = decoder.step(token, torch.zeros_like(token), prompt + new - 1, valid)
+        draw(float_logits(hidden, decoder.head), sampling, noise[:, -1])
+    return found[0]
+
+
+@contextmanager
+def fake_student(
+    model_config: "PretrainedConfig", config: Config, dtype: torch.dtype
+) -> "Iterator[tuple[Student, Live]]":
+    """Gives the student of a config as load_student makes it, on fake tensors, and the count of what is alive."""
+    model = empty_model(model_config, config, torch.float32 if config.full_finetune else dtype)
+    quiet_dropout(model)
+    if not config.full_finetune:
+        with torch.device("meta"):
+            model = with_adapter(model, config)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with FakeTensorMode(), Live() as live:
+        _materialise(model)
+        yield Student(model, _CPU, dtype), live
+
+
+def _materialise(model: torch.nn.Module) -> None:
+    """Puts fake tensors where the meta ones are; what is trained is float32, and what is shared stays shared."""
+    made: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None and id(p) not in made:
+                dtype = torch.float32 if p.requires_grad else p.dtype
+                made[id(p)] = torch.nn.Parameter(torch.empty(p.shape, dtype=dtype), requires_grad=p.requires_grad)
+            if p is not None:
+                module._parameters[name] = made[id(p)]
+        for name, b in module._buffers.items():
+            if b is not None:
+                module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
+
+
+def _sampling(config: Config) -> Sampling:
+    """The run's sampling; which ids are forbidden matters to no shape."""
+    return Sampling(config.temperature, config.top_k, config.top_p, torch.zeros(1, dtype=torch.long))
