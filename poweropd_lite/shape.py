@@ -57,14 +57,14 @@ class Shape:
         """The size of a head."""
         return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
 
-    def weight_bytes(self, bits: int) -> int:
+    def weight_bytes(self, bits: int, computed: int = 2) -> int:
         """Returns the bytes of the weights at 32, 16, 8 (LLM.int8) or 4 bits (NF4, double quantisation).
 
-        At 8 and 4 bits the embedding, the norms and the head stay in 16.
+        At 8 and 4 bits the embedding, the norms and the head stay in the compute dtype, of `computed` bytes.
         """
         if bits >= 16:
             return self.elements * bits // 8
-        rest = 2 * (self.elements - self.linear_elements)
+        rest = computed * (self.elements - self.linear_elements)
         if bits == 8:  # a byte a weight and a float32 scale a row
             return rest + sum(out * into + 4 * out for out, into in self.linear)
         return rest + sum(nf4_bytes(out * into) for out, into in self.linear)

@@ -23,6 +23,9 @@ def fit(
 ) -> Config | None:
     """Returns a config that needs at most `limit` bytes; None where nothing here is enough."""
     asked, found = config, plan(config)
+    least = found.teacher.weight_bytes(4) + found.student.shape.weight_bytes(4) + found.runtime
+    if least > limit:
+        return None
     useless: set[tuple[str, Callable]] = set()  # a setting that did not help a phase
     while found.needed > limit:
         step = next((s for s in _steps(config, found) if (found.peak_phase, s[0]) not in useless), None)

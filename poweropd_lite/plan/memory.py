@@ -79,14 +79,13 @@ def plan_memory(
     student = traces.student(config, teacher.head, lines, width)
 
     base_bits = 32 if config.full_finetune else 4 if config.student_bits == 4 else 8 * dtype.itemsize
+    teacher_bits = 8 * teacher_dtype.itemsize if config.teacher_bits >= 16 else config.teacher_bits
     state = (2 + 8 / 256 if config.optimizer == "adamw8bit" else 8) * student.trained
     resident = {
-        "student": student.shape.weight_bytes(base_bits),
+        "student": student.shape.weight_bytes(base_bits, dtype.itemsize),
         "adapter": 0 if config.full_finetune else 4 * student.trained,
         "optimizer": round(state),
-        "teacher": teacher.weight_bytes(
-            8 * teacher_dtype.itemsize if config.teacher_bits >= 16 else config.teacher_bits
-        ),
+        "teacher": teacher.weight_bytes(teacher_bits, teacher_dtype.itemsize),
     }
     rollout, evaluation, always = _engine_bytes(config, traces, student, engine, shared)
     if always:

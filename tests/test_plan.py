@@ -1,0 +1,270 @@
+"""The plan against what is really allocated, counted by torch's profiler and FLOP counter, and against the paper's appendix B."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from poweropd_lite.command_config import PlanConfig
+from poweropd_lite.config import load_config
+from poweropd_lite.errors import UserError
+from poweropd_lite.logprobs import Sampling, score_tokens
+from poweropd_lite.plan.__main__ import plan
+from poweropd_lite.plan.cards import CARDS, find_card
+from poweropd_lite.plan.fit import config_text, fit
+from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
+from poweropd_lite.plan.memory import GIB, plan_memory
+from poweropd_lite.plan.trace import Traces
+from poweropd_lite.shape import nf4_bytes, read_config, read_shape
+from poweropd_lite.student import load_student
+from poweropd_lite.teacher import load_teacher
+
+CPU = torch.device("cpu")
+PAIRS = ["qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b"]
+
+
+def run_plan(*flags, cwd=None):
+    command = [sys.executable, "-m", "poweropd_lite.plan", *flags]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def memory_of(config, dtype=torch.float32, cuda=False, **options):
+    configs = read_config(config.student, "student", config), read_config(config.teacher, "teacher", config)
+    return plan_memory(config, Traces(*configs, dtype), cuda, **options)
+
+
+def allocated(work):
+    """The most bytes that `work` had allocated at once, by torch's profiler."""
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    """The bundled student and teacher as a run loads them, and their config; rollouts of 240 tokens, four a micro-batch."""
+    config = load_config("bundled", eval_benchmarks=None, eval_every=0)
+    return load_student(config, CPU, torch.float32), load_teacher(config, CPU, torch.float32), config
+
+
+def one_update(student, lines=4, width=240):
+    ids = torch.zeros(lines, width, dtype=torch.long)
+    rows = torch.arange(lines).repeat_interleave(width), torch.arange(width).repeat(lines)
+    sampling = Sampling(forbidden=torch.tensor([5]))
+    hidden = student.hidden(ids)[rows]
+    score_tokens(hidden, student.head, ids.flatten(), sampling, "sampled").score.sum().backward()
+
+
+def one_score(teacher, lines=4, width=240):
+    ids = torch.zeros(lines, width, dtype=torch.long)
+    score_tokens(teacher.hidden(ids).flatten(0, 1), teacher.head, ids.flatten(), Sampling(), "full")
+
+
+def test_appendix_b_to_the_digit_and_the_true_cost():
+    done = run_plan("--config", "qwen3-0.6b-4b", "--gpu", "24", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    paper = report["paper_tflops"]
+    assert [f"{paper[k]:.1f}" for k in ("teacher", "student", "update", "full_vocabulary")] == [
+        "254.8",
+        "30.6",
+        "346.6",
+        "402.7",
+    ]
+    assert f"{paper['saved']:.1%}" == "13.9%"
+    # Query and output projections are heads x 128 wide: 280.4 and 37.3. And every reward multiplies both heads:
+    # 2 x 32,768 tokens x 151,936 rows x 2,560 = 25.5 and x 1,024 = 10.2.
+    config = load_config("qwen3-0.6b-4b")
+    bodies = [
+        sum(body_flops(read_shape(getattr(config, role), role, config), 32, 1152)) / 1e12
+        for role in ("teacher", "student")
+    ]
+    assert [f"{b:.1f}" for b in bodies] == ["280.4", "37.3"]
+    assert report["tflops"]["score"] == pytest.approx(280.4 + 25.5, abs=0.1)
+    # LoRA with checkpointing: forward, forward again, gradient of activations (no weight's), and the head twice.
+    assert report["tflops"]["update"] == pytest.approx(3 * 37.3 + 2 * 10.2 + 11.2, rel=0.01)
+
+
+def test_weights_are_what_bitsandbytes_and_the_optimizer_really_hold(bundled):
+    student, teacher, config = bundled
+    planned = memory_of(config).phases["rollout"]
+
+    def held(model):
+        tensors = {p.data_ptr(): p for p in model.parameters()}
+        for module in model.modules():
+            state = getattr(getattr(module, "weight", None), "quant_state", None)
+            if state is not None:
+                parts = [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+                tensors |= {(id(module), i): part for i, part in enumerate(parts)}
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    trainable = student.trainable().values()
+    adapter = sum(4 * p.numel() for p in trainable)
+    assert planned["adapter"] == adapter == 4 * 116_736
+    assert planned["student"] == held(student.model) - adapter
+    assert planned["teacher"] == pytest.approx(held(teacher.model), rel=0.05)
+    one_update(student)
+    optimizer = torch.optim.AdamW(trainable)
+    optimizer.step()
+    state = sum(t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values())
+    assert planned["optimizer"] == pytest.approx(state, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(2560, 9728), (1024, 3072), (96, 130)])
+def test_nf4_bytes_of_a_matrix(shape):
+    """Half a byte a weight, a byte of scale for 64, four for 256 scales, and the tables, as bitsandbytes quantises it."""
+    from bitsandbytes.functional import quantize_4bit
+
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    packed, state = quantize_4bit(matrix, blocksize=64, compress_statistics=True, quant_type="nf4")
+    parts = [packed, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+    assert nf4_bytes(matrix.numel()) == sum(t.numel() * t.element_size() for t in parts)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_update_allocates_what_was_traced(checkpointing):
+    config = load_config("bundled", eval_benchmarks=None, eval_every=0, gradient_checkpointing=checkpointing)
+    student = load_student(config, CPU, torch.float32)
+    one_update(student)  # what is made once, and the gradients
+    measured = allocated(lambda: one_update(student))
+    planned = memory_of(config).phases["update"]["activations"]
+    assert 0.98 * measured < planned < 1.15 * measured
+    assert (10 if checkpointing else 30) < measured / 2**20 < (20 if checkpointing else 45)
+
+
+def test_a_score_and_a_rollout_allocate_what_was_traced(bundled):
+    from poweropd_lite.engine_loop import LoopEngine
+    from poweropd_lite.rollout import TRAINING, Draws
+
+    student, teacher, config = bundled
+    phases = memory_of(config).phases
+    one_score(teacher)
+    planned = phases["score"]["activations"] + phases["score"]["unpacked matrix"]
+    assert planned == pytest.approx(allocated(lambda: one_score(teacher)), rel=0.15)
+
+    engine = LoopEngine(student, frozenset({511}), print)
+    engine.release()
+
+    def sample():
+        engine.sync()
+        engine.sample([tuple(range(128))] * 32, Draws(0, TRAINING, 0, tuple(range(32))), Sampling(), 112)
+
+    planned = phases["rollout"]["keys and values"] + phases["rollout"]["decoding"]
+    # 3 layers x 2 x 2 heads of 32 x 32 lines x 240 x 4 bytes
+    assert phases["rollout"]["keys and values"] == 3 * 2 * 2 * 32 * 32 * 240 * 4
+    assert planned == pytest.approx(allocated(sample), rel=0.1)
+
+
+def test_operations_are_those_that_torch_counts(bundled):
+    """Of an update without attention's products, which the counter does not see on a CPU."""
+    student, _, config = bundled
+    config = config.model_copy(update={"batch_size": 4})
+    with FlopCounterMode(display=False) as counter:
+        one_update(student)
+    found = memory_of(config)
+    # Here all 240 positions are in the loss; a step's lengths count completions alone.
+    flops = step_flops(config, found.student, found.teacher, Lengths(0, 240))
+    attention = 3 * body_flops(found.student.shape, 4, 240)[1]
+    assert flops["update"] - attention == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_all_four_pairs_fit_24_gb_as_lora(name):
+    report, fitting = plan(load_config(name), PlanConfig(gpu="24"), say=print)
+    assert report["fits"] and report["changes"] == {} and fitting == load_config(name)
+    assert report["needed_bytes"] < 0.97 * 24 * GIB
+
+
+def test_the_change_that_fits_is_needed_and_enough(tmp_path):
+    done = run_plan("--config", "qwen3-0.6b-4b", "--gpu", "8", "--write", "small.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "not on 8 GB" in done.stdout and "change  --decode-batch-size" in done.stdout
+    text = (tmp_path / "small.yaml").read_text()
+    assert text.startswith("# Qwen/Qwen3-0.6B-Base <- Qwen/Qwen3-4B, LoRA: fits 8 GB")
+    small = load_config(tmp_path / "small.yaml")
+    limit = 0.97 * 8 * GIB
+    traces = Traces(*(read_config(getattr(small, r), r, small) for r in ("student", "teacher")), torch.bfloat16)
+
+    def needed(config):
+        return plan_memory(config, traces, cuda=True).needed
+
+    assert needed(small) <= limit
+    before = load_config("qwen3-0.6b-4b")
+    for name in yaml.safe_load(text):
+        if getattr(small, name) != getattr(before, name):  # each change alone put back no longer fits
+            assert needed(small.model_copy(update={name: getattr(before, name)})) > limit, name
+    again = run_plan("--config", "qwen3-0.6b-4b", "--gpu", "8", "--write", "small.yaml", cwd=tmp_path)
+    assert again.returncode == 2 and "never writes over a file" in again.stderr
+
+
+def test_nothing_makes_an_8b_teacher_fit_4_gb():
+    config = load_config("qwen3-1.7b-8b", max_new_tokens=256, max_prompt_tokens=256)
+    assert fit(config, 4 * GIB, lambda c: memory_of(c, torch.bfloat16, cuda=True), print) is None
+
+
+def test_a_written_config_is_the_differences():
+    config = load_config("bundled", alpha=3)
+    values = yaml.safe_load(config_text(config, "x"))
+    assert values["alpha"] == 3 and values["student"] == "bundled" and "lora_targets" not in values
+    assert load_config(**values) == config
+
+
+def test_exit_codes_and_messages():
+    small = ["--config", "qwen3-0.6b-4b"]
+    assert run_plan(*small, "--gpu", "8").returncode == 1
+    for flags, message in [
+        (["--gpu", "rtx9999"], "neither a size in GB, such as 24, nor one of rtx3060"),
+        (["--gpu", "0"], "neither a size"),
+        (["--gpuu", "24"], "did you mean '--gpu'?"),
+        (["--compute-share", "2"], "compute_share: found '2'"),
+        (["--student", "nowhere/at-all", "--teacher", "bundled"], "no model config for the student"),
+    ]:
+        done = run_plan(*flags)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, flags
+
+
+def test_help_is_quick_and_imports_no_torch():
+    code = "import sys; from poweropd_lite.plan.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--gpu" in done.stdout and "--token-budget" in done.stdout, done.stderr
+
+
+def test_a_named_card_gives_an_estimate_by_its_published_figures():
+    report, _ = plan(load_config("qwen3-0.6b-4b"), PlanConfig(gpu="rtx4090"), say=print)
+    seconds, card = report["seconds"], CARDS["rtx4090"]
+    # Weights and keys and values read once a token, at 60% of 1,008 GB/s, and a millisecond beside it.
+    weights = 2 * 596_049_920 + 4 * 20_185_088
+    cache = 32 * (128 + 512) * 28 * 2 * 8 * 128 * 2
+    decode = 1024 * ((weights + cache) / (0.6 * 1008e9) + 1e-3)
+    products = report["tflops"]["rollout"] / (0.4 * card.tflops)
+    assert seconds["step"]["rollout"] == pytest.approx(decode + products, rel=1e-6)
+    assert seconds["run"] == pytest.approx(1500 * sum(seconds["step"].values()) + 7 * seconds["evaluation"])
+    assert find_card("RTX 4090")[1] == card and find_card("24GB")[2] == pytest.approx(0.97 * 24)
+
+
+def test_vllm_asleep_and_awake():
+    """With vLLM a copy of the base and a cache for 32 completions are there in rollouts; asleep it keeps what it can't give."""
+    config = load_config("qwen3-0.6b-4b", engine="vllm")
+    found = memory_of(config, torch.bfloat16, cuda=True, engine="vllm")
+    phases = found.phases
+    cache = 32 * (2048 + 128) * 28 * 2 * 8 * 128 * 2
+    assert phases["rollout"]["keys and values"] == cache
+    assert phases["rollout"]["vLLM"] == 2 * 596_049_920 + 2 * GIB - GIB
+    assert phases["update"]["engine"] == GIB and "keys and values" not in phases["update"]
+    shared = memory_of(config, torch.bfloat16, cuda=True, engine="vllm", shared=True)
+    assert shared.phases["update"]["engine"] == cache + 2 * GIB
+
+
+def test_bad_pairs_are_user_errors():
+    with pytest.raises(UserError, match="no model config for the student"):
+        plan(load_config(student="/nowhere", teacher="bundled"), say=print)
