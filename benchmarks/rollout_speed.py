@@ -72,8 +72,8 @@ def measure(engine: str, model: str, folder: Path) -> None:
     import torch
 
     from poweropd_lite.logprobs import Sampling
+    from poweropd_lite.machine import compute_dtype
     from poweropd_lite.rollout import TRAINING, Draws
-    from poweropd_lite.session import compute_dtype
     from poweropd_lite.student import load_student
 
     config, prompts, stops, longest = case(model, folder)

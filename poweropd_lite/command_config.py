@@ -213,6 +213,19 @@ def load_export_config(**settings: Any) -> ExportConfig:
     return checked(ExportConfig, {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()})
 
 
+class DoctorConfig(BaseModel):
+    """One examination: what of it is not the run's own. Fields are flags of the doctor command. Frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    rows: int = Field(
+        1000,
+        ge=1,
+        description="how many usable prompts, and worked answers, of the data are read, from the first on",
+        json_schema_extra=section("doctor"),
+    )
+
+
 class PlanConfig(BaseModel):
     """One plan: what of it is not the run's own. Fields are flags of the plan command. Frozen."""
 

@@ -16,6 +16,7 @@ from poweropd_lite.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_PLACEHOLDER = "@@answer@@"
 BUNDLED_PROBLEMS = {False: 8192, True: 256}  # for training; held out, for evaluation
 
 
@@ -157,6 +158,21 @@ def prompt_text(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerB
     if not tokenizer.chat_template:
         return "\n\n".join(m["content"] for m in messages) + "\n"
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+
+
+def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Returns the special token that the chat template puts behind an assistant's words, or None."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PLACEHOLDER}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError:
+        return None
+    ids = tokenizer(text.rpartition(_PLACEHOLDER)[2], add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 
 
 def _is_message(value: Any) -> bool:

@@ -85,8 +85,8 @@ def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
     from poweropd_lite.backends import choose_engine, hush_bitsandbytes
     from poweropd_lite.eval_folder import problems_record
     from poweropd_lite.evaluation import batches
+    from poweropd_lite.machine import compute_dtype
     from poweropd_lite.models import model_path
-    from poweropd_lite.session import compute_dtype
 
     hush_bitsandbytes()
     transformers.utils.logging.disable_progress_bar()

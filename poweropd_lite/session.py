@@ -3,7 +3,6 @@
 `load_session` refuses what can be refused from tokenizers, configs and data before it loads any weights.
 """
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 from poweropd_lite.benchmarks import Problems, find_benchmarks, load_problems
 from poweropd_lite.config import Config
 from poweropd_lite.data import Prompt, load_prompts, say_skipped
-from poweropd_lite.errors import UserError
+from poweropd_lite.findings import refuse
+from poweropd_lite.machine import check_machine, compute_dtype, device_name
 from poweropd_lite.pair import Pair, check_prompts, load_pair
 
 if TYPE_CHECKING:
@@ -87,14 +87,7 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     engine_choice = choose_engine(config, device, loader.name)
     # What auto found is the run's from now on: resumed where more is installed, it goes on as it began.
     config = config.model_copy(update={"loader": loader.name, "engine": engine_choice.name})
-    if config.optimizer == "adamw8bit" and device.type != "cuda":
-        raise UserError("optimizer adamw8bit needs a CUDA card, and none is here; type --optimizer adamw")
-    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
-        raise UserError(f"tracker {config.tracker} is not installed; type pip install {config.tracker}")
-    if config.teacher_bits == 8 and device.type != "cuda":
-        raise UserError(
-            "teacher_bits 8 (LLM.int8) needs a CUDA card, and none is here; type --teacher-bits 4, 16 or 32"
-        )
+    refuse(check_machine(config, device))
 
     pair = load_pair(config)
     for notice in pair.notices:
@@ -135,7 +128,7 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     say(
         f"student {config.student} ({_kind(config)}: {trained:,} trained, {_name(dtype)})"
         f" <- teacher {config.teacher} ({config.teacher_bits}-bit), {len(prompts):,} prompts"
-        f"{''.join(f', evaluated on {len(p.prompts)} of {p.benchmark.name}' for p in held_out)}, on {_device_name(device)}"
+        f"{''.join(f', evaluated on {len(p.prompts)} of {p.benchmark.name}' for p in held_out)}, on {device_name(device)}"
     )
     say(f"student loaded by {loader.name} ({loader.why}); rollouts by {engine_choice.name} ({engine_choice.why})")
     forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
@@ -155,22 +148,6 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     )
 
 
-def compute_dtype(config: Config, device: "torch.device") -> "torch.dtype":
-    """Returns the compute dtype of a config on a device; raises UserError for one that it does not have."""
-    import torch
-
-    cuda = device.type == "cuda"
-    if config.dtype == "auto":
-        if not cuda:
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if config.dtype == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"{_device_name(device)} has no bfloat16; type --dtype float16 (with a loss scale) or float32")
-    if config.dtype == "float16" and not cuda:
-        raise UserError("float16 needs a CUDA card, and none is here; type --dtype float32 or bfloat16")
-    return getattr(torch, config.dtype)
-
-
 def _kind(config: Config) -> str:
     if config.full_finetune:
         return "every weight"
@@ -185,15 +162,6 @@ def _optimizer(config: Config, parameters: list) -> "torch.optim.Optimizer":
 
         return AdamW8bit(parameters, lr=config.learning_rate, weight_decay=0.0)
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
-
-
-def _device_name(device: "torch.device") -> str:
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"the CPU ({threads} thread{'s' if threads > 1 else ''})"
 
 
 def _name(dtype: "torch.dtype") -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.command_config import EvalConfig
 from poweropd_lite.config import BUNDLED, Config, load_config
+from poweropd_lite.data import end_of_turn
 from poweropd_lite.errors import UserError
 from poweropd_lite.models import load_causal_lm, load_model_config, load_tokenizer, model_path, nf4, stay_unpacked
 
@@ -29,7 +30,6 @@ _PLACES = (
     "transformers_version",
     "peft_version",
 )  # no part of what a model is
-_PLACEHOLDER = "@@answer@@"
 REFERENCE = "reference.json"  # beside an adapter: what training saw of it (probe.py)
 
 
@@ -280,21 +280,6 @@ def _handed_over(adapter: Path | None) -> list[int]:
     if not all(isinstance(i, int) for i in found):
         raise UserError(f"{file} has eos_token_id {found!r}, which should be ids")
     return found
-
-
-def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """Returns the special token that the chat template puts behind an assistant's words, or None."""
-    from jinja2 import TemplateError
-
-    if not tokenizer.chat_template:
-        return None
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PLACEHOLDER}]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError:
-        return None
-    ids = tokenizer(text.rpartition(_PLACEHOLDER)[2], add_special_tokens=False)["input_ids"]
-    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 
 
 def fingerprint(target: Target, config: EvalConfig, say: Callable[[str], None]) -> str:

@@ -1,6 +1,8 @@
 """Shared pieces: one thread (the models are small), the bundled pair loaded once, and a run that takes seconds."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from poweropd_lite.config import Config, load_config
 torch.set_num_threads(1)
 transformers.utils.logging.get_logger()  # takes the stderr of now, not one that a test captures and closes
 
+TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
 QUICK = {"steps": 4, "eval_problems": 8, "eval_samples": 2, "eval_every": 2, "batch_size": 8, "save_every": 2}
 
 
@@ -115,3 +118,24 @@ def trained(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "evaluate:    python -m poweropd_lite.evaluate --model run" in done.stdout
     return folder
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Returns a function that copies a bundled model, lets a function change the copy, and returns its folder."""
+
+    def copy(role, change):
+        folder = tmp_path / f"{role}{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(TINY / role, folder)
+        change(folder)
+        return str(folder)
+
+    return copy
+
+
+def edit(name, function):
+    def change(folder):
+        path = folder / name
+        path.write_text(json.dumps(function(json.loads(path.read_text()))))
+
+    return change

@@ -10,7 +10,8 @@ import torch
 from poweropd_lite.config import Config, load_config
 from poweropd_lite.config_files import config_folder, dump_yaml, shipped_configs
 from poweropd_lite.flags import config_parser, given
-from poweropd_lite.session import compute_dtype, learning_rate
+from poweropd_lite.machine import compute_dtype
+from poweropd_lite.session import learning_rate
 
 
 @pytest.mark.parametrize("name", shipped_configs())

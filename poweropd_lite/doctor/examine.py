@@ -1,0 +1,155 @@
+"""Everything that the doctor looks at, in order: the pair, the prompts, the machine. No weights are loaded.
+
+The checks are those that train makes (pair_checks.py, machine.py), on more of the data, and some that only a person asks for.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from poweropd_lite.command_config import DoctorConfig
+from poweropd_lite.config import BUNDLED, Config
+from poweropd_lite.data import Prompt, Source, load_prompts, prompt_text, rows
+from poweropd_lite.errors import UserError
+from poweropd_lite.findings import Finding
+from poweropd_lite.machine import check_machine
+from poweropd_lite.pair import examine_pair, read_sides, settle_pair
+from poweropd_lite.pair_checks import PROBE, Side, check_prompt_tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    from poweropd_lite.pair import Pair
+
+SOLUTIONS = ("solution", "completion", "response", "answer")  # columns of a data set that hold worked answers
+
+
+def examine(config: Config, asked: DoctorConfig, say: Callable[[str], None]) -> list[Finding]:
+    """Returns what was found of a run's models, data and machine; raises UserError for models that can't be read."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    say(f"reading tokenizers and configs of {config.student} and {config.teacher}")
+    student, teacher = read_sides(config)
+    findings = examine_pair(config, student, teacher)
+    findings.append(_two_models(config))
+    if all(f.level != "refusal" for f in findings if f.check in ("vocabulary", "stop tokens", "chat template")):
+        pair = settle_pair(config, student, teacher, findings)
+        say(f"reading up to {asked.rows:,} rows of {config.data}")
+        findings += check_data(config, pair, asked.rows)
+    return findings + check_machine(config, device) + _backends(config, device)
+
+
+def _two_models(config: Config) -> Finding:
+    if config.teacher == config.student and config.student != BUNDLED:
+        found = f"student and teacher are both {config.student}: every reward begins at the teacher's rounding alone"
+        return Finding("warning", "two models", found, "teacher: a larger model of the family")
+    return Finding("ok", "two models", f"{config.student} learns from {config.teacher}")
+
+
+def check_data(config: Config, pair: "Pair", count: int) -> list[Finding]:
+    """Returns what is found of the first `count` prompts: how many can be used, their lengths, and how both models read them."""
+    try:
+        prompts, skipped = load_prompts(config, pair.tokenizer, count)
+    except UserError as error:
+        return [Finding("refusal", "prompts", str(error))]
+    lengths = sorted(len(prompt.ids) for prompt in prompts)
+    evidence = {
+        "used": len(prompts),
+        "skipped": len(skipped),
+        "longest": lengths[-1],
+        "middle": lengths[len(lengths) // 2],
+    }
+    found = f"{len(prompts):,} read; {evidence['middle']} tokens in the middle, {lengths[-1]} in the longest, of {config.max_prompt_tokens} allowed"
+    findings = [Finding("ok", "prompts", found, evidence=evidence)]
+    if skipped:
+        long = sum("more than max_prompt_tokens" in line for line in skipped)
+        found = f"{len(skipped):,} of {len(skipped) + len(prompts):,} rows can't be used and are left out ({long:,} for their length), such as {skipped[0]}"
+        mend = "a larger max_prompt_tokens" if long else "mend the rows, or choose prompt_column"
+        findings.append(Finding("warning", "rows left out", found, mend, {"skipped": len(skipped), "too_long": long}))
+    texts = [PROBE, *(pair.tokenizer.decode(list(prompt.ids)) for prompt in prompts)]
+    answers = list(islice(_worked_answers(config), count))
+    findings += check_prompt_tokens(config, *pair.sides, prompts, texts + answers)
+    findings += _template_on_prompts(config, *pair.sides, prompts)
+    return findings
+
+
+def _worked_answers(config: Config) -> Iterator[str]:
+    """Worked answers of the data, which look as completions do; the bundled problems have their own."""
+    if config.data == BUNDLED:
+        from poweropd_lite.tiny.problems import problems
+
+        yield from (problem.solution for problem in problems(0, 1000, False))
+        return
+    for _, row in rows(Source(config.data, config.data_subset, config.data_split)):
+        if isinstance(row, dict):
+            column = next((c for c in SOLUTIONS if isinstance(row.get(c), str)), None)
+            if column is not None:
+                yield row[column]
+
+
+def _template_on_prompts(config: Config, student: Side, teacher: Side, prompts: list[Prompt]) -> list[Finding]:
+    """How many real prompts the teacher's own template would put in other tokens."""
+    if not teacher.tokenizer.chat_template or config.system_prompt:
+        return []
+    from jinja2 import TemplateError
+
+    different = 0
+    for prompt in prompts[:100]:
+        messages = [{"role": "user", "content": prompt.question + config.prompt_suffix}]
+        try:
+            text = prompt_text(messages, teacher.tokenizer, config.enable_thinking)
+        except TemplateError:
+            different += 1
+            continue
+        different += tuple(teacher.tokenizer(text, add_special_tokens=False)["input_ids"]) != prompt.ids
+    seen = len(prompts[:100])
+    evidence = {"prompts": seen, "different": different}
+    if different:
+        found = f"{different} of {seen} prompts have other tokens in the teacher's own form"
+        return [
+            Finding(
+                "warning",
+                "prompts in the teacher's form",
+                found,
+                "a teacher with the student's template, or the reverse",
+                evidence,
+            )
+        ]
+    return [
+        Finding(
+            "ok",
+            "prompts in the teacher's form",
+            f"{seen} of {seen} prompts have the same tokens in it",
+            evidence=evidence,
+        )
+    ]
+
+
+def _backends(config: Config, device: "torch.device") -> list[Finding]:
+    """Which loader and engine a run would take, and whether the packages go together."""
+    from poweropd_lite.backends import choose_engine, choose_loader
+    from poweropd_lite.doctor.environment import check_versions
+
+    findings = check_versions()
+    try:
+        loader = choose_loader(config)
+        engine = choose_engine(config, device, loader.name)
+    except UserError as error:
+        return [*findings, Finding("refusal", "loader and engine", str(error))]
+    found = f"student by {loader.name} ({loader.why}); rollouts by {engine.name} ({engine.why})"
+    return [*findings, Finding("ok", "loader and engine", found)]
+
+
+def as_json(config: Config, findings: list[Finding]) -> dict[str, Any]:
+    """Returns the findings as JSON."""
+    counts = {level: sum(f.level == level for f in findings) for level in ("ok", "warning", "refusal")}
+    return {
+        "student": config.student,
+        "teacher": config.teacher,
+        "data": config.data,
+        "sound": not counts["refusal"],
+        "counts": counts,
+        "findings": [{k: v for k, v in vars(replace(f)).items() if k != "told"} for f in findings],
+    }

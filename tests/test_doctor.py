@@ -1,0 +1,268 @@
+"""The doctor finds planted faults, says what mends them, and train refuses what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import edit, run_train
+
+from poweropd_lite.command_config import DoctorConfig
+from poweropd_lite.config import load_config
+from poweropd_lite.doctor import environment
+from poweropd_lite.doctor.examine import examine
+
+ENDOFTEXT, IM_END = 474, 476
+
+
+def run_doctor(*flags, cwd=None):
+    command = [sys.executable, "-m", "poweropd_lite.doctor", *flags]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def findings(rows=50, **settings):
+    return examine(load_config("bundled", **settings), DoctorConfig(rows=rows), say=print)
+
+
+def one(found, check, level):
+    """The finding of that name, which must be of that level."""
+    (finding,) = [f for f in found if f.check == check]
+    assert finding.level == level, finding
+    return finding
+
+
+def tokenizer_edit(function):
+    return edit("tokenizer.json", function)
+
+
+def swap(tokenizer):
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    return tokenizer
+
+
+def template(function):
+    def change(folder):
+        path = folder / "chat_template.jinja"
+        path.write_text(function(path.read_text()))
+
+    return change
+
+
+def test_the_bundled_pair_is_sound_and_all_is_looked_at():
+    done = run_doctor("--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["sound"] and report["counts"] == {"ok": 17, "warning": 0, "refusal": 0}
+    by_check = {f["check"]: f for f in report["findings"]}
+    assert by_check["padded rows"]["evidence"] == {
+        "student_rows": 512, "teacher_rows": 512, "unscorable": 0, "padded": 33, "first": 479,
+    }  # fmt: skip
+    assert by_check["stop tokens"]["evidence"] == {"student": [ENDOFTEXT], "teacher": [IM_END, ENDOFTEXT]}
+    assert by_check["same text, same tokens"]["evidence"] == {"texts": 2001, "different": 0}
+    assert by_check["prompts"]["evidence"]["used"] == 1000
+    assert by_check["thinking mode"]["evidence"] == {"student_heeds": True, "teacher_heeds": True}
+    # An independent count of the longest of the first thousand prompts, through the tokenizer itself.
+    from transformers import AutoTokenizer
+
+    from poweropd_lite.tiny.problems import problems
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(environment.__file__).parent.parent / "tiny" / "student")
+    lengths = [
+        len(tokenizer.apply_chat_template([{"role": "user", "content": p.question}], add_generation_prompt=True, enable_thinking=False)["input_ids"])
+        for p in problems(0, 1000, False)
+    ]  # fmt: skip
+    assert by_check["prompts"]["evidence"]["longest"] == max(lengths)
+
+
+def test_a_swapped_tokenizer_and_train_refuses_it_too(other, tmp_path):
+    teacher = other("teacher", tokenizer_edit(swap))
+    done = run_doctor("--teacher", teacher)
+    assert done.returncode == 1
+    assert "refusal vocabulary:" in done.stdout and "(2 of 479;" in done.stdout
+    assert "mend: choose two models of one family" in done.stdout
+    train = run_train("--config", "bundled", "--teacher", teacher, "--output", "run", cwd=tmp_path)
+    assert train.returncode == 2 and "number their tokens differently" in train.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_shifted_added_tokens(other):
+    """One id more before them, as when a tokenizer got a token of its own: every added token is one further."""
+
+    def shift(tokenizer):
+        first = min(token["id"] for token in tokenizer["added_tokens"])
+        vocabulary = tokenizer["model"]["vocab"]
+        tokenizer["model"]["vocab"] = {token: i + (i >= first) for token, i in vocabulary.items()}
+        for token in tokenizer["added_tokens"]:
+            token["id"] += 1
+        return tokenizer
+
+    finding = one(findings(teacher=other("teacher", tokenizer_edit(shift))), "vocabulary", "refusal")
+    assert "number their tokens differently" in finding.found and finding.evidence["moved"] == 5
+
+
+def test_padded_vocabularies(other):
+    teacher = other("teacher", edit("config.json", lambda c: {**c, "vocab_size": 640}))
+    student = other("student", edit("config.json", lambda c: {**c, "vocab_size": 576}))
+    found = findings(teacher=teacher, student=student)
+    assert one(found, "padded rows", "ok").evidence["padded"] == 576 - 479
+    assert "heads of 576 (student) and 640 rows (teacher); 479 ids" in one(found, "heads", "ok").found
+
+
+def test_tokens_that_only_one_has(other):
+    def add(folder):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(["<new>", "<newer>"])
+        tokenizer.save_pretrained(folder)
+
+    finding = one(findings(student=other("student", add)), "student's own tokens", "warning")
+    assert finding.evidence["unscorable"] == 2 and "'<new>', '<newer>'" in finding.found
+    finding = one(findings(teacher=other("teacher", add)), "vocabulary", "ok")
+    assert "2 only the teacher has (such as '<new>', '<newer>')" in finding.found
+
+
+def test_an_end_of_turn_that_no_config_names(other):
+    """The template ends with <|im_end|>; both generation configs and tokenizers say <|endoftext|> alone."""
+    from poweropd_lite.pair import load_pair
+
+    def forget(folder):
+        edit("generation_config.json", lambda c: {**c, "eos_token_id": ENDOFTEXT})(folder)
+        edit("config.json", lambda c: {**c, "eos_token_id": ENDOFTEXT})(folder)
+        edit("tokenizer_config.json", lambda c: {**c, "eos_token": "<|endoftext|>"})(folder)
+
+    teacher = other("teacher", forget)
+    finding = one(findings(teacher=teacher), "end of turn", "warning")
+    assert f"<|im_end|> ({IM_END})" in finding.found and "eos_token_id" in finding.mend
+    pair = load_pair(load_config("bundled", teacher=teacher))
+    assert pair.stop_ids == {ENDOFTEXT, IM_END}
+    assert any("taken as one" in notice for notice in pair.notices)
+
+
+def test_a_student_without_im_end(other):
+    """The teacher's stop is a token that the student does not have at all."""
+
+    def remove(tokenizer):
+        for token in tokenizer["added_tokens"]:
+            if token["content"] == "<|im_end|>":
+                token["content"] = "<|other|>"
+        return tokenizer
+
+    def change(folder):
+        tokenizer_edit(remove)(folder)
+        text = (folder / "tokenizer_config.json").read_text().replace("<|im_end|>", "<|other|>")
+        (folder / "tokenizer_config.json").write_text(text)
+
+    found = findings(student=other("student", change))
+    assert "'<|other|>' is 476 for the student" in one(found, "vocabulary", "refusal").found
+
+
+def test_another_chat_template_is_shown_at_its_first_token(other):
+    teacher = other("teacher", template(lambda t: t.replace("<|im_start|>assistant", "<|im_start|>teacher")))
+    found = findings(teacher=teacher)
+    finding = one(found, "chat template", "warning")
+    ids = finding.evidence
+    at = ids["first_difference"]
+    assert ids["student_ids"][:at] == ids["teacher_ids"][:at] and ids["student_ids"][at] != ids["teacher_ids"][at]
+    assert "teacher" in finding.found and f"token {at + 1} is the first that differs" in finding.found
+    assert one(found, "prompts in the teacher's form", "warning").evidence == {"prompts": 50, "different": 50}
+
+
+def test_thinking_mode_on_one_side(other):
+    teacher = other("teacher", template(lambda t: t.replace("'<think>\\n\\n</think>\\n\\n'", "''")))
+    finding = one(findings(teacher=teacher), "thinking mode", "warning")
+    assert finding.evidence == {"student_heeds": True, "teacher_heeds": False}
+    assert finding.mend == "enable_thinking: true, if that makes the templates agree"
+    assert one(findings(teacher=teacher, enable_thinking=True), "chat template", "ok")
+
+
+def test_a_teacher_that_is_shorter_in_context(other):
+    teacher = other("teacher", edit("config.json", lambda c: {**c, "max_position_embeddings": 200}))
+    found = findings(teacher=teacher)
+    finding = one(found, "teacher's context", "refusal")
+    assert finding.evidence == {"longest": 240, "positions": 200} and "lower --max-prompt-tokens" in finding.mend
+    assert one(found, "student's context", "ok").evidence == {"longest": 240, "positions": 512}
+
+
+def test_a_stop_id_outside_the_vocabulary(other, tmp_path):
+    student = other("student", edit("generation_config.json", lambda c: {**c, "eos_token_id": [ENDOFTEXT, 505]}))
+    assert "stop ids [505]" in one(findings(student=student), "stop tokens", "refusal").found
+    done = run_train("--config", "bundled", "--student", student, "--output", "run", cwd=tmp_path)
+    assert done.returncode == 2 and "stop ids [505]" in done.stderr
+
+
+def test_prompts_over_the_length():
+    found = findings(rows=1000, max_prompt_tokens=40)
+    finding = one(found, "rows left out", "warning")
+    assert finding.evidence["too_long"] == finding.evidence["skipped"] > 10
+    assert "more than max_prompt_tokens 40" in finding.found
+    assert one(found, "prompts", "ok").evidence["longest"] <= 40
+    assert "no usable problem" in one(findings(max_prompt_tokens=5), "prompts", "refusal").found
+
+
+def test_other_merges_are_found_on_worked_answers_too(other, tmp_path):
+    """Equal vocabularies that cut one text differently: only an answer shows it, no prompt does."""
+
+    def lose(tokenizer):
+        merges = tokenizer["model"]["merges"]
+        wanted = [m for m in merges if "boxed" in "".join(m)]
+        tokenizer["model"]["merges"] = [m for m in merges if m not in wanted]
+        return tokenizer
+
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"problem": "What is 2 + 2?", "solution": "It is \\boxed{4}."}) + "\n")
+    found = findings(teacher=other("teacher", tokenizer_edit(lose)), data=str(data))
+    finding = one(found, "same text, same tokens", "refusal")
+    assert finding.evidence["texts"] == 3 and "boxed" in finding.found
+
+
+def test_stop_modes_and_rewards_that_do_not_learn_to_stop():
+    finding = one(findings(stop_mode="raw"), "stop mode", "warning")
+    assert "stopping is punished" in finding.found and finding.mend == "stop_mode: mask"
+    assert "need not learn to stop" in one(findings(reward="full_kl"), "stop mode", "warning").found
+    assert one(findings(), "stop mode", "ok")
+
+
+def test_what_needs_a_card_is_refused_here_and_in_training(tmp_path):
+    for flags, check in [
+        (["--teacher-bits", "8"], "teacher's bits"),
+        (["--optimizer", "adamw8bit"], "optimizer"),
+        (["--engine", "vllm"], "loader and engine"),
+        (["--dtype", "float16"], "compute dtype"),
+    ]:
+        doctor = run_doctor(*flags, "--rows", "5")
+        assert doctor.returncode == 1 and f"refusal {check}" in doctor.stdout, doctor.stdout
+        train = run_train("--config", "bundled", *flags, "--output", "run", cwd=tmp_path)
+        assert train.returncode == 2, flags
+
+
+def test_versions_that_do_not_go_together(monkeypatch):
+    monkeypatch.setattr(
+        environment.importlib.metadata, "requires", lambda name: ["transformers<1"] if name == "peft" else []
+    )
+    finding = environment.check_versions()[0]
+    assert finding.level == "warning" and "wants transformers <1, and " in finding.found
+    monkeypatch.undo()
+    assert environment.check_versions()[0].level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rows", "0"], "rows: found '0'"),
+        (["--env", "--rows", "5"], "--env examines no pair"),
+        (["--teacher", "/nowhere"], "no tokenizer for the teacher at '/nowhere'"),
+        (["--alpha", "-1"], "alpha: found '-1'"),
+    ],
+)
+def test_bad_input(flags, message):
+    done = run_doctor(*flags)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from poweropd_lite.doctor.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--rows" in done.stdout and "--env" in done.stdout, done.stderr
