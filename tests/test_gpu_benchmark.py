@@ -42,6 +42,8 @@ def test_every_step_samples_whole_completions_and_the_phases_add_up(results):
         assert set(f["seconds_by_phase"]) == {"rollout", "teacher", "student", "optimizer"}
         assert sum(f["seconds_by_phase"].values()) == pytest.approx(f["seconds"], rel=0.1)
         assert f["teacher"] == "tiny-teacher, 4 bits"
+        assert set(f["planned_gib_by_phase"]) == set(f["seconds_by_phase"])
+        assert all(0 < gib < 0.2 for gib in f["planned_gib_by_phase"].values())
 
 
 def test_the_table_has_a_line_a_part(results):

@@ -55,12 +55,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make(name: str, dtype: torch.dtype):
-    """Returns a random Qwen3 of a shape, on the device, in `dtype`."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def model_config(name: str):
+    """Returns the config of a shape."""
+    from transformers import Qwen3Config
 
     s = SHAPES[name]
-    config = Qwen3Config(
+    return Qwen3Config(
         vocab_size=s.vocabulary,
         hidden_size=s.hidden,
         num_hidden_layers=s.layers,
@@ -73,7 +73,14 @@ def make(name: str, dtype: torch.dtype):
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         attn_implementation="sdpa",
     )
-    torch.manual_seed(len(name) + s.hidden)
+
+
+def make(name: str, dtype: torch.dtype):
+    """Returns a random Qwen3 of a shape, on the device, in `dtype`."""
+    from transformers import Qwen3ForCausalLM
+
+    config = model_config(name)
+    torch.manual_seed(len(name) + config.hidden_size)
     standing = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -6,10 +6,12 @@ Random weights never stop by themselves, so every completion has its full length
 import time
 
 import torch
-from shapes import SHAPES, device, make_student, make_teacher, prompts, sampling, settings
+from shapes import SHAPES, device, make_student, make_teacher, model_config, prompts, sampling, settings
 
 from poweropd_lite import update
 from poweropd_lite.models import final_hidden
+from poweropd_lite.plan.memory import plan_memory
+from poweropd_lite.plan.trace import Traces
 from poweropd_lite.rollout import Draws, Rollout
 
 GIB = 2**30
@@ -102,6 +104,7 @@ def measure(
         "resident_gib": resident,
         "peak_gib_by_phase": phases.peak_gib,
         "peak_gib": max(phases.peak_gib.values(), default=0.0),
+        "planned_gib_by_phase": planned_gib(student_name, teacher_name, config, dtype, engine, bits),
         "tokens_per_second": tokens / seconds,
         "rollout_tokens_per_second": tokens / phases.seconds["rollout"],
         "teacher_tflops": teacher_flops / phases.seconds["teacher"] / 1e12,
@@ -111,6 +114,15 @@ def measure(
         / phases.seconds["rollout"] / 1e9,
         "loss": metrics.get("loss"),
     }  # fmt: skip
+
+
+def planned_gib(student: str, teacher: str, config, dtype: torch.dtype, engine: str, bits: int) -> dict[str, float]:
+    """Returns what `python -m poweropd_lite.plan` would say of the phases that are measured here."""
+    config = config.model_copy(update={"teacher_bits": bits})
+    traces = Traces(model_config(student), model_config(teacher), dtype)
+    plan = plan_memory(config, traces, device().type == "cuda", "vllm" if engine == "vllm" else "loop")
+    names = {"rollout": "rollout", "teacher": "score", "student": "update", "optimizer": "optimizer"}
+    return {name: plan.total(phase) / GIB for name, phase in names.items()}
 
 
 def make_engine(name: str, student, config):
