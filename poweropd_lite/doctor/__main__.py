@@ -51,9 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False))
     else:
         print("\n".join(line for finding in findings for line in shown(finding)))
-        counts = report["counts"]
-        verdict = "sound" if report["sound"] else "refused"
-        print(f"{verdict}: {counts['ok']} ok, {counts['warning']} warnings, {counts['refusal']} refusals")
+        counts = ", ".join(f"{n} {level}{'s' * (level != 'ok' and n != 1)}" for level, n in report["counts"].items())
+        print(f"{'sound' if report['sound'] else 'refused'}: {counts}")
         if report["sound"]:
             how = f"--config {args.config}" if args.config else ""
             print(f"next    python -m poweropd_lite.train {how}".rstrip())
