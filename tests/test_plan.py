@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
+from conftest import quick_flags, run_train
 from torch.utils.flop_counter import FlopCounterMode
 
 from poweropd_lite.command_config import PlanConfig
@@ -268,3 +269,28 @@ def test_vllm_asleep_and_awake():
 def test_bad_pairs_are_user_errors():
     with pytest.raises(UserError, match="no model config for the student"):
         plan(load_config(student="/nowhere", teacher="bundled"), say=print)
+
+
+def test_a_run_logs_the_planned_beside_the_measured_peak(tmp_path):
+    flags = ["--config", "bundled", *quick_flags(steps=2), "--eval-batch-size", "8", "--output", "run"]
+    done = run_train(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    planned = {line["memory/planned_gib"] for line in lines if "loss" in line}
+    assert len(planned) == 1 and round(planned.pop(), 3) == summary["planned_gib"]
+    # Most of it is the process itself, which both count; the plan is of longer rollouts than these.
+    assert 0.9 * summary["peak_gib"] < summary["planned_gib"] < summary["peak_gib"] + 0.2
+    assert f"(planned {summary['planned_gib']:.2f})" in done.stdout
+
+
+def test_a_model_that_cannot_be_traced_is_trained_all_the_same(monkeypatch):
+    from poweropd_lite.plan import planned, trace
+
+    def fail(*_):
+        raise NotImplementedError("no kernel for a fake tensor")
+
+    monkeypatch.setattr(trace, "trace_student", fail)
+    said = []
+    found = planned.planned_gib(load_config("bundled"), CPU, torch.float32, "loop", False, said.append)
+    assert found is None and said == ["memory not planned (NotImplementedError: no kernel for a fake tensor)"]
