@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from poweropd_lite.command_config import PlanConfig
 from poweropd_lite.config import load_config
 from poweropd_lite.errors import UserError
-from poweropd_lite.logprobs import Sampling, score_tokens
+from poweropd_lite.logprobs import Sampling, reverse_kl, score_tokens
 from poweropd_lite.plan.__main__ import plan
 from poweropd_lite.plan.cards import CARDS, find_card
 from poweropd_lite.plan.fit import config_text, fit
@@ -58,12 +58,15 @@ def bundled():
     return load_student(config, CPU, torch.float32), load_teacher(config, CPU, torch.float32), config
 
 
-def one_update(student, lines=4, width=240):
+def one_update(student, lines=4, width=240, teacher=None):
     ids = torch.zeros(lines, width, dtype=torch.long)
     rows = torch.arange(lines).repeat_interleave(width), torch.arange(width).repeat(lines)
     sampling = Sampling(forbidden=torch.tensor([5]))
     hidden = student.hidden(ids)[rows]
-    score_tokens(hidden, student.head, ids.flatten(), sampling, "sampled").score.sum().backward()
+    if teacher is None:
+        score_tokens(hidden, student.head, ids.flatten(), sampling, "sampled").score.sum().backward()
+    else:
+        reverse_kl(hidden, student.head, *teacher, ids.flatten(), ids.flatten(), sampling).kl.sum().backward()
 
 
 def one_score(teacher, lines=4, width=240):
@@ -132,12 +135,15 @@ def test_nf4_bytes_of_a_matrix(shape):
     assert nf4_bytes(matrix.numel()) == sum(t.numel() * t.element_size() for t in parts)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_update_allocates_what_was_traced(checkpointing):
-    config = load_config("bundled", eval_benchmarks=None, eval_every=0, gradient_checkpointing=checkpointing)
+@pytest.mark.parametrize(("reward", "checkpointing"), [("power", False), ("power", True), ("full_kl", True)])
+def test_an_update_allocates_what_was_traced(reward, checkpointing):
+    config = load_config(
+        "bundled", eval_benchmarks=None, eval_every=0, gradient_checkpointing=checkpointing, reward=reward
+    )
     student = load_student(config, CPU, torch.float32)
-    one_update(student)  # what is made once, and the gradients
-    measured = allocated(lambda: one_update(student))
+    teacher = (torch.randn(960, 192), torch.randn(512, 192)) if reward == "full_kl" else None
+    one_update(student, teacher=teacher)  # what is made once, and the gradients
+    measured = allocated(lambda: one_update(student, teacher=teacher))
     planned = memory_of(config).phases["update"]["activations"]
     assert 0.98 * measured < planned < 1.15 * measured
     assert (10 if checkpointing else 30) < measured / 2**20 < (20 if checkpointing else 45)

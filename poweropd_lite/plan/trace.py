@@ -139,20 +139,24 @@ def trace_student(
         for p in trainable.values():  # there before the backward, so that they are not counted as activations
             p.grad = torch.zeros_like(p)
         student.hidden(torch.zeros(1, 2, dtype=torch.long))  # makes what a model makes once
+        # The teacher's part of full_kl is counted with the teacher.
+        vocabulary, size = teacher_head
+        said = torch.empty(lines * width, size, dtype=dtype), torch.empty(vocabulary, size, dtype=dtype)
         with live.watch() as found:
-            _backward(student, teacher_head, config, lines, width)
+            _backward(student, said, config, lines, width)
         return Traced(shape, trained, adapter, max(p.numel() for p in trainable.values()), found[0])
 
 
-def _backward(student: Student, teacher_head: tuple[int, int], config: Config, lines: int, width: int) -> None:
+def _backward(
+    student: Student, teacher: tuple[torch.Tensor, torch.Tensor], config: Config, lines: int, width: int
+) -> None:
+    """A micro-batch's forward, loss and backward; `teacher` is its hidden states and its head, which full_kl reads."""
     ids = torch.zeros(lines, width, dtype=torch.long)
     rows = torch.zeros(lines * width, dtype=torch.long)
     hidden = student.hidden(ids)[rows, rows]
     sampling = _sampling(config)
     if config.reward == "full_kl":
-        vocabulary, size = teacher_head
-        teacher_hidden, weight = (torch.empty(n, size, dtype=student.dtype) for n in (lines * width, vocabulary))
-        loss = reverse_kl(hidden, student.head, teacher_hidden, weight, rows, rows, sampling).kl.sum()
+        loss = reverse_kl(hidden, student.head, *teacher, rows, rows, sampling).kl.sum()
     else:
         loss = score_tokens(hidden, student.head, rows, sampling, config.score).score.sum()
     del hidden
