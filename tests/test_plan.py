@@ -15,7 +15,7 @@ from poweropd_lite.config import load_config
 from poweropd_lite.errors import UserError
 from poweropd_lite.logprobs import Sampling, reverse_kl, score_tokens
 from poweropd_lite.plan.__main__ import plan
-from poweropd_lite.plan.cards import CARDS, find_card
+from poweropd_lite.plan.cards import CARDS, find_card, known_card
 from poweropd_lite.plan.fit import config_text, fit
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
 from poweropd_lite.plan.memory import GIB, plan_memory
@@ -300,3 +300,22 @@ def test_a_model_that_cannot_be_traced_is_trained_all_the_same(monkeypatch):
     said = []
     found = planned.planned_gib(load_config("bundled"), CPU, torch.float32, "loop", False, said.append)
     assert found is None and said == ["memory not planned (NotImplementedError: no kernel for a fake tensor)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "card"),
+    [
+        ("NVIDIA GeForce RTX 4090", 23.5, "rtx4090"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "a100-40gb"),
+        ("NVIDIA A100 80GB PCIe", 79.2, "a100-80gb"),
+        ("NVIDIA H100 80GB HBM3", 79.1, "h100"),
+        ("NVIDIA H100 PCIe", 79.1, "h100-pcie"),
+        ("NVIDIA L40S", 44.4, "l40s"),
+        ("NVIDIA L4", 22.0, "l4"),
+        ("Tesla T4", 14.6, "t4"),
+        ("NVIDIA GeForce RTX 3060 Ti", 7.8, None),
+        ("AMD Instinct MI300X", 192.0, None),
+    ],
+)
+def test_a_card_is_known_by_what_its_driver_says(name, gib, card):
+    assert known_card(name, gib) == (CARDS[card] if card else None)

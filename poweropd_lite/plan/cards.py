@@ -44,6 +44,7 @@ CARDS = {
     "l40s": Card(44.4, 362, 864),
     "a100-80gb": Card(79.1, 312, 2039),
     "h100": Card(79.1, 989, 3350),
+    "h100-pcie": Card(79.1, 756, 2000),
     "h200": Card(139.8, 989, 4800),
 }
 SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have
@@ -75,11 +76,16 @@ def card_here() -> tuple[str, Card | None, float] | None:
     if not torch.cuda.is_available():
         return None
     name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
+    return name, known_card(name, total), total
+
+
+def known_card(name: str, gib: float) -> Card | None:
+    """Returns the figures of a card by the name and the memory that its driver reports, if they are known."""
     plain = name.lower().replace(" ", "").replace("-", "")
-    known = [key for key in CARDS if all(part.removesuffix("gb") in plain for part in key.split("-"))]
-    # Of an A100's two kinds, the one of this size; a name within another (rtx4080 in rtx4080super) is not that card.
-    fits = [key for key in known if abs(CARDS[key].gib - total) < 0.1 * total]
-    return name, CARDS[fits[0]] if fits else None, total
+    named = [key for key in CARDS if all(part.removesuffix("gb") in plain for part in key.split("-"))]
+    # An L40S is no L4, which its name holds, and an A100 is of one of two sizes; of h100 and h100-pcie the longer name is meant.
+    alike = sorted((key for key in named if abs(CARDS[key].gib - gib) < 0.1 * gib), key=len)
+    return CARDS[alike[-1]] if alike else None
 
 
 def step_seconds(
