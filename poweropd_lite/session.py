@@ -17,10 +17,40 @@ from poweropd_lite.pair import Pair, check_prompts, load_pair
 if TYPE_CHECKING:
     import torch
 
+    from poweropd_lite.backends import Choice
     from poweropd_lite.logprobs import Sampling
     from poweropd_lite.rollout import Engine
     from poweropd_lite.student import Student
     from poweropd_lite.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is settled before any weights are loaded. `config` has the loader and engine that auto found."""
+
+    config: Config
+    device: "torch.device"
+    dtype: "torch.dtype"  # the compute dtype
+    loader: "Choice"
+    engine: "Choice"
+    pair: Pair
+    prompts: list[Prompt]
+    held_out: list[Problems]
+
+    @property
+    def shared(self) -> bool:
+        """Whether Unsloth's own vLLM samples, from the weights that are trained."""
+        return self.loader.name == "unsloth" and self.engine.name == "vllm" and self.device.type == "cuda"
+
+    @property
+    def sampling(self) -> "Sampling":
+        """How rollouts are drawn."""
+        import torch
+
+        from poweropd_lite.logprobs import Sampling
+
+        forbidden = torch.tensor(self.pair.forbidden, dtype=torch.long, device=self.device)
+        return Sampling(self.config.temperature, self.config.top_k, self.config.top_p, forbidden)
 
 
 @dataclass
@@ -62,22 +92,16 @@ def learning_rate(config: Config, step: int) -> float:
     return config.learning_rate * decay[config.lr_schedule]
 
 
-def load_session(config: Config, say: Callable[[str], None]) -> Session:
-    """Loads a run; `say` gets a line on each thing worth knowing. Raises UserError for what can't work."""
+def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
+    """Checks all of a run that can be checked from tokenizers, configs and data; raises UserError for what can't work."""
     import torch
 
-    from poweropd_lite.backends import choose_engine, choose_loader, hush_bitsandbytes, load_engine
+    from poweropd_lite.backends import choose_engine, choose_loader, hush_bitsandbytes
 
     hush_bitsandbytes()
     if config.threads:
         torch.set_num_threads(config.threads)
     loader = choose_loader(config)  # imports Unsloth, if it is to be used, before transformers
-    import transformers
-
-    from poweropd_lite.logprobs import Sampling
-    from poweropd_lite.plan.planned import planned_gib
-    from poweropd_lite.student import load_student
-    from poweropd_lite.teacher import load_teacher
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(config, device)
@@ -111,13 +135,35 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
                     "their score flatters"
                 )
 
+    return Prepared(config, device, dtype, loader, engine_choice, pair, prompts, held_out)
+
+
+def load_sampler(ready: Prepared, say: Callable[[str], None]) -> "tuple[Student, Engine]":
+    """Returns the student, seeded, and the engine that samples from it, asleep where it can be."""
+    import transformers
+
+    from poweropd_lite.backends import load_engine
+    from poweropd_lite.student import load_student
+
     transformers.utils.logging.disable_progress_bar()
-    shared = loader.name == "unsloth" and engine_choice.name == "vllm" and device.type == "cuda"
-    planned = planned_gib(config, device, dtype, engine_choice.name, shared, say)
-    transformers.set_seed(config.seed)
-    student = load_student(config, device, dtype, loader.name, fast_inference=shared)
-    engine = load_engine(engine_choice, student, config, pair.stop_ids, say)
-    engine.release()  # asleep, where it can be, while the teacher is quantised
+    transformers.set_seed(ready.config.seed)
+    student = load_student(ready.config, ready.device, ready.dtype, ready.loader.name, fast_inference=ready.shared)
+    engine = load_engine(ready.engine, student, ready.config, ready.pair.stop_ids, say)
+    engine.release()
+    return student, engine
+
+
+def load_session(config: Config, say: Callable[[str], None]) -> Session:
+    """Loads a run; `say` gets a line on each thing worth knowing. Raises UserError for what can't work."""
+    import torch
+
+    from poweropd_lite.plan.planned import planned_gib
+    from poweropd_lite.teacher import load_teacher
+
+    ready = prepare(config, say)
+    config, device, dtype = ready.config, ready.device, ready.dtype
+    planned = planned_gib(config, device, dtype, ready.engine.name, ready.shared, say)
+    student, engine = load_sampler(ready, say)  # asleep while the teacher is quantised
     try:
         teacher = load_teacher(config, device, dtype)
     except BaseException:
@@ -127,17 +173,17 @@ def load_session(config: Config, say: Callable[[str], None]) -> Session:
     trained = sum(p.numel() for p in parameters.values())
     say(
         f"student {config.student} ({_kind(config)}: {trained:,} trained, {_name(dtype)})"
-        f" <- teacher {config.teacher} ({config.teacher_bits}-bit), {len(prompts):,} prompts"
-        f"{''.join(f', evaluated on {len(p.prompts)} of {p.benchmark.name}' for p in held_out)}, on {device_name(device)}"
+        f" <- teacher {config.teacher} ({config.teacher_bits}-bit), {len(ready.prompts):,} prompts"
+        f"{''.join(f', evaluated on {len(p.prompts)} of {p.benchmark.name}' for p in ready.held_out)}, on {device_name(device)}"
     )
-    say(f"student loaded by {loader.name} ({loader.why}); rollouts by {engine_choice.name} ({engine_choice.why})")
-    forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
+    loader, sampler = ready.loader, ready.engine
+    say(f"student loaded by {loader.name} ({loader.why}); rollouts by {sampler.name} ({sampler.why})")
     return Session(
         config=config,
-        pair=pair,
-        prompts=prompts,
-        held_out=held_out,
-        sampling=Sampling(config.temperature, config.top_k, config.top_p, forbidden),
+        pair=ready.pair,
+        prompts=ready.prompts,
+        held_out=ready.held_out,
+        sampling=ready.sampling,
         student=student,
         engine=engine,
         teacher=teacher,

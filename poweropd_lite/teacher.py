@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from poweropd_lite.config import Config
 from poweropd_lite.errors import UserError
 from poweropd_lite.models import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
+from poweropd_lite.offload import streamed
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ class Teacher:
     """A loaded teacher."""
 
     model: "PreTrainedModel"
+    streamed: int = 0  # its layers that are brought to the device only when their turn comes
 
     @property
     def head(self) -> "Tensor":
@@ -38,27 +40,42 @@ def load_teacher(config: Config, device: "torch.device", dtype: "torch.dtype") -
     teacher_bits 4 is NF4 with double quantisation, computed in `dtype`; 8 is LLM.int8, for CUDA; 16 is the compute dtype
     (bfloat16 where that is float32); 32 is float32. Raises UserError where the choice can't run.
     """
+    if config.teacher_bits == 8 and device.type != "cuda":
+        raise UserError("teacher_bits 8 (LLM.int8) needs a CUDA card; type --teacher-bits 4, 16 or 32")
+    return load_scorer(config, device, dtype)
+
+
+def load_scorer(
+    config: Config, device: "torch.device", dtype: "torch.dtype", places: dict[str, str | int] | None = None
+) -> Teacher:
+    """Returns the teacher as load_teacher does, in any bits on any device: LLM.int8 runs on a CPU too, for a comparison.
+
+    `places` is a device_map, for a teacher of 16 or 32 bits that need not fit on the device (offload.layer_map).
+    """
     import torch
 
     options = {}
     if config.teacher_bits == 4:
         options["quantization_config"] = nf4(dtype)
     elif config.teacher_bits == 8:
+        import logging
+
         from transformers import BitsAndBytesConfig
 
-        if device.type != "cuda":
-            raise UserError("teacher_bits 8 (LLM.int8) needs a CUDA card; type --teacher-bits 4, 16 or 32")
+        # It says at every call of every layer that it computes in float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     elif config.teacher_bits == 16:
         dtype = torch.bfloat16 if dtype == torch.float32 else dtype
     else:
         dtype = torch.float32
-    if options:
-        options["device_map"] = {"": device}
+    away = streamed(places, device) if places else 0
+    if options or away:
+        options["device_map"] = places if away else {"": device}
     model = load_causal_lm(config.teacher, "teacher", config, dtype, **options)
     if not options:
         model.to(device)
     stay_unpacked(model)
     model.requires_grad_(False).eval()
     check_head(model, config.teacher)
-    return Teacher(model)
+    return Teacher(model, away)

@@ -1,0 +1,105 @@
+"""The gradients of several rewards on the same rollouts: their norms, and the angles between them.
+
+One backward a reward and batch, by training's own `accumulate`; no optimizer, so no weight changes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from poweropd_lite.config import Config
+from poweropd_lite.memory import halving
+from poweropd_lite.rollout import Rollout
+from poweropd_lite.scored import Pace
+from poweropd_lite.teacher import Teacher
+from poweropd_lite.update import accumulate
+
+if TYPE_CHECKING:
+    from poweropd_lite.session import Prepared
+    from poweropd_lite.student import Student
+
+FULL_KL = "full_kl"
+
+
+@dataclass
+class RememberingTeacher(Teacher):
+    """A teacher that keeps the hidden states of a micro-batch it has seen: several rewards ask for the same ones."""
+
+    kept: dict[bytes, Tensor] = field(default_factory=dict)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Returns the final hidden states [B, T, D] of right-padded ids [B, T], without gradient."""
+        key = ids.shape[1].to_bytes(8) + ids.cpu().numpy().tobytes()
+        if key not in self.kept:
+            self.kept[key] = super().hidden(ids)
+        return self.kept[key]
+
+
+def compare_gradients(
+    ready: "Prepared",
+    student: "Student",
+    teacher: Teacher,
+    steps: list[list[Rollout]],
+    replayed: dict[str, Config],
+    pace: Pace,
+) -> tuple[dict[str, dict[str, Any]], Tensor]:
+    """Returns norms and cosines of each reward's gradient on `steps` (of which none is without tokens), and -KL of the tokens.
+
+    `replayed` must hold "full_kl", which the others are compared with. Gradients are of the parameters that learn, divided by
+    N; twice as many of them as there are steps are held in the host's memory.
+    """
+    teacher = RememberingTeacher(teacher.model)
+    scaler = torch.amp.GradScaler(ready.device.type, init_scale=16.0, enabled=ready.dtype == torch.float16)
+    total, done, minus_kl, out = len(replayed) * len(steps), 0, [], {}
+    reference: list[Tensor] = []
+    budget = ready.config.token_budget
+
+    def gradient(config: Config, rollouts: list[Rollout]) -> Tensor:
+        nonlocal budget
+        work: Callable[[int], Any] = lambda b: accumulate(  # noqa: E731
+            student, teacher, scaler, rollouts, ready.sampling, ready.pair.teacher_stop, config, b
+        )
+        found, budget, _ = halving(work, budget, max(map(len, rollouts)), ready.device, pace.say)
+        if config.reward == FULL_KL:
+            minus_kl.append(found.tokens.reward.double().cpu())
+        flat = [
+            (torch.zeros_like(p) if p.grad is None else p.grad).flatten().cpu() for p in student.trainable().values()
+        ]
+        return torch.cat(flat) / (scaler.get_scale() * found.count)
+
+    try:
+        for name in sorted(replayed, key=lambda n: n != FULL_KL):
+            mine = []
+            for rollouts in steps:
+                pace.show("gradients", done, total)
+                mine.append(gradient(replayed[name], rollouts))
+                done += 1
+            reference = reference or mine
+            out[name] = _angles(mine, reference)
+    finally:
+        for parameter in student.trainable().values():
+            parameter.grad = None
+    pace.show("gradients", total, total)
+    return {name: out[name] for name in replayed}, torch.cat(minus_kl)
+
+
+def _angles(mine: list[Tensor], reference: list[Tensor]) -> dict[str, Any]:
+    between = [cosine(a, b) for i, a in enumerate(mine) for b in mine[:i]]
+    return {
+        "norm": [g.double().norm().item() for g in mine],
+        "cosine_full_kl": _mean([cosine(a, b) for a, b in zip(mine, reference, strict=True)]),
+        "cosine_between_batches": _mean(between),
+    }
+
+
+def cosine(a: Tensor, b: Tensor) -> float | None:
+    """Returns the cosine between two vectors, or None if one of them is 0 or not finite."""
+    product = (a.double().norm() * b.double().norm()).item()
+    return (a.double() @ b.double()).item() / product if 0 < product < float("inf") else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return None if not values or None in values else sum(values) / len(values)

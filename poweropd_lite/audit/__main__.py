@@ -1,0 +1,210 @@
+"""Says whether the teacher may be 4-bit at this alpha: `python -m poweropd_lite.audit --alpha 10`.
+
+Rollouts of the student are scored by the full-precision teacher and by its 4-, 8- and 16-bit forms, and the rewards compared:
+what share of the reward mass changes its sign, and how well the two correlate. Exit code 0: sound; 1: not; 2: bad input.
+Takes all of training's settings too. From Python: `audit(load_config("bundled", alpha=50))`.
+"""
+
+import gc
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from poweropd_lite.command_config import AuditConfig
+from poweropd_lite.config import Config
+from poweropd_lite.errors import UserError, run_command
+from poweropd_lite.flags import config_parser
+from poweropd_lite.interrupt import StopRequest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from poweropd_lite.scored import Drawn, Pace
+    from poweropd_lite.session import Prepared
+
+PARENT = "audits"  # where reports go
+
+
+def audit(
+    config: Config, audit_config: AuditConfig | None = None, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Compares the teacher's precisions, writes the report's folder and returns the report (docs/audit.md).
+
+    Raises UserError for what the user can mend, and scored.Stopped, a KeyboardInterrupt, when a signal came.
+    """
+    from poweropd_lite.audit.picture import draw_audit
+    from poweropd_lite.audit.words import markdown, screen
+    from poweropd_lite.check_report import check_out, write_report
+    from poweropd_lite.evaluate import own_threads
+    from poweropd_lite.metrics import Counting
+    from poweropd_lite.scored import STOPPING, Pace, exact_products
+
+    settings = audit_config or AuditConfig()
+    check_out(settings.out, PARENT)
+    with own_threads(), exact_products(), StopRequest(STOPPING) as stop, Counting("rollout") as counting:
+        started = time.monotonic()
+        pace = Pace(stop, counting, say)
+        report = measure(config, settings, pace)
+        report["seconds"] = round(time.monotonic() - started, 1)
+        pace.check()
+        folder = write_report(
+            settings.out, PARENT, config, "audit", report, markdown(report), lambda file: draw_audit(report, file)
+        )
+    say(screen(report))
+    say(f"files   {folder}: audit.json  audit.md  audit.png")
+    return report
+
+
+def measure(config: Config, settings: AuditConfig, pace: "Pace") -> dict[str, Any]:
+    """Returns the report: models are loaded, score and are freed one after the other."""
+    from poweropd_lite.audit.words import judge
+    from poweropd_lite.scored import label, reward_configs
+    from poweropd_lite.session import prepare
+
+    ready = prepare(config.model_copy(update={"eval_benchmarks": None}), pace.say)
+    judged = ready.config
+    if judged.reward == "full_kl":
+        pace.say("full_kl is judged by log_ratio, whose mean over the student's own tokens it is")
+        judged = judged.model_copy(update={"reward": "log_ratio"})
+    if config.importance_cap is not None:
+        pace.say("importance weights are left out: they multiply both rewards alike")
+    drawn, log_q, half_q, half = score_students(ready, settings, pace)
+    reference, streamed = score_teacher(ready, 32, settings.reference_gib, drawn, pace)
+    if not reference.isfinite().all():
+        raise UserError(
+            f"the full-precision teacher {config.teacher} gives log-probs that are not finite numbers, so there is nothing to "
+            "compare with; is the download whole?"
+        )
+    replayed = reward_configs(judged)
+    candidates, missing = {}, {}
+    candidates[f"student {half}"] = compare(
+        replayed, drawn, settings, config.seed, (reference, log_q), (reference, half_q)
+    )
+    for bits in sorted({4, 8, 16, config.teacher_bits}):
+        name = f"{bits}-bit teacher"
+        try:
+            log_p = reference if bits == 32 else score_teacher(ready, bits, None, drawn, pace)[0]
+        except (UserError, RuntimeError, ImportError) as error:
+            if bits != 8 or config.teacher_bits == 8:
+                raise
+            missing[name] = f"LLM.int8 does not run here ({' '.join(str(error).split())[:200]})"
+            continue
+        if bad := int((~log_p.isfinite()).sum()):
+            missing[name] = f"{bad} of its {len(log_p)} log-probs are not finite numbers"
+            continue
+        candidates[name] = compare(replayed, drawn, settings, config.seed, (reference, log_q), (log_p, log_q))
+    report = {
+        "student": config.student,
+        "teacher": config.teacher,
+        "reward": label(judged),
+        "teacher_bits": config.teacher_bits,
+        "device": ready.device.type,
+        "dtype": _name(ready.dtype),
+        "rollouts": drawn.count,
+        "tokens": sum(drawn.lengths),
+        "reference": {"bits": 32, "streamed_layers": streamed},
+        "candidates": candidates,
+        "not_audited": missing,
+        "settings": settings.model_dump(),
+        "config": config.model_dump(),
+    }
+    return report | {"verdict": judge(report)}
+
+
+def score_students(ready: "Prepared", settings: AuditConfig, pace: "Pace") -> "tuple[Drawn, Tensor, Tensor, str]":
+    """Returns the rollouts, log q of their tokens [N] in float32 and in half precision, and the latter's name.
+
+    The half precision is the run's own, or bfloat16 where it computes in float32.
+    """
+    import torch
+
+    from poweropd_lite.scored import draw, log_probs
+    from poweropd_lite.session import load_sampler
+    from poweropd_lite.student import load_student
+
+    student, engine = load_sampler(ready, pace.say)
+    half = torch.bfloat16 if ready.dtype == torch.float32 else ready.dtype
+    with closing(engine):
+        drawn = draw(ready, engine, settings.rollouts, pace)
+        scores = {ready.dtype: log_probs(ready, drawn, student, "student", f"student {_name(ready.dtype)}", pace)}
+    del student, engine
+    other = half if ready.dtype == torch.float32 else torch.float32
+    free(ready.device)
+    student = load_student(ready.config, ready.device, other, "peft")
+    scores[other] = log_probs(ready, drawn, student, "student", f"student {_name(other)}", pace)
+    del student
+    free(ready.device)
+    if not all(values.isfinite().all() for values in scores.values()):
+        raise UserError(f"the student {ready.config.student} gives log-probs that are not finite numbers")
+    return drawn, scores[torch.float32], scores[half], _name(half)
+
+
+def score_teacher(
+    ready: "Prepared", bits: int, room_gib: float | None, drawn: "Drawn", pace: "Pace"
+) -> "tuple[Tensor, int]":
+    """Returns log p [N] of the teacher in `bits`, and how many layers were streamed (in 32 bits only, where it does not fit)."""
+    from poweropd_lite.offload import GIB, layer_map
+    from poweropd_lite.scored import log_probs
+    from poweropd_lite.teacher import load_scorer
+
+    config = ready.config.model_copy(update={"teacher_bits": bits})
+    places = None
+    if bits == 32:
+        places = layer_map(config, ready.device, None if room_gib is None else room_gib * GIB)
+    teacher = load_scorer(config, ready.device, ready.dtype, places)
+    if teacher.streamed:
+        pace.say(f"{teacher.streamed} layers of the 32-bit teacher are streamed: they don't fit on the device")
+    log_p = log_probs(ready, drawn, teacher, "teacher", f"{bits}-bit teacher", pace)
+    streamed = teacher.streamed
+    del teacher
+    free(ready.device)
+    return log_p, streamed
+
+
+def compare(
+    replayed: dict[str, Config],
+    drawn: "Drawn",
+    settings: AuditConfig,
+    seed: int,
+    reference: "tuple[Tensor, Tensor]",
+    candidate: "tuple[Tensor, Tensor]",
+) -> dict[str, Any]:
+    """Returns the errors of one candidate: of its log-probs, and of each reward. Both are (log p, log q), one of them shared."""
+    from poweropd_lite.audit.stats import intervals, log_prob_error, reward_error
+    from poweropd_lite.scored import rewards
+
+    side = 1 if candidate[0] is reference[0] else 0
+    out: dict[str, Any] = {"log_prob_error": log_prob_error(reference[side], candidate[side]), "rewards": {}}
+    for name, config in replayed.items():
+        r, s = (rewards(config, *pair, drawn.sizes) for pair in (reference, candidate))
+        numbers = reward_error(r, s)
+        numbers["interval"] = intervals(r, s, drawn.lengths, settings.resamples, seed)
+        out["rewards"][name] = numbers
+    return out
+
+
+def free(device: "torch.device") -> None:
+    """Gives the memory of a model that was let go back to the card."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _name(dtype: "torch.dtype") -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 sound, 1 not, 2 bad input, 130 or 143 stopped by a signal."""
+    from poweropd_lite.check_command import run_for_report
+
+    parser = config_parser("python -m poweropd_lite.audit", __doc__.splitlines()[0], AuditConfig, Config)
+    return run_for_report(parser, argv, AuditConfig, audit, lambda report: report["verdict"]["sound"])
+
+
+if __name__ == "__main__":
+    run_command(main)
