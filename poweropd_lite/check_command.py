@@ -1,26 +1,69 @@
-"""The command line that audit and advise share: their own flags and all of training's, and --json."""
+"""What audit and advise share: measuring with progress and a way to stop, one report folder, and the command line."""
 
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from poweropd_lite.config import config_to_check
+from poweropd_lite.config import Config, config_to_check
 from poweropd_lite.config_files import checked
 from poweropd_lite.flags import Parser, given
+from poweropd_lite.interrupt import StopRequest
+
+if TYPE_CHECKING:
+    from poweropd_lite.scored import Pace
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One of the two commands. Its files are `name`.json, `name`.md and `name`.png."""
+
+    name: str
+    parent: str  # the folder that new reports go to
+    measure: "Callable[[Config, Any, Pace], Report]"  # the work; the second is the command's own settings
+    screen: Callable[[Report], str]
+    markdown: Callable[[Report], str]
+    draw: Callable[[Report, Path], None]
+
+
+def make_report(check: Check, config: Config, settings: BaseModel, say: Callable[[str], None]) -> Report:
+    """Measures, writes the report's folder and returns the report.
+
+    Raises UserError for what the user can mend, and scored.Stopped, a KeyboardInterrupt, when a signal came.
+    """
+    from poweropd_lite.check_report import check_out, write_report
+    from poweropd_lite.evaluate import own_threads
+    from poweropd_lite.metrics import Counting
+    from poweropd_lite.scored import STOPPING, Pace, exact_products
+
+    check_out(settings.out, check.parent)
+    with own_threads(), exact_products(), StopRequest(STOPPING) as stop, Counting("rollout") as counting:
+        started = time.monotonic()
+        pace = Pace(stop, counting, say)
+        report = check.measure(config, settings, pace)
+        report["seconds"] = round(time.monotonic() - started, 1)
+        pace.check()
+        name, tables = check.name, check.markdown(report)
+        folder = write_report(
+            settings.out, check.parent, config, name, report, tables, lambda file: check.draw(report, file)
+        )
+    say(check.screen(report))
+    say(f"files   {folder}: {name}.json  {name}.md  {name}.png")
+    return report
 
 
 def run_for_report(
-    parser: Parser,
-    argv: list[str] | None,
-    kind: type[BaseModel],
-    work: Callable[..., dict[str, Any]],
-    sound: Callable[[dict[str, Any]], bool],
+    parser: Parser, argv: list[str] | None, kind: type[BaseModel], work: Callable[[Config, Any], Report]
 ) -> int:
-    """Parses `argv`, calls work(config, settings of `kind`) and returns 0 if the report is `sound`, 1 if not, 130 or 143 if stopped.
+    """Parses `argv`, calls work(config, settings of `kind`) and returns 0 if the verdict is sound, 1 if not, 130 or 143 if stopped.
 
     With --json only the report is on stdout; whatever else is said goes to stderr.
     """
@@ -37,4 +80,4 @@ def run_for_report(
         return 128 + stopped.signal
     if args.json:
         print(json.dumps(report, indent=1, allow_nan=False))
-    return 0 if sound(report) else 1
+    return 0 if report["verdict"]["sound"] else 1

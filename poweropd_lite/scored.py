@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.config import Config
+from poweropd_lite.config_files import checked
 from poweropd_lite.interrupt import StopRequest
 
 if TYPE_CHECKING:
@@ -145,12 +146,28 @@ def log_probs(ready: "Prepared", drawn: Drawn, model: Any, side: str, name: str,
     return over_tokens(ready, drawn, model, facts, 1, name, pace)[:, 0]
 
 
+def prepare_to_score(config: Config, say: Callable[[str], None]) -> "Prepared":
+    """Returns session.prepare's of a run that is only scored: without evaluation and without importance weights.
+
+    These multiply every reward alike, by numbers that are 1 up to rounding.
+    """
+    from poweropd_lite.session import prepare
+
+    if config.importance_cap is not None:
+        say("importance weights are left out: they multiply every reward alike")
+    left_out = {"eval_benchmarks": None, "eval_every": 0, "importance_cap": None}
+    return prepare(config.model_copy(update=left_out), say)
+
+
 def reward_configs(config: Config, *others: str) -> dict[str, Config]:
-    """Returns a config for each reward by its label: the power reward by rising alpha, `others`, and the config's own."""
-    alphas = sorted({*ALPHAS, config.alpha})
-    sweep = {f"power {a:g}": config.model_copy(update={"reward": "power", "alpha": a}) for a in alphas}
-    named = {name: config.model_copy(update={"reward": name}) for name in others}
-    return sweep | named | {label(config): config}
+    """Returns a config for each reward by its label: the power reward by rising alpha, `others`, and the config's own.
+
+    Raises UserError where one of them does not go with the config's other settings.
+    """
+    wanted = [{"reward": "power", "alpha": alpha} for alpha in sorted({*ALPHAS, config.alpha})]
+    wanted += [{"reward": name} for name in (*others, config.reward)]
+    made = [checked(Config, {**config.model_dump(), **values}) for values in wanted]
+    return {label(one): one for one in made}
 
 
 def label(config: Config) -> str:

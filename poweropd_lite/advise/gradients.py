@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.config import Config
-from poweropd_lite.memory import halving
+from poweropd_lite.errors import UserError
+from poweropd_lite.memory import halving, machine_bytes
 from poweropd_lite.rollout import Rollout
 from poweropd_lite.scored import Pace
 from poweropd_lite.teacher import Teacher
@@ -36,6 +37,17 @@ class RememberingTeacher(Teacher):
         if key not in self.kept:
             self.kept[key] = super().hidden(ids)
         return self.kept[key]
+
+
+def check_room(student: "Student", steps: int) -> None:
+    """Raises UserError if the gradients of `steps` batches, held twice in float32, would take over half of the host's memory."""
+    trained = sum(p.numel() for p in student.trainable().values())
+    wanted, there = 2 * steps * 4 * trained, machine_bytes() // 2
+    if wanted > there:
+        raise UserError(
+            f"{steps} gradients of {trained:,} parameters, held twice to compare them, take {wanted / 2**30:.1f} GiB of the host's "
+            f"memory, over half of which is {there / 2**30:.1f}; type --gradient-steps 2, or --no-full-finetune"
+        )
 
 
 def compare_gradients(

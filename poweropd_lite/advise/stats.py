@@ -30,6 +30,7 @@ def reward_facts(r: Tensor, pull: Tensor | None, log_ratio: Tensor | None, live:
         "positive_mass": r.clamp_min(0.0).sum().item() / mass if mass > 0 else None,
         "sign_unlike_log_ratio": None if log_ratio is None else _share(r.sign() * log_ratio.sign() < 0),
         "mean": r.mean().item(),
+        "mean_abs": mass / count,
         "variance": r.var(correction=0).item(),
         "min": low,
         "p05": p05,

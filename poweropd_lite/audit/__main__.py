@@ -6,16 +6,15 @@ Takes all of training's settings too. From Python: `audit(load_config("bundled",
 """
 
 import gc
-import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from poweropd_lite.check_command import Check, make_report, run_for_report
 from poweropd_lite.command_config import AuditConfig
 from poweropd_lite.config import Config
 from poweropd_lite.errors import UserError, run_command
 from poweropd_lite.flags import config_parser
-from poweropd_lite.interrupt import StopRequest
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
     from poweropd_lite.scored import Drawn, Pace
     from poweropd_lite.session import Prepared
-
-PARENT = "audits"  # where reports go
 
 
 def audit(
@@ -36,40 +33,21 @@ def audit(
     """
     from poweropd_lite.audit.picture import draw_audit
     from poweropd_lite.audit.words import markdown, screen
-    from poweropd_lite.check_report import check_out, write_report
-    from poweropd_lite.evaluate import own_threads
-    from poweropd_lite.metrics import Counting
-    from poweropd_lite.scored import STOPPING, Pace, exact_products
 
-    settings = audit_config or AuditConfig()
-    check_out(settings.out, PARENT)
-    with own_threads(), exact_products(), StopRequest(STOPPING) as stop, Counting("rollout") as counting:
-        started = time.monotonic()
-        pace = Pace(stop, counting, say)
-        report = measure(config, settings, pace)
-        report["seconds"] = round(time.monotonic() - started, 1)
-        pace.check()
-        folder = write_report(
-            settings.out, PARENT, config, "audit", report, markdown(report), lambda file: draw_audit(report, file)
-        )
-    say(screen(report))
-    say(f"files   {folder}: audit.json  audit.md  audit.png")
-    return report
+    check = Check("audit", "audits", measure, screen, markdown, draw_audit)
+    return make_report(check, config, audit_config or AuditConfig(), say)
 
 
 def measure(config: Config, settings: AuditConfig, pace: "Pace") -> dict[str, Any]:
     """Returns the report: models are loaded, score and are freed one after the other."""
     from poweropd_lite.audit.words import judge
-    from poweropd_lite.scored import label, reward_configs
-    from poweropd_lite.session import prepare
+    from poweropd_lite.scored import label, prepare_to_score, reward_configs
 
-    ready = prepare(config.model_copy(update={"eval_benchmarks": None}), pace.say)
+    ready = prepare_to_score(config, pace.say)
     judged = ready.config
     if judged.reward == "full_kl":
         pace.say("full_kl is judged by log_ratio, whose mean over the student's own tokens it is")
         judged = judged.model_copy(update={"reward": "log_ratio"})
-    if config.importance_cap is not None:
-        pace.say("importance weights are left out: they multiply both rewards alike")
     drawn, log_q, half_q, half = score_students(ready, settings, pace)
     reference, streamed = score_teacher(ready, 32, settings.reference_gib, drawn, pace)
     if not reference.isfinite().all():
@@ -200,10 +178,8 @@ def _name(dtype: "torch.dtype") -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 sound, 1 not, 2 bad input, 130 or 143 stopped by a signal."""
-    from poweropd_lite.check_command import run_for_report
-
     parser = config_parser("python -m poweropd_lite.audit", __doc__.splitlines()[0], AuditConfig, Config)
-    return run_for_report(parser, argv, AuditConfig, audit, lambda report: report["verdict"]["sound"])
+    return run_for_report(parser, argv, AuditConfig, audit)
 
 
 if __name__ == "__main__":
