@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from poweropd_lite import logprobs
-from poweropd_lite.logprobs import Sampling, kept_ids, reverse_kl, score_tokens
+from poweropd_lite.logprobs import Sampling, kept_ids, reverse_kl, score_tokens, truncation_facts
 
 PLAIN = Sampling()
 TRUNCATED = Sampling(temperature=0.7, top_k=6, top_p=0.9, forbidden=torch.tensor([3, 11]))
@@ -231,3 +231,30 @@ def test_float32_agrees_with_cross_entropy():
     ids = torch.randint(0, 1000, (50,), generator=g)
     got = score_tokens(hidden, weight, ids, PLAIN, "full").score
     torch.testing.assert_close(got, -F.cross_entropy(hidden @ weight.T, ids, reduction="none"))
+
+
+def test_truncation_facts_are_those_of_whole_distributions(case):
+    """Row by row: the kept set in plain Python, both distributions whole, norms by their definition."""
+    hidden, weight, ids, _ = case
+    samplings = [PLAIN, *SAMPLINGS[1:], TRUNCATED]
+    pull, facts = truncation_facts(hidden.detach(), weight, ids, samplings)
+    assert pull.dtype == torch.float64
+    for n, logits in enumerate(hidden.detach() @ weight.T):
+        q, target = logits.softmax(-1), ids[n].item()
+        onehot = torch.nn.functional.one_hot(ids[n], 12).double()
+        assert pull[n].item() == pytest.approx((onehot - q).norm().item(), abs=1e-12)
+        for k, sampling in enumerate(samplings):
+            kept = sorted(reference_kept(logits / sampling.temperature, sampling))
+            s = torch.zeros_like(q)
+            s[kept] = (logits[kept] / sampling.temperature).softmax(-1)
+            expected = [q[kept].sum().item(), float(target in kept), (s - q).norm().item(), (onehot - s).norm().item()]
+            assert facts[n, k].tolist() == pytest.approx(expected, abs=1e-12), (n, sampling)
+
+
+def test_the_pull_of_a_token_that_is_nearly_certain_is_not_lost():
+    """q = 1 - 4.1e-6: in float32 1 - 2q + sum q^2, which is 2e-11, would be rounding alone; the norm is 4.1e-6 sqrt(1 + 1/3)."""
+    logits = torch.tensor([[13.5, 0.0, 0.0, 0.0]])
+    pull, _ = truncation_facts(logits, torch.eye(4), torch.tensor([0]), [PLAIN])
+    q = logits.double().softmax(-1)[0]
+    exact = (torch.tensor([1.0, 0, 0, 0], dtype=torch.float64) - q).norm().item()
+    assert pull.item() == pytest.approx(exact, rel=0.02) and exact == pytest.approx(4.75e-6, rel=0.01)

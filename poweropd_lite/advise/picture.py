@@ -38,7 +38,7 @@ def _paid(axes: Any, report: dict[str, Any]) -> None:
         ("effective_share", "tokens that carry the gradient, effectively", LINES[2]),
     ):
         points = [(alpha, 100 * row[key]) for alpha, row in powers if row[key] is not None]
-        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=4)
+        axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=colour, label=name, markersize=4)
     if report["reward"].startswith("power "):
         axes.axvline(float(report["reward"].split()[1]), color=OWN, linewidth=6, alpha=0.25, zorder=0)
     axes.set_xscale("log")
@@ -64,8 +64,7 @@ def _placed(axes: Any, report: dict[str, Any]) -> None:
     for name, colour in [*zip(others, LINES, strict=False), *[(n, OWN) for n in rows if n == report["reward"]]]:
         whole = report["rewards"][name]["mean_abs"]
         points = [(10 * i + 5, part["mean_abs"] / whole) for i, part in enumerate(rows[name]) if part and whole]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=4)
+        axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=colour, label=name, markersize=4)
     axes.axhline(1.0, color="0.4", linestyle="--", linewidth=1)
     axes.set_xlim(0, 100)
     axes.set_ylim(bottom=0)

@@ -14,6 +14,8 @@ def judge(report: Report) -> dict[str, Any]:
     live = report["rewards"][own]["live_share"]
     sound = live >= limits["min_live_share"]
     words = [_own(own, sound, report)]
+    if not any(row["mean_abs"] for row in report["rewards"].values()):
+        return {"reward": own, "sound": sound, "live_share": live, "words": words}
     words += [*_spread(report), *_signs(report), *_positions(own, report), *_norms(report), *_directions(report)]
     words += _truncation(own, report)
     words.append("nothing was trained: these are reasons to try a reward first, not results")
@@ -85,6 +87,8 @@ def _own(own: str, sound: bool, report: Report) -> str:
     if sound:
         return f"yes: {own} pays {live} of the tokens more than {limits['live_reward']:g}, at least {percent(limits['min_live_share'])}"
     most = max(_sampled(report), key=lambda name: report["rewards"][name]["live_share"])
+    if report["rewards"]["power 1"]["live_share"] < limits["min_live_share"]:
+        return f"no: {own} pays {live} of the tokens more than {limits['live_reward']:g}, and p - q {percent(report['rewards']['power 1']['live_share'])}: student and teacher say the same; choose another teacher"
     return (
         f"no: {own} pays {live} of the tokens more than {limits['live_reward']:g}, fewer than {percent(limits['min_live_share'])}: there is next "
         f"to nothing to learn from; type {_flags(most)}, which pays {percent(report['rewards'][most]['live_share'])} of them"

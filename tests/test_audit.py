@@ -1,0 +1,235 @@
+"""The audit: its numbers against float64 by hand and by plain loops, planted faults, streaming, exit codes, stopping."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from exact import drawn_rollouts, float64_model, nf4_model, token_logprobs
+from safetensors.torch import load_file, save_file
+
+from poweropd_lite.audit.stats import intervals, log_prob_error, reward_error
+from poweropd_lite.config import load_config
+
+R = torch.tensor([0.5, -0.5, 0.2, 0.0, -0.8], dtype=torch.float64)
+S = torch.tensor([0.4, 0.1, 0.2, 0.1, 0.0], dtype=torch.float64)
+
+
+def run_audit(*flags, cwd, **options):
+    command = [sys.executable, "-m", "poweropd_lite.audit", *flags]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+def test_errors_of_rewards_worked_by_hand():
+    """Sum |r| is 2; the second token flips (0.5 of it), the fifth vanishes (0.8), the fourth appears; |s - r| sums to 1.6."""
+    found = reward_error(R, S)
+    assert found["flipped_mass"] == pytest.approx(0.25)
+    assert found["vanished_mass"] == pytest.approx(0.4)
+    assert (found["flipped_share"], found["vanished_share"], found["appeared_share"]) == (0.2, 0.2, 0.2)
+    assert found["relative_error"] == pytest.approx(1.6 / 2)
+    assert found["mean_abs_error"] == pytest.approx(1.6 / 5) and found["mean_abs_reward"] == pytest.approx(2 / 5)
+    # Means -0.12 and 0.16; products of deviations .1488 + .0228 + .0128 - .0072 + .1088, squares 1.108 and .092
+    assert found["correlation"] == pytest.approx(0.286 / math.sqrt(1.108 * 0.092), abs=1e-12)
+
+
+def test_errors_of_log_probs_worked_by_hand():
+    found = log_prob_error(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, -2.0, -2.0]))
+    assert found == {
+        "mean": pytest.approx(0.5 / 3),
+        "mean_abs": pytest.approx(0.5),
+        "p95_abs": pytest.approx(0.95),  # between 0.5 and 1, nine tenths of the way
+        "max_abs": 1.0,
+    }
+
+
+def test_what_is_not_defined_is_none():
+    zero = torch.zeros(5, dtype=torch.float64)
+    assert reward_error(zero, S)["flipped_mass"] is None and reward_error(zero, S)["correlation"] is None
+    assert reward_error(R, zero)["correlation"] is None and reward_error(R, zero)["vanished_mass"] == pytest.approx(1.0)
+    assert intervals(zero, S, [2, 3], 100, 0) == {"flipped_mass": None, "correlation": None}
+
+
+def test_intervals_are_those_of_whole_rollouts_drawn_again():
+    """Against the bootstrap written out: the same draws of rollouts, their tokens joined, the plain formulas."""
+    g = torch.Generator().manual_seed(3)
+    lengths = [4, 0, 7, 3, 6]
+    r = torch.randn(20, generator=g, dtype=torch.float64)
+    s = r + 0.8 * torch.randn(20, generator=g, dtype=torch.float64)
+    parts = list(zip(r.split(lengths), s.split(lengths), strict=True))
+    drawn = torch.randint(5, (200, 5), generator=torch.Generator().manual_seed(11))
+    flips, correlations = [], []
+    for line in drawn.tolist():
+        x, y = (torch.cat([parts[i][side] for i in line]) for side in (0, 1))
+        flips.append((x.abs() * (x * y < 0)).sum() / x.abs().sum())
+        correlations.append(torch.corrcoef(torch.stack([x, y]))[0, 1])
+    marks = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    found = intervals(r, s, lengths, 200, 11)
+    assert found["flipped_mass"] == pytest.approx(torch.quantile(torch.stack(flips), marks).tolist(), abs=1e-12)
+    assert found["correlation"] == pytest.approx(torch.quantile(torch.stack(correlations), marks).tolist(), abs=1e-9)
+
+
+def single(value):
+    """As float32, in which training computes rewards: 1e-251 is 0 there, which has no sign."""
+    return torch.tensor(value, dtype=torch.float32).item()
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """An audit of 40 rollouts by the real command: its folder and what it printed."""
+    cwd = tmp_path_factory.mktemp("audited")
+    done = run_audit("--rollouts", "40", "--json", "--out", "report", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "report", done
+
+
+def test_the_command_against_float64_by_plain_loops(audited):
+    """Log-probs by transformers in float64, NF4 by dequantised weights, rewards and sums token by token in Python."""
+    folder, done = audited
+    report = json.loads(done.stdout)
+    assert report == json.loads((folder / "audit.json").read_text())
+    _, steps = drawn_rollouts(load_config("bundled"), 40)
+    rollouts = [r for step in steps for r in step]
+    exact, rounded, student = (token_logprobs(m, rollouts) for m in (float64_model("teacher"), nf4_model(), float64_model("student")))  # fmt: skip
+    assert report["tokens"] == len(exact) and report["rollouts"] == 40
+    found = report["candidates"]["4-bit teacher"]
+    error = (rounded - exact).abs()
+    assert found["log_prob_error"]["mean_abs"] == pytest.approx(error.mean().item(), rel=1e-3)
+    assert found["log_prob_error"]["max_abs"] == pytest.approx(error.max().item(), rel=1e-3)
+    for alpha in (0.1, 1.0, 10.0, 500.0):
+        mass = flipped = off = 0.0
+        pairs = []
+        for p, rough, q in zip(exact.tolist(), rounded.tolist(), student.tolist(), strict=True):
+            r, s = (single(math.exp(alpha * x)) - single(math.exp(alpha * q)) for x in (p, rough))
+            pairs.append((r, s))
+            mass, off = mass + abs(r), off + abs(s - r)
+            flipped += abs(r) if r * s < 0 else 0.0
+        numbers = found["rewards"][f"power {alpha:g}"]
+        assert numbers["flipped_mass"] == pytest.approx(flipped / mass, rel=1e-2, abs=1e-6)
+        assert numbers["relative_error"] == pytest.approx(off / mass, rel=1e-3)
+        correlation = torch.corrcoef(torch.tensor(pairs, dtype=torch.float64).T)[0, 1].item()
+        assert numbers["correlation"] == pytest.approx(correlation, abs=1e-5)
+
+
+def test_what_a_reader_finds(audited):
+    folder, done = audited
+    report = json.loads((folder / "audit.json").read_text())
+    assert sorted(report["candidates"]) == ["16-bit teacher", "4-bit teacher", "8-bit teacher", "student bfloat16"]
+    assert report["verdict"]["sound"] and report["verdict"]["candidate"] == "4-bit teacher"
+    text = (folder / "audit.md").read_text()
+    own = report["candidates"]["4-bit teacher"]["rewards"]["power 10"]
+    assert f"| power 10 | {100 * own['flipped_mass']:.2f}% |" in text and "yes: 4-bit teacher at power 10" in text
+    assert (folder / "audit.png").read_bytes().startswith(b"\x89PNG")
+    assert "student float32  40/40" in done.stderr and "files   report: audit.json  audit.md  audit.png" in done.stderr
+    # bfloat16 keeps 8 bits: worse than the same student in float32, and far better than NF4.
+    errors = {name: rows["log_prob_error"]["mean_abs"] for name, rows in report["candidates"].items()}
+    assert 0 < errors["student bfloat16"] < errors["16-bit teacher"] * 2 < errors["4-bit teacher"]
+
+
+def outliers(folder):
+    """Scales one channel of each norm by 1/64 and the matrices' columns behind it by 64: the same model, and bad for NF4."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    for name in [n for n in weights if n.endswith("layernorm.weight")]:
+        layer = name.rsplit(".", 2)[0]
+        behind = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        if "post_attention" in name:
+            behind = ("mlp.gate_proj", "mlp.up_proj")
+        channels = slice(None, None, 16)
+        weights[name][channels] /= 64
+        for matrix in behind:
+            weights[f"{layer}.{matrix}.weight"][:, channels] *= 64
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_a_teacher_that_four_bits_spoil_is_found(other, tmp_path):
+    """Powers of two: the full-precision model says what it said, bit for bit; NF4's blocks lose all but the outliers."""
+    teacher = other("teacher", outliers)
+    flags = ["--rollouts", "32", "--teacher", teacher, "--student", "bundled", "--config", "bundled"]
+    done = run_audit(*flags, "--out", "report", cwd=tmp_path)
+    report = json.loads((tmp_path / "report" / "audit.json").read_text())
+    assert done.returncode == 1, done.stdout + done.stderr
+    verdict = report["verdict"]
+    assert not verdict["sound"] and verdict["correlation"] < 0.9
+    assert "no: 4-bit teacher at power 10" in done.stdout and "type --teacher-bits 16" in done.stdout
+    assert verdict["would_pass"]["4-bit teacher"] == [] and "power 10" in verdict["would_pass"]["16-bit teacher"]
+    exact = token_logprobs(
+        float64_model("teacher"), [r for s in drawn_rollouts(load_config("bundled"), 32)[1] for r in s]
+    )
+    plain = report["candidates"]["16-bit teacher"]["rewards"]["power 10"]["mean_abs_reward"]
+    assert len(exact) == report["tokens"] and plain > 0.3  # the pair is otherwise the bundled one
+    # And the way out that it names is sound.
+    done = run_audit(*flags, "--teacher-bits", "16", "--out", "sixteen", cwd=tmp_path)
+    assert done.returncode == 0 and "yes: 16-bit teacher at power 10" in done.stdout
+
+
+def test_limits_are_the_users(tmp_path):
+    done = run_audit("--rollouts", "16", "--min-correlation", "0.99999", "--out", "report", cwd=tmp_path)
+    assert done.returncode == 1 and "at least 0.99999" in done.stdout
+    assert "4-bit teacher: passes at none of them" in done.stdout
+
+
+def test_layers_that_do_not_fit_are_streamed_and_say_the_same(tmp_path):
+    """A teacher of 7.4 MiB in float32 that may take 4: two layers of four (1.6 MiB each) come from the disk, each at its turn."""
+    flags = ["--rollouts", "16", "--json"]
+    whole = run_audit(*flags, "--out", "whole", cwd=tmp_path)
+    parts = run_audit(*flags, "--out", "parts", "--reference-gib", "0.003", cwd=tmp_path)
+    assert whole.returncode == parts.returncode == 0, parts.stderr
+    one, other = json.loads(whole.stdout), json.loads(parts.stdout)
+    assert one["reference"]["streamed_layers"] == 0 and other["reference"]["streamed_layers"] > 0
+    assert "layers of the 32-bit teacher are streamed" in parts.stderr
+    assert one["candidates"] == other["candidates"]
+
+
+def test_other_rewards_are_judged_too(tmp_path):
+    done = run_audit("--rollouts", "16", "--reward", "full_kl", "--out", "kl", cwd=tmp_path)
+    assert done.returncode in (0, 1) and "full_kl is judged by log_ratio" in done.stdout
+    assert "4-bit teacher at log_ratio" in done.stdout
+    done = run_audit("--rollouts", "16", "--reward", "zscore", "--out", "z", cwd=tmp_path)
+    assert "4-bit teacher at zscore" in done.stdout and "zscore *" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rollouts", "1"], ["rollouts", "greater than or equal to 2"]),
+        (["--rolouts", "9"], ["did you mean '--rollouts'"]),
+        (["--out", "full"], ["full is not empty", "--out"]),
+        (["--out", "file"], ["file is a file", "--out"]),
+        (["--teacher", "no/such-folder/here"], ["teacher", "--teacher"]),
+        (["--teacher-bits", "8"], ["LLM.int8", "--teacher-bits 4, 16 or 32"]),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(tmp_path, flags, words):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    done = run_audit(*flags, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_it_and_nothing_is_written(tmp_path, number, code):
+    command = [sys.executable, "-u", "-m", "poweropd_lite.audit", "--rollouts", "4096"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "33 rows" in line:  # said before anything is sampled
+            break
+    time.sleep(3.0)
+    process.send_signal(number)
+    out = process.stdout.read()
+    assert process.wait(timeout=60) == code, out
+    assert "stopping; nothing is written" in out and "Traceback" not in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_quick_and_imports_no_torch():
+    for command in ("audit", "advise"):
+        code = f"import sys; from poweropd_lite.{command}.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0 and "--rollouts" in done.stdout, done.stderr
