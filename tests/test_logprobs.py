@@ -257,4 +257,4 @@ def test_the_pull_of_a_token_that_is_nearly_certain_is_not_lost():
     pull, _ = truncation_facts(logits, torch.eye(4), torch.tensor([0]), [PLAIN])
     q = logits.double().softmax(-1)[0]
     exact = (torch.tensor([1.0, 0, 0, 0], dtype=torch.float64) - q).norm().item()
-    assert pull.item() == pytest.approx(exact, rel=0.02) and exact == pytest.approx(4.75e-6, rel=0.01)
+    assert pull.item() == pytest.approx(exact, rel=0.05) and exact == pytest.approx(4.75e-6, rel=0.01)
