@@ -42,18 +42,17 @@ def make_report(check: Check, config: Config, settings: BaseModel, say: Callable
     from poweropd_lite.check_report import check_out, write_report
     from poweropd_lite.evaluate import own_threads
     from poweropd_lite.metrics import Counting
-    from poweropd_lite.scored import STOPPING, Pace, exact_products
+    from poweropd_lite.scored import STOPPING, Pace
 
     check_out(settings.out, check.parent)
-    with own_threads(), exact_products(), StopRequest(STOPPING) as stop, Counting("rollout") as counting:
+    with own_threads(), StopRequest(STOPPING) as stop, Counting("rollout") as counting:
         started = time.monotonic()
         pace = Pace(stop, counting, say)
         report = check.measure(config, settings, pace)
         report["seconds"] = round(time.monotonic() - started, 1)
-        pace.check()
         name, tables = check.name, check.markdown(report)
         folder = write_report(
-            settings.out, check.parent, config, name, report, tables, lambda file: check.draw(report, file)
+            settings.out, check.parent, config, name, report, tables, lambda file: check.draw(report, file), pace.check
         )
     say(check.screen(report))
     say(f"files   {folder}: {name}.json  {name}.md  {name}.png")

@@ -1,14 +1,16 @@
-"""The report of audit and advise: a folder that is whole or absent, and its tables as text."""
+"""The report of audit and advise: files that are whole or absent, and its tables as text."""
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from poweropd_lite.config import Config
 from poweropd_lite.errors import UserError
-from poweropd_lite.files import whole_folder, write_json, write_text
+from poweropd_lite.files import flush_files, sync_folder, write_json, write_text
 
 
 def check_out(out: str | None, parent: str) -> None:
@@ -16,12 +18,12 @@ def check_out(out: str | None, parent: str) -> None:
 
     `parent` is where new folders go when `out` is not given.
     """
-    path = Path(out or parent)
+    path = Path(out or parent).resolve()
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder for a report; type --out with the name of a new folder")
-    if out is not None and path.is_dir() and any(path.iterdir()):
-        raise UserError(f"{path} is not empty, and a report never writes over another; type another --out")
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if out is not None:
+        _refuse_full(path)
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"can't write into {there}; type --out with a folder that you may write")
 
@@ -34,23 +36,42 @@ def write_report(
     report: dict[str, Any],
     tables: str,
     draw: Callable[[Path], None],
+    last_look: Callable[[], None],
 ) -> Path:
-    """Writes `name`.json, `name`.md and `name`.png in one step and returns their folder.
+    """Writes `name`.json, `name`.md and `name`.png into one folder and returns it; what was there is never replaced.
 
-    Without `out` it is a new one in `parent`, named after student and teacher, with a number behind it if that is taken.
+    Without `out` it is a new folder in `parent`, named after student and teacher, with a number behind it if that is taken.
+    `last_look` is called when all is written but not in its place yet: what it raises leaves nothing. Raises UserError if the
+    disk won't take it, or if something else has been put into the folder in the meantime.
     """
-    path = Path(out) if out is not None else _free_folder(Path(parent), _pair_name(config))
+    made: list[Path] = []
     try:
-        with whole_folder(path) as folder:
-            write_json(folder / f"{name}.json", report)
-            write_text(folder / f"{name}.md", tables)
-            draw(folder / f"{name}.png")
-    except BaseException:
-        if out is None:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        path = Path(out).resolve() if out is not None else _free_folder(Path(parent), _pair_name(config), made)
+        if out is not None:
+            _make(path, made)
+            _refuse_full(path)
+        beside = Path(tempfile.mkdtemp(dir=path, prefix=".writing-"))
+        try:
+            write_json(beside / f"{name}.json", report)
+            write_text(beside / f"{name}.md", tables)
+            draw(beside / f"{name}.png")
+            flush_files(beside)
+            last_look()
+            for file in sorted(beside.iterdir()):
+                os.replace(file, path / file.name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        sync_folder(path)
+    except BaseException as error:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # not empty: somebody else's by now
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(
+                f"can't write the report: {error.strerror or error} ({error.filename}); nothing half-written is left"
+            ) from error
         raise
-    return path
+    return Path(out) if out is not None else path
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -80,21 +101,33 @@ def number(value: float | None, form: str = ".3g") -> str:
     return "-" if value is None else format(value, form)
 
 
+def _refuse_full(path: Path) -> None:
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{path} is not empty, and a report never writes over another; type another --out")
+
+
+def _make(path: Path, made: list[Path]) -> None:
+    """Makes a folder and its parents, and adds to `made` those that were not there."""
+    for folder in [*reversed(path.parents), path]:
+        if not folder.exists():
+            folder.mkdir()
+            made.append(folder)
+
+
 def _pair_name(config: Config) -> str:
     student, teacher = (Path(name.rstrip("/")).name or "model" for name in (config.student, config.teacher))
     return student if student == teacher else f"{student}-{teacher}"
 
 
-def _free_folder(parent: Path, name: str) -> Path:
+def _free_folder(parent: Path, name: str, made: list[Path]) -> Path:
+    if not parent.exists():
+        _make(parent.absolute(), made)
     for number_behind in range(1, 10**6):
         path = parent / (name if number_behind == 1 else f"{name}-{number_behind}")
         try:
-            path.mkdir(parents=True)
+            path.mkdir()
         except FileExistsError:
             continue
-        except OSError as error:
-            raise UserError(
-                f"can't make {path}: {error.strerror}; type --out with a folder that you may write"
-            ) from None
+        made.append(path)
         return path
     raise UserError(f"{parent} holds a million reports named {name}; type --out")

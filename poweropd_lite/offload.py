@@ -7,7 +7,7 @@ go to the host's memory or stay in their files, from where accelerate's hooks br
 from typing import TYPE_CHECKING
 
 from poweropd_lite.config import Config
-from poweropd_lite.models import load_model_config
+from poweropd_lite.models import explained_load, load_model_config
 
 if TYPE_CHECKING:
     import torch
@@ -16,21 +16,21 @@ GIB = 2**30
 _SPARE = 2 * GIB  # for activations, logits of a chunk and what the allocator can't use
 
 
-def layer_map(config: Config, device: "torch.device", room: float | None = None) -> dict[str, str | int]:
-    """Returns the device_map of the config's teacher in float32: part -> `device` (a card by its number), "cpu" or "disk".
+def layer_map(
+    config: Config, device: "torch.device", dtype: "torch.dtype", room: float | None = None
+) -> dict[str, str | int]:
+    """Returns the device_map of the config's teacher in `dtype`: part -> `device` (a card by its number), "cpu" or "disk".
 
     `room` is the bytes that its weights may take on `device`; if not given, what is free there. On a CPU there is no step
-    between memory and disk.
+    between memory and disk. Raises UserError for a teacher that is no causal LM.
     """
     import torch
     from accelerate.utils import get_max_memory
     from transformers import AutoModelForCausalLM
 
     model_config, _ = load_model_config(config.teacher, "teacher", config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
-        )
+    with explained_load(config.teacher, "teacher", "causal language model"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, trust_remote_code=config.trust_remote_code)
     kinds = set(model._no_split_modules or ())
     layers = [name for name, module in model.named_modules() if type(module).__name__ in kinds]
     sizes = {name: sum(p.numel() * p.element_size() for p in model.get_submodule(name).parameters()) for name in layers}
@@ -63,7 +63,7 @@ def _place(device: "torch.device") -> str | int:
     return "cpu" if device.type == "cpu" else device.index or 0
 
 
-def _own_tensors(module) -> bool:
+def _own_tensors(module: "torch.nn.Module") -> bool:
     return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
 
 

@@ -119,7 +119,7 @@ def over_tokens(
         out = torch.zeros(size, columns, dtype=wide)
         for batch in micro_batches(rollouts, budget, config.stop_mode, ready.pair.teacher_stop, ready.device):
             pace.check()
-            with torch.no_grad():
+            with torch.no_grad(), exact_products():
                 out[batch.order.cpu()] = facts(batch.select(model.hidden(batch.ids)), batch).to(wide).cpu()
         return out
 

@@ -1,6 +1,7 @@
 """The frozen model that scores: 4-bit by default, no generation, no gradient."""
 
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from poweropd_lite.config import Config
@@ -20,6 +21,7 @@ class Teacher:
 
     model: "PreTrainedModel"
     streamed: int = 0  # its layers that are brought to the device only when their turn comes
+    scratch: "TemporaryDirectory | None" = None  # holds those of a checkpoint that is not read in place
 
     @property
     def head(self) -> "Tensor":
@@ -72,10 +74,14 @@ def load_scorer(
     away = streamed(places, device) if places else 0
     if options or away:
         options["device_map"] = places if away else {"": device}
+    scratch = None
+    if away and "disk" in places.values():
+        scratch = TemporaryDirectory(prefix="poweropd_lite-", ignore_cleanup_errors=True)
+        options["offload_folder"] = scratch.name
     model = load_causal_lm(config.teacher, "teacher", config, dtype, **options)
     if not options:
         model.to(device)
     stay_unpacked(model)
     model.requires_grad_(False).eval()
     check_head(model, config.teacher)
-    return Teacher(model, away)
+    return Teacher(model, away, scratch)

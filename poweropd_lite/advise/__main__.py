@@ -52,17 +52,23 @@ def measure(config: Config, settings: AdviseConfig, pace: "Pace") -> dict[str, A
     from poweropd_lite.session import load_sampler
     from poweropd_lite.teacher import load_teacher
 
+    if (full := settings.rollouts // config.batch_size) < settings.gradient_steps:
+        raise UserError(
+            f"the gradients of {settings.gradient_steps} batches of {config.batch_size} rollouts are compared, and {settings.rollouts} rollouts make "
+            f"{full}; type --rollouts {settings.gradient_steps * config.batch_size}, or a smaller --batch-size"
+        )
     ready = prepare_to_score(config, pace.say)
     replayed = reward_configs(ready.config, *OTHERS)
     student, engine = load_sampler(ready, pace.say)
-    check_room(student, settings.gradient_steps)
     with closing(engine):
+        check_room(student, settings.gradient_steps)
         drawn = draw(ready, engine, settings.rollouts, pace)
-        steps = [rollouts for rollouts, size in zip(drawn.steps, drawn.sizes, strict=True) if size]
+        batches = zip(drawn.steps, drawn.sizes, strict=True)
+        steps = [rollouts for rollouts, size in batches if size and len(rollouts) == config.batch_size]
         if len(steps) < settings.gradient_steps:
             raise UserError(
-                f"{settings.gradient_steps} batches of {config.batch_size} have their gradients compared, and only {len(steps)} "
-                f"were drawn; type --rollouts {settings.gradient_steps * config.batch_size}, or a smaller --batch-size"
+                f"in {full - len(steps)} of {full} batches every rollout is a masked stop token alone, so fewer than {settings.gradient_steps} "
+                "have a gradient; type --stop-mode raw, or more --rollouts"
             )
         samplings = {_sampling_name(s): s for s in (ready.sampling, *_truncations(ready.sampling))}
         log_q, pull, facts = score_student(ready, drawn, student, list(samplings.values()), pace)

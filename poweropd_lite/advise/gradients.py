@@ -3,6 +3,7 @@
 One backward a reward and batch, by training's own `accumulate`; no optimizer, so no weight changes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,20 @@ from poweropd_lite.memory import halving, machine_bytes
 from poweropd_lite.rollout import Rollout
 from poweropd_lite.scored import Pace
 from poweropd_lite.teacher import Teacher
-from poweropd_lite.update import accumulate
+from poweropd_lite.update import Gradient, accumulate
 
 if TYPE_CHECKING:
     from poweropd_lite.session import Prepared
     from poweropd_lite.student import Student
 
 FULL_KL = "full_kl"
+LEAST_SCALE = 2.0**-12  # of the loss: a gradient that overflows float16 even so is left as it is
+PIECE = 1 << 24
 
 
 @dataclass
 class RememberingTeacher(Teacher):
-    """A teacher that keeps the hidden states of a micro-batch it has seen: several rewards ask for the same ones."""
+    """A teacher that keeps the hidden states of a micro-batch it has seen, in the host's memory: several rewards ask for them."""
 
     kept: dict[bytes, Tensor] = field(default_factory=dict)
 
@@ -35,8 +38,8 @@ class RememberingTeacher(Teacher):
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T], without gradient."""
         key = ids.shape[1].to_bytes(8) + ids.cpu().numpy().tobytes()
         if key not in self.kept:
-            self.kept[key] = super().hidden(ids)
-        return self.kept[key]
+            self.kept[key] = super().hidden(ids).cpu()
+        return self.kept[key].to(ids.device)
 
 
 def check_room(student: "Student", steps: int) -> None:
@@ -44,9 +47,10 @@ def check_room(student: "Student", steps: int) -> None:
     trained = sum(p.numel() for p in student.trainable().values())
     wanted, there = 2 * steps * 4 * trained, machine_bytes() // 2
     if wanted > there:
+        ways = (["--gradient-steps 2"] if steps > 2 else []) + ["--no-full-finetune with a --lora-rank that is small"]
         raise UserError(
             f"{steps} gradients of {trained:,} parameters, held twice to compare them, take {wanted / 2**30:.1f} GiB of the host's "
-            f"memory, over half of which is {there / 2**30:.1f}; type --gradient-steps 2, or --no-full-finetune"
+            f"memory, half of which is {there / 2**30:.1f}; type {', or '.join(ways)}"
         )
 
 
@@ -71,16 +75,21 @@ def compare_gradients(
 
     def gradient(config: Config, rollouts: list[Rollout]) -> Tensor:
         nonlocal budget
-        work: Callable[[int], Any] = lambda b: accumulate(  # noqa: E731
+        work: Callable[[int], Gradient] = lambda b: accumulate(  # noqa: E731
             student, teacher, scaler, rollouts, ready.sampling, ready.pair.teacher_stop, config, b
         )
-        found, budget, _ = halving(work, budget, max(map(len, rollouts)), ready.device, pace.say)
+        while True:
+            found, now, _ = halving(work, budget, max(map(len, rollouts)), ready.device, pace.say)
+            if now != budget:  # other micro-batches from here on
+                budget, teacher.kept = now, {}
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in student.trainable().values()]
+            flat = torch.cat([grad.flatten().cpu() for grad in grads]).div_(scaler.get_scale() * found.count)
+            if not scaler.is_enabled() or flat.isfinite().all() or scaler.get_scale() <= LEAST_SCALE:
+                break
+            scaler.update(scaler.get_scale() / 16)
         if config.reward == FULL_KL:
             minus_kl.append(found.tokens.reward.double().cpu())
-        flat = [
-            (torch.zeros_like(p) if p.grad is None else p.grad).flatten().cpu() for p in student.trainable().values()
-        ]
-        return torch.cat(flat) / (scaler.get_scale() * found.count)
+        return flat
 
     try:
         for name in sorted(replayed, key=lambda n: n != FULL_KL):
@@ -101,7 +110,7 @@ def compare_gradients(
 def _angles(mine: list[Tensor], reference: list[Tensor]) -> dict[str, Any]:
     between = [cosine(a, b) for i, a in enumerate(mine) for b in mine[:i]]
     return {
-        "norm": [g.double().norm().item() for g in mine],
+        "norm": [norm if (norm := _norm(g)) < math.inf else None for g in mine],
         "cosine_full_kl": _mean([cosine(a, b) for a, b in zip(mine, reference, strict=True)]),
         "cosine_between_batches": _mean(between),
     }
@@ -109,8 +118,15 @@ def _angles(mine: list[Tensor], reference: list[Tensor]) -> dict[str, Any]:
 
 def cosine(a: Tensor, b: Tensor) -> float | None:
     """Returns the cosine between two vectors, or None if one of them is 0 or not finite."""
-    product = (a.double().norm() * b.double().norm()).item()
-    return (a.double() @ b.double()).item() / product if 0 < product < float("inf") else None
+    product = _norm(a) * _norm(b)
+    if not 0 < product < math.inf:
+        return None
+    pieces = zip(a.split(PIECE), b.split(PIECE), strict=True)  # a float64 copy of every weight's gradient is much
+    return sum((x.double() @ y.double()).item() for x, y in pieces) / product
+
+
+def _norm(vector: Tensor) -> float:
+    return torch.linalg.vector_norm(vector, dtype=torch.float64).item()
 
 
 def _mean(values: list[float | None]) -> float | None:

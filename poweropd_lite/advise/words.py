@@ -5,6 +5,7 @@ from typing import Any
 from poweropd_lite.check_report import aligned, markdown_table, number, percent
 
 Report = dict[str, Any]
+ALIKE = 1e-3  # mean |p - q| below which two models say nearly the same
 UNSAMPLED = ("full_kl",)  # has no reward of single tokens
 
 
@@ -35,7 +36,7 @@ def screen(report: Report) -> str:
             f"gradient; cos: with full_kl's, and between batches; * {own}, the config's own",
             "",
             aligned(_truncation_rows(report)),
-            "kept: student's mass of the ids that could be drawn; outside: tokens here that could not; push: of score full, from the cut alone",
+            "kept: student's mass of the ids that could be drawn; outside: tokens here that could not; push: what drawing from it adds to score full",
             "",
             *report["verdict"]["words"],
         ]
@@ -83,16 +84,16 @@ def _heavy(name: str, report: Report) -> bool:
 
 
 def _own(own: str, sound: bool, report: Report) -> str:
-    limits, live = report["settings"], percent(report["rewards"][own]["live_share"])
+    limits, rows = report["settings"], report["rewards"]
+    live = f"|r| of {own} is over {limits['live_reward']:g} for {percent(rows[own]['live_share'])} of the tokens"
     if sound:
-        return f"yes: {own} pays {live} of the tokens more than {limits['live_reward']:g}, at least {percent(limits['min_live_share'])}"
-    most = max(_sampled(report), key=lambda name: report["rewards"][name]["live_share"])
-    if report["rewards"]["power 1"]["live_share"] < limits["min_live_share"]:
-        return f"no: {own} pays {live} of the tokens more than {limits['live_reward']:g}, and p - q {percent(report['rewards']['power 1']['live_share'])}: student and teacher say the same; choose another teacher"
-    return (
-        f"no: {own} pays {live} of the tokens more than {limits['live_reward']:g}, fewer than {percent(limits['min_live_share'])}: there is next "
-        f"to nothing to learn from; type {_flags(most)}, which pays {percent(report['rewards'][most]['live_share'])} of them"
-    )
+        return f"yes: {live}; at least {percent(limits['min_live_share'])} is wanted"
+    words = f"no: {live}, and at least {percent(limits['min_live_share'])} is wanted"
+    if rows["power 1"]["mean_abs"] < ALIKE:
+        return f"{words}: student and teacher say nearly the same (p - q is {rows['power 1']['mean_abs']:.1g} on average); choose another teacher"
+    # (A z-score is live by its scale alone.)
+    most = max((n for n in _sampled(report) if n != "zscore"), key=lambda name: rows[name]["live_share"])
+    return f"{words}: type {_flags(most)}, where it is {percent(rows[most]['live_share'])}"
 
 
 def _flags(name: str) -> str:
@@ -141,16 +142,17 @@ def _positions(own: str, report: Report) -> list[str]:
 
 
 def _norms(report: Report) -> list[str]:
-    means = {
-        name: sum(row["gradient"]["norm"]) / len(row["gradient"]["norm"]) for name, row in report["rewards"].items()
-    }
-    top, low = max(means, key=means.get), min(means, key=means.get)
-    words = f"gradient norms from {means[low]:.2g} ({low}) to {means[top]:.2g} ({top})"
-    limit = report["config"]["max_grad_norm"]
-    clipped = [name for name, mean in means.items() if mean > limit]
-    return [
-        f"{words}; {f'clipped at {limit:g}: ' + ', '.join(clipped) if clipped else f'none is clipped at {limit:g}'}"
-    ]
+    found = {name: row["gradient"]["norm"] for name, row in report["rewards"].items()}
+    broken = [name for name, norms in found.items() if None in norms]
+    found = {name: norms for name, norms in found.items() if None not in norms}
+    words = [f"a gradient that is not finite: {', '.join(broken)}"] if broken else []
+    if not found:
+        return words
+    means = {name: sum(norms) / len(norms) for name, norms in found.items()}
+    top, low, limit = max(means, key=means.get), min(means, key=means.get), report["config"]["max_grad_norm"]
+    clipped = [name for name, norms in found.items() if max(norms) > limit]
+    said = f"clipped at {limit:g}: {', '.join(clipped)}" if clipped else f"none is clipped at {limit:g}"
+    return [*words, f"gradient norms from {means[low]:.2g} ({low}) to {means[top]:.2g} ({top}); {said}"]
 
 
 def _directions(report: Report) -> list[str]:
@@ -160,14 +162,21 @@ def _directions(report: Report) -> list[str]:
         return []
     best, steadiest = max(near, key=near.get), max(steady, key=steady.get)
     words = [f"nearest to full_kl's direction: {best} (cosine {near[best]:.2f})"]
-    if "log_ratio" in near and report["truncations"][report["sampling"]]["kept_mass"] > 0.999:
+    if "log_ratio" in near and _is_its_expectation(report):
+        but = " but for masked stops" if report["config"]["stop_mode"] == "mask" else ""
         words.append(
-            f"log_ratio, whose expectation that direction is, has {near['log_ratio']:.2f}: the rest is noise of sampling"
+            f"log_ratio, whose expectation that direction is{but}, has {near['log_ratio']:.2f}: the rest is noise of sampling"
         )
-    words.append(
-        f"most alike from batch to batch: {steadiest} ({steady[steadiest]:.2f}; full_kl {number(report['rewards']['full_kl']['gradient']['cosine_between_batches'], '.2f')})"
-    )
+    between = number(report["rewards"]["full_kl"]["gradient"]["cosine_between_batches"], ".2f")
+    words.append(f"most alike from batch to batch: {steadiest} ({steady[steadiest]:.2f}; full_kl {between})")
     return ["; ".join(words)]
+
+
+def _is_its_expectation(report: Report) -> bool:
+    """Whether tokens are drawn from q itself and scored as drawn: then E[log ratio's gradient] is full_kl's."""
+    config = report["config"]
+    plain = config["temperature"] == 1 and config["top_k"] == 0 and config["top_p"] == 1
+    return plain and config["stop_mode"] in ("mask", "raw")
 
 
 def _cosines(key: str, report: Report) -> dict[str, float]:
@@ -176,18 +185,28 @@ def _cosines(key: str, report: Report) -> dict[str, float]:
 
 
 def _truncation(own: str, report: Report) -> list[str]:
-    """What sampling leaves out here, and what the released code's truncation would bring."""
-    words = []
+    """What drawing from another distribution than q does here, and what the released code's truncation would do."""
+    words, which = [], own if own not in UNSAMPLED else "log_ratio"
     for name, row in report["truncations"].items():
-        push = row["full_score_push"].get(own if own not in UNSAMPLED else "log_ratio", {}).get("push")
-        if name == report["sampling"] and (row["top_k"] or row["top_p"] < 1):
-            which = "which --score sampled takes out" if report["score"] == "sampled" else "type --score sampled"
+        push = percent(row["full_score_push"][which]["push"])
+        if name == report["sampling"] and (row["top_k"] or row["top_p"] < 1 or row["temperature"] != 1):
+            other = (
+                "--stop-mode cross_eos --score sampled"
+                if report["config"]["stop_mode"] == "relabel"
+                else "--score sampled"
+            )
+            cure = (
+                "score sampled takes that out"
+                if report["score"] == "sampled"
+                else f"type {other}, which takes that out"
+            )
             words.append(
-                f"sampling here ({name}) keeps {percent(row['kept_mass'])} of the mass; under score full the cut alone would be {percent(push)} of the gradient, {which}"
+                f"sampling here ({name}) keeps {percent(row['kept_mass'])} of the mass; under score full, drawing from it and not from "
+                f"q would push by {push} of {which}'s gradient: {cure}"
             )
         elif name != report["sampling"] and row["top_k"] and row["top_p"] < 1:
             words.append(
-                f"{name} would keep {percent(row['kept_mass'])} of the mass, and its cut alone be {percent(push)} of the gradient of score full"
+                f"{name} would keep {percent(row['kept_mass'])} of the mass and, under score full, push by {push} of {which}'s gradient"
             )
     return words
 
@@ -208,7 +227,7 @@ def _reward_rows(report: Report) -> list[list[str]]:
                 number(row["min"]),
                 number(row["max"]),
                 percent(row["top_gradient"], 0),
-                number(sum(norms) / len(norms), ".3f"),
+                "-" if None in norms else number(sum(norms) / len(norms), ".3f"),
                 number(gradient["cosine_full_kl"], ".2f"),
                 number(gradient["cosine_between_batches"], ".2f"),
             ]

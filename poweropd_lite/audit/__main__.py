@@ -41,38 +41,47 @@ def audit(
 def measure(config: Config, settings: AuditConfig, pace: "Pace") -> dict[str, Any]:
     """Returns the report: models are loaded, score and are freed one after the other."""
     from poweropd_lite.audit.words import judge
+    from poweropd_lite.memory import is_out_of_memory
     from poweropd_lite.scored import label, prepare_to_score, reward_configs
 
-    ready = prepare_to_score(config, pace.say)
+    refuse_quantised(config)
+    # PEFT loads the students: the second one would be of the classes that Unsloth changed for the first. No score is used.
+    ready = prepare_to_score(config.model_copy(update={"loader": "peft", "score": "full"}), pace.say)
     judged = ready.config
     if judged.reward == "full_kl":
         pace.say("full_kl is judged by log_ratio, whose mean over the student's own tokens it is")
         judged = judged.model_copy(update={"reward": "log_ratio"})
-    drawn, log_q, half_q, half = score_students(ready, settings, pace)
+    replayed = reward_configs(judged)
+    find_places(ready, 32, settings.reference_gib)  # what can't be planned is refused before anything is scored
+    drawn, log_q, half_q, half, missing = score_students(ready, settings, pace)
     reference, streamed = score_teacher(ready, 32, settings.reference_gib, drawn, pace)
     if not reference.isfinite().all():
         raise UserError(
             f"the full-precision teacher {config.teacher} gives log-probs that are not finite numbers, so there is nothing to "
             "compare with; is the download whole?"
         )
-    replayed = reward_configs(judged)
-    candidates, missing = {}, {}
-    candidates[f"student {half}"] = compare(
-        replayed, drawn, settings, config.seed, (reference, log_q), (reference, half_q)
-    )
+    candidates = {}
+    if half_q is not None:
+        both = (reference, log_q), (reference, half_q)
+        candidates[f"student {half}"] = compare(replayed, drawn, settings, config.seed, *both)
     for bits in sorted({4, 8, 16, config.teacher_bits}):
         name = f"{bits}-bit teacher"
+        free(ready.device)  # of a try before this one that failed, too
         try:
-            log_p = reference if bits == 32 else score_teacher(ready, bits, None, drawn, pace)[0]
-        except (UserError, RuntimeError, ImportError) as error:
-            if bits != 8 or config.teacher_bits == 8:
+            log_p = reference if bits == 32 else score_teacher(ready, bits, settings.reference_gib, drawn, pace)[0]
+        except (UserError, RuntimeError, ImportError, ValueError, AssertionError, MemoryError) as error:
+            if bits == config.teacher_bits and is_out_of_memory(error):
+                raise UserError(f"{name}: {_why_not(error)}; type --teacher-bits 4, or a smaller --teacher") from None
+            if bits == config.teacher_bits:
                 raise
-            missing[name] = f"LLM.int8 does not run here ({' '.join(str(error).split())[:200]})"
+            missing[name] = _why_not(error)
             continue
         if bad := int((~log_p.isfinite()).sum()):
             missing[name] = f"{bad} of its {len(log_p)} log-probs are not finite numbers"
             continue
         candidates[name] = compare(replayed, drawn, settings, config.seed, (reference, log_q), (log_p, log_q))
+    if not candidates:
+        raise UserError("no precision of teacher or student could be compared: " + "; ".join(missing.values()))
     report = {
         "student": config.student,
         "teacher": config.teacher,
@@ -91,13 +100,29 @@ def measure(config: Config, settings: AuditConfig, pace: "Pace") -> dict[str, An
     return report | {"verdict": judge(report)}
 
 
-def score_students(ready: "Prepared", settings: AuditConfig, pace: "Pace") -> "tuple[Drawn, Tensor, Tensor, str]":
-    """Returns the rollouts, log q of their tokens [N] in float32 and in half precision, and the latter's name.
+def refuse_quantised(config: Config) -> None:
+    """Raises UserError for a teacher whose files are quantised already: there is no full precision to compare with."""
+    from poweropd_lite.models import load_model_config
 
-    The half precision is the run's own, or bfloat16 where it computes in float32.
+    model_config, _ = load_model_config(config.teacher, "teacher", config)
+    if getattr(model_config, "quantization_config", None):
+        raise UserError(
+            f"the files of the teacher {config.teacher} are quantised already, so there is no full precision to compare with; "
+            "type --teacher with the model that it was made from"
+        )
+
+
+def score_students(
+    ready: "Prepared", settings: AuditConfig, pace: "Pace"
+) -> "tuple[Drawn, Tensor, Tensor | None, str, dict[str, str]]":
+    """Returns the rollouts, log q of their tokens [N] in float32 and in half precision, the latter's name, and what is missing.
+
+    The half precision is the run's own, or bfloat16 where it computes in float32. Where the float32 student does not fit beside
+    nothing, the run's own log q stands for both.
     """
     import torch
 
+    from poweropd_lite.memory import is_out_of_memory
     from poweropd_lite.scored import draw, log_probs
     from poweropd_lite.session import load_sampler
     from poweropd_lite.student import load_student
@@ -110,35 +135,57 @@ def score_students(ready: "Prepared", settings: AuditConfig, pace: "Pace") -> "t
     del student, engine
     other = half if ready.dtype == torch.float32 else torch.float32
     free(ready.device)
-    student = load_student(ready.config, ready.device, other, "peft")
-    scores[other] = log_probs(ready, drawn, student, "student", f"student {_name(other)}", pace)
-    del student
+    missing: dict[str, str] = {}
+    try:
+        student = load_student(ready.config, ready.device, other, "peft")
+        scores[other] = log_probs(ready, drawn, student, "student", f"student {_name(other)}", pace)
+        del student
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        missing[f"student {_name(half)}"] = f"no memory for a student in {_name(other)} beside it"
     free(ready.device)
     if not all(values.isfinite().all() for values in scores.values()):
         raise UserError(f"the student {ready.config.student} gives log-probs that are not finite numbers")
-    return drawn, scores[torch.float32], scores[half], _name(half)
+    log_q = scores.get(torch.float32, scores[ready.dtype])
+    return drawn, log_q, None if missing else scores[half], _name(half), missing
+
+
+def find_places(ready: "Prepared", bits: int, room_gib: float | None) -> dict[str, str | int] | None:
+    """Returns where the teacher's layers go in 16 or 32 bits (offload.layer_map); None for bits that are not streamed."""
+    import torch
+
+    from poweropd_lite.offload import GIB, layer_map
+
+    if bits not in (16, 32):
+        return None
+    dtype = torch.float32 if bits == 32 else torch.bfloat16
+    return layer_map(ready.config, ready.device, dtype, None if room_gib is None else room_gib * GIB)
 
 
 def score_teacher(
     ready: "Prepared", bits: int, room_gib: float | None, drawn: "Drawn", pace: "Pace"
 ) -> "tuple[Tensor, int]":
-    """Returns log p [N] of the teacher in `bits`, and how many layers were streamed (in 32 bits only, where it does not fit)."""
-    from poweropd_lite.offload import GIB, layer_map
+    """Returns log p [N] of the teacher in `bits`, and how many layers were streamed (in 16 and 32 bits, where it does not fit)."""
     from poweropd_lite.scored import log_probs
     from poweropd_lite.teacher import load_scorer
 
     config = ready.config.model_copy(update={"teacher_bits": bits})
-    places = None
-    if bits == 32:
-        places = layer_map(config, ready.device, None if room_gib is None else room_gib * GIB)
-    teacher = load_scorer(config, ready.device, ready.dtype, places)
-    if teacher.streamed:
-        pace.say(f"{teacher.streamed} layers of the 32-bit teacher are streamed: they don't fit on the device")
-    log_p = log_probs(ready, drawn, teacher, "teacher", f"{bits}-bit teacher", pace)
-    streamed = teacher.streamed
-    del teacher
-    free(ready.device)
-    return log_p, streamed
+    try:
+        teacher = load_scorer(config, ready.device, ready.dtype, find_places(ready, bits, room_gib))
+        if teacher.streamed:
+            pace.say(f"{teacher.streamed} layers of the {bits}-bit teacher are streamed: they don't fit on the device")
+        return log_probs(ready, drawn, teacher, "teacher", f"{bits}-bit teacher", pace), teacher.streamed
+    finally:
+        teacher = None
+        free(ready.device)
+
+
+def _why_not(error: BaseException) -> str:
+    from poweropd_lite.memory import is_out_of_memory
+
+    text = " ".join(str(error).split())[:200]
+    return f"no memory for it here ({text})" if is_out_of_memory(error) else f"it does not run here ({text})"
 
 
 def compare(

@@ -14,15 +14,15 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
         words = [f"no: {name} at {reward}: {report['not_audited'][name]}"]
     else:
         numbers = report["candidates"][name]["rewards"][reward]
-        verdict |= {"sound": _passes(numbers, report), "uncertain": _straddles(numbers, report)}
+        verdict |= {"sound": _passes(numbers, report), "uncertain": _uncertain(numbers, report)}
         verdict |= {key: numbers[key] for key in ("flipped_mass", "correlation", "interval")}
         words = [_sentence(name, reward, verdict, numbers, report)]
     if verdict["uncertain"]:
         words.append(
-            f"an interval crosses its limit, so other rollouts might say otherwise; type --rollouts {4 * report['rollouts']}"
+            f"an interval has its limit inside or is not defined, so other rollouts might say otherwise; type --rollouts {4 * report['rollouts']}"
         )
     words += [_would_pass(candidate, passing[candidate], report) for candidate in passing]
-    words += [f"{candidate} was not audited: {why}" for candidate, why in report["not_audited"].items()]
+    words += [f"{candidate} was not compared: {why}" for candidate, why in report["not_audited"].items()]
     if report["device"] != "cuda" and "8-bit teacher" in passing:
         words.append("(8-bit: bitsandbytes' CPU arithmetic; training takes LLM.int8 on CUDA alone)")
     if not verdict["sound"]:
@@ -45,7 +45,7 @@ def screen(report: dict[str, Any]) -> str:
             aligned(_error_rows(report)),
             "",
             aligned(_reward_rows(report)),
-            f"flip: share of the reference's reward mass that changes its sign (limit {percent(limits['max_flipped_mass'], 1)}); "
+            f"flip: share of the reference's reward mass that changes its sign (limit {100 * limits['max_flipped_mass']:g}%); "
             f"r: correlation of the rewards (at least {limits['min_correlation']:g}); off: sum |error| / sum |r|; {own}",
             "",
             *verdict["words"],
@@ -104,14 +104,14 @@ def _passes(numbers: dict[str, Any], report: dict[str, Any]) -> bool:
     return flipped <= limits["max_flipped_mass"] and correlation >= limits["min_correlation"]
 
 
-def _straddles(numbers: dict[str, Any], report: dict[str, Any]) -> bool:
-    """Whether a 95% interval has its limit inside."""
+def _uncertain(numbers: dict[str, Any], report: dict[str, Any]) -> bool:
+    """Whether a 95% interval has its limit inside, or is not defined."""
     limits = report["settings"]
     pairs = (
         (numbers["interval"]["flipped_mass"], limits["max_flipped_mass"]),
         (numbers["interval"]["correlation"], limits["min_correlation"]),
     )
-    return any(interval is not None and interval[0] < limit < interval[1] for interval, limit in pairs)
+    return any(interval is None or interval[0] < limit < interval[1] for interval, limit in pairs)
 
 
 def _sentence(name: str, reward: str, verdict: dict[str, Any], numbers: dict[str, Any], report: dict[str, Any]) -> str:
@@ -120,12 +120,19 @@ def _sentence(name: str, reward: str, verdict: dict[str, Any], numbers: dict[str
         return f"no: at {reward} the reference pays no token anything, so there is nothing to keep the sign of"
     if numbers["correlation"] is None:
         return f"no: at {reward} the rewards of the reference or of the {name} are the same for every token, so they correlate with nothing"
-    spread = _interval(numbers["interval"]["flipped_mass"], percent)
+    spread = _interval(numbers["interval"]["flipped_mass"], lambda x: percent(x, 2))
     between = _interval(numbers["interval"]["correlation"], lambda x: number(x, ".3f"))
+    # Digits enough to be told from the limit.
+    flipped = percent(
+        numbers["flipped_mass"], 2 if abs(numbers["flipped_mass"] - limits["max_flipped_mass"]) > 1e-4 else 6
+    )
+    correlation = number(
+        numbers["correlation"], ".3f" if abs(numbers["correlation"] - limits["min_correlation"]) > 1e-3 else ".8f"
+    )
     return (
-        f"{'yes' if verdict['sound'] else 'no'}: {name} at {reward}: {percent(numbers['flipped_mass'])} (95%: {spread}) of the "
-        f"reward mass changes its sign, limit {percent(limits['max_flipped_mass'])}; correlation "
-        f"{number(numbers['correlation'], '.3f')} (95%: {between}), at least {limits['min_correlation']:g}"
+        f"{'yes' if verdict['sound'] else 'no'}: {name} at {reward}: {flipped} (95%: {spread}) of the "
+        f"reward mass changes its sign, limit {100 * limits['max_flipped_mass']:g}%; correlation "
+        f"{correlation} (95%: {between}), at least {limits['min_correlation']:g}"
     )
 
 
@@ -144,8 +151,14 @@ def _way_out(report: dict[str, Any], passing: dict[str, list[str]]) -> str:
     runs_here = [b for b in (8, 16) if b > own and (b != 8 or report["device"] == "cuda")]
     ways = [f"--teacher-bits {b}" for b in runs_here if reward in passing.get(f"{b}-bit teacher", ())][:1]
     rows = next(iter(report["candidates"].values()))["rewards"]
-    if not ways and own < 32 and rows[reward]["flipped_mass"] is not None:
+    if (
+        not ways
+        and own < 32
+        and rows[reward]["flipped_mass"] is not None
+        and not report["reference"]["streamed_layers"]
+    ):
         ways = ["--teacher-bits 32"]
+    ways = [f"{way} (if plan says that it fits)" for way in ways]
     alphas = [float(r.split()[1]) for r in passing.get(f"{own}-bit teacher", ()) if r.startswith("power ")]
     if reward.startswith("power "):
         smaller = [a for a in alphas if a < float(reward.split()[1])]
@@ -178,7 +191,7 @@ def _reward_rows(report: dict[str, Any]) -> list[list[str]]:
         line = [reward + (" *" if reward == report["reward"] else "")]
         for _, rows in candidates:
             n = rows["rewards"][reward]
-            line += [percent(n["flipped_mass"]), number(n["correlation"], ".3f"), number(n["relative_error"], ".3f")]
+            line += [percent(n["flipped_mass"], 2), number(n["correlation"], ".3f"), number(n["relative_error"], ".3f")]
         body.append(line)
     return [head, *body]
 
