@@ -48,6 +48,13 @@ def check_machine(config: Config, device: "torch.device") -> list[Finding]:
 
 
 def _dtype(dtype: str, config: Config, cuda: bool) -> Finding:
+    if dtype == "float16" and config.full_finetune:
+        return Finding(
+            "refusal",
+            "compute dtype",
+            "the card has no bfloat16, and full_finetune in float16 loses small updates",
+            "type --dtype float32, or --no-full-finetune",
+        )
     if dtype == "float16":
         return Finding(
             "warning",

@@ -113,12 +113,18 @@ def empty_model(model_config: "PretrainedConfig", config: Config, dtype: "torch.
 def shape_of(model: "PreTrainedModel") -> Shape:
     """Returns the shape of a model, on whatever device."""
     import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, [in, out]
 
     head = model.get_output_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    linear = []
+    for m in model.modules():
+        if isinstance(m, Conv1D):
+            linear.append((m.nf, m.nx))
+        elif isinstance(m, torch.nn.Linear) and m is not head:
+            linear.append((m.out_features, m.in_features))
     return Shape(
         model.config.get_text_config(),
-        tuple((m.out_features, m.in_features) for m in linear),
+        tuple(linear),
         tuple(head.weight.shape),
         sum(p.numel() for p in model.parameters()),
     )

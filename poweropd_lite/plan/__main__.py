@@ -42,22 +42,53 @@ def plan(
     from poweropd_lite.plan.trace import Traces
     from poweropd_lite.shape import read_config
 
+    if faults := cannot_run(config, machine):
+        raise UserError("\n".join(faults))
     configs = read_config(config.student, "student", config), read_config(config.teacher, "teacher", config)
-    engine, shared = _engine(config, machine)
     dtype = _dtype(config, machine)
     traces = Traces(*configs, dtype)
 
     def memory(of: Config) -> "MemoryPlan":
         runtime = None if machine.cuda else _process_bytes()
-        return plan_memory(of, traces, machine.cuda, engine, shared, runtime)
+        return plan_memory(of, traces, machine.cuda, *_engine(of, machine, asked), runtime)
 
-    found = memory(config)
-    changes: dict[str, tuple[Any, Any]] | None = {}
-    fitting: Config | None = config
-    if machine.gib is not None and found.needed > machine.gib * GIB:
-        fitting = fit(config, round(machine.gib * GIB), memory, say)
-        changes = differences(config, fitting) if fitting else None
-    return report(config, found, machine, dtype, engine, asked or PlanConfig(), changes), fitting
+    try:
+        found = memory(config)
+        changes: dict[str, tuple[Any, Any]] | None = {}
+        fitting: Config | None = config
+        if machine.gib is not None and found.needed > machine.gib * GIB:
+            limit = round(machine.gib * GIB)
+            fitting = fit(config, limit, memory, say, lambda of: not cannot_run(of, machine))
+            changes = differences(config, fitting) if fitting else None
+        engine = _engine(config, machine, asked)[0]
+        return report(config, found, machine, dtype, engine, asked or PlanConfig(), changes), fitting
+    except UserError:
+        raise
+    except Exception as error:  # a model's own code on tensors without memory
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"{config.student} <- {config.teacher} can't be planned ({reason}); train runs without a plan, and says so"
+        ) from error
+
+
+def cannot_run(config: Config, machine: "Machine") -> list[str]:
+    """Returns why a run of `config` would be refused on a machine, in sentences; machine.check_machine for another machine."""
+    faults = []
+    if not machine.cuda:
+        if config.optimizer == "adamw8bit":
+            faults.append("optimizer adamw8bit needs a CUDA card; type --optimizer adamw")
+        if config.teacher_bits == 8:
+            faults.append("teacher_bits 8 (LLM.int8) needs a CUDA card; type --teacher-bits 4, 16 or 32")
+        if config.dtype == "float16":
+            faults.append("float16 needs a CUDA card; type --dtype float32 or bfloat16")
+    if machine.card is not None and not machine.card.bfloat16:
+        if config.dtype == "bfloat16":
+            faults.append(f"{machine.name} has no bfloat16; type --dtype float16 (with a loss scale) or float32")
+        if config.full_finetune and config.dtype == "auto":
+            faults.append(
+                f"{machine.name} has no bfloat16, and full_finetune in float16 loses small updates; type --dtype float32"
+            )
+    return faults
 
 
 def _machine(config: Config, asked: PlanConfig) -> "Machine":
@@ -76,13 +107,15 @@ def _machine(config: Config, asked: PlanConfig) -> "Machine":
     return Machine("this machine's CPU", False, None, machine_bytes() / 2**30)
 
 
-def _engine(config: Config, machine: "Machine") -> tuple[str, bool]:
-    """The engine that is planned for, and whether it shares Unsloth's weights. What auto takes elsewhere is not known: the loop."""
+def _engine(config: Config, machine: "Machine", asked: PlanConfig | None) -> tuple[str, bool]:
+    """The engine that is planned for, and whether it shares Unsloth's weights. What auto takes on a card that is named is not
+    known: the loop.
+    """
     import torch
 
     from poweropd_lite.backends import installed
 
-    here = machine.cuda and torch.cuda.is_available()
+    here = machine.cuda and torch.cuda.is_available() and (asked is None or asked.gpu is None)
     if config.engine == "loop" or (config.engine == "auto" and not (here and installed("vllm"))):
         return "loop", False
     if config.full_finetune or config.modules_to_save:
@@ -122,8 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     asked = checked(PlanConfig, given(args, PlanConfig))
     config = config_to_check(args.config, given(args))
     out = Path(args.write) if args.write else None
-    if out is not None and out.exists():
-        raise UserError(f"{out} is there already, and a plan never writes over a file; type --write with a new name")
+    if out is not None:
+        _check_new(out)
     with contextlib.redirect_stdout(sys.stderr):
         found, fitting = plan(config, asked, say=lambda text: print(text, flush=True))
     if args.json:
@@ -135,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         if not args.json:
             print(f"wrote   {out}: python -m poweropd_lite.train --config {out}")
         return 0
-    return 0 if found["fits"] else 1
+    return 1 if found["fits"] is False else 0
 
 
 def _show(found: dict[str, Any], config: Config) -> None:
@@ -155,9 +188,27 @@ def _write(path: Path, found: dict[str, Any], fitting: Config) -> None:
     from poweropd_lite.plan.fit import config_text
 
     kind = "LoRA" if not fitting.full_finetune else "every weight trained"
-    comment = f"{fitting.student} <- {fitting.teacher}, {kind}: fits {found['machine']} by plan's arithmetic."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, config_text(fitting, comment))
+    room = f"fits {found['machine']}" if found["usable_bytes"] else f"needs {found['needed_bytes'] / 2**30:.1f} GiB"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(
+            path, config_text(fitting, f"{fitting.student} <- {fitting.teacher}, {kind}: {room} by plan's arithmetic.")
+        )
+    except OSError as error:
+        raise UserError(
+            f"can't write {path}: {error.strerror}; type --write with a name in a folder of yours"
+        ) from None
+
+
+def _check_new(path: Path) -> None:
+    """Raises UserError for a file that could not be written, before anything is planned."""
+    import os
+
+    if os.path.lexists(path):
+        raise UserError(f"{path} is there already, and a plan never writes over a file; type --write with a new name")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"can't write into {there}; type --write with a name in a folder of yours")
 
 
 if __name__ == "__main__":

@@ -48,25 +48,40 @@ CARDS = {
     "h200": Card(139.8, 989, 4800),
 }
 SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have
-_USABLE = 0.97  # of the GiB that a size in GB stands for
+_USABLE = {
+    12: 11.6,
+    16: 14.6,
+    24: 22.0,
+    32: 31.3,
+    40: 39.4,
+    48: 44.4,
+    80: 79.1,
+}  # GiB of the smallest card sold under a size
+_USABLE_SHARE = 0.91  # of any other size in GB
+LARGEST = 512  # GB; a larger number is no size of one card
 
 
 def find_card(text: str) -> tuple[str, Card | None, float]:
     """Returns the name, the card if it is known, and its usable GiB, for a name such as rtx4090 or a size in GB such as 24."""
-    name = text.lower().replace(" ", "").replace("_", "-")
-    if name in CARDS:
-        return name, CARDS[name], CARDS[name].gib
-    number = name.removesuffix("gb").removesuffix("gib").removesuffix("g")
+    plain = _plain(text)
+    for name, card in CARDS.items():
+        if plain in (_plain(name), _plain(name).removeprefix("rtx")):
+            return name, card, card.gib
+    number = plain.removesuffix("gb").removesuffix("gib").removesuffix("g")
     try:
         size = float(number)
     except ValueError:
         size = 0.0
-    if not 1 <= size <= 10_000:
+    if not 1 <= size <= LARGEST:
         raise UserError(
             f"gpu: found {text!r}, which is neither a size in GB, such as 24, nor one of {', '.join(CARDS)}; a card that is not "
             "among them is planned by its size"
         )
-    return f"{size:g} GB", None, _USABLE * size
+    return f"{size:g} GB", None, _USABLE.get(size, _USABLE_SHARE * size)
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum() or c == ".")
 
 
 def card_here() -> tuple[str, Card | None, float] | None:
@@ -81,11 +96,17 @@ def card_here() -> tuple[str, Card | None, float] | None:
 
 def known_card(name: str, gib: float) -> Card | None:
     """Returns the figures of a card by the name and the memory that its driver reports, if they are known."""
-    plain = name.lower().replace(" ", "").replace("-", "")
+    words = set(name.lower().replace("-", " ").split())
+    if words & {"ti", "super", "laptop", "max", "mobile", "d"} or (words & {"rtx"} and "generation" in words):
+        return None  # another chip under the same number
+    plain = _plain(name)
     named = [key for key in CARDS if all(part.removesuffix("gb") in plain for part in key.split("-"))]
-    # An L40S is no L4, which its name holds, and an A100 is of one of two sizes; of h100 and h100-pcie the longer name is meant.
+    # An L40S is no L4, nor an A10G an A10, whose names theirs hold; an A100 is of one of two sizes; of h100 and h100-pcie the
+    # longer name is meant.
     alike = sorted((key for key in named if abs(CARDS[key].gib - gib) < 0.1 * gib), key=len)
-    return CARDS[alike[-1]] if alike else None
+    if not alike or (alike[-1] == "a10" and "a10g" in words):
+        return None
+    return CARDS[alike[-1]]
 
 
 def step_seconds(
@@ -125,7 +146,11 @@ def evaluation_seconds(
     """Returns the estimated seconds of one evaluation: its samples and one greedy answer a problem of each benchmark."""
     if config.eval_benchmarks is None:
         return 0.0
-    answers = len(config.eval_benchmarks.split(",")) * config.eval_problems * (config.eval_samples + 1)
+    from poweropd_lite.benchmarks import find_benchmarks
+
+    benchmarks = find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks")
+    problems = sum(min(config.eval_problems, *b.sizes) if b.sizes else config.eval_problems for b in benchmarks)
+    answers = problems * (config.eval_samples + 1)
     new = min(config.eval_max_new_tokens or config.max_new_tokens, max(lengths.completion, 1))
     batches, rest = divmod(answers, config.eval_batch_size)
     bandwidth = card.bandwidth * 1e9 * bandwidth_share

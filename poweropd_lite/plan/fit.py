@@ -14,28 +14,34 @@ if TYPE_CHECKING:
     from poweropd_lite.plan.memory import MemoryPlan
 
 GIB = 2**30
-FEWEST_LINES, LOWEST_RANK, SHORTEST = 4, 8, 256
-LEAST_GAIN = 0.005  # of what is needed; a change that saves less is not worth making
+LOWEST_RANK, SHORTEST = 8, 256
+LEAST_GAIN = 0.005  # of the phase that is too large; a change that saves less is not worth making
 
 
 def fit(
-    config: Config, limit: int, plan: "Callable[[Config], MemoryPlan]", say: "Callable[[str], None]"
+    config: Config,
+    limit: int,
+    plan: "Callable[[Config], MemoryPlan]",
+    say: "Callable[[str], None]",
+    runs: "Callable[[Config], bool]" = lambda config: True,
 ) -> Config | None:
-    """Returns a config that needs at most `limit` bytes; None where nothing here is enough."""
+    """Returns a config that needs at most `limit` bytes and `runs` on the machine; None where nothing here is enough."""
     asked, found = config, plan(config)
     least = found.teacher.weight_bytes(4) + found.student.shape.weight_bytes(4) + found.runtime
     if least > limit:
         return None
     useless: set[tuple[str, Callable]] = set()  # a setting that did not help a phase
     while found.needed > limit:
-        step = next((s for s in _steps(config, found) if (found.peak_phase, s[0]) not in useless), None)
+        steps = (s for s in _steps(config, found) if (found.peak_phase, s[0]) not in useless and runs(s[1]))
+        step = next(steps, None)
         if step is None:
             return None
         change, changed = step
         say(f"needs {found.needed / GIB:.1f} GiB ({found.peak_phase}); trying {describe(differences(config, changed))}")
-        then = plan(changed)
-        if then.needed > (1 - LEAST_GAIN) * found.needed:
-            useless.add((found.peak_phase, change))
+        then, phase = plan(changed), found.peak_phase
+        # By its own phase: another one as large is met at its turn, and what proves needless is put back at the end.
+        if then.total(phase) > (1 - LEAST_GAIN) * found.total(phase):
+            useless.add((phase, change))
             continue
         config, found = changed, then
     return _restored(asked, config, limit, plan)
@@ -71,14 +77,16 @@ def describe(changes: dict[str, tuple[Any, Any]]) -> str:
 def _steps(config: Config, plan: "MemoryPlan") -> "list[tuple[Callable, Config]]":
     """Returns the next step of every setting that may help and is not used up, the least harmful first."""
     own = {
-        "evaluate": [_fewer_answers],
+        "evaluate": [_fewer_answers, _fewer_lines],
         "rollout": [_fewer_lines],
         "score": [_smaller_batches],
         "update": [_checkpointing, _smaller_batches],
         "optimizer": [],
         "load": [],
     }
-    changes = (*own[plan.peak_phase], *LAST_RESORTS)
+    phase = plan.peak_phase
+    engine = [_fewer_lines, _built_in_loop] if {"engine", "vLLM"} & set(plan.phases[phase]) else []
+    changes = (*own[phase], *(change for change in engine if change not in own[phase]), *LAST_RESORTS)
     return [(change, changed) for change in changes if (changed := change(config)) is not None]
 
 
@@ -90,19 +98,27 @@ def _with(config: Config, **values: Any) -> Config | None:
 
 
 def _fewer_answers(config: Config) -> Config | None:
-    if config.eval_batch_size <= FEWEST_LINES:
-        return None
-    return _with(config, eval_batch_size=max(FEWEST_LINES, config.eval_batch_size // 2))
+    """Half of the answers that are really decoded at once in evaluation."""
+    answers = min(config.eval_batch_size, config.decode_batch_size or config.eval_batch_size)
+    return _with(config, eval_batch_size=answers // 2) if answers > 1 else None
 
 
 def _fewer_lines(config: Config) -> Config | None:
-    lines = config.decode_batch_size or config.batch_size
-    return _with(config, decode_batch_size=max(FEWEST_LINES, lines // 2)) if lines > FEWEST_LINES else None
+    """Half of the completions that are really decoded at once, in a step or in evaluation."""
+    most = config.batch_size if config.eval_benchmarks is None else max(config.batch_size, config.eval_batch_size)
+    lines = min(config.decode_batch_size or most, most)
+    return _with(config, decode_batch_size=lines // 2) if lines > 1 else None
+
+
+def _built_in_loop(config: Config) -> Config | None:
+    return None if config.engine == "loop" else _with(config, engine="loop")
 
 
 def _smaller_batches(config: Config) -> Config | None:
+    """Half of the tokens that a micro-batch really can have."""
     least = config.max_prompt_tokens + config.max_new_tokens
-    return _with(config, token_budget=max(least, config.token_budget // 2)) if config.token_budget > least else None
+    budget = min(config.token_budget, config.batch_size * least)
+    return _with(config, token_budget=max(least, budget // 2)) if budget > least else None
 
 
 def _checkpointing(config: Config) -> Config | None:
@@ -157,12 +173,13 @@ LAST_RESORTS = (
 )
 RESTORED_FIRST = (
     ("max_new_tokens",),
-    ("student_bits", "engine"),
+    ("student_bits",),
     ("lora_rank", "lora_alpha"),
     ("max_prompt_tokens",),
     ("optimizer",),
     ("teacher_bits",),
     ("token_budget",),
+    ("engine",),
     ("gradient_checkpointing",),
     ("decode_batch_size",),
     ("eval_batch_size",),

@@ -28,6 +28,7 @@ class MemoryPlan:
     """Bytes by phase and by what holds them."""
 
     phases: dict[str, dict[str, int]]
+    cuda: bool
     runtime: int  # of the CUDA context, or of the process before anything is loaded
     student: "Traced"
     teacher: "Shape"
@@ -53,7 +54,9 @@ class MemoryPlan:
 
     @property
     def needed(self) -> int:
-        """Bytes that the machine must have: the peak, what is lost between tensors, and the runtime."""
+        """Bytes that the machine must have: the peak, on a card what is lost between tensors, and the runtime."""
+        if not self.cuda:
+            return self.peak + self.runtime
         weights = sum(size for item, size in self.phases[self.peak_phase].items() if item in WEIGHTS)
         return round(self.peak + FRAGMENTED * (self.peak - weights) + self.runtime)
 
@@ -71,8 +74,7 @@ def plan_memory(
     `engine` is "loop" or "vllm", which is `shared` when it samples from Unsloth's own copy of the base. `runtime` is what the
     process takes before anything is loaded, where that is known.
     """
-    width = config.max_prompt_tokens + config.max_new_tokens
-    lines = max(1, min(config.batch_size, config.token_budget // width))
+    lines, width = fullest_batch(config)
     dtype = traces.dtype
     teacher_dtype = teacher_compute(config, dtype)
     teacher, scoring = traces.teacher(config, teacher_dtype, lines, width)
@@ -94,9 +96,10 @@ def plan_memory(
     kept = {"teacher's hidden states": kept} if config.reward == "full_kl" else {}
     gradients = {"gradients": 4 * student.trained}
     copy = _head_copy(config, student, dtype) if cuda else {}
+    base = _unpacked(config.student_bits, student.shape, dtype)
     phases = {
         "load": {**_without(resident, "optimizer"), "quantising": _quantising(config, teacher, cuda)},
-        "rollout": {**resident, **rollout},
+        "rollout": {**resident, **rollout, **copy, **(base if engine == "loop" else {})},
         "score": {**resident, **kept, "activations": scoring, **_unpacked(config.teacher_bits, teacher, teacher_dtype)},
         "update": {
             **resident,
@@ -104,10 +107,10 @@ def plan_memory(
             **kept,
             "activations": student.update,
             **copy,
-            **_unpacked(config.student_bits, student.shape, dtype),
+            **base,
         },
         "optimizer": {**resident, **gradients, "optimizer's copies": _optimizer_copies(config, student, cuda)},
-        "evaluate": {**resident, **evaluation},
+        "evaluate": {**resident, **evaluation, **copy, **(base if engine == "loop" else {})},
         "export": _export(student, dtype, cuda),
     }
     if config.eval_benchmarks is None:
@@ -115,7 +118,17 @@ def plan_memory(
     if runtime is None:
         runtime = CUDA_CONTEXT if cuda else 0
     phases = {name: {item: size for item, size in items.items() if size} for name, items in phases.items()}
-    return MemoryPlan(phases, runtime, student, teacher)
+    return MemoryPlan(phases, cuda, runtime, student, teacher)
+
+
+def fullest_batch(config: Config) -> tuple[int, int]:
+    """Returns the lines and the width of a micro-batch that holds the most tokens: shorter rollouts fill the budget that whole
+    longest ones may leave a part of.
+    """
+    longest = config.max_prompt_tokens + config.max_new_tokens
+    tokens = max(longest, min(config.token_budget, config.batch_size * longest))
+    lines = -(-tokens // longest)
+    return lines, tokens // lines
 
 
 def teacher_compute(config: Config, dtype: "torch.dtype") -> "torch.dtype":
@@ -151,9 +164,8 @@ def _engine_bytes(
         lines = min(lines, config.decode_batch_size or lines)
         width = config.max_prompt_tokens + new
         cache = student.shape.cache_bytes(lines, width, dtype.itemsize)
-        # transformers' own cache grows by copying, so that two are alive at once.
-        whole = traces.rollout(config, lines, config.max_prompt_tokens, new) or 2 * cache
-        found.append({"keys and values": cache, "decoding": whole - cache})
+        whole = traces.rollout(config, lines, config.max_prompt_tokens, new)
+        found.append({"keys and values": cache, "decoding": max(0, whole - cache)})
     return found[0], found[1], 0
 
 
@@ -170,9 +182,12 @@ def _unpacked(bits: int, shape: "Shape", dtype: "torch.dtype") -> dict[str, int]
 
 
 def _head_copy(config: Config, student: "Traced", dtype: "torch.dtype") -> dict[str, int]:
-    """On a card a float32 head is multiplied in half precision, from a copy."""
+    """On a card a head that is trained, and so float32, is multiplied in half precision, from a copy."""
     vocabulary, size = student.shape.head
-    return {"head's copy": dtype.itemsize * vocabulary * size} if config.full_finetune and dtype.itemsize < 4 else {}
+    whole = {name.strip() for name in config.modules_to_save.split(",")}
+    tied = getattr(student.shape.config, "tie_word_embeddings", False)
+    trained = config.full_finetune or "lm_head" in whole or (tied and "embed_tokens" in whole)
+    return {"head's copy": dtype.itemsize * vocabulary * size} if trained and dtype.itemsize < 4 else {}
 
 
 def _optimizer_copies(config: Config, student: "Traced", cuda: bool) -> int:

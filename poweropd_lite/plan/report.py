@@ -53,7 +53,7 @@ def report(
         "peak_bytes": plan.peak,
         "runtime_bytes": plan.runtime,
         "needed_bytes": plan.needed,
-        "fits": machine.gib is None or (not changes and changes is not None),
+        "fits": None if machine.gib is None else changes == {},
         "changes": None if changes is None else {name: list(pair) for name, pair in changes.items()},
         "lengths": {"prompt": lengths.prompt, "completion": lengths.completion},
         "tflops": {k: v / TERA for k, v in step_flops(config, plan.student, plan.teacher, lengths).items()},

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from poweropd_lite.adapter import with_adapter
 from poweropd_lite.config import Config
 from poweropd_lite.decode import Decoder, Unlike
+from poweropd_lite.decode_any import AnyDecoder
 from poweropd_lite.engine_loop import draw
 from poweropd_lite.logprobs import Sampling, float_logits, reverse_kl, score_tokens
 from poweropd_lite.models import final_hidden, head_weight, quiet_dropout
@@ -169,9 +170,9 @@ def trace_teacher(
     """Returns the teacher's shape and the most bytes that scoring a micro-batch needs beside the weights."""
     model = empty_model(model_config, config, dtype)
     shape = shape_of(model)
+    model.requires_grad_(False).eval()  # before it is given tensors: those that are trained are float32
     with FakeTensorMode(), Live() as live, torch.no_grad():
         _materialise(model)
-        model.requires_grad_(False).eval()
         final_hidden(model, torch.zeros(1, 2, dtype=torch.long))
         ids, rows = torch.zeros(lines, width, dtype=torch.long), torch.zeros(lines * width, dtype=torch.long)
         with live.watch() as found:
@@ -182,15 +183,15 @@ def trace_teacher(
 
 def trace_rollout(
     model_config: "PretrainedConfig", config: Config, dtype: torch.dtype, lines: int, prompt: int, new: int
-) -> int | None:
+) -> int:
     """Returns the most bytes that the built-in loop needs for `lines` completions beside the weights: keys and values, the
-    prompts' forward, one token's forward and its draw. None for a model that is decoded by transformers.
+    prompts' forward, one token's forward and its draw.
     """
     with fake_student(model_config, config, dtype) as (student, live), torch.no_grad(), live.watch() as found:
         try:
-            decoder = Decoder(student)
+            decoder: Decoder | AnyDecoder = Decoder(student)
         except Unlike:
-            return None
+            decoder = AnyDecoder(student)
         decoder.sync()
         ids = torch.zeros(lines, prompt, dtype=torch.long)
         valid = torch.ones(lines, prompt + new, dtype=torch.bool)
