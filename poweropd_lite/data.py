@@ -28,6 +28,9 @@ class Prompt:
     question: str  # the user's words
     answer: str | None  # the reference answer, where there is one
     tolerance: float | None = None  # the largest difference from it that the benchmark allows
+    messages: tuple[
+        tuple[str, str], ...
+    ] = ()  # (role, content) of all that was asked, system prompt and suffix counted
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,6 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
 
     `settings` has the fields prompt_suffix, system_prompt, enable_thinking and max_prompt_tokens.
     """
-    from jinja2 import TemplateError
-
     if isinstance(value, str):
         messages = [{"role": "user", "content": value}]
     elif isinstance(value, list) and value and all(_is_message(m) for m in value):
@@ -141,7 +142,7 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
     try:
         text = prompt_text(messages, tokenizer, settings.enable_thinking)
         text.encode()
-    except TemplateError as error:
+    except TemplateFault as error:
         return f"the chat template refuses it: {error}"
     except UnicodeEncodeError:
         return "it holds half of a character (a lone surrogate), which is not text"
@@ -150,26 +151,38 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
         return "the tokenizer makes no token of it"
     if len(ids) > settings.max_prompt_tokens:
         return f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {settings.max_prompt_tokens}"
-    return Prompt(ids, question, None)
+    return Prompt(ids, question, None, messages=tuple((m["role"], m["content"]) for m in messages))
+
+
+class TemplateFault(ValueError):
+    """A chat template that fails on what it is asked to render."""
 
 
 def prompt_text(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", thinking: bool) -> str:
-    """Returns the messages in the tokenizer's chat template, up to where the answer begins; plain without a template."""
+    """Returns the messages in the tokenizer's chat template, up to where the answer begins; plain without a template.
+
+    Raises TemplateFault.
+    """
     if not tokenizer.chat_template:
         return "\n\n".join(m["content"] for m in messages) + "\n"
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+    return _rendered(messages, tokenizer, add_generation_prompt=True, enable_thinking=thinking)
+
+
+def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", **options: bool) -> str:
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except Exception as error:  # a template is a program, which fails in ways of its own
+        raise TemplateFault(f"{type(error).__name__}: {error}") from error
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Returns the special token that the chat template puts behind an assistant's words, or None."""
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         return None
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PLACEHOLDER}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError:
+        text = _rendered(messages, tokenizer)
+    except TemplateFault:
         return None
     ids = tokenizer(text.rpartition(_PLACEHOLDER)[2], add_special_tokens=False)["input_ids"]
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None

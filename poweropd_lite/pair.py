@@ -58,7 +58,7 @@ def read_sides(config: Config) -> tuple[Side, Side]:
 
 def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
     """Returns what every check of a pair found."""
-    findings = [check_attention(student), *(check_length(config, side) for side in (student, teacher))]
+    findings = [check_attention(config, student), *(check_length(config, side) for side in (student, teacher))]
     vocabulary = check_same_ids(student, teacher)
     findings.append(vocabulary)
     if vocabulary.level != "refusal":  # of two languages there is no more to compare

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from poweropd_lite.config import Config
-from poweropd_lite.data import Prompt, end_of_turn, prompt_text
+from poweropd_lite.data import Prompt, TemplateFault, end_of_turn, prompt_text
 from poweropd_lite.findings import Finding
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 PROBE = "Let x = 3.14; what is 12 * (7 - x)?\n\n  Give \\boxed{42} — naïve café, 東京, 😀.\tEnd"
-QUESTION = [{"role": "user", "content": "x"}]
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,25 @@ def scorable_ids(student: Side, teacher: Side) -> set[int]:
     return {i for token, i in student.vocabulary.items() if teacher.vocabulary.get(token) == i and i < rows}
 
 
-def check_attention(student: Side) -> Finding:
+def check_attention(config: Config, student: Side) -> Finding:
     """The rollout loop decodes full attention alone."""
-    kinds = set(getattr(student.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    text = student.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    window = getattr(text, "sliding_window", None)
+    slides = (
+        kinds == {"full_attention"}
+        and not getattr(text, "layer_types", None)
+        and getattr(text, "use_sliding_window", True)
+    )
+    if slides and window and window < config.longest_rollout:
+        return Finding(
+            "refusal",
+            "attention",
+            f"{student.name} attends to the last {window} tokens alone, and the built-in rollout loop decodes full attention: the two differ "
+            f"in rollouts of up to {config.longest_rollout} tokens",
+            "lower --max-prompt-tokens and --max-new-tokens below it, or choose a student such as Qwen3",
+            {"window": window, "longest": config.longest_rollout},
+        )
     if others := sorted(kinds - {"full_attention"}):
         return Finding(
             "refusal",
@@ -185,7 +200,10 @@ def check_stops(config: Config, student: Side, teacher: Side) -> list[Finding]:
     sets = f"the student ends with {student.tokens(student.stops) or 'nothing'}, the teacher with {teacher.tokens(teacher.stops)}"
     findings = [Finding("ok", "stop tokens", f"{sets}; a completion ends with the first of any", evidence=evidence)]
     turn = end_of_turn(template_of(student, teacher))
-    if turn is not None and turn not in {*student.stops, *teacher.stops}:
+    if turn is not None and turn not in scorable:
+        found = f"the chat template ends a turn with {student.tokens([turn])}, which only one of the two models has: it is never sampled"
+        findings.append(Finding("warning", "end of turn", found, evidence={"id": turn}, told=True))
+    elif turn is not None and turn not in {*student.stops, *teacher.stops}:
         findings.append(
             Finding(
                 "warning",
@@ -220,8 +238,6 @@ def _stop_mode(config: Config, student: Side, teacher: Side) -> Finding:
 
 def check_templates(config: Config, student: Side, teacher: Side) -> list[Finding]:
     """The two chat templates on one question, token by token, and whether both heed the thinking mode."""
-    from jinja2 import TemplateError
-
     ours, theirs = (bool(side.tokenizer.chat_template) for side in (student, teacher))
     if not ours or not theirs:
         found = {
@@ -230,17 +246,18 @@ def check_templates(config: Config, student: Side, teacher: Side) -> list[Findin
             (True, False): "the teacher has no chat template; prompts follow the student's",
         }
         return [Finding("warning", "chat template", found[ours, theirs], told=True)]
-    try:
-        texts = [[prompt_text(QUESTION, side.tokenizer, on) for on in (False, True)] for side in (student, teacher)]
-    except TemplateError as error:
-        return [
-            Finding(
-                "refusal",
-                "chat template",
-                f"the chat template of {student.name} or {teacher.name} can't render a question: {error}",
-                "mend its chat_template.jinja",
-            )
-        ]
+    question = [{"role": "user", "content": "x" + config.prompt_suffix}]
+    if config.system_prompt:
+        question.insert(0, {"role": "system", "content": config.system_prompt})
+    texts: list[list[str]] = []
+    for side in (student, teacher):
+        try:
+            texts.append([prompt_text(question, side.tokenizer, on) for on in (False, True)])
+        except TemplateFault as error:
+            # Prompts follow the student's, so that the teacher's is not needed.
+            level = "refusal" if side is student else "warning"
+            found = f"the chat template of the {side.role} {side.name} can't render a question: {error}"
+            return [Finding(level, "chat template", found, "mend its chat_template.jinja", told=True)]
     mine, other = (rendered[config.enable_thinking] for rendered in texts)
     return [_same_text(student, teacher, mine, other), _thinking(config, texts)]
 

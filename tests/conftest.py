@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub for anything; read once, when the library is imported
+os.environ["CUDA_VISIBLE_DEVICES"] = (
+    ""  # these are a CPU's tests, on a machine with a card too; benchmarks/gpu is a card's
+)
 
 import pytest
 import torch

@@ -12,6 +12,7 @@ from poweropd_lite.command_config import DoctorConfig
 from poweropd_lite.config import load_config
 from poweropd_lite.doctor import environment
 from poweropd_lite.doctor.examine import examine
+from poweropd_lite.pair_checks import PROBE
 
 ENDOFTEXT, IM_END = 474, 476
 
@@ -54,7 +55,7 @@ def test_the_bundled_pair_is_sound_and_all_is_looked_at():
     done = run_doctor("--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["sound"] and report["counts"] == {"ok": 17, "warning": 0, "refusal": 0}
+    assert report["sound"] and report["counts"] == {"ok": 19, "warning": 0, "refusal": 0}
     by_check = {f["check"]: f for f in report["findings"]}
     assert by_check["padded rows"]["evidence"] == {
         "student_rows": 512, "teacher_rows": 512, "unscorable": 0, "padded": 33, "first": 479,
@@ -205,15 +206,86 @@ def test_other_merges_are_found_on_worked_answers_too(other, tmp_path):
 
     def lose(tokenizer):
         merges = tokenizer["model"]["merges"]
-        wanted = [m for m in merges if "boxed" in "".join(m)]
-        tokenizer["model"]["merges"] = [m for m in merges if m not in wanted]
+        tokenizer["model"]["merges"] = [m for m in merges if "Answer" not in "".join(m)]
+        assert len(tokenizer["model"]["merges"]) < len(merges)
         return tokenizer
 
     data = tmp_path / "data.jsonl"
-    data.write_text(json.dumps({"problem": "What is 2 + 2?", "solution": "It is \\boxed{4}."}) + "\n")
-    found = findings(teacher=other("teacher", tokenizer_edit(lose)), data=str(data))
-    finding = one(found, "same text, same tokens", "refusal")
-    assert finding.evidence["texts"] == 3 and "boxed" in finding.found
+    teacher = other("teacher", tokenizer_edit(lose))
+    for solution, level, different in (("The Answer: 4.", "refusal", 1), ("It is 4.", "ok", 0)):
+        data.write_text(json.dumps({"problem": "What is 2 + 2?", "solution": solution}) + "\n")
+        finding = one(findings(teacher=teacher, data=str(data)), "same text, same tokens", level)
+        assert finding.evidence == {"texts": 3, "different": different}
+    assert "Answer" not in PROBE
+
+
+def test_templates_are_compared_as_they_are_used(other):
+    """A system prompt that the teacher would put under another role shows only when there is one."""
+    teacher = other(
+        "teacher", template(lambda t: "{%- if messages[0].role == 'system' %}{{ 'told: ' }}{%- endif %}" + t)
+    )
+    one(findings(teacher=teacher), "chat template", "ok")
+    found = findings(teacher=teacher, system_prompt="Be brief.")
+    assert "told: " in one(found, "chat template", "warning").found
+    assert one(found, "prompts in the teacher's form", "warning").evidence == {"prompts": 50, "different": 50}
+
+
+def test_prompts_that_are_lists_of_messages(other, tmp_path):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"problem": messages}) + "\n")
+    found = findings(data=str(tmp_path / "data.jsonl"))
+    assert one(found, "prompts in the teacher's form", "ok").evidence == {"prompts": 1, "different": 0}
+
+
+def test_templates_that_fail(other, tmp_path):
+    """Prompts follow the student's: without it nothing runs, and the teacher's is missed by nobody."""
+    fails = template(lambda t: "{{ 1 + 'a' }}" + t)
+    assert "TypeError" in one(findings(student=other("student", fails)), "chat template", "refusal").found
+    teacher = other("teacher", fails)
+    assert "of the teacher" in one(findings(teacher=teacher), "chat template", "warning").found
+    (tmp_path / "data.jsonl").write_text(json.dumps({"problem": "2 + 2?", "solution": "x \ud83d y"}) + "\n")
+    one(findings(data=str(tmp_path / "data.jsonl")), "same text, same tokens", "ok")  # half of a character is no text
+
+
+def test_an_end_of_turn_that_the_teacher_does_not_have(other):
+    def change(folder):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(["<|mine|>"], special_tokens=True)
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|mine|>")
+        tokenizer.save_pretrained(folder)
+
+    finding = one(findings(student=other("student", change)), "end of turn", "warning")
+    assert "only one of the two models has: it is never sampled" in finding.found and finding.mend == ""
+
+
+def test_a_student_that_sees_the_last_tokens_alone(other):
+    """Mistral names a window and no kinds of layers; it matters where a rollout is longer."""
+
+    def mistral(config):
+        kept = {k: v for k, v in config.items() if k not in ("layer_types", "max_window_layers", "use_sliding_window")}
+        return {**kept, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 64}
+
+    student = other("student", edit("config.json", mistral))
+    finding = one(findings(student=student), "attention", "refusal")
+    assert finding.evidence == {"window": 64, "longest": 240}
+    wide = other("student", edit("config.json", lambda c: {**mistral(c), "sliding_window": 4096}))
+    one(findings(student=wide), "attention", "ok")
+
+
+def test_what_else_train_would_refuse(other):
+    assert "nowhere.jsonl" in one(findings(eval_benchmarks="nowhere.jsonl"), "evaluation's problems", "refusal").found
+    assert "no module named nope" in one(findings(lora_targets="nope"), "trained modules", "refusal").found
+    capped = other("student", edit("config.json", lambda c: {**c, "logits_scaling": 8.0}))
+    assert one(findings(student=capped), "student's head", "refusal").evidence == {"logits_scaling": 8.0}
+
+
+def test_the_next_command_is_of_what_was_examined():
+    done = run_doctor("--rows", "5", "--alpha", "3", "--no-gradient-checkpointing")
+    assert done.stdout.splitlines()[-1] == (
+        "next    python -m poweropd_lite.train --config bundled --alpha 3 --no-gradient-checkpointing"
+    )
 
 
 def test_stop_modes_and_rewards_that_do_not_learn_to_stop():
@@ -244,6 +316,18 @@ def test_versions_that_do_not_go_together(monkeypatch):
     assert finding.level == "warning" and "wants transformers <1, and " in finding.found
     monkeypatch.undo()
     assert environment.check_versions()[0].level == "ok"
+    real = environment.importlib.metadata.version
+    for package, version in (
+        ("transformers", "5.2.0"),
+        ("bitsandbytes", "0.43.0"),
+        ("tokenizers", "0.10.0"),
+        ("pydantic", "1.10.0"),
+    ):
+        monkeypatch.setattr(
+            environment.importlib.metadata, "version", lambda name, p=package, v=version: v if name == p else real(name)
+        )
+        finding = environment.check_versions()[0]
+        assert finding.level == "warning" and f"{version} is here" in finding.found, package
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +19,14 @@ from poweropd_lite.plan.__main__ import plan
 from poweropd_lite.plan.cards import CARDS, find_card, known_card
 from poweropd_lite.plan.fit import config_text, fit
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
-from poweropd_lite.plan.memory import GIB, plan_memory
+from poweropd_lite.plan.memory import GIB, fullest_batch, plan_memory
 from poweropd_lite.plan.trace import Traces
 from poweropd_lite.shape import nf4_bytes, read_config, read_shape
 from poweropd_lite.student import load_student
 from poweropd_lite.teacher import load_teacher
 
 CPU = torch.device("cpu")
+TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
 PAIRS = ["qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b"]
 
 
@@ -142,11 +144,80 @@ def test_an_update_allocates_what_was_traced(reward, checkpointing):
     )
     student = load_student(config, CPU, torch.float32)
     teacher = (torch.randn(960, 192), torch.randn(512, 192)) if reward == "full_kl" else None
-    one_update(student, teacher=teacher)  # what is made once, and the gradients
-    measured = allocated(lambda: one_update(student, teacher=teacher))
+    lines, width = fullest_batch(config)
+    assert (lines, width) == (5, 204)  # 1,020 of 1,024 tokens; four of the longest, 240, would have 960
+    teacher = teacher and (torch.randn(lines * width, 192), teacher[1])
+    one_update(student, lines, width, teacher)  # what is made once, and the gradients
+    measured = allocated(lambda: one_update(student, lines, width, teacher))
     planned = memory_of(config).phases["update"]["activations"]
     assert 0.98 * measured < planned < 1.15 * measured
     assert (10 if checkpointing else 30) < measured / 2**20 < (20 if checkpointing else 45)
+
+
+def test_shorter_rollouts_fill_the_budget_and_are_planned_for():
+    """Longest rollouts of 513 tokens leave half of a budget of 1,024 unused; eight of 128 do not."""
+    config = load_config("bundled", max_prompt_tokens=256, max_new_tokens=257, eval_max_new_tokens=112, eval_benchmarks=None, eval_every=0)  # fmt: skip
+    assert fullest_batch(config) == (2, 512)
+    student = load_student(config, CPU, torch.float32)
+    one_update(student, 8, 128)
+    assert allocated(lambda: one_update(student, 8, 128)) < 1.03 * memory_of(config).phases["update"]["activations"]
+
+
+def test_a_teacher_in_half_precision_allocates_what_was_traced():
+    config = load_config("bundled", teacher_bits=16)
+    teacher, (lines, width) = load_teacher(config, CPU, torch.float32), fullest_batch(config)
+    assert teacher.head.dtype == torch.bfloat16
+    one_score(teacher, lines, width)
+    planned = memory_of(config).phases["score"]["activations"]
+    assert planned == pytest.approx(allocated(lambda: one_score(teacher, lines, width)), rel=0.15)
+
+
+def save_random(folder, model_config):
+    """Saves a model of random weights with the bundled tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(model_config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY / "student").save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_student_that_transformers_decodes_is_planned_too(tmp_path):
+    """Gemma's shape, with one key head: rollouts run through transformers' forward, whose activations are most of it."""
+    from transformers import GemmaConfig
+
+    from poweropd_lite.decode_any import AnyDecoder
+    from poweropd_lite.engine_loop import LoopEngine
+    from poweropd_lite.rollout import TRAINING, Draws
+
+    shape = GemmaConfig(
+        vocab_size=512, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=512,
+    )  # fmt: skip
+    config = load_config("bundled", student=save_random(tmp_path, shape), eval_benchmarks=None, eval_every=0)
+    engine = LoopEngine(load_student(config, CPU, torch.float32), frozenset({511}), print)
+    assert isinstance(engine.decoder, AnyDecoder)
+    engine.sync()
+    prompts, draws = [tuple(range(128))] * 32, Draws(0, TRAINING, 0, tuple(range(32)))
+    measured = allocated(lambda: engine.sample(prompts, draws, Sampling(), 112))
+    phase = memory_of(config).phases["rollout"]
+    assert phase["keys and values"] == 3 * 2 * 32 * 32 * 240 * 4
+    assert phase["keys and values"] + phase["decoding"] == pytest.approx(measured, rel=0.15)
+
+
+def test_architectures_whose_configs_say_less(tmp_path):
+    """GPT-NeoX names no key heads, GPT-2 no inner width and no nn.Linear: 4 d, and Conv1D's 12 d^2 a layer."""
+    from transformers import GPT2Config, GPTNeoXConfig
+
+    neox = GPTNeoXConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
+    )
+    gpt2 = GPT2Config(vocab_size=512, n_embd=64, n_layer=2, n_head=4)
+    for name, shape in (("neox", neox), ("gpt2", gpt2)):
+        teacher = save_random(tmp_path / name, shape)
+        report, _ = plan(load_config("bundled", teacher=teacher), PlanConfig(gpu="24"), say=print)
+        assert report["fits"] and report["paper_tflops"]["teacher"] > 0
+        assert read_shape(teacher, "teacher", load_config("bundled")).linear_elements == 2 * 12 * 64 * 64
 
 
 def test_a_score_and_a_rollout_allocate_what_was_traced(bundled):
@@ -155,9 +226,10 @@ def test_a_score_and_a_rollout_allocate_what_was_traced(bundled):
 
     student, teacher, config = bundled
     phases = memory_of(config).phases
-    one_score(teacher)
+    lines, width = fullest_batch(config)
+    one_score(teacher, lines, width)
     planned = phases["score"]["activations"] + phases["score"]["unpacked matrix"]
-    assert planned == pytest.approx(allocated(lambda: one_score(teacher)), rel=0.15)
+    assert planned == pytest.approx(allocated(lambda: one_score(teacher, lines, width)), rel=0.15)
 
     engine = LoopEngine(student, frozenset({511}), print)
     engine.release()
@@ -189,7 +261,7 @@ def test_operations_are_those_that_torch_counts(bundled):
 def test_all_four_pairs_fit_24_gb_as_lora(name):
     report, fitting = plan(load_config(name), PlanConfig(gpu="24"), say=print)
     assert report["fits"] and report["changes"] == {} and fitting == load_config(name)
-    assert report["needed_bytes"] < 0.97 * 24 * GIB
+    assert report["needed_bytes"] < 22.0 * GIB  # of an L4 or A10, the smallest cards sold as 24 GB
 
 
 def test_the_change_that_fits_is_needed_and_enough(tmp_path):
@@ -199,7 +271,7 @@ def test_the_change_that_fits_is_needed_and_enough(tmp_path):
     text = (tmp_path / "small.yaml").read_text()
     assert text.startswith("# Qwen/Qwen3-0.6B-Base <- Qwen/Qwen3-4B, LoRA: fits 8 GB")
     small = load_config(tmp_path / "small.yaml")
-    limit = 0.97 * 8 * GIB
+    limit = 0.91 * 8 * GIB
     traces = Traces(*(read_config(getattr(small, r), r, small) for r in ("student", "teacher")), torch.bfloat16)
 
     def needed(config):
@@ -212,6 +284,87 @@ def test_the_change_that_fits_is_needed_and_enough(tmp_path):
             assert needed(small.model_copy(update={name: getattr(before, name)})) > limit, name
     again = run_plan("--config", "qwen3-0.6b-4b", "--gpu", "8", "--write", "small.yaml", cwd=tmp_path)
     assert again.returncode == 2 and "never writes over a file" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpu", "settings", "changes"),
+    [
+        ("12", {"decode_batch_size": 64}, {"decode_batch_size": 16}),
+        ("8", {"batch_size": 16, "decode_batch_size": 8, "token_budget": 262_144}, {"token_budget": 16_384}),
+        ("12", {"eval_max_new_tokens": 1030}, {"decode_batch_size": 16}),
+        ("8", {"max_new_tokens": 7168, "eval_max_new_tokens": 1024, "decode_batch_size": 4}, {"decode_batch_size": 2}),
+    ],
+)
+def test_what_changes_no_result_is_enough(gpu, settings, changes):
+    """Settings above what is really used, two phases alike, few completions at once: none needs a last resort."""
+    config = load_config("qwen3-0.6b-4b", **settings)
+    report, fitting = plan(config, PlanConfig(gpu=gpu), say=print)
+    harmless = {"decode_batch_size", "eval_batch_size", "token_budget"}
+    assert set(report["changes"]) <= harmless and {k: getattr(fitting, k) for k in changes} == changes, report[
+        "changes"
+    ]
+
+
+def test_vllm_that_does_not_fit_gives_way_to_the_loop():
+    config = load_config("qwen3-1.7b-4b", engine="vllm")
+    configs = [read_config(getattr(config, role), role, config) for role in ("student", "teacher")]
+    traces = Traces(*configs, torch.bfloat16)
+    found = fit(
+        config, 9 * GIB, lambda c: plan_memory(c, traces, True, c.engine if c.engine == "vllm" else "loop"), print
+    )
+    assert found.engine == "loop" and found.student_bits == 16 and found.max_new_tokens == config.max_new_tokens
+
+
+def test_a_head_that_is_trained_is_copied_on_a_card():
+    """151,936 x 1,024 rows in bfloat16, in every phase that multiplies it."""
+    for settings in ({"full_finetune": True}, {"modules_to_save": "lm_head"}):
+        config = load_config("qwen3-0.6b-4b", **settings)
+        phases = memory_of(config, torch.bfloat16, cuda=True).phases
+        assert all(phases[phase]["head's copy"] == 2 * 151_936 * 1024 for phase in ("rollout", "update", "evaluate"))
+    assert "head's copy" not in memory_of(load_config("qwen3-0.6b-4b"), torch.bfloat16, cuda=True).phases["update"]
+
+
+def test_what_train_refuses_is_not_planned():
+    for gpu, settings, words in [
+        ("cpu", {"optimizer": "adamw8bit"}, "adamw8bit needs a CUDA card"),
+        ("cpu", {"teacher_bits": 8}, "needs a CUDA card"),
+        ("t4", {"dtype": "bfloat16"}, "t4 has no bfloat16"),
+        ("t4", {"full_finetune": True}, "float16 loses small updates"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            plan(load_config("qwen3-0.6b-4b", **settings), PlanConfig(gpu=gpu), say=print)
+    config = load_config("qwen3-0.6b-4b", full_finetune=True)  # and a search does not end in what is refused
+    report, fitting = plan(config, PlanConfig(gpu="cpu"), say=print)
+    assert fitting is None or fitting.optimizer == "adamw"
+
+
+def test_no_card_is_named_and_none_is_here(tmp_path):
+    """What fits is then not known: the report says which sizes hold it, and a written config what it needs."""
+    done = run_plan("--config", "qwen3-0.6b-4b", "--json", "--write", "any.yaml", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["fits"] is None and report["usable_bytes"] is None
+    needed = f"needs {report['needed_bytes'] / GIB:.1f} GiB by plan's arithmetic"
+    assert needed in (tmp_path / "any.yaml").read_text().splitlines()[0]
+    (tmp_path / "file").write_text("")
+    for place, words in (("file/x.yaml", "can't write into"), ("any.yaml", "never writes over a file")):
+        done = run_plan("--config", "qwen3-0.6b-4b", "--write", place, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_evaluation_is_of_the_problems_that_there_are():
+    """The seven, at 100 problems of each: 3 x 100 + 40 + 30 + 30 + 100 (Minerva 272, OlympiadBench 674) = 500."""
+    from poweropd_lite.plan.cards import evaluation_seconds
+
+    def seconds(names):
+        config = load_config(
+            "qwen3-0.6b-4b", eval_benchmarks=names, eval_problems=100, eval_samples=4, eval_batch_size=50
+        )
+        found = memory_of(config, torch.bfloat16, cuda=True)
+        return evaluation_seconds(config, found, Lengths(128, 1024), CARDS["rtx4090"], 0.6)
+
+    one = seconds("math500")  # 500 answers in 10 batches
+    assert seconds("all") == pytest.approx(5 * one)
+    assert seconds("aime24") == pytest.approx(0.3 * one)
 
 
 def test_nothing_makes_an_8b_teacher_fit_4_gb():
@@ -232,6 +385,7 @@ def test_exit_codes_and_messages():
     for flags, message in [
         (["--gpu", "rtx9999"], "neither a size in GB, such as 24, nor one of rtx3060"),
         (["--gpu", "0"], "neither a size"),
+        (["--gpu", "7777"], "neither a size"),
         (["--gpuu", "24"], "did you mean '--gpu'?"),
         (["--compute-share", "2"], "compute_share: found '2'"),
         (["--student", "nowhere/at-all", "--teacher", "bundled"], "no model config for the student"),
@@ -256,7 +410,10 @@ def test_a_named_card_gives_an_estimate_by_its_published_figures():
     products = report["tflops"]["rollout"] / (0.4 * card.tflops)
     assert seconds["step"]["rollout"] == pytest.approx(decode + products, rel=1e-6)
     assert seconds["run"] == pytest.approx(1500 * sum(seconds["step"].values()) + 7 * seconds["evaluation"])
-    assert find_card("RTX 4090")[1] == card and find_card("24GB")[2] == pytest.approx(0.97 * 24)
+    for name in ("RTX 4090", "rtx-4090", "RTX_4090", "4090"):
+        assert find_card(name) == ("rtx4090", card, card.gib)
+    assert find_card("24GB") == ("24 GB", None, 22.0) and find_card("a100 80gb")[0] == "a100-80gb"
+    assert find_card("20") == ("20 GB", None, pytest.approx(18.2))
 
 
 def test_vllm_asleep_and_awake():
@@ -305,6 +462,10 @@ def test_a_model_that_cannot_be_traced_is_trained_all_the_same(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "gib", "card"),
     [
+        ("NVIDIA A10G", 22.0, None),
+        ("NVIDIA A10", 22.0, "a10"),
+        ("NVIDIA GeForce RTX 4070 Ti", 11.6, None),
+        ("NVIDIA GeForce RTX 3090 Ti", 23.5, None),
         ("NVIDIA GeForce RTX 4090", 23.5, "rtx4090"),
         ("NVIDIA A100-SXM4-40GB", 39.4, "a100-40gb"),
         ("NVIDIA A100 80GB PCIe", 79.2, "a100-80gb"),

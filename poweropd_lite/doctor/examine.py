@@ -8,9 +8,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from poweropd_lite.benchmarks import find_benchmarks, load_problems
 from poweropd_lite.command_config import DoctorConfig
 from poweropd_lite.config import BUNDLED, Config
-from poweropd_lite.data import Prompt, Source, load_prompts, prompt_text, rows
+from poweropd_lite.data import Prompt, Source, TemplateFault, load_prompts, prompt_text, rows
 from poweropd_lite.errors import UserError
 from poweropd_lite.findings import Finding
 from poweropd_lite.machine import check_machine
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from poweropd_lite.pair import Pair
 
+LOGIT_SCALES = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # as configs name them
 SOLUTIONS = ("solution", "completion", "response", "answer")  # columns of a data set that hold worked answers
 
 
@@ -38,6 +40,8 @@ def examine(config: Config, asked: DoctorConfig, say: Callable[[str], None]) -> 
         pair = settle_pair(config, student, teacher, findings)
         say(f"reading up to {asked.rows:,} rows of {config.data}")
         findings += check_data(config, pair, asked.rows)
+        findings += _held_out(config, pair)
+    findings += _student_modules(config, student)
     return findings + check_machine(config, device) + _backends(config, device)
 
 
@@ -69,10 +73,50 @@ def check_data(config: Config, pair: "Pair", count: int) -> list[Finding]:
         mend = "a larger max_prompt_tokens" if long else "mend the rows, or choose prompt_column"
         findings.append(Finding("warning", "rows left out", found, mend, {"skipped": len(skipped), "too_long": long}))
     texts = [PROBE, *(pair.tokenizer.decode(list(prompt.ids)) for prompt in prompts)]
-    answers = list(islice(_worked_answers(config), count))
+    answers = [text for text in islice(_worked_answers(config), count) if _is_text(text)]
     findings += check_prompt_tokens(config, *pair.sides, prompts, texts + answers)
     findings += _template_on_prompts(config, *pair.sides, prompts)
     return findings
+
+
+def _held_out(config: Config, pair: "Pair") -> list[Finding]:
+    """Whether the problems of training's own evaluation can be read."""
+    if config.eval_benchmarks is None:
+        return []
+    said: list[str] = []
+    try:
+        columns = (config.eval_prompt_column, config.eval_answer_column)
+        for benchmark in find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks"):
+            found = load_problems(benchmark, pair.tokenizer, config, config.eval_problems, columns, said.append)
+            said.append(f"{len(found.prompts):,} problems of {benchmark.name}")
+    except UserError as error:
+        return [Finding("refusal", "evaluation's problems", str(error))]
+    return [Finding("ok", "evaluation's problems", "; ".join(said))]
+
+
+def _student_modules(config: Config, student: Side) -> list[Finding]:
+    """Whether the modules to be trained are there, and whether logits are the head's product alone."""
+    import torch
+
+    from poweropd_lite.adapter import adapter_modules
+    from poweropd_lite.models import explained_load
+    from poweropd_lite.shape import empty_model
+
+    text = student.config.get_text_config()
+    scales = {name: getattr(text, name, None) for name in LOGIT_SCALES}
+    if changed := {name: value for name, value in scales.items() if value not in (None, 1, 1.0)}:
+        found = f"{student.name} caps or scales its logits ({', '.join(f'{k} {v}' for k, v in changed.items())}), which the log-probs here don't"
+        return [Finding("refusal", "student's head", found, "choose a model such as Qwen3 or Llama", changed)]
+    if config.full_finetune:
+        return []
+    try:
+        with explained_load(config.student, "student", "causal language model"):
+            model = empty_model(student.config, config, torch.float32)
+        wanted, whole = adapter_modules(model, config)
+    except UserError as error:
+        return [Finding("refusal", "trained modules", str(error))]
+    found = f"an adapter on {', '.join(wanted)}" + (f"; {', '.join(whole)} trained whole" if whole else "")
+    return [Finding("ok", "trained modules", found)]
 
 
 def _worked_answers(config: Config) -> Iterator[str]:
@@ -89,18 +133,25 @@ def _worked_answers(config: Config) -> Iterator[str]:
                 yield row[column]
 
 
+def _is_text(text: str) -> bool:
+    """Half of a character (a lone surrogate) is none: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _template_on_prompts(config: Config, student: Side, teacher: Side, prompts: list[Prompt]) -> list[Finding]:
     """How many real prompts the teacher's own template would put in other tokens."""
-    if not teacher.tokenizer.chat_template or config.system_prompt:
+    if not teacher.tokenizer.chat_template:
         return []
-    from jinja2 import TemplateError
-
     different = 0
     for prompt in prompts[:100]:
-        messages = [{"role": "user", "content": prompt.question + config.prompt_suffix}]
+        messages = [{"role": role, "content": content} for role, content in prompt.messages]
         try:
             text = prompt_text(messages, teacher.tokenizer, config.enable_thinking)
-        except TemplateError:
+        except TemplateFault:
             different += 1
             continue
         different += tuple(teacher.tokenizer(text, add_special_tokens=False)["input_ids"]) != prompt.ids

@@ -198,6 +198,9 @@ def trace_rollout(
         noise, sampling = torch.zeros(lines, new, dtype=torch.float64), _sampling(config)
         hidden = decoder.prefill(ids, valid[:, :prompt], prompt + new)
         token, _ = draw(float_logits(hidden, decoder.head), sampling, noise[:, 0])
+        if isinstance(decoder, AnyDecoder):  # whose cache counts its own columns: to the last one
+            for layer in decoder.cache.layers:
+                layer.used = prompt + new - 1
         hidden = decoder.step(token, torch.zeros_like(token), prompt + new - 1, valid)
         draw(float_logits(hidden, decoder.head), sampling, noise[:, -1])
     return found[0]
