@@ -16,9 +16,9 @@ from poweropd_lite.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from poweropd_lite.evaluate.target import Target
     from poweropd_lite.rollout import Engine
     from poweropd_lite.student import Student
-    from poweropd_lite.target import Target
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def serve_engine(
 
         return VllmServer(config, device, dtype, stop_ids, target.adapter)
     from poweropd_lite.engine_loop import LoopEngine
-    from poweropd_lite.target import load_target
+    from poweropd_lite.evaluate.target import load_target
 
     return LoopEngine(load_target(target, config, device, dtype), stop_ids, say)
 

@@ -40,7 +40,7 @@ def make_report(check: Check, config: Config, settings: BaseModel, say: Callable
     Raises UserError for what the user can mend, and scored.Stopped, a KeyboardInterrupt, when a signal came.
     """
     from poweropd_lite.check_report import check_out, write_report
-    from poweropd_lite.evaluate import own_threads
+    from poweropd_lite.machine import own_threads
     from poweropd_lite.metrics import Counting
     from poweropd_lite.scored import STOPPING, Pace
 

@@ -1,6 +1,8 @@
 """What this machine computes in, and what a config asks of it, checked before anything loads."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from poweropd_lite.config import Config
@@ -91,3 +93,15 @@ def device_name(device: "torch.device") -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"the CPU ({threads} thread{'s' if threads > 1 else ''})"
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Gives torch's number of threads back at the end of the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

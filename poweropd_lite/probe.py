@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from poweropd_lite.errors import UserError
+from poweropd_lite.evaluate.target import REFERENCE
 from poweropd_lite.merge import Change
 from poweropd_lite.models import final_hidden
-from poweropd_lite.target import REFERENCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -113,7 +113,7 @@ class Recorder:
         due = state.step in (0, config.steps) or (config.eval_every and state.step % config.eval_every == 0)
         if not due or not self.session.held_out or state.evaluated == state.step or stop:
             return
-        from poweropd_lite.evaluation import evaluate_student
+        from poweropd_lite.evaluate.sampling import evaluate_student
 
         def tick(done: int, total: int) -> bool:
             self.progress.evaluating(done, total)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from poweropd_lite.benchmarks import Problems, find_benchmarks, load_problems
 from poweropd_lite.config import Config
 from poweropd_lite.data import Prompt, load_prompts, say_skipped
+from poweropd_lite.evaluate.benchmarks import Problems, find_benchmarks, load_problems
 from poweropd_lite.findings import refuse
 from poweropd_lite.machine import check_machine, compute_dtype, device_name
 from poweropd_lite.pair import Pair, check_prompts, load_pair

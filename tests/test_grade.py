@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from poweropd_lite.answers import boxed_answer, final_answer, neighbouring_boxes
 from poweropd_lite.grade import Sample, grade, is_correct
-from poweropd_lite.official import official_candidate
+from poweropd_lite.grade.answers import boxed_answer, final_answer, neighbouring_boxes
+from poweropd_lite.grade.official import official_candidate
 
 FAMILIES = {
     "integers": r"""

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from poweropd_lite.grade import Sample, grade, is_correct, is_hostile
-from poweropd_lite.judges import Judges, Question, judges
+from poweropd_lite.grade.judges import Judges, Question, judges
 
 
 def hostile_answers(count: int) -> list[str]:
@@ -105,7 +105,7 @@ def test_a_killed_worker_or_parent_costs_one_answer_at_most():
 
 def test_the_processes_end_with_the_program_however_it_ends():
     code = (
-        "import os, signal\nfrom poweropd_lite.grade import is_correct\nfrom poweropd_lite.judges import judges\n"
+        "import os, signal\nfrom poweropd_lite.grade import is_correct\nfrom poweropd_lite.grade.judges import judges\n"
         "assert is_correct('\\\\boxed{x+1}', '1+x')\nprint(judges().process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from poweropd_lite.scores import avg_at, interval, macro_interval, paired_difference, pass_at
+from poweropd_lite.evaluate.scores import avg_at, interval, macro_interval, paired_difference, pass_at
 
 
 def test_avg_and_pass_by_hand():

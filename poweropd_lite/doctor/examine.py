@@ -8,11 +8,11 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.benchmarks import find_benchmarks, load_problems
 from poweropd_lite.command_config import DoctorConfig
 from poweropd_lite.config import BUNDLED, Config
 from poweropd_lite.data import Prompt, Source, TemplateFault, load_prompts, prompt_text, rows
 from poweropd_lite.errors import UserError
+from poweropd_lite.evaluate.benchmarks import find_benchmarks, load_problems
 from poweropd_lite.findings import Finding
 from poweropd_lite.machine import check_machine
 from poweropd_lite.pair import examine_pair, read_sides, settle_pair

@@ -12,8 +12,8 @@ from poweropd_lite.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from poweropd_lite.evaluate.target import Vocabulary
     from poweropd_lite.export.plan import Plan
-    from poweropd_lite.target import Vocabulary
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -89,7 +89,7 @@ def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
 
 def stops(vocabulary: "Vocabulary") -> tuple[int, list[int]]:
     """Returns the end-of-sequence id and the other ids that end an answer; raises UserError for more than GGUF can name."""
-    from poweropd_lite.target import end_of_turn
+    from poweropd_lite.evaluate.target import end_of_turn
 
     tokenizer, ids = vocabulary.tokenizer, vocabulary.stop_ids
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ids else min(ids)

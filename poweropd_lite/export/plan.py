@@ -15,7 +15,7 @@ from poweropd_lite.export.handover import check_place
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from poweropd_lite.target import Target, Vocabulary
+    from poweropd_lite.evaluate.target import Target, Vocabulary
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "nf4": 0.6}
 
@@ -50,8 +50,8 @@ class Plan:
 
 def make_plan(config: ExportConfig) -> Plan:
     """Returns the plan of an export; raises UserError for what can't work."""
+    from poweropd_lite.evaluate.target import REFERENCE, find_target, load_vocabulary
     from poweropd_lite.models import load_model_config
-    from poweropd_lite.target import REFERENCE, find_target, load_vocabulary
 
     token = _token(config)
     target = find_target(config)

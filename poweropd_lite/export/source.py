@@ -136,7 +136,7 @@ def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
 
 
 def _load(plan: "Plan", bits: int, dtype: torch.dtype) -> "torch.nn.Module":
-    from poweropd_lite.target import load_target
+    from poweropd_lite.evaluate.target import load_target
 
     config = Config(
         student=plan.target.base,

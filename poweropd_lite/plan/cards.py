@@ -146,7 +146,7 @@ def evaluation_seconds(
     """Returns the estimated seconds of one evaluation: its samples and one greedy answer a problem of each benchmark."""
     if config.eval_benchmarks is None:
         return 0.0
-    from poweropd_lite.benchmarks import find_benchmarks
+    from poweropd_lite.evaluate.benchmarks import find_benchmarks
 
     benchmarks = find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks")
     problems = sum(min(config.eval_problems, *b.sizes) if b.sizes else config.eval_problems for b in benchmarks)

@@ -2,9 +2,9 @@
 
 import sys
 
-from poweropd_lite.benchmarks import find_benchmarks, load_problems
 from poweropd_lite.config import load_config
-from poweropd_lite.evaluation import evaluate_student
+from poweropd_lite.evaluate.benchmarks import find_benchmarks, load_problems
+from poweropd_lite.evaluate.sampling import evaluate_student
 from poweropd_lite.models import load_causal_lm
 from poweropd_lite.pair import load_pair
 

@@ -91,8 +91,8 @@ class Judges:
             tick(len(verdicts), len(questions))
 
     def _start(self) -> None:
-        code = "import sys; sys.path.insert(0, sys.argv[1]); from poweropd_lite.judges import serve; serve(int(sys.argv[2]))"
-        command = [sys.executable, "-P", "-c", code, str(Path(__file__).parent.parent), str(self.workers)]
+        code = "import sys; sys.path.insert(0, sys.argv[1]); from poweropd_lite.grade.judges import serve; serve(int(sys.argv[2]))"
+        command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(self.workers)]
         # A session of its own: Ctrl-C is the run's to handle.
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self._to, self._from = self.process.stdin, self.process.stdout
@@ -131,7 +131,7 @@ def serve(count: int) -> None:
     """The parent: reads questions from standard input and writes verdicts to standard output, in the order they fall."""
     import logging
 
-    from poweropd_lite.equal import same_answer
+    from poweropd_lite.grade.equal import same_answer
 
     logging.disable(logging.WARNING)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -229,8 +229,8 @@ def _work(pipe: socket.socket) -> None:
     """A worker: one byte for each question, until the pipe closes."""
     import resource
 
-    from poweropd_lite.equal import same_answer
-    from poweropd_lite.official import official_verdict
+    from poweropd_lite.grade.equal import same_answer
+    from poweropd_lite.grade.official import official_verdict
 
     for signum in (signal.SIGTERM, signal.SIGALRM, signal.SIGPROF):
         signal.signal(signum, signal.SIG_DFL)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poweropd_lite.data import Prompt
+from poweropd_lite.evaluate.scores import avg_at, pass_at
 from poweropd_lite.grade import Sample, Verdict, grade
-from poweropd_lite.scores import avg_at, pass_at
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from poweropd_lite.benchmarks import Problems
     from poweropd_lite.config import Config
+    from poweropd_lite.evaluate.benchmarks import Problems
     from poweropd_lite.logprobs import Sampling
     from poweropd_lite.pair import Pair
     from poweropd_lite.rollout import Engine, Rollout

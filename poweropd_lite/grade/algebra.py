@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from poweropd_lite.quantity import ROUNDING
+from poweropd_lite.grade.quantity import ROUNDING
 
 _LETTER = re.compile(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+|([A-Za-z])(?:_(?:\{(\w+)\}|(\w)))?")
 _GAMMA = re.compile(r"\\gamma(?![a-z])(?:_(?:\{(\w+)\}|(\w)))?")

@@ -19,7 +19,7 @@ from typing import Any
 
 from poweropd_lite.data import Prompt
 from poweropd_lite.errors import UserError
-from poweropd_lite.evaluation import Key
+from poweropd_lite.evaluate.sampling import Key
 from poweropd_lite.files import write_json, write_text
 
 

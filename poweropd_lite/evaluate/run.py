@@ -1,25 +1,22 @@
-"""Scores a model on maths benchmarks: `python -m poweropd_lite.evaluate --model runs/power10-seed0`.
+"""One evaluation: what is missing is sampled, then graded, scored and written; and grading again without sampling.
 
-Samples n answers a problem, grades them, and prints Avg@n and Pass@n with intervals, beside the paper's own numbers where
-the paper has such a run. Every sample is kept; started again, it goes on where it stopped. `--compare A B` pairs two
-evaluations, `--regrade DIR` grades without sampling again. From Python: `evaluate(load_eval_config(model=...))`.
+Every sample is kept, so a killed evaluation goes on where it stopped.
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.command_config import EvalConfig, load_eval_config
-from poweropd_lite.errors import UserError, run_command
-from poweropd_lite.flags import config_parser, given
 from poweropd_lite.interrupt import StopRequest
+from poweropd_lite.machine import own_threads
 
 if TYPE_CHECKING:
-    from poweropd_lite.eval_folder import EvalFolder
-    from poweropd_lite.eval_plan import Plan
+    from poweropd_lite.evaluate.folder import EvalFolder
+    from poweropd_lite.evaluate.plan import Plan
 
 _one_at_a_time = threading.Lock()  # transformers does not load two models at once
 STOPPING = "stopping after this batch; started again, it goes on (once more to stop at once)"
@@ -36,8 +33,8 @@ class Evaluated:
 
 def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluated:
     """Evaluates a model, or goes on with it; raises UserError for what the user can mend."""
-    from poweropd_lite.eval_folder import EvalFolder
-    from poweropd_lite.eval_plan import make_plan
+    from poweropd_lite.evaluate.folder import EvalFolder
+    from poweropd_lite.evaluate.plan import make_plan
 
     with _one_at_a_time, own_threads():
         plan = make_plan(config, say)
@@ -49,18 +46,6 @@ def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluate
             if not stop:
                 results = grade_and_score(folder, config.ks, names, False, config.official_grading, say, stop)
         return Evaluated(plan.path, results, 0 if results else stop.signal)
-
-
-@contextmanager
-def own_threads() -> Iterator[None]:
-    """Gives torch's number of threads back at the end of the block."""
-    import torch
-
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def sample_missing(plan: "Plan", folder: "EvalFolder", stop: StopRequest, say: Callable[[str], None]) -> None:
@@ -75,7 +60,7 @@ def sample_missing(plan: "Plan", folder: "EvalFolder", stop: StopRequest, say: C
     import torch
 
     from poweropd_lite.backends import serve_engine
-    from poweropd_lite.evaluation import as_answer, sample_answers
+    from poweropd_lite.evaluate.sampling import as_answer, sample_answers
     from poweropd_lite.logprobs import Sampling
     from poweropd_lite.metrics import Counting
 
@@ -121,8 +106,8 @@ def grade_and_score(
 
     The table is of the benchmarks `names`, or of all that are finished.
     """
-    from poweropd_lite.eval_results import complete_benchmarks, grade_folder, write_results
-    from poweropd_lite.eval_tables import markdown, screen_table
+    from poweropd_lite.evaluate.results import complete_benchmarks, grade_folder, write_results
+    from poweropd_lite.evaluate.tables import markdown, screen_table
     from poweropd_lite.metrics import Counting
 
     complete = complete_benchmarks(folder.path)
@@ -150,8 +135,8 @@ def regrade(
     folder: str | Path, official: bool = False, k: str | None = None, say: Callable[[str], None] = print
 ) -> Evaluated:
     """Grades the samples of an evaluation again and writes its results anew."""
-    from poweropd_lite.eval_folder import EvalFolder, read_settings
-    from poweropd_lite.eval_results import earlier_ks, evaluation_in
+    from poweropd_lite.evaluate.folder import EvalFolder, read_settings
+    from poweropd_lite.evaluate.results import earlier_ks, evaluation_in
 
     path = evaluation_in(folder)
     ks = earlier_ks(path) if k is None else []
@@ -159,35 +144,3 @@ def regrade(
     with StopRequest("stopping; what is graded so far is kept") as stop, EvalFolder(path) as opened:
         results = grade_and_score(opened, ks, None, True, official, say, stop)
     return Evaluated(path, results, 0 if results else stop.signal)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 2 bad input, 130 or 143 stopped by a signal."""
-    parser = config_parser("python -m poweropd_lite.evaluate", __doc__.splitlines()[0], EvalConfig)
-    more = parser.add_argument_group("without sampling")
-    more.add_argument("--compare", nargs=2, metavar=("A", "B"), help="pair two evaluations (or evaluated runs): A - B")
-    more.add_argument("--regrade", metavar="DIR", help="grade the samples of an evaluation again")
-    args = parser.parse(argv)
-    flags = given(args, EvalConfig)
-    if args.compare and args.regrade:
-        raise UserError("--compare and --regrade are two different things to do; leave one out")
-    if args.compare or args.regrade:
-        name, takes = ("--compare", set()) if args.compare else ("--regrade", {"official_grading", "k"})
-        if others := sorted(set(flags) - takes):
-            others = ", ".join("--" + other.replace("_", "-") for other in others)
-            raise UserError(f"{name} samples nothing, so {others} means nothing there; leave it out")
-    if args.compare:
-        from poweropd_lite.eval_results import compare
-        from poweropd_lite.eval_tables import comparison_table
-
-        print(comparison_table(compare(*args.compare)))
-        return 0
-    if args.regrade:
-        done = regrade(args.regrade, bool(flags.get("official_grading")), flags.get("k"))
-    else:
-        done = evaluate(load_eval_config(**flags))
-    return 0 if done.results is not None else 128 + done.signal
-
-
-if __name__ == "__main__":
-    run_command(main)

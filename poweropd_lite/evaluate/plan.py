@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import torch
 
     from poweropd_lite.backends import Choice
-    from poweropd_lite.benchmarks import Problems
-    from poweropd_lite.evaluation import Key
-    from poweropd_lite.target import Target, Vocabulary
+    from poweropd_lite.evaluate.benchmarks import Problems
+    from poweropd_lite.evaluate.sampling import Key
+    from poweropd_lite.evaluate.target import Target, Vocabulary
 
 BATCH = {"vllm": 512, "cuda": 64, "cpu": 256}  # answers at once: vLLM's, and the built-in loop's on either device
 
@@ -73,8 +73,8 @@ class Plan:
 
 def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
     """Returns the plan of an evaluation, having said what is odd about it; raises UserError for what can't work."""
-    from poweropd_lite.benchmarks import ALL, find_benchmarks, load_problems
-    from poweropd_lite.target import engine_config, find_target, fingerprint, load_vocabulary
+    from poweropd_lite.evaluate.benchmarks import ALL, find_benchmarks, load_problems
+    from poweropd_lite.evaluate.target import engine_config, find_target, fingerprint, load_vocabulary
 
     benchmarks = find_benchmarks(config.benchmarks, config.benchmark_folder) if config.benchmarks else None
     target = find_target(config)
@@ -83,8 +83,8 @@ def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
     import transformers
 
     from poweropd_lite.backends import choose_engine, hush_bitsandbytes
-    from poweropd_lite.eval_folder import problems_record
-    from poweropd_lite.evaluation import batches
+    from poweropd_lite.evaluate.folder import problems_record
+    from poweropd_lite.evaluate.sampling import batches
     from poweropd_lite.machine import compute_dtype
     from poweropd_lite.models import model_path
 
@@ -199,7 +199,7 @@ def _about(target: "Target", sets: "Sequence[Problems]") -> dict[str, Any]:
     """What is good to know of a result, but does not change a sample."""
     import poweropd_lite
     from poweropd_lite.backends import installed
-    from poweropd_lite.paper import paper_row
+    from poweropd_lite.evaluate.paper import paper_row
 
     packages = ("torch", "transformers", "peft", "vllm", "math-verify")
     run = target.run
@@ -222,7 +222,7 @@ def _about(target: "Target", sets: "Sequence[Problems]") -> dict[str, Any]:
 
 
 def _output(config: EvalConfig, target: "Target", wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
-    from poweropd_lite.eval_folder import free_folder
+    from poweropd_lite.evaluate.folder import free_folder
 
     if config.output is not None:
         path = Path(config.output)

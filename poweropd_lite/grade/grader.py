@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from poweropd_lite.answers import final_answer, neighbouring_boxes, reference_answer
-from poweropd_lite.equal import same_as_written
-from poweropd_lite.judges import Question, judges
-from poweropd_lite.normal import split_list, tidy
-from poweropd_lite.quantity import number, same_number, without_unit
+from poweropd_lite.grade.answers import final_answer, neighbouring_boxes, reference_answer
+from poweropd_lite.grade.equal import same_as_written
+from poweropd_lite.grade.judges import Question, judges
+from poweropd_lite.grade.normal import split_list, tidy
+from poweropd_lite.grade.quantity import number, same_number, without_unit
 
 GRADER = "1"  # changes when a verdict may; saved beside every score
 

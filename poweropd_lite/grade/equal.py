@@ -10,9 +10,9 @@ six decimals), so 0.333333 is 1/3 and 0.33 is not. A wider tolerance is the benc
 import re
 from collections.abc import Sequence
 
-from poweropd_lite.algebra import same_equation, same_expression, verified
-from poweropd_lite.normal import bracketed, choice, split_list, text_answer, tidy
-from poweropd_lite.quantity import number, same_number, without_letter, without_unit
+from poweropd_lite.grade.algebra import same_equation, same_expression, verified
+from poweropd_lite.grade.normal import bracketed, choice, split_list, text_answer, tidy
+from poweropd_lite.grade.quantity import number, same_number, without_letter, without_unit
 
 _BASED = re.compile(r"(-?\d[0-9A-Fa-f]*)_(?:\{(\d+)\}|(\d+))")
 _SIDES = re.compile(r"(?<![<>!\\:])=(?!=)")

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.answers import boxed_answer
 from poweropd_lite.config import BUNDLED
 from poweropd_lite.config_files import nearest
 from poweropd_lite.data import BUNDLED_PROBLEMS, Prompt, Source, make_prompt, rows, say_skipped, usable
 from poweropd_lite.errors import UserError
+from poweropd_lite.grade.answers import boxed_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
