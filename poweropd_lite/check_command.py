@@ -35,28 +35,30 @@ class Check:
 
 
 def make_report(check: Check, config: Config, settings: BaseModel, say: Callable[[str], None]) -> Report:
-    """Measures, writes the report's folder and returns the report.
+    """Measures, writes the report's folder and returns the report, with the folder in it.
 
     Raises UserError for what the user can mend, and scored.Stopped, a KeyboardInterrupt, when a signal came.
     """
-    from poweropd_lite.check_report import check_out, write_report
+    import poweropd_lite
+    from poweropd_lite.check_report import check_out, report_title, write_report
     from poweropd_lite.machine import own_threads
     from poweropd_lite.metrics import Counting
     from poweropd_lite.scored import STOPPING, Pace
 
     check_out(settings.out, check.parent)
-    with own_threads(), StopRequest(STOPPING) as stop, Counting("rollout") as counting:
+    with own_threads(), StopRequest(STOPPING) as stop, Counting("rollout", say=say) as counting:
         started = time.monotonic()
         pace = Pace(stop, counting, say)
         report = check.measure(config, settings, pace)
         report["seconds"] = round(time.monotonic() - started, 1)
-        name, tables = check.name, check.markdown(report)
+        report["made"] = {"poweropd_lite": poweropd_lite.__version__, "date": time.strftime("%Y-%m-%d %H:%M:%S")}
+        name, tables, title = check.name, check.markdown(report), report_title(report)
         folder = write_report(
-            settings.out, check.parent, config, name, report, tables, lambda file: check.draw(report, file), pace.check
+            settings.out, check.parent, title, name, report, tables, lambda file: check.draw(report, file), pace.check
         )
     say(check.screen(report))
     say(f"files   {folder}: {name}.json  {name}.md  {name}.png")
-    return report
+    return report | {"folder": str(folder)}
 
 
 def run_for_report(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.config import Config
 from poweropd_lite.errors import UserError
 from poweropd_lite.files import flush_files, sync_folder, write_json, write_text
 
@@ -31,7 +30,7 @@ def check_out(out: str | None, parent: str) -> None:
 def write_report(
     out: str | None,
     parent: str,
-    config: Config,
+    title: str,
     name: str,
     report: dict[str, Any],
     tables: str,
@@ -40,13 +39,13 @@ def write_report(
 ) -> Path:
     """Writes `name`.json, `name`.md and `name`.png into one folder and returns it; what was there is never replaced.
 
-    Without `out` it is a new folder in `parent`, named after student and teacher, with a number behind it if that is taken.
+    Without `out` it is a new folder in `parent`, named `title`, with a number behind it if that is taken.
     `last_look` is called when all is written but not in its place yet: what it raises leaves nothing. Raises UserError if the
     disk won't take it, or if something else has been put into the folder in the meantime.
     """
     made: list[Path] = []
     try:
-        path = Path(out).resolve() if out is not None else _free_folder(Path(parent), _pair_name(config), made)
+        path = Path(out).resolve() if out is not None else _free_folder(Path(parent), title, made)
         if out is not None:
             _make(path, made)
             _refuse_full(path)
@@ -114,9 +113,11 @@ def _make(path: Path, made: list[Path]) -> None:
             made.append(folder)
 
 
-def _pair_name(config: Config) -> str:
-    student, teacher = (Path(name.rstrip("/")).name or "model" for name in (config.student, config.teacher))
-    return student if student == teacher else f"{student}-{teacher}"
+def report_title(report: dict[str, Any]) -> str:
+    """Returns what a report is of, as the name of a folder: the pair, the teacher's bits and the reward."""
+    student, teacher = (Path(report[role].rstrip("/")).name or "model" for role in ("student", "teacher"))
+    pair = student if student == teacher else f"{student}-{teacher}"
+    return f"{pair}-{report['teacher_bits']}bit-{report['reward'].replace(' ', '')}"
 
 
 def _free_folder(parent: Path, name: str, made: list[Path]) -> Path:

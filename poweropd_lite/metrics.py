@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,8 +116,12 @@ class Progress:
 class Counting:
     """Progress of things counted: a bar with an ETA on a terminal or in a notebook, a line every 15 seconds elsewhere."""
 
-    def __init__(self, unit: str, total: int | None = None, done: int = 0) -> None:
+    def __init__(
+        self, unit: str, total: int | None = None, done: int = 0, say: Callable[[str], None] | None = None
+    ) -> None:
         from tqdm.auto import tqdm
+
+        self.say = say or (lambda text: print(text, flush=True))
 
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.bar = tqdm(total=total, initial=done, unit=unit, disable=not self.live, dynamic_ncols=True)
@@ -140,7 +145,7 @@ class Counting:
             self.said = now
             rate = (done - self.before) / max(now - self.start, 1e-9)
             eta = f"  ETA {clock((total - done) / rate)}" if 0 < done < total and rate else ""
-            print(f"{name}  {done:,}/{total:,}{eta}", flush=True)
+            self.say(f"{name}  {done:,}/{total:,}{eta}")
 
 
 class Tracker:

@@ -174,6 +174,15 @@ def explained_load(name: str, role: str, what: str) -> "Iterator[None]":
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        folder = Path(name)
+        run = next(
+            (f for f in (folder, folder.parent) if (f / "config.yaml").exists() and (f / "adapter").is_dir()), None
+        )
+        if run is not None or (folder / "adapter_config.json").exists():
+            raise UserError(
+                f"{name} is {'a run' if run == folder else 'an adapter'}, not a whole model; make one of it first: "
+                f"python -m poweropd_lite.export {run or name} --to merged-16bit, and type --{role} with its folder"
+            ) from error
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"no {what} for the {role} at '{name}': {reason}\n"

@@ -78,6 +78,10 @@ def load_scorer(
     if away and "disk" in places.values():
         scratch = TemporaryDirectory(prefix="poweropd_lite-", ignore_cleanup_errors=True)
         options["offload_folder"] = scratch.name
+    if away:
+        import logging
+
+        logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it says twice what is meant to be so
     model = load_causal_lm(config.teacher, "teacher", config, dtype, **options)
     if not options:
         model.to(device)

@@ -94,7 +94,7 @@ def test_the_command_against_float64_by_plain_loops(audited):
     """Log-probs by transformers in float64, NF4 by dequantised weights, rewards and sums token by token in Python."""
     folder, done = audited
     report = json.loads(done.stdout)
-    assert report == json.loads((folder / "audit.json").read_text())
+    assert report.pop("folder") == "report" and report == json.loads((folder / "audit.json").read_text())
     _, steps = drawn_rollouts(load_config("bundled"), 40)
     rollouts = [r for step in steps for r in step]
     exact, rounded, student = (token_logprobs(m, rollouts) for m in (float64_model("teacher"), nf4_model(), float64_model("student")))  # fmt: skip
@@ -276,7 +276,7 @@ def made_up(flipped=0.01, correlation=0.99, interval=(0.005, 0.02), between=(0.9
     }
     report = {
         "reward": "power 10", "teacher_bits": 4, "device": "cpu", "rollouts": 256, "reference": {"streamed_layers": 0},
-        "settings": {"max_flipped_mass": 0.05, "min_correlation": 0.95}, "candidates": candidates, "not_audited": {},
+        "settings": {"max_flipped_mass": 0.05, "min_correlation": 0.95}, "candidates": candidates, "not_audited": {}, "config": {"reward": "power"},
     }  # fmt: skip
     return report | changes
 
@@ -295,6 +295,8 @@ def test_the_verdict_on_made_up_numbers():
     assert not judge(made_up(correlation=0.94, between=(0.93, 0.945)))["sound"]
     assert judge(made_up(interval=(0.005, 0.06)))["uncertain"]  # the limit is inside
     assert judge(made_up(between=None))["uncertain"]  # there is no interval
+    few = judge(made_up(rollouts=8))
+    assert few["uncertain"] and any("8 rollouts are too few" in words for words in few["words"])
     on_a_card = judge(made_up(flipped=0.06, device="cuda"))
     assert on_a_card["words"][-1].startswith("type --teacher-bits 8 ")
     close = judge(made_up(flipped=0.0500004, interval=(0.04, 0.06)))
@@ -332,7 +334,7 @@ def test_a_report_never_replaces_what_came_in_the_meantime(tmp_path):
     from poweropd_lite.check_report import check_out, write_report
 
     def write(out, last_look=lambda: None):
-        return write_report(out, str(tmp_path / "audits"), load_config("bundled"), "audit", {"a": 1}, "t", lambda f: f.write_bytes(b"p"), last_look)  # fmt: skip
+        return write_report(out, str(tmp_path / "audits"), "a pair", "audit", {"a": 1}, "t", lambda f: f.write_bytes(b"p"), last_look)  # fmt: skip
 
     out = tmp_path / "deep" / "out"
     check_out(str(out), "audits")
@@ -351,7 +353,7 @@ def test_a_report_never_replaces_what_came_in_the_meantime(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             write(where, stopped)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep"]
-    assert write(None) == tmp_path / "audits" / "bundled" and write(None) == tmp_path / "audits" / "bundled-2"
+    assert write(None) == tmp_path / "audits" / "a pair" and write(None) == tmp_path / "audits" / "a pair-2"
     link = tmp_path / "link"
     (tmp_path / "empty").mkdir()
     link.symlink_to(tmp_path / "empty")
@@ -362,7 +364,7 @@ def test_a_report_never_replaces_what_came_in_the_meantime(tmp_path):
 def test_other_rewards_are_judged_too(tmp_path):
     done = run_audit("--rollouts", "16", "--reward", "full_kl", "--stop-mode", "relabel", "--out", "kl", cwd=tmp_path)
     assert done.returncode in (0, 1) and "full_kl is judged by log_ratio" in done.stdout
-    assert "4-bit teacher at log_ratio" in done.stdout
+    assert "4-bit teacher at log_ratio" in done.stdout and "(full_kl is judged by log_ratio)" in done.stdout
     done = run_audit("--rollouts", "16", "--reward", "zscore", "--out", "z", cwd=tmp_path)
     assert "4-bit teacher at zscore" in done.stdout and "zscore *" in done.stdout
 
@@ -401,6 +403,21 @@ def test_a_signal_stops_it_and_nothing_is_written(tmp_path, number, code):
     assert process.wait(timeout=60) == code, out
     assert "stopping; nothing is written" in out and "Traceback" not in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_and_its_adapter_are_no_whole_models(trained, tmp_path):
+    """The folder that a user has in hand: what to do with it is said, and works (export's own tests)."""
+    for name in ("run", "run/adapter"):
+        done = run_audit("--config", "bundled", "--student", str(trained / name), "--rollouts", "8", cwd=tmp_path)
+        assert done.returncode == 2 and "not a whole model; make one of it first" in done.stderr
+        assert f"python -m poweropd_lite.export {trained / 'run'} --to merged-16bit" in done.stderr
+
+
+def test_reports_are_named_after_what_they_are_of(tmp_path):
+    done = run_audit("--rollouts", "8", "--alpha", "0.5", "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert report["folder"] == "audits/bundled-4bit-power0.5" and (tmp_path / report["folder"] / "audit.json").is_file()
+    assert report["made"]["poweropd_lite"] and report["made"]["date"].startswith("20")
 
 
 def test_help_is_quick_and_imports_no_torch():

@@ -234,6 +234,7 @@ def test_prompts_that_are_lists_of_messages(other, tmp_path):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}]
     (tmp_path / "data.jsonl").write_text(json.dumps({"problem": messages}) + "\n")
     found = findings(data=str(tmp_path / "data.jsonl"))
+    assert one(found, "few prompts", "warning").evidence == {"prompts": 1}
     assert one(found, "prompts in the teacher's form", "ok").evidence == {"prompts": 1, "different": 0}
 
 

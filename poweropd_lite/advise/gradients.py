@@ -109,9 +109,11 @@ def compare_gradients(
 
 def _angles(mine: list[Tensor], reference: list[Tensor]) -> dict[str, Any]:
     between = [cosine(a, b) for i, a in enumerate(mine) for b in mine[:i]]
+    near = [cosine(a, b) for a, b in zip(mine, reference, strict=True)]
     return {
         "norm": [norm if (norm := _norm(g)) < math.inf else None for g in mine],
-        "cosine_full_kl": _mean([cosine(a, b) for a, b in zip(mine, reference, strict=True)]),
+        "cosine_full_kl": _mean(near),
+        "cosine_full_kl_by_batch": near,
         "cosine_between_batches": _mean(between),
     }
 

@@ -21,9 +21,14 @@ def draw_advice(report: dict[str, Any], file: Path) -> None:
     _pointed(pointed, report)
     for axes in (paid, carried, placed, pointed):
         axes.spines[["top", "right"]].set_visible(False)
+    own = (
+        ""
+        if report["reward"] == "full_kl"
+        else f" (orange: {report['reward']}, the config's own; light: power rewards)"
+    )
     figure.suptitle(
         f"{report['student']} <- {report['teacher']} ({report['teacher_bits']}-bit), {report['rollouts']} rollouts, "
-        f"{report['tokens']:,} tokens, before training (orange: {report['reward']}, the config's own)",
+        f"{report['tokens']:,} tokens{own}",
         fontsize="medium",
     )
     figure.savefig(file, dpi=130)
@@ -42,7 +47,8 @@ def _paid(axes: Any, report: dict[str, Any]) -> None:
     if report["reward"].startswith("power "):
         axes.axvline(float(report["reward"].split()[1]), color=OWN, linewidth=6, alpha=0.25, zorder=0)
     axes.set_xscale("log")
-    axes.set_ylim(0, 105)
+    axes.set_ylim(0, 140)  # room for the legend
+    axes.set_yticks(range(0, 101, 20))
     axes.set_xlabel("alpha of the power reward")
     axes.set_ylabel("%")
     axes.set_title("who is paid", fontsize="medium")

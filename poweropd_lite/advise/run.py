@@ -48,7 +48,7 @@ def measure(config: Config, settings: AdviseConfig, pace: "Pace") -> dict[str, A
     if (full := settings.rollouts // config.batch_size) < settings.gradient_steps:
         raise UserError(
             f"the gradients of {settings.gradient_steps} batches of {config.batch_size} rollouts are compared, and {settings.rollouts} rollouts make "
-            f"{full}; type --rollouts {settings.gradient_steps * config.batch_size}, or a smaller --batch-size"
+            f"{full}; type --rollouts {settings.gradient_steps * config.batch_size}, a smaller --batch-size, or --gradient-steps 2"
         )
     ready = prepare_to_score(config, pace.say)
     replayed = reward_configs(ready.config, *OTHERS)

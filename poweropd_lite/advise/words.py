@@ -91,9 +91,12 @@ def _own(own: str, sound: bool, report: Report) -> str:
     words = f"no: {live}, and at least {percent(limits['min_live_share'])} is wanted"
     if rows["power 1"]["mean_abs"] < ALIKE:
         return f"{words}: student and teacher say nearly the same (p - q is {rows['power 1']['mean_abs']:.1g} on average); choose another teacher"
-    # (A z-score is live by its scale alone.)
-    most = max((n for n in _sampled(report) if n != "zscore"), key=lambda name: rows[name]["live_share"])
-    return f"{words}: type {_flags(most)}, where it is {percent(rows[most]['live_share'])}"
+    # The power reward's own alphas first. (A z-score is live by its scale alone.)
+    for names in ([n for n in rows if n.startswith("power ")], [n for n in _sampled(report) if n != "zscore"]):
+        most = max(names, key=lambda name: rows[name]["live_share"])
+        if rows[most]["live_share"] >= limits["min_live_share"]:
+            return f"{words}: type {_flags(most)}, where it is {percent(rows[most]['live_share'])}, or a smaller --live-reward if the reward is only scaled down"
+    return f"{words}; none reaches that: the highest is {most}, with {percent(rows[most]['live_share'])}"
 
 
 def _flags(name: str) -> str:
@@ -151,25 +154,32 @@ def _norms(report: Report) -> list[str]:
     means = {name: sum(norms) / len(norms) for name, norms in found.items()}
     top, low, limit = max(means, key=means.get), min(means, key=means.get), report["config"]["max_grad_norm"]
     clipped = [name for name, norms in found.items() if max(norms) > limit]
-    said = f"clipped at {limit:g}: {', '.join(clipped)}" if clipped else f"none is clipped at {limit:g}"
-    return [*words, f"gradient norms from {means[low]:.2g} ({low}) to {means[top]:.2g} ({top}); {said}"]
+    said = f"a batch's is clipped at {limit:g} for {', '.join(clipped)}" if clipped else f"none is clipped at {limit:g}"
+    return [*words, f"mean gradient norms from {means[low]:.2g} ({low}) to {means[top]:.2g} ({top}); {said}"]
 
 
 def _directions(report: Report) -> list[str]:
-    """Whose gradient is nearest to full_kl's, and whose changes least from batch to batch."""
-    near, steady = _cosines("cosine_full_kl", report), _cosines("cosine_between_batches", report)
-    if not near or not steady:
+    """Whose gradients are near full_kl's, as far as a few batches can tell, and how much of a gradient is the same in another batch."""
+    near = _cosines("cosine_full_kl", report)
+    if not near:
         return []
-    best, steadiest = max(near, key=near.get), max(steady, key=steady.get)
-    words = [f"nearest to full_kl's direction: {best} (cosine {near[best]:.2f})"]
+    best = max(near, key=near.get)
+    batches = report["rewards"][best]["gradient"]["cosine_full_kl_by_batch"]
+    spread = (sum((c - near[best]) ** 2 for c in batches) / len(batches)) ** 0.5
+    alike = sorted((name for name in near if near[name] >= near[best] - spread), key=near.get, reverse=True)
+    words = [
+        f"nearest to full_kl's direction, as far as {len(batches)} batches tell (they differ by {spread:.2f}): "
+        + ", ".join(f"{name} ({near[name]:.2f})" for name in alike)
+    ]
     if "log_ratio" in near and _is_its_expectation(report):
         but = " but for masked stops" if report["config"]["stop_mode"] == "mask" else ""
         words.append(
             f"log_ratio, whose expectation that direction is{but}, has {near['log_ratio']:.2f}: the rest is noise of sampling"
         )
-    between = number(report["rewards"]["full_kl"]["gradient"]["cosine_between_batches"], ".2f")
-    words.append(f"most alike from batch to batch: {steadiest} ({steady[steadiest]:.2f}; full_kl {between})")
-    return ["; ".join(words)]
+    again = {name: row["gradient"]["cosine_between_batches"] for name, row in report["rewards"].items()}
+    shown = dict.fromkeys((report["reward"], "log_ratio", "full_kl"))
+    between = ", ".join(f"{name} {number(again[name], '.2f')}" for name in shown if name in again)
+    return ["; ".join(words), f"cosine of a reward's gradients on two batches: {between}"]
 
 
 def _is_its_expectation(report: Report) -> bool:
@@ -222,12 +232,12 @@ def _reward_rows(report: Report) -> list[list[str]]:
                 percent(row["live_share"]),
                 percent(row["positive_share"]),
                 percent(row["positive_mass"]),
-                number(row["mean"], ".3f"),
+                number(round(row["mean"], 3) + 0.0, ".3f"),  # no -0.000
                 number(row["variance"], ".3g"),
                 number(row["min"]),
                 number(row["max"]),
                 percent(row["top_gradient"], 0),
-                "-" if None in norms else number(sum(norms) / len(norms), ".3f"),
+                "-" if None in norms else number(sum(norms) / len(norms), ".2g"),
                 number(gradient["cosine_full_kl"], ".2f"),
                 number(gradient["cosine_between_batches"], ".2f"),
             ]

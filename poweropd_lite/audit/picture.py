@@ -31,6 +31,7 @@ def draw_audit(report: dict[str, Any], file: Path) -> None:
     right.axhline(max(1.0 - limits["min_correlation"], FLOOR), color="0.4", linestyle="--", linewidth=1)
     left.set_ylabel("share of the reward mass that changes its sign")
     right.set_ylabel("1 - correlation with the full-precision rewards")
+    left.text(0.01, 0.045, f"{FLOOR:g} or less, and none", transform=left.transAxes, fontsize="x-small", color="0.4")
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -42,7 +43,11 @@ def draw_audit(report: dict[str, Any], file: Path) -> None:
     left.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0.0, 0.78))
     figure.suptitle(
         f"{report['student']} <- {report['teacher']}, {report['rollouts']} rollouts, {report['tokens']:,} tokens; lower is better "
-        f"(grey: {report['reward']}, the config's own, with a {report['teacher_bits']}-bit teacher)",
+        + (
+            f"(grey: {report['reward']}, the config's own, with a {report['teacher_bits']}-bit teacher)"
+            if report["reward"].startswith("power ")
+            else f"({report['reward']}, the config's own, is in the table)"
+        ),
         fontsize="medium",
     )
     figure.savefig(file, dpi=150)

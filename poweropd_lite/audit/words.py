@@ -3,6 +3,9 @@
 from typing import Any
 
 from poweropd_lite.check_report import aligned, markdown_table, number, percent
+from poweropd_lite.command_config import AuditConfig
+
+FEW = 32  # rollouts below which a bootstrap says too little
 
 
 def judge(report: dict[str, Any]) -> dict[str, Any]:
@@ -17,7 +20,14 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
         verdict |= {"sound": _passes(numbers, report), "uncertain": _uncertain(numbers, report)}
         verdict |= {key: numbers[key] for key in ("flipped_mass", "correlation", "interval")}
         words = [_sentence(name, reward, verdict, numbers, report)]
-    if verdict["uncertain"]:
+    if report["config"]["reward"] == "full_kl":
+        words[0] += " (full_kl is judged by log_ratio)"
+    if report["rollouts"] < FEW:
+        verdict["uncertain"] = True
+        words.append(
+            f"{report['rollouts']} rollouts are too few to be sure of anything; type --rollouts {AuditConfig.model_fields['rollouts'].default}"
+        )
+    elif verdict["uncertain"]:
         words.append(
             f"an interval has its limit inside or is not defined, so other rollouts might say otherwise; type --rollouts {4 * report['rollouts']}"
         )

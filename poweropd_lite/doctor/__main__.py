@@ -79,7 +79,12 @@ def _as_flags(settings: dict[str, object]) -> str:
 def shown(finding: Finding) -> list[str]:
     """Returns a finding as lines for a screen."""
     head = f"{finding.level:8}{finding.check}: "
-    lines = textwrap.wrap(head + finding.found, WIDTH, subsequent_indent=" " * 8, break_long_words=False)
+    lines = []
+    for part in (head + finding.found).split("\n"):
+        indent = "" if not lines else " " * 8
+        lines += textwrap.wrap(
+            part.strip(), WIDTH, initial_indent=indent, subsequent_indent=" " * 8, break_long_words=False
+        )
     if finding.mend:
         lines += textwrap.wrap(finding.mend, WIDTH, initial_indent="        mend: ", subsequent_indent=" " * 14)
     return lines

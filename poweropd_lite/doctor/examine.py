@@ -72,6 +72,13 @@ def check_data(config: Config, pair: "Pair", count: int) -> list[Finding]:
         found = f"{len(skipped):,} of {len(skipped) + len(prompts):,} rows can't be used and are left out ({long:,} for their length), such as {skipped[0]}"
         mend = "a larger max_prompt_tokens" if long else "mend the rows, or choose prompt_column"
         findings.append(Finding("warning", "rows left out", found, mend, {"skipped": len(skipped), "too_long": long}))
+    if count > len(prompts) < config.batch_size:
+        found = (
+            f"{len(prompts)} prompts, fewer than the batch of {config.batch_size}: each is used several times a step"
+        )
+        findings.append(
+            Finding("warning", "few prompts", found, "a smaller batch_size, or more data", {"prompts": len(prompts)})
+        )
     texts = [PROBE, *(pair.tokenizer.decode(list(prompt.ids)) for prompt in prompts)]
     answers = [text for text in islice(_worked_answers(config), count) if _is_text(text)]
     findings += check_prompt_tokens(config, *pair.sides, prompts, texts + answers)

@@ -52,6 +52,7 @@ def plan(
         runtime = None if machine.cuda else _process_bytes()
         return plan_memory(of, traces, machine.cuda, *_engine(of, machine, asked), runtime)
 
+    say(f"tracing {config.student} and {config.teacher} on tensors without memory")
     try:
         found = memory(config)
         changes: dict[str, tuple[Any, Any]] | None = {}

@@ -69,7 +69,11 @@ def describe(changes: dict[str, tuple[Any, Any]]) -> str:
     for name, (_, value) in changes.items():
         flag = "--" + name.replace("_", "-")
         flags.append(
-            f"{flag if value else flag.replace('--', '--no-', 1)}" if isinstance(value, bool) else f"{flag} {value}"
+            f"{flag if value else flag.replace('--', '--no-', 1)}"
+            if isinstance(value, bool)
+            else f"{flag} {value:g}"
+            if isinstance(value, float)
+            else f"{flag} {value}"
         )
     return " ".join(flags)
 

@@ -34,9 +34,8 @@ def report(
     changes: dict[str, tuple[Any, Any]] | None,
 ) -> dict[str, Any]:
     """Returns everything that a plan says, as JSON; `changes` make it fit, None says that nothing here does."""
-    lengths = Lengths(
-        min(asked.prompt_tokens, config.max_prompt_tokens), asked.completion_tokens or config.max_new_tokens
-    )
+    new = min(asked.completion_tokens or config.max_new_tokens, config.max_new_tokens)  # no rollout is longer
+    lengths = Lengths(min(asked.prompt_tokens, config.max_prompt_tokens), new)
     paper = paper_update(plan.teacher, plan.student.shape, config.batch_size, lengths)
     out = {
         "student": config.student,
