@@ -52,7 +52,7 @@ def _paid(axes: Any, report: dict[str, Any]) -> None:
     axes.set_xlabel("alpha of the power reward")
     axes.set_ylabel("%")
     axes.set_title("who is paid", fontsize="medium")
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(facecolor="white", framealpha=1.0, edgecolor="none", fontsize="small")
 
 
 def _carried(axes: Any, report: dict[str, Any]) -> None:
