@@ -28,9 +28,7 @@ class Prompt:
     question: str  # the user's words
     answer: str | None  # the reference answer, where there is one
     tolerance: float | None = None  # the largest difference from it that the benchmark allows
-    messages: tuple[
-        tuple[str, str], ...
-    ] = ()  # (role, content) of all that was asked, system prompt and suffix counted
+    messages: tuple[tuple[str, str], ...] = ()  # (role, content) of all that is asked, system prompt and suffix too
 
 
 @dataclass(frozen=True)

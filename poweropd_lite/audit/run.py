@@ -65,7 +65,9 @@ def measure(config: Config, settings: AuditConfig, pace: "Pace") -> dict[str, An
             log_p = reference if bits == 32 else score_teacher(ready, bits, settings.reference_gib, drawn, pace)[0]
         except (UserError, RuntimeError, ImportError, ValueError, AssertionError, MemoryError) as error:
             if bits == config.teacher_bits and is_out_of_memory(error):
-                raise UserError(f"{name}: {_why_not(error)}; type --teacher-bits 4, or a smaller --teacher") from None
+                raise UserError(
+                    f"{name}: {_why_not(error)}; type {'--teacher-bits 4, or ' if bits > 4 else ''}a smaller --teacher"
+                ) from None
             if bits == config.teacher_bits:
                 raise
             missing[name] = _why_not(error)

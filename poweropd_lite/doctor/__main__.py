@@ -1,7 +1,7 @@
 """Says whether a pair, its data and this machine are sound: `python -m poweropd_lite.doctor --config qwen3-0.6b-4b`.
 
 From tokenizers, configs and data alone, in seconds: no weights are loaded. Each finding is ok, a warning or a refusal, with
-what mends it; train refuses what is refused here. `--env` says what is installed and what a run would use.
+what mends it; train refuses what is refused here, but for worked answers, which it does not read. `--env` says what is installed and what a run would use.
 """
 
 import contextlib
@@ -72,8 +72,9 @@ def _as_flags(settings: dict[str, object]) -> str:
     for name, value in settings.items():
         flag = "--" + name.replace("_", "-")
         on_off = flag if value else flag.replace("--", "--no-", 1)
-        parts.append(on_off if isinstance(value, bool) else f"{flag} {shlex.quote(str(value))}")
-    return " ".join(parts).replace(" None", " none")
+        text = "none" if value is None else shlex.quote(str(value))
+        parts.append(on_off if isinstance(value, bool) else f"{flag} {text}")
+    return " ".join(parts)
 
 
 def shown(finding: Finding) -> list[str]:

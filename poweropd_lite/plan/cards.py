@@ -48,15 +48,8 @@ CARDS = {
     "h200": Card(139.8, 989, 4800),
 }
 SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have
-_USABLE = {
-    12: 11.6,
-    16: 14.6,
-    24: 22.0,
-    32: 31.3,
-    40: 39.4,
-    48: 44.4,
-    80: 79.1,
-}  # GiB of the smallest card sold under a size
+# GiB that can be used of the smallest card sold under a size in GB
+_USABLE = {12: 11.6, 16: 14.6, 24: 22.0, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1}
 _USABLE_SHARE = 0.91  # of any other size in GB
 LARGEST = 512  # GB; a larger number is no size of one card
 

@@ -76,9 +76,7 @@ def paper_forward(config: "PretrainedConfig", lines: int, length: int) -> float:
     B L (4 S d^2 + 4 S d d_kv + 2 S^2 d + 6 S d m).
     """  # fmt: skip
     d = config.hidden_size
-    m = (
-        getattr(config, "intermediate_size", None) or 4 * d
-    )  # unsaid, it is four times as wide in every model that is so old
+    m = getattr(config, "intermediate_size", None) or 4 * d  # where a config does not say it, as GPT-2's
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     kv = heads * (getattr(config, "head_dim", None) or d // config.num_attention_heads)
     per_layer = 4 * length * d * d + 4 * length * d * kv + 2 * length**2 * d + 6 * length * d * m
