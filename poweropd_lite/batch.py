@@ -48,10 +48,14 @@ def loss_ids(rollout: Rollout, stop_mode: str, teacher_stop: int) -> tuple[list[
     return ids, [*body, teacher_stop]
 
 
+def loss_lengths(rollouts: Sequence[Rollout], stop_mode: str) -> list[int]:
+    """Returns how many tokens of each rollout are in the loss."""
+    return [len(r.completion_ids) - (stop_mode == "mask" and r.finish == "stop") for r in rollouts]
+
+
 def count_tokens(rollouts: Sequence[Rollout], stop_mode: str) -> int:
     """Returns N, the number of tokens in the loss of a step."""
-    masked = sum(r.finish == "stop" for r in rollouts) if stop_mode == "mask" else 0
-    return sum(len(r.completion_ids) for r in rollouts) - masked
+    return sum(loss_lengths(rollouts, stop_mode))
 
 
 def micro_batches(

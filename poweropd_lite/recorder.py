@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poweropd_lite import checkpoint
+from poweropd_lite.batch import loss_lengths
 from poweropd_lite.config_files import dump_yaml
 from poweropd_lite.errors import UserError
 from poweropd_lite.files import whole_folder, write_json, write_text
 from poweropd_lite.metrics import JsonLines, Progress, Tracker, clock
 from poweropd_lite.run_folder import RunFolder
+from poweropd_lite.token_stats import due, pieces, reward_range, rounded, token_stats
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from poweropd_lite.interrupt import StopRequest
     from poweropd_lite.probe import Probe
     from poweropd_lite.rollout import Rollout
@@ -51,7 +55,8 @@ class Recorder:
         self.unsaved = not saved  # whether the state has moved on since the latest checkpoint
         self.metrics = JsonLines(run.path / "metrics.jsonl")
         self.samples = JsonLines(run.path / "samples.jsonl")
-        for file in (self.metrics, self.samples):
+        self.tokens = JsonLines(run.path / "tokens.jsonl")
+        for file in (self.metrics, self.samples, self.tokens):
             file.rewind(self.state.step if saved else -1)
         write_text(run.path / "config.yaml", dump_yaml(session.config))
         self.tracker = Tracker(self.config, run.path)
@@ -64,8 +69,11 @@ class Recorder:
         self.progress.close()
         self.tracker.close()
 
-    def step(self, rollouts: "Sequence[Rollout]", metrics: dict[str, float], seconds: float) -> None:
-        """Records a step that was just taken; raises UserError if it is the tenth in a row that had to be dropped."""
+    def step(self, rollouts: "Sequence[Rollout]", metrics: dict[str, float], rewards: "Tensor") -> None:
+        """Records a step that was just taken, with what its N tokens were paid [N].
+
+        Raises UserError if it is the tenth in a row that had to be dropped.
+        """
         state, self.unsaved = self.state, True
         state.step += 1
         dropped = bool(metrics["optim/skipped"])
@@ -85,8 +93,7 @@ class Recorder:
             "tokens/total": state.tokens,
             "optim/lr": self.session.optimizer.param_groups[0]["lr"],
             "optim/skipped_total": state.skipped,
-            "time/step": seconds,
-            "time/tokens_per_second": sum(lengths) / seconds,
+            "time/tokens_per_second": sum(lengths) / metrics["time/step"],
             "memory/peak_gib": state.peak_gib,
             **({"memory/planned_gib": planned} if (planned := self.session.planned_gib) else {}),
         }
@@ -94,7 +101,8 @@ class Recorder:
         self.tracker.log(state.step, metrics)
         self.progress.step(state.step, metrics)
         if state.step % self.config.sample_every == 0:
-            self._write_sample("train", rollouts[0])
+            self._write_sample("train", rollouts[0], rewards)
+        self._write_tokens(rollouts, rewards)
         if dropped:
             self.progress.say(f"step {state.step} dropped: {_why_dropped(metrics)}")
         if state.skipped_in_a_row == MAX_DROPPED_IN_A_ROW:
@@ -168,6 +176,7 @@ class Recorder:
         started = time.monotonic()
         self.metrics.sync()
         self.samples.sync()
+        self.tokens.sync()
         s = self.session
         checkpoint.save_checkpoint(self.run.checkpoints, self.state, s.student, s.optimizer, s.scaler, self.config)
         self.unsaved = False
@@ -200,10 +209,21 @@ class Recorder:
         base = "float32" if self.config.full_finetune else str(student.dtype).removeprefix("torch.")
         return replace(said, base_bits=self.config.student_bits, base_dtype=base)
 
-    def _write_sample(self, kind: str, rollout: "Rollout") -> None:
+    def _write_sample(self, kind: str, rollout: "Rollout", rewards: "Tensor | None" = None) -> None:
         decode = self.session.pair.tokenizer.decode
-        texts = {"prompt": decode(list(rollout.prompt_ids)), "completion": decode(list(rollout.completion_ids))}
-        self.samples.write(self.state.step, {"kind": kind, "finish": rollout.finish, **texts})
+        sample = {"prompt": decode(list(rollout.prompt_ids)), "completion": decode(list(rollout.completion_ids))}
+        if rewards is not None:
+            length = loss_lengths([rollout], self.config.stop_mode)[0]
+            sample["tokens"] = pieces(decode, rollout.completion_ids)
+            sample["rewards"] = [rounded(reward) for reward in rewards[:length].tolist()]
+        self.samples.write(self.state.step, {"kind": kind, "finish": rollout.finish, **sample})
+
+    def _write_tokens(self, rollouts: "Sequence[Rollout]", rewards: "Tensor") -> None:
+        config = self.config
+        if due(self.state.step, config.steps):
+            bounds = reward_range(config.reward, config.clip_limit)
+            lengths = loss_lengths(rollouts, config.stop_mode)
+            self.tokens.write(self.state.step, token_stats(rewards, lengths, bounds, config.max_new_tokens))
 
     def _spend(self, phase: str, seconds: float) -> None:
         self.state.seconds[phase] = self.state.seconds.get(phase, 0.0) + seconds
@@ -255,7 +275,7 @@ class Recorder:
         planned = f" (planned {summary['planned_gib']:.2f})" if summary["planned_gib"] else ""
         lines.append(f"  memory  peak {summary['peak_gib']:.2f} GiB{planned}")
         lines.append(
-            f"  files   {path}: {summary['weights']}/  metrics.jsonl  samples.jsonl  summary.json  config.yaml"
+            f"  files   {path}: {summary['weights']}/  metrics.jsonl  tokens.jsonl  samples.jsonl  summary.json  config.yaml"
         )
         lines.append("next:")
         if not summary["finished"]:

@@ -18,6 +18,8 @@ from poweropd_lite.interrupt import StopRequest
 from poweropd_lite.run_folder import check_output, new_run, open_run
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from poweropd_lite.checkpoint import RunState
     from poweropd_lite.parity import Guard
     from poweropd_lite.recorder import Results
@@ -63,11 +65,12 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, **c
                 rollouts = sample_rollouts(session, state.step)
                 rollout_seconds = time.monotonic() - started
                 try:
-                    metrics = learn(session, state, guard, rollouts, record.say) | {"time/rollout": rollout_seconds}
+                    metrics, rewards = learn(session, state, guard, rollouts, record.say)
                 except RolloutMismatch:
                     record.save()
                     raise
-                record.step(rollouts, metrics, seconds=time.monotonic() - started)
+                metrics |= {"time/rollout": rollout_seconds, "time/step": time.monotonic() - started}
+                record.step(rollouts, metrics, rewards)
                 record.evaluate_if_due(stop)
                 record.save_if_due()
             return record.finish(stop)
@@ -97,8 +100,11 @@ def make_guard(session: "Session", first_gap: float | None) -> "Guard":
 
 def learn(
     session: "Session", state: "RunState", guard: "Guard", rollouts: "list[Rollout]", say: Callable[[str], None]
-) -> dict[str, float]:
-    """Takes one optimizer step on the rollouts; returns its metrics. Out of memory, it halves the micro-batches."""
+) -> "tuple[dict[str, float], Tensor]":
+    """Takes one optimizer step on the rollouts; returns its metrics and what each of its N tokens was paid [N].
+
+    Out of memory, it halves the micro-batches.
+    """
     from poweropd_lite.memory import explained_out_of_memory, halving
     from poweropd_lite.update import accumulate, take_step
 
@@ -119,7 +125,8 @@ def learn(
     state.first_gap = guard.first_gap
     with explained_out_of_memory("the optimizer step"):
         metrics = take_step(s.student, s.optimizer, s.scaler, gradient, s.config)
-    return metrics | parity | {"optim/token_budget": budget, "optim/out_of_memory": state.out_of_memory}
+    metrics |= parity | {"optim/token_budget": budget, "optim/out_of_memory": state.out_of_memory}
+    return metrics, gradient.tokens.reward
 
 
 def choose_config(config: str | None, flags: dict[str, Any]) -> Config:

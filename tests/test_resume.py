@@ -67,7 +67,8 @@ def result(run: Path):
         for line in (run / "metrics.jsonl").read_text().splitlines()
     ]
     last = checkpoints(run / "checkpoints")[-1]
-    files = [run / "adapter" / "adapter_model.safetensors", last / "optimizer.safetensors", run / "samples.jsonl"]
+    files = [run / "adapter" / "adapter_model.safetensors", last / "optimizer.safetensors"]
+    files += [run / "samples.jsonl", run / "tokens.jsonl"]
     return metrics, *(file.read_bytes() for file in files)
 
 
