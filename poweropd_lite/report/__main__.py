@@ -1,0 +1,26 @@
+"""Makes one page, with pictures, of what runs did: `python -m poweropd_lite.report runs/power10-seed0 runs/log_ratio-seed0`.
+
+Rewards, accuracy, length, gradients, time and memory by step, completions with their tokens coloured by reward, several runs
+side by side. It reads run folders, also of runs that still go on. From Python: `report(["runs/a", "runs/b"])`.
+"""
+
+from poweropd_lite.command_config import ReportConfig
+from poweropd_lite.config_files import checked
+from poweropd_lite.errors import run_command
+from poweropd_lite.flags import config_parser, given
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 done, 2 bad input."""
+    parser = config_parser("python -m poweropd_lite.report", __doc__.splitlines()[0], ReportConfig)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, as train wrote them")
+    args = parser.parse(argv)
+    asked = checked(ReportConfig, given(args, ReportConfig))
+    from poweropd_lite.report.run import report
+
+    report(args.runs, asked.out, asked.teacher, asked.baseline)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

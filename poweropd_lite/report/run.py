@@ -1,0 +1,136 @@
+"""The report of some runs: everything read and computed first, then one folder, whole or not at all."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from poweropd_lite.errors import UserError
+from poweropd_lite.files import whole_folder, write_json, write_text
+from poweropd_lite.report.read import Reference, Run, read_runs, read_teacher
+from poweropd_lite.report.series import accuracy, by_step, density, landscape, phases, positions, steps_to
+from poweropd_lite.report.table import differing_settings, table
+
+ALPHAS = (0.1, 1.0, 10.0, 100.0, 500.0)  # of the landscape, beside the runs' own
+
+
+def report(
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    teacher: str | float | Path | None = None,
+    baseline: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Makes the report of run folders, finished or not, and returns its folder: index.html, report.json, PNG and SVG pictures.
+
+    `out`: the folder, if not RUN/report for one run or a name under reports/ for several; an earlier report in it is replaced.
+    `teacher`: the folder of the teacher's evaluation, or its accuracy in percent. `baseline`: the name or folder of the run that
+    differences are taken from; the first, if not given. Raises UserError for what the user can mend.
+    """
+    found = read_runs([runs] if isinstance(runs, str | Path) else runs)
+    base = _baseline(found, baseline)
+    reference = None if teacher is None else read_teacher(str(teacher), found)
+    folder = _folder(found, out)
+    numbers = gather(found, base, reference)
+    summary = sentences(found, reference)
+    with whole_folder(folder) as beside:
+        write_page(beside, found, numbers, reference, summary)
+        write_json(beside / "report.json", numbers)
+    for sentence in summary:
+        say(sentence)
+    say(f"files   {folder}: index.html  report.json  and the pictures as PNG and SVG")
+    return folder
+
+
+def gather(runs: Sequence[Run], baseline: Run, teacher: Reference | None) -> dict[str, Any]:
+    """Returns the numbers of the page as JSON: the table, and those under every figure, by the name of the run."""
+    kept = [run for run in runs if run.tokens]
+    alphas = sorted({*ALPHAS, *(run.config.alpha for run in runs if run.config.reward == "power")})
+    rewards = ("reward/min", "reward/p05", "reward/p95", "reward/max")
+    health = ("rollout/length", "rollout/stop_share", "sampling/kept_mass", "parity/gap", "time/tokens_per_second")
+    return {
+        "runs": [{"name": run.name, "folder": str(run.path), "reward": run.reward, "config": run.config.model_dump()} for run in runs],
+        "baseline": baseline.name,
+        "teacher": teacher and {"accuracy": teacher.accuracy, "source": teacher.source},
+        "table": table(runs, baseline, teacher),
+        "settings": differing_settings(runs),
+        "accuracy": {run.name: accuracy(run) for run in runs},
+        "steps_to": steps_to(runs, baseline),
+        "reward": {run.name: by_step(run, *rewards) for run in runs},
+        "gradient": {run.name: by_step(run, "optim/grad_norm") for run in runs},
+        "density": {run.name: density(run.tokens[0]) for run in kept},
+        "density_at_the_end": {run.name: density(run.tokens[-1]) for run in kept},
+        "positions": {run.name: positions(run.tokens[0]) for run in kept},
+        "landscape": landscape(alphas),
+        "by_step": {key: {run.name: by_step(run, key) for run in runs} for key in health},
+        "seconds": {run.name: phases(run) for run in runs},
+    }  # fmt: skip
+
+
+def sentences(runs: Sequence[Run], teacher: Reference | None) -> list[str]:
+    """Returns what came out of each run, in a sentence."""
+    out = []
+    for run in runs:
+        found, k = accuracy(run), run.config.eval_samples
+        taken = run.steps[-1]["step"] if run.steps else 0
+        text = f"{run.name} ({run.reward}), {taken} of {run.config.steps} steps"
+        if not found["step"]:
+            text += ": not evaluated while it trained (eval_benchmarks is not set)"
+        elif len(found["step"]) == 1:
+            text += f": Avg@{k} {found['avg'][0]:.1%} at step {found['step'][0]}"
+        else:
+            text += f": Avg@{k} {found['avg'][0]:.1%} -> {found['avg'][-1]:.1%}"
+            text += f" (step {found['step'][0]} -> {found['step'][-1]})" if found["step"][-1] != taken else ""
+            text += f", {found['avg'][-1] / teacher.accuracy:.1%} of the teacher's" if teacher else ""
+        out.append(text + ("" if run.tokens else "; it kept no rewards by token (made by an earlier version)") + ".")
+    if teacher is not None:
+        out.append(f"Teacher: {teacher.accuracy:.1%}, {teacher.source}.")
+    return out
+
+
+def write_page(
+    folder: Path, runs: Sequence[Run], numbers: dict[str, Any], teacher: Reference | None, summary: list[str]
+) -> None:
+    """Draws every figure from `numbers` and writes index.html and the pictures into `folder`."""
+    import poweropd_lite
+    from poweropd_lite.report.drawing import svg_of, write_figure
+    from poweropd_lite.report.page import Picture, page
+    from poweropd_lite.report.pictures import pictures
+
+    shown = []
+    for drawn in pictures(runs, numbers, teacher):
+        if drawn.file:
+            write_figure(drawn.figure, folder, drawn.file)
+        if drawn.on_page:
+            shown.append(Picture(drawn.title, drawn.caption, svg_of(drawn.figure, drawn.title)))
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    made = f"Made by poweropd_lite {poweropd_lite.__version__} on {time.strftime('%Y-%m-%d %H:%M')}."
+    text = page(title, summary, runs, numbers["table"], numbers["settings"] if len(runs) > 1 else {}, shown, made)
+    write_text(folder / "index.html", text)
+
+
+def _baseline(runs: Sequence[Run], asked: str | None) -> Run:
+    if asked is None:
+        return runs[0]
+    for run in runs:
+        if asked == run.name or Path(asked).resolve() == run.path.resolve():
+            return run
+    raise UserError(f"baseline: {asked} is none of the runs; type one of {', '.join(run.name for run in runs)}")
+
+
+def _folder(runs: Sequence[Run], out: str | Path | None) -> Path:
+    """The folder to write, which may hold an earlier report and nothing else."""
+    if out is not None:
+        folder = Path(out)
+    elif len(runs) == 1:
+        folder = runs[0].path / "report"
+    else:
+        name = "+".join(run.name.replace("/", "_") for run in runs)
+        folder = Path("reports") / (
+            name if len(name) <= 100 else f"{runs[0].name.replace('/', '_')}+{len(runs) - 1}-more"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder for a report; type --out with the name of a new folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").is_file():
+        raise UserError(f"{folder} holds other things than a report, which never replaces them; type another --out")
+    return folder

@@ -1,0 +1,317 @@
+"""The report: the numbers under its figures against float64 from raw tokens and by hand, what is drawn, the page, the refusals."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK
+from exact import drawn_rollouts, float64_model, nf4_model, token_logprobs, token_rows
+
+from poweropd_lite.config import load_config
+from poweropd_lite.errors import UserError
+from poweropd_lite.report import report
+from poweropd_lite.report.page import coloured
+from poweropd_lite.report.pictures import pictures
+from poweropd_lite.report.read import read_runs, read_teacher
+from poweropd_lite.report.run import gather
+from poweropd_lite.report.series import by_step, first_step_at, landscape, phases, steps_to
+from poweropd_lite.train import train
+
+REWARDS = {
+    "power": {"alpha": 10},
+    "log_ratio": {"reward": "log_ratio"},
+    "clip": {"reward": "clip"},
+    "tanh": {"reward": "tanh"},
+    "zscore": {"reward": "zscore"},
+    "full_kl": {"reward": "full_kl"},
+}
+
+
+def command(*args, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "poweropd_lite.report", *map(str, args)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of four steps of each reward, in runs/REWARD."""
+    folder = tmp_path_factory.mktemp("report")
+    for name, settings in REWARDS.items():
+        more = {"eval_every": 0, "eval_benchmarks": None} if name not in ("power", "log_ratio") else {}
+        train(load_config("bundled", **QUICK | settings | more, sample_every=2, output=str(folder / "runs" / name)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first_step():
+    """Of the tokens that these runs sample first: log p of the NF4 teacher, log q, their KL, float64, and the rollouts."""
+    config = load_config("bundled", **QUICK)
+    _, ((*rollouts,),) = drawn_rollouts(config, QUICK["batch_size"])
+    log_p, log_q = token_logprobs(nf4_model(), rollouts), token_logprobs(float64_model("student"), rollouts)
+    with torch.no_grad():
+        p, q = token_rows(nf4_model(), rollouts)[0], token_rows(float64_model("student"), rollouts)[0]
+    shared = min(p.shape[-1], q.shape[-1])
+    p, q = p[:, :shared], q[:, :shared]
+    kl = (q.exp() * (q - p)).sum(-1)
+    return log_p.numpy(), log_q.numpy(), kl.numpy(), rollouts
+
+
+def exact_rewards(name, log_p, log_q, kl):
+    ratio = log_p - log_q
+    return {
+        "power": np.exp(10 * log_p) - np.exp(10 * log_q),
+        "log_ratio": ratio,
+        "clip": ratio.clip(-1, 1),
+        "tanh": np.tanh(ratio / 5),
+        "zscore": (ratio - ratio.mean()) / ratio.std(),
+        "full_kl": -kl,
+    }[name]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_density_and_places_are_those_of_the_raw_tokens_in_float64(name, runs, first_step):
+    log_p, log_q, kl, rollouts = first_step
+    rewards = exact_rewards(name, log_p, log_q, kl)
+    found = read_runs([runs / "runs" / name])
+    numbers = gather(found, found[0], None)
+    density, places = numbers["density"][name], numbers["positions"][name]
+    assert density["step"] == 1 and density["tokens"] == rewards.size
+
+    edges = np.array(density["edges"])
+    counts = (np.array(density["density"]) * np.diff(edges) * rewards.size).round().astype(int)
+    inside = rewards[(rewards > edges[0] - 1e-4) & (rewards < edges[-1] + 1e-4)].clip(edges[0], edges[-1])
+    exact = np.histogram(inside, bins=edges)[0]
+    # Rewards within 1e-4 of an edge may round to its other side: the two counts agree but for them.
+    loose = (np.abs(rewards[:, None] - edges[None, 1:-1]) < 1e-4).any(1).sum()
+    assert np.abs(counts - exact).sum() <= 2 * loose and loose < 0.2 * rewards.size
+    assert (
+        density["below"] == (rewards < edges[0] - 1e-4).sum() and density["above"] == (rewards > edges[-1] + 1e-4).sum()
+    )
+    whole = counts.sum() + density["below"] + density["above"]
+    assert whole == pytest.approx(rewards.size)
+
+    lengths = [len(r.completion_ids) - (r.finish == "stop") for r in rollouts]
+    at = np.concatenate([np.arange(n) for n in lengths]) // places["width"]
+    for i, place in enumerate(places["place"]):
+        there = rewards[at == (place - (places["width"] - 1) / 2) / places["width"]]
+        assert places["count"][i] == there.size
+        assert places["mean"][i] == pytest.approx(there.mean(), rel=1e-3, abs=1e-4)
+        assert places["min"][i] == pytest.approx(there.min(), rel=1e-3, abs=1e-4)
+        assert places["max"][i] == pytest.approx(there.max(), rel=1e-3, abs=1e-4)
+    assert sum(places["count"]) == rewards.size
+
+    band = numbers["reward"][name]
+    assert band["step"] == [1, 2, 3, 4]
+    for key, share in (("min", 0), ("p05", 0.05), ("p95", 0.95), ("max", 1)):
+        assert band[f"reward/{key}"][0] == pytest.approx(np.quantile(rewards, share), rel=1e-3, abs=1e-4)
+
+
+def test_a_samples_tokens_and_rewards_are_those_of_the_rollout(runs, first_step, pair):
+    """Step 2's sample is rollout 0 of that step; here a run of one step, whose tokens are known in float64."""
+    log_p, log_q, kl, rollouts = first_step
+    folder = runs / "runs" / "one-step"
+    train(load_config("bundled", **QUICK | {"steps": 1, "eval_benchmarks": None, "eval_every": 0}, sample_every=1, output=str(folder)))  # fmt: skip
+    (sample,) = read_runs([folder])[0].samples
+    ids = list(rollouts[0].completion_ids)
+    assert "".join(sample["tokens"]) == sample["completion"] == pair.tokenizer.decode(ids)
+    assert len(sample["tokens"]) == len(ids)
+    kept = len(ids) - (rollouts[0].finish == "stop")
+    exact = exact_rewards("power", log_p, log_q, kl)[:kept]
+    assert sample["rewards"] == pytest.approx(exact, rel=1e-3, abs=1e-4)
+    shutil.rmtree(folder)
+
+
+def planted(folder, evaluations, steps=(), **settings):
+    """A run folder with the given Avg@8 by step and step lines."""
+    folder.mkdir(parents=True)
+    config = {"student": "bundled", "teacher": "bundled", "data": "bundled", "eval_benchmarks": "bundled", "steps": 100}
+    (folder / "config.yaml").write_text(
+        json.dumps(config | {"max_prompt_tokens": 128, "max_new_tokens": 112} | settings)
+    )
+    lines = [{"step": s, "tokens/loss": 10, "time/step": 1.0, **more} for s, more in steps]
+    named = {"eval/pass@8": 1.0, "eval/greedy": 0.5, "eval/length": 40.0, "eval/stop_share": 1.0}
+    lines += [{"step": s, "eval/avg@8": avg, **named, "time/evaluate": 2.0} for s, avg in evaluations.items()]
+    lines.sort(key=lambda line: line["step"])
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_steps_to_an_accuracy_by_hand(tmp_path):
+    slow = planted(tmp_path / "slow", {0: 0.25, 50: 0.5, 100: 0.75})
+    fast = planted(tmp_path / "fast", {0: 0.25, 50: 0.75, 100: 0.625})
+    never = planted(tmp_path / "never", {0: 0.25, 100: 0.375})
+    found = read_runs([slow, fast, never])
+    assert steps_to(found, found[0]) == {
+        "baseline": "slow",
+        "levels": [0.5, 0.75],
+        "steps": {"slow": [50.0, 100.0], "fast": [25.0, 50.0], "never": [None, None]},
+    }
+    assert first_step_at({"step": [0, 10], "avg": [0.5, 0.9]}, 0.4) == 0.0
+    table = {row["name"]: row for row in gather(found, found[0], None)["table"]}
+    assert table["steps to Avg@8 75.0%"]["values"] == [100.0, 50.0, None]
+    assert table["steps to Avg@8 75.0%"]["differences"] == [None, -50.0, None]
+    assert table["Avg@8 at the end"]["values"] == [0.75, 0.625, 0.375]
+    assert table["Avg@8 at the end"]["differences"] == [None, -0.125, -0.375]
+
+
+def test_shares_of_the_teachers_accuracy_by_hand(tmp_path):
+    found = read_runs([planted(tmp_path / "run", {0: 0.3, 100: 0.75})])
+    table = {row["name"]: row["values"] for row in gather(found, found[0], read_teacher("90%", found))["table"]}
+    assert table["share of the teacher's accuracy"] == [pytest.approx(0.75 / 0.9)]
+    assert table["share of the gap to the teacher closed"] == [pytest.approx(0.45 / 0.6)]
+
+
+def test_long_runs_keep_extremes_and_means_of_spans(tmp_path):
+    steps = [(s, {"reward/min": -s, "reward/max": s, "reward/p05": s, "optim/grad_norm": s}) for s in range(1, 1001)]
+    (run,) = read_runs([planted(tmp_path / "run", {0: 0.3}, steps)])
+    found = by_step(run, "reward/min", "reward/p05", "reward/max", "optim/grad_norm")  # spans of three steps
+    assert found["step"][:2] == [3, 6] and found["step"][-1] == 1000 and len(found["step"]) == 334
+    assert found["reward/min"][:2] == [-3, -6] and found["reward/max"][:2] == [3, 6]
+    assert found["reward/p05"][:2] == [2, 5] and found["optim/grad_norm"][-1] == 1000
+
+
+def test_time_by_phase_by_hand(tmp_path):
+    steps = [(s, {"time/rollout": 0.2, "time/teacher": 0.3, "time/student": 0.4}) for s in (1, 2)]  # of one second each
+    (run,) = read_runs([planted(tmp_path / "run", {0: 0.3, 2: 0.4}, steps)])
+    expected = {"rollout": 0.4, "teacher": 0.6, "student": 0.8, "guard": 0, "optimizer": 0, "other": 0.2, "evaluate": 4}
+    assert phases(run) == pytest.approx(expected)
+
+
+def test_landscape_by_hand():
+    found = landscape([1.0, 10.0], points=4)
+    assert found["q"] == [0.125, 0.375, 0.625, 0.875]
+    assert found["size"]["power 1"][3][0] == 0.75  # p 0.875, q 0.125
+    assert found["size"]["log_ratio"][3][0] == pytest.approx(math.log(7), rel=1e-3)
+    assert found["size"]["power 10"][2][3] == pytest.approx(0.875**10 - 0.625**10, rel=1e-3)
+
+
+def test_what_is_drawn_are_these_numbers(runs):
+    found = read_runs([runs / "runs" / "power", runs / "runs" / "log_ratio"])
+    numbers = gather(found, found[0], None)
+    drawn = {picture.title: picture.figure for picture in pictures(found, numbers, None)}
+    lines = {line.get_label(): line.get_xydata() for line in drawn["Accuracy by step"].axes[0].lines}
+    for name in ("power", "log_ratio"):
+        avg = numbers["accuracy"][name]
+        assert lines[name].tolist() == [[s, 100 * a] for s, a in zip(avg["step"], avg["avg"], strict=True)]
+        gradient = next(line for line in drawn["Gradient norm by step"].axes[0].lines if line.get_label() == name)
+        assert gradient.get_ydata().tolist() == numbers["gradient"][name]["optim/grad_norm"]
+        steps = {s.get_label(): s.get_data() for s in drawn["Reward density"].axes[0].patches}
+        assert list(steps[name].values) == numbers["density"][name]["density"]
+        mean = drawn[f"Reward by place: {name}"].axes[0].lines[0]
+        assert mean.get_ydata().tolist() == numbers["positions"][name]["mean"]
+        outer, inner = drawn[f"Reward by step: {name}"].axes[0].collections
+        for band, low, high in ((outer, "min", "max"), (inner, "p05", "p95")):
+            heights = band.get_paths()[0].vertices[:, 1]
+            assert heights.min() == min(numbers["reward"][name][f"reward/{low}"])
+            assert heights.max() == max(numbers["reward"][name][f"reward/{high}"])
+    assert drawn["Reward by step: power"].axes[0].get_yscale() == "symlog"  # for its neighbour's sake: one scale
+    assert drawn["Gradient norm by step"].axes[0].get_yscale() == drawn["Reward density"].axes[0].get_yscale() == "log"
+
+
+def test_the_page_stands_alone(runs):
+    done = command(*(f"runs/{name}" for name in REWARDS), "--baseline", "log_ratio", "--teacher", "96.6", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    folder = runs / "reports" / "power+log_ratio+clip+tanh+zscore+full_kl"
+    assert f"files   {folder.relative_to(runs)}: index.html" in done.stdout
+    page = (folder / "index.html").read_text()
+    assert len(page) < 3e6
+    assert not re.search(r"https?://(?!www\.w3\.org)", page) and "<script" not in page and "<link" not in page
+    assert "width=device-width" in page
+    assert page.count("<img alt='") == page.count("<figure>") >= 20
+    numbers = json.loads((folder / "report.json").read_text())
+    assert numbers["baseline"] == "log_ratio" and numbers["teacher"]["accuracy"] == pytest.approx(0.966)
+    assert numbers["settings"]["reward"] == list(REWARDS)
+    for name in ("accuracy", "reward", "gradient", "density", "positions", "steps", "landscape", "time"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"</svg>" in (folder / f"{name}.svg").read_bytes()
+    first, last = numbers["accuracy"]["power"]["avg"][0], numbers["accuracy"]["power"]["avg"][-1]
+    assert (
+        f"power (power 10), 4 of 4 steps: Avg@2 {first:.1%} -&gt; {last:.1%}, {last / 0.966:.1%} of the teacher" in page
+    )
+    assert "tanh (tanh), 4 of 4 steps: not evaluated while it trained (eval_benchmarks is not set)." in page
+    again = command("runs/power", cwd=runs)
+    before = (runs / "runs/power/report/index.html").read_bytes()
+    assert again.returncode == 0 and command("runs/power", cwd=runs).returncode == 0  # replaces its own
+    assert len(before) == len((runs / "runs/power/report/index.html").read_bytes())
+
+
+def test_a_text_of_the_model_is_no_markup():
+    sample = {"tokens": ["<script>", "a\n", "b", "<|end|>"], "rewards": [1.0, -0.5, 0.0]}
+    assert coloured(sample, 1.0) == (
+        "<span style='background:rgba(0,114,178,0.75)' title='+1'>&lt;script&gt;</span>"
+        "<span class='minus' style='background:rgba(213,94,0,0.38)' title='-0.5'>a\u21b5\n</span>"
+        "<span style='background:rgba(0,114,178,0.00)' title='+0'>b</span>"
+        "<span class='none'>&lt;|end|&gt;</span>"
+    )
+
+
+def test_a_run_that_goes_on_and_one_of_before(tmp_path):
+    """A last line half written, no tokens.jsonl, no summary, a step whose numbers are not finite."""
+    steps = [(1, {"optim/grad_norm": 0.5, "optim/skipped_total": 0}), (2, {"optim/grad_norm": "nan", "optim/skipped_total": 1})]  # fmt: skip
+    folder = planted(tmp_path / "run", {0: 0.25}, steps)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "tok')
+    assert report(folder, say=print) == folder / "report"
+    numbers = json.loads((folder / "report" / "report.json").read_text())
+    assert numbers["gradient"]["run"] == {"step": [1], "optim/grad_norm": [0.5]}
+    table = {row["name"]: row["values"] for row in numbers["table"]}
+    assert table["state"] == ["not finished (2 of 100 steps)"] and table["dropped steps"] == [1]
+    page = (folder / "report" / "index.html").read_text()
+    assert "Avg@8 25.0% at step 0; it kept no rewards by token (made by an earlier version)." in page
+
+
+def test_refusals(runs, tmp_path):
+    run = runs / "runs" / "power"
+    cases = {
+        (): "no run to report on; type the folder that train wrote",
+        (tmp_path / "nothing",): "nothing is no run: there is no such folder",
+        (tmp_path,): "is no run: it holds no metrics.jsonl and config.yaml",
+        (run, run): "a run is named twice; leave one out",
+        (run, "--baseline", "other"): "baseline: other is none of the runs; type one of power",
+        (run, "--teacher", "966"): "teacher: found 966, but an accuracy is between 0 and 100",
+        (
+            run,
+            "--teacher",
+            "evaluations/none",
+        ): "evaluations/none holds no results of an evaluation; type --teacher with",
+        (run, "--out", run): "holds other things than a report, which never replaces them; type another --out",
+        (run, "--out", run / "config.yaml"): "config.yaml is a file, not a folder for a report",
+        (run, "--open", "yes"): "unknown argument '--open'",
+    }
+    kept = {file: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    for args, message in cases.items():
+        done = command(*args, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, (args, done.stderr)
+    assert {file: file.read_bytes() for file in run.iterdir() if file.is_file()} == kept
+    broken = planted(tmp_path / "broken", {0: 0.5})
+    text = (broken / "metrics.jsonl").read_text()
+    (broken / "metrics.jsonl").write_text("not json\n" + text)
+    assert "line 1 of" in command(broken, cwd=tmp_path).stderr
+
+
+def test_a_teacher_of_other_benchmarks_is_refused(tmp_path):
+    found = read_runs([planted(tmp_path / "run", {0: 0.5})])
+    results = {"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": {"gsm8k": {"problems": 1319}}}
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "results.json").write_text(json.dumps(results))
+    with pytest.raises(
+        UserError, match="is of gsm8k, and .*run was evaluated on bundled; evaluate the teacher on the same"
+    ):
+        read_teacher(str(tmp_path / "teacher"), found)
+
+
+def test_no_torch_is_imported():
+    code = "import sys; from poweropd_lite.report.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--teacher" in done.stdout
