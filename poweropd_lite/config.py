@@ -216,7 +216,9 @@ class Config(BaseModel):
         50, ge=1, description="steps between checkpoints; one is always made at the end and on Ctrl-C"
     )
     keep_checkpoints: int = Field(2, ge=1, description="how many of the latest checkpoints stay on disk")
-    sample_every: int = Field(10, ge=1, description="steps between completions written to samples.jsonl")
+    sample_every: int = Field(
+        10, ge=1, description="steps between completions written to samples.jsonl, beside the first"
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         "none", description="also log there, through accelerate; metrics.jsonl is always written"

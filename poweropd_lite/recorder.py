@@ -100,7 +100,7 @@ class Recorder:
         self.metrics.write(state.step, metrics)
         self.tracker.log(state.step, metrics)
         self.progress.step(state.step, metrics)
-        if state.step % self.config.sample_every == 0:
+        if state.step == 1 or state.step % self.config.sample_every == 0:
             self._write_sample("train", rollouts[0], rewards)
         self._write_tokens(rollouts, rewards)
         if dropped:

@@ -186,11 +186,11 @@ def test_time_by_phase_by_hand(tmp_path):
 
 
 def test_landscape_by_hand():
-    found = landscape([1.0, 10.0], points=4)
-    assert found["q"] == [0.125, 0.375, 0.625, 0.875]
-    assert found["size"]["power 1"][3][0] == 0.75  # p 0.875, q 0.125
-    assert found["size"]["log_ratio"][3][0] == pytest.approx(math.log(7), rel=1e-3)
-    assert found["size"]["power 10"][2][3] == pytest.approx(0.875**10 - 0.625**10, rel=1e-3)
+    found = landscape([1.0, 10.0], points=3)
+    assert found["q"] == pytest.approx([0.0001, 0.5, 0.9999])
+    assert found["size"]["power 1"][2][0] == 0.9998  # p 0.9999, q 0.0001
+    assert found["size"]["log_ratio"][2][0] == pytest.approx(math.log(9999), rel=1e-3)
+    assert found["size"]["power 10"][1][2] == pytest.approx(0.9999**10 - 0.5**10, rel=1e-3)
 
 
 def test_what_is_drawn_are_these_numbers(runs):
@@ -203,8 +203,10 @@ def test_what_is_drawn_are_these_numbers(runs):
         assert lines[name].tolist() == [[s, 100 * a] for s, a in zip(avg["step"], avg["avg"], strict=True)]
         gradient = next(line for line in drawn["Gradient norm by step"].axes[0].lines if line.get_label() == name)
         assert gradient.get_ydata().tolist() == numbers["gradient"][name]["optim/grad_norm"]
-        steps = {s.get_label(): s.get_data() for s in drawn["Reward density"].axes[0].patches}
-        assert list(steps[name].values) == numbers["density"][name]["density"]
+        first, last = drawn[f"Reward density: {name}"].axes[0].patches
+        assert (first.get_label(), last.get_label()) == ("before training", "step 4")
+        assert list(first.get_data().values) == numbers["density"][name]["density"]
+        assert list(last.get_data().values) == numbers["density_at_the_end"][name]["density"]
         mean = drawn[f"Reward by place: {name}"].axes[0].lines[0]
         assert mean.get_ydata().tolist() == numbers["positions"][name]["mean"]
         outer, inner = drawn[f"Reward by step: {name}"].axes[0].collections
@@ -213,7 +215,8 @@ def test_what_is_drawn_are_these_numbers(runs):
             assert heights.min() == min(numbers["reward"][name][f"reward/{low}"])
             assert heights.max() == max(numbers["reward"][name][f"reward/{high}"])
     assert drawn["Reward by step: power"].axes[0].get_yscale() == "symlog"  # for its neighbour's sake: one scale
-    assert drawn["Gradient norm by step"].axes[0].get_yscale() == drawn["Reward density"].axes[0].get_yscale() == "log"
+    assert drawn["Gradient norm by step"].axes[0].get_yscale() == "log"
+    assert drawn["Reward density: power"].axes[0].get_yscale() == "log"
 
 
 def test_the_page_stands_alone(runs):
@@ -263,7 +266,7 @@ def test_a_run_that_goes_on_and_one_of_before(tmp_path):
     numbers = json.loads((folder / "report" / "report.json").read_text())
     assert numbers["gradient"]["run"] == {"step": [1], "optim/grad_norm": [0.5]}
     table = {row["name"]: row["values"] for row in numbers["table"]}
-    assert table["state"] == ["not finished (2 of 100 steps)"] and table["dropped steps"] == [1]
+    assert table["steps taken"] == [2] and table["finished"] == ["no"] and table["dropped steps"] == [1]
     page = (folder / "report" / "index.html").read_text()
     assert "Avg@8 25.0% at step 0; it kept no rewards by token (made by an earlier version)." in page
 

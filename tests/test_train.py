@@ -67,6 +67,7 @@ def test_the_run_folder_holds_what_the_docs_say(finished):
     samples = lines(run / "samples.jsonl")
     assert [(s["step"], s["kind"]) for s in samples] == [
         (0, "eval"),
+        (1, "train"),
         (2, "train"),
         (2, "eval"),
         (4, "train"),

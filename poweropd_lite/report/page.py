@@ -105,7 +105,7 @@ def _samples(run: Run) -> str:
         kind = "training" if sample["kind"] == "train" else "evaluation, not rewarded"
         text = coloured(sample, limit) if "rewards" in sample else _(sample["completion"])
         parts.append(f"<details open><summary>step {sample['step']}, {kind}, {end}</summary>")
-        parts.append(f"<pre class='quiet'>{_(sample['prompt'])}</pre><pre>{text}</pre></details>")
+        parts.append(f"<pre class='quiet'>{_(sample['prompt'].strip())}</pre><pre>{text}</pre></details>")
     return "\n".join(parts)
 
 

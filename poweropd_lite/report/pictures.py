@@ -32,7 +32,7 @@ def pictures(runs: Sequence[Run], numbers: dict[str, Any], teacher: Reference | 
     yield from _rewards(runs, numbers, colours)
     caption = (
         "Size of the reward by the student's and the teacher's probability of the sampled token. The log ratio grows without "
-        "bound where one of the two is small; a large alpha pays only where one of them is near 1."
+        "bound where one of the two is small; a large alpha pays only where one of them is near 1. Both axes are stretched toward 0 and 1."
     )
     yield Drawn(token_figures.landscape_figure(numbers["landscape"]), "The reward's landscape", caption, "landscape")
     yield from _health(runs, numbers, colours)
@@ -71,9 +71,10 @@ def _rewards(runs: Sequence[Run], numbers: dict[str, Any], colours: dict[str, in
     if found := numbers["density"]:
         steps = sorted({of["step"] for of in found.values()})
         when = "before training" if steps == [1] else f"at step {steps[0]}, the first that was kept"
-        caption = f"Density of the rewards of a step's tokens, {when}, on a log scale.{_outside(found)}"
-        figure = token_figures.density_figure(found, colours, numbers["density_at_the_end"])
-        yield Drawn(figure, "Reward density", caption, "density")
+        caption = f"Density of the rewards of a step's tokens, on a log scale. Filled: {when}; line: at the last step that was kept.{_outside(found)}"
+        both = {name: {"first": of, "last": numbers["density_at_the_end"][name]} for name, of in found.items()}
+        bounds = token_figures.range_of([of for pair in both.values() for of in pair.values()])
+        yield from _panels("Reward density", caption, "density", both, colours, bounds, token_figures.density_figure)
         caption = f"Line: the mean reward of the tokens at a place, {when}. Band: from the least to the greatest."
         bounds, draw = _bounds(numbers["positions"], "min", "max"), token_figures.positions_figure
         yield from _panels("Reward by place", caption, "positions", numbers["positions"], colours, bounds, draw)

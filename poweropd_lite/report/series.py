@@ -111,8 +111,12 @@ def positions(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def landscape(alphas: Sequence[float], points: int = 41) -> dict[str, Any]:
-    """Returns the size of the log ratio and of power rewards over a grid of the student's (q) and the teacher's (p) probabilities."""
-    grid = [(i + 0.5) / points for i in range(points)]
+    """Returns the size of the log ratio and of power rewards over a grid of the student's (q) and the teacher's (p) probabilities.
+
+    The grid is even in the log odds, from 0.0001 to 0.9999: rewards of a small alpha differ near 0, of a large one near 1.
+    """
+    end = math.log(9999)
+    grid = [1 / (1 + math.exp(end - 2 * end * i / (points - 1))) for i in range(points)]
     rewards = {"log_ratio": lambda p, q: math.log(p) - math.log(q)}
     rewards |= {f"power {a:g}": lambda p, q, a=a: p**a - q**a for a in alphas}
     size = {name: [[_short(abs(r(p, q))) for q in grid] for p in grid] for name, r in rewards.items()}

@@ -9,6 +9,7 @@ from poweropd_lite.metrics import clock
 from poweropd_lite.report.read import Reference, Run
 from poweropd_lite.report.series import accuracy, first_step_at, phases
 
+DECIMALS = {"tokens": ".1f", "steps": ".1f", "s": ".3f", "GiB": ".2f"}  # of others, three digits
 Row = dict[
     str, Any
 ]  # what it is, its unit, a value a run (None where there is none), and the differences from the baseline
@@ -26,8 +27,8 @@ def figures(run: Run, teacher: Reference | None, level: float | None) -> dict[st
     taken = steps[-1]["step"] if steps else 0
     out: dict[str, tuple[Any, str]] = {
         "reward": (run.reward, ""),
-        "steps": (taken, ""),
-        "state": ("finished" if (run.summary or {}).get("finished") else f"not finished ({taken} of {run.config.steps} steps)", ""),
+        "steps taken": (taken, ""),
+        "finished": ("yes" if (run.summary or {}).get("finished") else "no", ""),
         f"Avg@{k} before training": (before, "%"),
         f"Avg@{k} at the end": (after, "%"),
     }  # fmt: skip
@@ -86,7 +87,10 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Returns the settings, but for the output folder, in which the runs differ, with the value of each run."""
     dumps = [run.config.model_dump() for run in runs]
     names = [name for name in dumps[0] if name != "output" and any(dump[name] != dumps[0][name] for dump in dumps)]
-    return {name: [dump[name] for dump in dumps] for name in names}
+    found = {name: [dump[name] for dump in dumps] for name in names}
+    if "alpha" in found:
+        found["alpha"] = [dump["alpha"] if dump["reward"] == "power" else "ignored" for dump in dumps]
+    return found
 
 
 def in_words(value: Any, unit: str) -> str:
@@ -99,20 +103,18 @@ def in_words(value: Any, unit: str) -> str:
         return f"{100 * value:.1f}%"
     if unit == "clock":
         return clock(value)
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{text} {unit}".strip()
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f} {unit}".strip()
+    return f"{value:{DECIMALS.get(unit, '.3g')}} {unit}".strip()
 
 
 def difference_in_words(value: float | None, unit: str) -> str:
-    """Returns a difference as it is shown: shares in percentage points."""
-    if value is None:
+    """Returns a difference as it is shown, shares in percentage points; nothing if it would be shown as zero."""
+    if value is None or in_words(abs(value), unit) == in_words(0.0 if isinstance(value, float) else 0, unit):
         return ""
     if unit == "%":
         return f"{100 * value:+.1f} points"
-    if unit == "clock":
-        return ("+" if value >= 0 else "-") + clock(abs(value))
-    sign = "+" if value >= 0 else "-"
-    return sign + in_words(abs(value), unit)
+    return ("+" if value > 0 else "-") + in_words(abs(value), unit)
 
 
 def _of(take: Any, steps: Sequence[dict[str, Any]], key: str) -> Any:

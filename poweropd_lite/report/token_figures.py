@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.report.drawing import HEIGHT, WIDTH, legend, new_figure, reward_axis, style
+from poweropd_lite.report.drawing import HEIGHT, WIDTH, new_figure, reward_axis, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,10 @@ def _panels(
     bounds: tuple[float, float],
     draw: "Callable[[Axes, Numbers, str], None]",
     along: str,
+    up: str = "reward",
+    of: str = "y",
 ) -> "Figure":
+    """A panel a run; `bounds` are those of the rewards, which are on the axis `of`."""
     columns = min(3, len(runs))
     rows = -(-len(runs) // columns)
     height = HEIGHT if len(runs) == 1 else 0.8 * HEIGHT * rows
@@ -47,56 +50,52 @@ def _panels(
     figure.set_figwidth(max(WIDTH, 3.2 * columns))
     for panel, (name, found) in zip(axes.flat, runs.items(), strict=False):
         draw(panel, found, style(indices[name])["color"])
-        panel.axhline(0, color="0.3", linewidth=0.6)
+        (panel.axhline if of == "y" else panel.axvline)(0, color="0.3", linewidth=0.6)
         panel.set_title(name, fontsize="medium", loc="left")
         panel.set_xlabel(along)
         panel.tick_params(labelbottom=True)
-        reward_axis(panel, "y", *bounds)
+        reward_axis(panel, of, *bounds)
     for unused in axes.flat[len(runs) :]:
         unused.set_visible(False)
     for row in axes:
-        row[0].set_ylabel("reward")
+        row[0].set_ylabel(up)
     return figure
 
 
-def density_figure(first: dict[str, Numbers], indices: dict[str, int], last: dict[str, Numbers]) -> "Figure":
-    """Density of the rewards on a log scale at the first step kept, by run; also at the last one, if there is only one run."""
-    figure, axes = new_figure()
-    for name, found in first.items():
-        label = name if len(first) > 1 else "before training" if found["step"] == 1 else f"step {found['step']}"
-        axes.stairs(found["density"], found["edges"], label=label, baseline=None, linewidth=1.4, **style(indices[name]))
-    if len(first) == 1:
-        ((_, found),) = last.items()
-        axes.stairs(found["density"], found["edges"], label=f"step {found['step']}", baseline=None, **style(1))
-    reward_axis(axes, "x", *edges_with_counts([*first.values(), *last.values()]))
-    axes.set_yscale("log")
-    axes.set_xlabel("reward")
-    axes.set_ylabel("density")
-    legend(axes, len(first) + 1)
-    return figure
+def density_figure(runs: dict[str, Numbers], indices: dict[str, int], bounds: tuple[float, float]) -> "Figure":
+    """Density of the rewards on a log scale, filled at the first step kept and a line at the last: a panel a run, on one scale."""
+
+    def draw(panel: "Axes", found: Numbers, color: str) -> None:
+        first, last = found["first"], found["last"]
+        label = "before training" if first["step"] == 1 else f"step {first['step']}"
+        panel.stairs(first["density"], first["edges"], label=label, fill=True, color=color, alpha=0.5)
+        if last["step"] > first["step"]:
+            panel.stairs(last["density"], last["edges"], label=f"step {last['step']}", baseline=None, color="0.2")
+        panel.set_yscale("log")
+        panel.legend(frameon=False, fontsize="x-small", loc="best")
+
+    return _panels(runs, indices, bounds, draw, "reward", "density", of="x")
 
 
-def edges_with_counts(found: list[Numbers]) -> tuple[float, float]:
-    """Returns the least and the greatest reward that any of the densities has tokens at."""
-    there = [
-        (numbers["edges"][i], numbers["edges"][i + 1])
-        for numbers in found
-        for i, d in enumerate(numbers["density"])
-        if d
-    ]
+def range_of(densities: list[Numbers]) -> tuple[float, float]:
+    """Returns the least and the greatest reward at which any of the densities has tokens."""
+    there = [(of["edges"][i], of["edges"][i + 1]) for of in densities for i, d in enumerate(of["density"]) if d]
     return min((low for low, _ in there), default=0.0), max((high for _, high in there), default=0.0)
 
 
 def landscape_figure(found: Numbers) -> "Figure":
-    """Size of the reward over the student's and the teacher's probability: the log ratio, then power rewards."""
-    names = list(found["size"])
+    """Size of the reward over the student's and the teacher's probability, on axes of log odds: the log ratio, then power rewards."""
+    names, ticks, ends = list(found["size"]), (0.001, 0.5, 0.999), (found["q"][0], found["q"][-1])
     rows = -(-len(names) // 2)
-    figure, axes = new_figure(rows, 2, height=0.5 + 0.43 * WIDTH * rows, squeeze=False, sharex=True, sharey=True)
+    figure, axes = new_figure(rows, 2, height=0.5 + 0.44 * WIDTH * rows, squeeze=False, sharex=True, sharey=True)
     for panel, name in zip(axes.flat, names, strict=False):
         size = found["size"][name]
         top = max(map(max, size)) if name == "log_ratio" else 1.0
         mesh = panel.pcolormesh(found["q"], found["p"], size, cmap="cividis", vmin=0, vmax=top, rasterized=True)
-        panel.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        panel.set(xscale="logit", yscale="logit", aspect="equal", xlim=ends, ylim=ends)
+        panel.set_xticks(ticks, map(str, ticks), fontsize="small")
+        panel.set_yticks(ticks, map(str, ticks), fontsize="small")
+        panel.minorticks_off()
         panel.set_title(name.replace("_", " "), fontsize="medium")
         bar = figure.colorbar(mesh, ax=panel, ticks=[0, top])
         bar.ax.set_yticklabels(["0", f"{top:.2g}"])
