@@ -286,6 +286,7 @@ class Recorder:
             lines.append(
                 f"  compare:     python -m poweropd_lite.train --config {path}/config.yaml {_other(config)} --output {path}-other"
             )
+        lines.append(f"  see it:      python -m poweropd_lite.report {path}")
         if summary["finished"]:
             lines.append(f"  evaluate:    python -m poweropd_lite.evaluate --model {path}")
             lines.append(f"  export:      python -m poweropd_lite.export {path} --to gguf")
