@@ -271,6 +271,24 @@ def test_a_run_that_goes_on_and_one_of_before(tmp_path):
     assert "Avg@8 25.0% at step 0; it kept no rewards by token (made by an earlier version)." in page
 
 
+def test_odd_names_and_other_sample_counts_stand_side_by_side(tmp_path):
+    """A name that matplotlib would take for a formula or leave out of the legend; Avg@8 and Avg@2 are two rows."""
+    one = planted(tmp_path / "_a$^$<b>", {0: 0.25, 100: 0.5}, [(1, {"optim/grad_norm": 0.5})])
+    two = planted(tmp_path / "two", {}, [(1, {"optim/grad_norm": 0.25})], eval_samples=2)
+    results = {"n": 4, "benchmarks": {"gsm8k": {"avg@4": 0.375}}}
+    for step, avg in ((50, 0.1), (100, 0.375)):
+        (two / "eval" / f"step_{step:06}").mkdir(parents=True)
+        results["benchmarks"]["gsm8k"]["avg@4"] = avg
+        (two / "eval" / f"step_{step:06}" / "results.json").write_text(json.dumps(results))
+    folder = report([one, two], out=tmp_path / "out")
+    rows = {row["name"]: row["values"] for row in json.loads((folder / "report.json").read_text())["table"]}
+    assert rows["Avg@8 at the end"] == [0.5, None] and rows["Avg@4 on gsm8k by evaluate"] == [None, 0.375]
+    assert "<th>_a$^$&lt;b&gt;</th>" in (folder / "index.html").read_text()
+    found = read_runs([one, two])
+    drawn = {picture.file: picture.figure for picture in pictures(found, gather(found, found[0], None), None)}
+    assert [t.get_text() for t in drawn["gradient"].legends[0].get_texts()] == [r" _a\$^\$<b>", "two"]
+
+
 def test_refusals(runs, tmp_path):
     run = runs / "runs" / "power"
     cases = {

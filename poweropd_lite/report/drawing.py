@@ -19,6 +19,12 @@ def style(index: int) -> dict[str, Any]:
     return {"color": INK[index % len(INK)], "linestyle": DASHES[index // len(INK) % len(DASHES)]}
 
 
+def label(name: str) -> str:
+    """Returns a run's name as matplotlib takes it: no formula between dollars, and in the legend even with "_" in front."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
 def new_figure(rows: int = 1, columns: int = 1, height: float = HEIGHT, **options: Any) -> tuple["Figure", Any]:
     """Returns a figure, that needs no screen, and its axes (an array if there are several)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

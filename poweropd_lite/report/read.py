@@ -26,6 +26,7 @@ class Run:
     )  # tokens.jsonl: histograms and places; empty for runs made before there was one
     samples: list[Line] = field(repr=False)  # samples.jsonl
     summary: dict[str, Any] | None = field(repr=False)  # summary.json; None while it runs, or after a kill
+    scored: dict[str, tuple[int, float]] = field(repr=False)  # by benchmark, n and Avg@n of evaluate at its last step
 
     @property
     def reward(self) -> str:
@@ -78,7 +79,23 @@ def _read(folder: Path, name: str) -> Run:
         read_lines(folder / "tokens.jsonl"),
         read_lines(folder / "samples.jsonl"),
         summary,
+        _scored(folder),
     )
+
+
+def _scored(folder: Path) -> dict[str, tuple[int, float]]:
+    """What the evaluate command found of the run's last step; nothing where it is being written, or was never run."""
+    found = {}
+    for file in sorted(folder.glob("eval/step_*/results.json")):
+        try:
+            results = json.loads(file.read_text(encoding="utf-8"))
+            n = results["n"]
+            found = {name: (n, float(row[f"avg@{n}"])) for name, row in results["benchmarks"].items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{file} holds no results; make it anew: python -m poweropd_lite.evaluate --regrade {file.parent}"
+            ) from None
+    return found
 
 
 def read_lines(path: Path) -> list[Line]:

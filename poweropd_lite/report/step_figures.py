@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.report.drawing import INK, legend, new_figure, style
+from poweropd_lite.report.drawing import INK, label, legend, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +15,9 @@ def accuracy_figure(runs: Numbers, indices: dict[str, int], samples: str, teache
     """Avg@k by step, with the base (before training) and the teacher as lines."""
     figure, axes = new_figure()
     for name, found in runs.items():
-        axes.plot(found["step"], _percent(found["avg"]), marker="o", markersize=3.5, label=name, **style(indices[name]))
+        axes.plot(
+            found["step"], _percent(found["avg"]), marker="o", markersize=3.5, label=label(name), **style(indices[name])
+        )
     bases = {found["avg"][0] for found in runs.values() if found["step"] and found["step"][0] == 0}
     if len(bases) == 1:
         axes.axhline(100 * bases.pop(), color="0.6", linewidth=1, linestyle=":", label="base (before training)")
@@ -29,12 +31,12 @@ def accuracy_figure(runs: Numbers, indices: dict[str, int], samples: str, teache
 
 
 def line_figure(
-    runs: Numbers, indices: dict[str, int], key: str, label: str, log: bool = False, floor: float | None = None
+    runs: Numbers, indices: dict[str, int], key: str, title: str, log: bool = False, floor: float | None = None
 ) -> "Figure":
     """One number by step, a line a run."""
     figure, axes = new_figure()
     for name, found in runs.items():
-        axes.plot(found["step"], found[key], linewidth=1.2, label=name, **style(indices[name]))
+        axes.plot(found["step"], found[key], linewidth=1.2, label=label(name), **style(indices[name]))
     if floor is not None:
         axes.set_ylim(bottom=floor)
     if log:
@@ -42,7 +44,7 @@ def line_figure(
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("step")
-    axes.set_ylabel(label)
+    axes.set_ylabel(title)
     legend(axes, len(runs))
     return figure
 
@@ -68,7 +70,7 @@ def steps_figure(found: dict[str, Any], indices: dict[str, int], samples: str) -
             *zip(*points, strict=True) if points else ([], []),
             marker="o",
             markersize=4,
-            label=name,
+            label=label(name),
             **style(indices[name]),
         )
     axes.set_xlabel("steps needed")
@@ -89,7 +91,7 @@ def time_figure(runs: dict[str, dict[str, float]]) -> "Figure":
         widths = [runs[name][phase] / unit for name in names]
         axes.barh(range(len(names)), widths, left=left, color=INK[k % len(INK)], label=phase, height=0.6)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(names)), names, fontsize="small")
+    axes.set_yticks(range(len(names)), map(label, names), fontsize="small")
     axes.invert_yaxis()
     axes.set_xlabel(word)
     figure.legend(frameon=False, fontsize="small", loc="outside upper left", ncols=4)

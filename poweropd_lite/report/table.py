@@ -45,6 +45,8 @@ def figures(run: Run, teacher: Reference | None, level: float | None) -> dict[st
         ("answers that stop at the end", "stop", "%"),
     ):
         out[name] = (found[key][-1] if last else None, unit)
+    for benchmark, (n, avg) in run.scored.items():
+        out[f"Avg@{n} on {benchmark} by evaluate"] = (avg, "%")
     out |= {
         "least reward of any token": (_of(min, steps, "reward/min"), ""),
         "greatest reward of any token": (_of(max, steps, "reward/max"), ""),
@@ -70,8 +72,10 @@ def table(runs: Sequence[Run], baseline: Run, teacher: Reference | None) -> list
     level = max(base[1:], default=None) if len(runs) > 1 else None  # alone it is its own last step
     columns = [figures(run, teacher, level) for run in runs]
     own = runs.index(baseline)
+    names = dict.fromkeys(name for column in columns for name in column)  # Avg@2 and Avg@8 are two rows
     rows = []
-    for name, (_, unit) in columns[0].items():
+    for name in names:
+        unit = next(column[name][1] for column in columns if name in column)
         values = [column.get(name, (None, unit))[0] for column in columns]
         reference = values[own]
         differences = [

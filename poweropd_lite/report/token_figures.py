@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.report.drawing import HEIGHT, WIDTH, new_figure, reward_axis, style
+from poweropd_lite.report.drawing import HEIGHT, WIDTH, label, new_figure, reward_axis, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def _panels(
     for panel, (name, found) in zip(axes.flat, runs.items(), strict=False):
         draw(panel, found, style(indices[name])["color"])
         (panel.axhline if of == "y" else panel.axvline)(0, color="0.3", linewidth=0.6)
-        panel.set_title(name, fontsize="medium", loc="left")
+        panel.set_title(label(name), fontsize="medium", loc="left")
         panel.set_xlabel(along)
         panel.tick_params(labelbottom=True)
         reward_axis(panel, of, *bounds)
@@ -67,8 +67,8 @@ def density_figure(runs: dict[str, Numbers], indices: dict[str, int], bounds: tu
 
     def draw(panel: "Axes", found: Numbers, color: str) -> None:
         first, last = found["first"], found["last"]
-        label = "before training" if first["step"] == 1 else f"step {first['step']}"
-        panel.stairs(first["density"], first["edges"], label=label, fill=True, color=color, alpha=0.5)
+        when = "before training" if first["step"] == 1 else f"step {first['step']}"
+        panel.stairs(first["density"], first["edges"], label=when, fill=True, color=color, alpha=0.5)
         if last["step"] > first["step"]:
             panel.stairs(last["density"], last["edges"], label=f"step {last['step']}", baseline=None, color="0.2")
         panel.set_yscale("log")
