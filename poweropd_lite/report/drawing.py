@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 INK = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
 DASHES = ("-", "--", ":", "-.")  # tells apart beyond seven runs
-WIDTH, HEIGHT = 5.2, 3.3  # inches of a panel: its letters stay readable on a screen of 360 pixels
+WIDTH, HEIGHT = 4.6, 3.0  # inches of a panel: its letters stay readable on a screen of 360 pixels
 BOUND = 1.0  # of bounded rewards: beyond it an axis of rewards is logarithmic
 
 
