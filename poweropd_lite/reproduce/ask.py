@@ -8,7 +8,7 @@ from typing import Any
 from poweropd_lite.config import load_config
 from poweropd_lite.errors import UserError
 from poweropd_lite.reproduce import results
-from poweropd_lite.reproduce.grid import PAIR_FIELDS, load_pairs, make_tasks
+from poweropd_lite.reproduce.grid import load_pairs, make_tasks
 from poweropd_lite.reproduce.settings import (
     AXES,
     SCORING,
@@ -29,7 +29,7 @@ def settle(
     What was not given (by a flag or the preset) is as in the folder. Raises UserError for settings that differ from the folder's.
     """
     queue = there or Queue(out)
-    if there is None and "pairs" not in given:
+    if there is None and not asked.pairs:
         raise UserError(
             "nothing to reproduce yet; type --preset smoke (a minute), --preset tiny (under two hours on two cores), --preset paper, "
             "or --pairs with the pairs that are meant"
@@ -75,21 +75,18 @@ def _pairs(
 ) -> dict[str, dict[str, Any]]:
     """Returns the pairs that are meant, with training's settings; adds to `differing` where the folder's are others."""
     here = queue.pairs
-    for name, values in here.items():  # settings typed now are those of every pair in the folder
+    for values in here.values():  # settings typed now are those of every pair in the folder
         now = load_config(**values | training | {"score": "full"})
-        differing += [
-            f"{key} {values[key]} there, {getattr(now, key)} now"
-            for key in training
-            if key in PAIR_FIELDS
-            and getattr(now, key) != values[key]
-            and not any(d.startswith(f"{key} ") for d in differing)
-        ]
-        _ = name
+        for key in training:
+            said = any(words.startswith(f"{key} ") for words in differing)
+            if not said and key in values and getattr(now, key) != values[key]:
+                differing.append(f"{key} {values[key]} there, {getattr(now, key)} now")
     if "pairs" not in given or not asked.pairs:
         return dict(here)
     queue.training |= {k: v for k, v in training.items() if k not in queue.training}
-    known = ",".join(asked.pairs.split(","))
-    found = load_pairs(known, queue.training) if not differing else {}
+    if differing:
+        return {}
+    found = load_pairs(asked.pairs, queue.training)
     for name, values in found.items():
         there = here.get(name)
         differing += [

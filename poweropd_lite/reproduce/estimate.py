@@ -15,7 +15,7 @@ from typing import Any
 from poweropd_lite.config import BUNDLED
 from poweropd_lite.errors import UserError
 from poweropd_lite.metrics import clock
-from poweropd_lite.reproduce.grid import Task
+from poweropd_lite.reproduce.grid import Task, read_task
 from poweropd_lite.reproduce.results import Steps, read_steps
 from poweropd_lite.reproduce.state import DONE, FAILED, Queue
 
@@ -141,7 +141,7 @@ class Pace:
             return measured
         ours, theirs = self._tflops(task.pair, plan_key(task)), None
         for name, steps in self.steps.items():
-            other = _task_of(self.queue, name)
+            other = read_task(self.queue.runs[name])
             if len(steps.seconds) >= FIRST_STEPS:
                 seconds = START + total * statistics.median(steps.seconds[1:])
                 if other.pair == task.pair:
@@ -159,7 +159,7 @@ class Pace:
             return measured
         for name, steps in self.steps.items():
             if steps.tokens_per_second and len(steps.seconds) >= FIRST_STEPS:
-                other = _task_of(self.queue, name)
+                other = read_task(self.queue.runs[name])
                 scale = 1.0
                 if other.pair != task.pair:
                     ours, theirs = self._tflops(task.pair, plan_key(task)), self._tflops(other.pair, plan_key(other))
@@ -186,7 +186,7 @@ class Pace:
             for record in self.queue.runs.values()
             if record["seconds"].get(stage)
             and (record["state"] == DONE or (stage == "train" and record["stage"] == "evaluate"))
-            for read in [_task_of(self.queue, record["name"])]
+            for read in [read_task(record)]
         ]
         full = task.reward == "full_kl"
         likes: tuple[Callable[[Task], bool], ...] = (
@@ -205,10 +205,6 @@ class Pace:
             (p for k, p in self.queue.plans.items() if k.rpartition(" ")[0] == pair), {}
         )
         return sum(found["tflops"].values()) if found.get("tflops") else None
-
-
-def _task_of(queue: Queue, name: str) -> Task:
-    return next(task for task in queue.tasks() if task.name == name)
 
 
 def words(left: Left, jobs: int, unknown: str) -> str:

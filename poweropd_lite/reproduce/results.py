@@ -31,6 +31,7 @@ class Steps:
     length: float = 0.0  # mean completion of the last steps, tokens
     tokens_per_second: float = 0.0  # of the rollouts alone
     dropped: int = 0
+    planned_gib: float | None = None  # as the run itself foresaw it
 
     @property
     def largest_norm(self) -> float | None:
@@ -101,6 +102,7 @@ def read_steps(out: Path, task: Task) -> Steps:
         statistics.fmean(float(v["rollout/length"]) for v in late),
         statistics.median(speeds),
         sum(bool(v.get("optim/skipped")) for v in lines),
+        lines[-1].get("memory/planned_gib"),
     )
 
 

@@ -3,6 +3,7 @@
 In a file of its own because command_config.py, where the other commands have theirs, would grow past one sitting's reading.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -122,7 +123,9 @@ def split_settings(settings: dict[str, Any]) -> tuple[ReproduceConfig, dict[str,
                 f"--{name.replace('_', '-')} is set by the grid, a run at a time; leave it out, and type {SET_BY_GRID[name]}"
             )
     texts = {k: ",".join(map(str, v)) for k, v in settings.items() if isinstance(v, list | tuple)}
+    texts |= {k: str(v) for k, v in settings.items() if isinstance(v, Path)}
     settings = {k: v for k, v in (settings | texts).items() if k not in SET_BY_GRID}
+    _check_together({k for k, v in settings.items() if v is not None and v is not False}, settings)
     preset = settings.get("preset")
     if preset is not None and preset not in PRESETS:
         raise UserError(f"preset: found {preset!r}{nearest(preset, PRESETS)}")
@@ -131,6 +134,17 @@ def split_settings(settings: dict[str, Any]) -> tuple[ReproduceConfig, dict[str,
     own |= {k: str(own[k]) for k in (*AXES, "out") if own.get(k) is not None}
     training = {k: v for k, v in values.items() if k not in ReproduceConfig.model_fields}
     return checked(ReproduceConfig, own), training, set(values)
+
+
+def _check_together(typed: set[str], settings: dict[str, Any]) -> None:
+    """Raises UserError for flags that mean nothing beside each other."""
+    if "tables_only" in typed and (others := sorted(typed - {"tables_only", "preset", "out"})):
+        flags = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise UserError(f"--tables-only takes everything from the folder, so {flags} means nothing there; leave it out")
+    if "alphas" in typed and "rewards" in typed and "power" not in reward_names(str(settings["rewards"])):
+        raise UserError(
+            "--alphas are exponents of the power reward, which --rewards does not name; add power, or leave them out"
+        )
 
 
 def words(text: str, flag: str) -> list[str]:

@@ -43,6 +43,7 @@ class Running:
     begin: int  # where this sitting's part of the log starts
     started: float = field(default_factory=time.monotonic)
     told: bool = False  # whether a signal was passed on to it
+    beside: int = 1  # the most runs at once while it lived
 
 
 class Workers:
@@ -68,6 +69,8 @@ class Workers:
                         self._end(running, stop, ended)
                     if not stop:
                         self._fill(ended)
+                    for running in self.running:
+                        running.beside = max(running.beside, len(self.running))
                     if not self.running and (stop or not self.queue.tasks(WAITING)):
                         return stop.signal
                     tick()
@@ -160,6 +163,8 @@ class Workers:
         record = self.queue.runs[task.name]
         spent = record["seconds"].get(running.stage, 0.0) + time.monotonic() - running.started
         record["seconds"][running.stage] = round(spent, 1)
+        if running.stage == "train":
+            record["side_by_side"] = max(running.beside, record.get("side_by_side", 1))
         missing = None if code else self._missing(task, running.stage)
         if code == 0 and missing is None:
             last = running.stage == "evaluate"
