@@ -29,12 +29,14 @@ def plan_key(task: Task) -> str:
     return f"{task.pair} {'full_kl' if task.reward == 'full_kl' else 'sampled'}"
 
 
-def ask_plan(queue: Queue, task: Task, config: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Returns what the plan command says of a task's pair and kind of reward, whose settings are in the file `config`.
+def ask_plan(queue: Queue, task: Task, config: Path, gpu: str | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Returns what the plan command says of a task's pair and kind of reward, whose settings are in the file `config`, on this
+    machine or the card `gpu`.
 
     Where plan knows the card, `evaluation_seconds` is added. Raises UserError where it finds the models unreadable.
     """
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in task.settings().items()]
+    flags += [f"--gpu={gpu}"] if gpu else []
     found = _plan([f"--config={config}", *flags], task, say)
     if found.get("seconds"):
         scoring = queue.scoring

@@ -4,9 +4,11 @@ from poweropd_lite.reproduce import reproduce
 done = reproduce(preset="smoke", out="smoke", lr=4e-3)
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from poweropd_lite.reproduce.ask import set_right, settle
 from poweropd_lite.reproduce.files import write_tables
 from poweropd_lite.reproduce.grid import Task, in_order, scores_folder
 from poweropd_lite.reproduce.results import count_samples, read_scores
-from poweropd_lite.reproduce.settings import split_settings
+from poweropd_lite.reproduce.settings import ReproduceConfig, split_settings
 from poweropd_lite.reproduce.state import DONE, FAILED, WAITING, Queue, is_locked, locked, read_queue, write_pairs
 from poweropd_lite.reproduce.work import Workers
 
@@ -53,7 +55,7 @@ def reproduce(say: Callable[[str], None] = print, **settings: Any) -> Reproduced
     queue, _ = settle(asked, training, given, there, out)
     if is_locked(out):
         raise UserError(f"another process is working on the queue in {out}; wait for it, or type another --out")
-    planned = _planned(queue, asked.jobs, say)
+    planned = _planned(queue, asked, say)
     if asked.dry_run:
         queue.plans |= planned
         say(_size(queue, queue.out))
@@ -77,20 +79,25 @@ def reproduce(say: Callable[[str], None] = print, **settings: Any) -> Reproduced
         return _finish(queue, stopped, say)
 
 
-def _planned(queue: Queue, jobs: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def _planned(queue: Queue, asked: ReproduceConfig, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """Asks plan about every pair and kind of reward that it was not asked about yet; raises UserError where one does not fit."""
-    found: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for task in in_order(queue.tasks()):
-            key = estimate.plan_key(task)
-            if task.role == "run" and key not in found:
-                if key not in queue.plans:
-                    say(f"planning {task.pair}, {'full vocabulary' if task.reward == 'full_kl' else 'sampled tokens'}")
-                    write_pairs(Path(folder), {task.pair: queue.pairs[task.pair]})
-                    found[key] = estimate.ask_plan(queue, task, Path(folder) / f"{task.pair}.yaml", say)
-                else:
-                    found[key] = queue.plans[key]
-                estimate.check_fit(task, found[key], jobs)
+    wanted: dict[str, Task] = {}
+    for task in in_order(queue.tasks()):
+        if task.role == "run":
+            wanted.setdefault(estimate.plan_key(task), task)
+    missing = [key for key in wanted if asked.gpu or key not in queue.plans]
+    if missing:
+        say(f"planning {', '.join(missing)}")
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        write_pairs(Path(folder), queue.pairs)
+
+        def ask(key: str) -> dict[str, Any]:
+            task = wanted[key]
+            return estimate.ask_plan(queue, task, Path(folder) / f"{task.pair}.yaml", asked.gpu, say)
+
+        found = queue.plans | dict(zip(missing, pool.map(ask, missing), strict=True))
+    for key, task in wanted.items():
+        estimate.check_fit(task, found[key], asked.jobs)
     return found
 
 

@@ -69,6 +69,11 @@ class ReproduceConfig(BaseModel):
     )
     retry_failed: bool = Field(False, description="try the runs that failed once more")
     dry_run: bool = Field(False, description="say what would be run and how long it takes, and write nothing")
+    gpu: str | None = Field(
+        None,
+        min_length=1,
+        description="the card that --dry-run is about, as --gpu of plan; if not given, this machine's",
+    )
     tables_only: bool = Field(False, description="make the tables of what is done, and run nothing")
 
 
@@ -141,6 +146,8 @@ def _check_together(typed: set[str], settings: dict[str, Any]) -> None:
     if "tables_only" in typed and (others := sorted(typed - {"tables_only", "preset", "out"})):
         flags = ", ".join("--" + name.replace("_", "-") for name in others)
         raise UserError(f"--tables-only takes everything from the folder, so {flags} means nothing there; leave it out")
+    if "gpu" in typed and "dry_run" not in typed:
+        raise UserError("--gpu is for an estimate of another card; type --dry-run with it, or leave it out")
     if "alphas" in typed and "rewards" in typed and "power" not in reward_names(str(settings["rewards"])):
         raise UserError(
             "--alphas are exponents of the power reward, which --rewards does not name; add power, or leave them out"
