@@ -1,8 +1,7 @@
-"""The reproduce command: killed and restarted to the same bytes, failures kept, intervals, tables by hand, refusals."""
+"""The reproduce command as it is run: killed and restarted to the same bytes, failures kept and said, stops without loss."""
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,37 +9,24 @@ import sys
 import time
 from pathlib import Path
 
-import mpmath
 import pytest
 
-from poweropd_lite.errors import UserError
-from poweropd_lite.files import write_json, write_text
 from poweropd_lite.reproduce.ask import settle
-from poweropd_lite.reproduce.cost import costs
-from poweropd_lite.reproduce.estimate import Pace, check_fit
-from poweropd_lite.reproduce.files import write_tables
-from poweropd_lite.reproduce.grid import in_order, load_pairs, model_tasks, scores_folder
-from poweropd_lite.reproduce.rows import Reader
 from poweropd_lite.reproduce.settings import split_settings
-from poweropd_lite.reproduce.state import DONE, FAILED, WAITING, Queue, read_queue
-from poweropd_lite.reproduce.stats import stat, t_quantile
+from poweropd_lite.reproduce.state import DONE, FAILED, WAITING
 
 COMMAND = [sys.executable, "-m", "poweropd_lite.reproduce"]
-TINY_GRID = [
-    "--pairs",
-    "bundled",
-    "--rewards",
-    "power",
-    "--alphas",
-    "10",
-    "--seeds",
-    "0",
-    "--problems",
-    "4",
-    "--n",
-    "2",
-]
-TINY_GRID += ["--steps", "2", "--batch-size", "4"]
+ONE_RUN = {
+    "pairs": "bundled",
+    "rewards": "power",
+    "alphas": "10",
+    "seeds": "0",
+    "problems": 4,
+    "n": 2,
+    "steps": 2,
+    "batch-size": 4,
+}
+TINY_GRID = [f"--{name}={value}" for name, value in ONE_RUN.items()]
 
 
 def run(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -189,7 +175,8 @@ def test_a_run_that_fails_is_kept_and_said_and_the_queue_goes_on(tmp_path):
     other = tmp_path / "q" / "runs" / "bundled-log_ratio-plain-seed0"
     flags = [*TINY_GRID, "--rewards", "power,log_ratio", "--out", "q"]
     assert run(*flags, "--dry-run", cwd=tmp_path).returncode == 0 and not (tmp_path / "q").exists()
-    asked, training, given = split_settings({"pairs": "bundled", "rewards": "power,log_ratio", "alphas": "10", "seeds": "0", "problems": 4, "n": 2, "steps": 2, "batch_size": 4})  # fmt: skip
+    names = {name.replace("-", "_"): value for name, value in ONE_RUN.items()}
+    asked, training, given = split_settings(names | {"rewards": "power,log_ratio"})
     out = tmp_path / "q"
     out.mkdir()
     settle(asked, training, given, None, out)[0].save()
@@ -262,267 +249,3 @@ def test_two_queues_do_not_share_a_folder(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         refused = run(*TINY_GRID, "--out", "q", cwd=tmp_path)
     assert refused.returncode == 2 and "another process is working on the queue in q" in refused.stderr
-
-
-# Numbers
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 30, 101])
-def test_t_against_the_incomplete_beta_function(degrees):
-    """P(|T| <= t) = 1 - I_x(v/2, 1/2), x = v / (v + t^2): mpmath's, to thirty digits, at our t."""
-    with mpmath.workdps(30):
-        t = mpmath.mpf(t_quantile(degrees))
-        x = degrees / (degrees + t**2)
-        inside = 1 - mpmath.betainc(mpmath.mpf(degrees) / 2, 0.5, 0, x, regularized=True)
-        assert abs(inside - mpmath.mpf("0.95")) < 1e-13
-
-
-def test_intervals_by_hand():
-    """Table values of t: 12.706 for two seeds, 4.303 for three. Of 1, 2, 6: mean 3, sd sqrt(14/2), half 4.303 sqrt(7/3)."""
-    assert t_quantile(1) == pytest.approx(12.7062, abs=1e-4) and t_quantile(2) == pytest.approx(4.30265, abs=1e-5)
-    found = stat({0: 1.0, 1: 2.0, 2: 6.0})
-    assert (found.mean, found.sd) == (3.0, pytest.approx(7**0.5))
-    assert found.half == pytest.approx(4.30265 * (7 / 3) ** 0.5, rel=1e-5)
-    assert stat({}) is None and stat({4: 2.0}).half is None
-    assert stat({0: 5.0, 1: 5.0}).half == 0.0
-
-
-def planted(out: Path, **settings) -> Queue:
-    """A queue whose runs are all waiting."""
-    asked, training, given = split_settings(settings)
-    queue = settle(asked, training, given, None, out)[0]
-    queue.save()
-    return queue
-
-
-def plant(queue: Queue, name: str, scores: dict[str, tuple[float, float, float]], mean=None, **metrics) -> None:
-    """Writes down a run as done: by benchmark Avg@8, Pass@8 (0 to 1) and length."""
-    task = next(task for task in queue.tasks() if task.name == name)
-    folder = scores_folder(queue.out, task, queue.steps(task))
-    folder.mkdir(parents=True)
-    rows = {
-        b: {"avg@8": a, "pass@8": p, "length": x, "truncated": 0.25, "whole": True} for b, (a, p, x) in scores.items()
-    }
-    means = {"avg@8": mean[0], "pass@8": mean[1], "length": mean[2], "truncated": 0.25} if mean else {}
-    write_json(folder / "results.json", {"n": 8, "benchmarks": rows, "mean": means})
-    if task.role == "run":
-        steps = [
-            {"step": i + 1, "optim/grad_norm": norm, "time/step": seconds, "time/rollout": seconds / 2, "memory/peak_gib": 9.5 + i,
-             "rollout/length": 100, "time/tokens_per_second": 1000.0}
-            for i, (norm, seconds) in enumerate(metrics.get("steps", [(0.5, 2.0)]))
-        ]  # fmt: skip
-        write_text(queue.out / "runs" / name / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in steps))
-    queue.runs[name]["state"] = DONE
-
-
-ALL_SEVEN = ("gsm8k", "math500", "amc23", "aime24", "aime25", "minerva", "olympiadbench")
-
-
-def test_the_papers_tables_with_its_values_in_the_right_cells(tmp_path):
-    """Planted: 0.6B <- 4B at alpha 10 over three seeds with means 24, 25, 29: 26 ± 4.303 sqrt(7/3) = 6.57."""
-    queue = planted(tmp_path, pairs="qwen3-0.6b-4b,qwen3-1.7b-8b", rewards="power,tanh,full_kl", alphas="10,7", seeds="0,1,2", benchmarks="all")  # fmt: skip
-    for seed, mean in enumerate((0.24, 0.25, 0.29)):
-        row = {name: (0.1, 0.2, 500 + seed) for name in ALL_SEVEN} | {"gsm8k": (0.6 + seed / 100, 0.8, 300)}
-        name = f"qwen3-0.6b-4b-power10-plain-seed{seed}"
-        plant(queue, name, row, (mean, 0.4, 2000), steps=[(0.1 + seed, 8.0), (0.2, 10.0 + seed), ("nan", 9.0)])
-    plant(queue, "teacher-qwen3-4b-4bit", {name: (0.5, 0.7, 900) for name in ALL_SEVEN}, (0.5, 0.7, 900))
-    queue.runs["qwen3-0.6b-4b-tanh-plain-seed0"] |= {"state": FAILED, "message": "train ended with code 2: no room"}
-    files = write_tables(queue)
-    assert files == ("tables.md", "tables.csv", "cost.md", "cost.csv", "tables.html")
-    table = {(r["pair"], r["row"], r["benchmark"], r["measure"]): r for r in rows_of(tmp_path / "tables.csv")}
-    ours = table["qwen3-0.6b-4b", "power 10", "mean", "avg"]
-    half = 4.302652729911275 * (7 / 3) ** 0.5  # by the table of t, and sd^2 = (4 + 1 + 9) / 2
-    assert [float(ours[key]) for key in ("n", "mean", "sd", "low", "high")] == pytest.approx(
-        [3, 26, 7**0.5, 26 - half, 26 + half]
-    )
-    assert ours["values"] == "0=24;1=25;2=29"
-    # The paper's cells, as in its Tables 2 and 3: 25.20 / 39.68 / 2172 for alpha 10; 21.06 for tanh; 22.91 for the full vocabulary.
-    paper = {
-        measure: table["qwen3-0.6b-4b", "power 10", "mean", measure]["paper"]
-        for measure in ("avg", "pass", "length", "stop")
-    }
-    assert paper == {"avg": "25.2", "pass": "39.68", "length": "2172", "stop": ""}
-    assert table["qwen3-0.6b-4b", "tanh", "mean", "avg"]["paper"] == "21.06"
-    assert table["qwen3-0.6b-4b", "full_kl", "gsm8k", "pass"]["paper"] == "87.08"
-    assert table["qwen3-0.6b-4b", "power 7", "mean", "avg"]["paper"] == ""  # the nearest alpha is another run
-    assert float(table["qwen3-0.6b-4b", "power 10", "", "teacher_share"]["mean"]) == pytest.approx(52.0)
-    assert float(table["qwen3-0.6b-4b", "power 10", "", "largest_grad_norm"]["mean"]) == pytest.approx(
-        (0.2 + 1.1 + 2.1) / 3
-    )
-    text = (tmp_path / "tables.md").read_text()
-    assert "## Table 2: Qwen3-0.6B-Base <- Qwen3-4B (4-bit), no truncation" in text
-    assert "## Table 3: Qwen3-1.7B-Base <- Qwen3-8B (4-bit), no truncation" in text
-    lines = [line.strip("| ").split(" | ") for line in text.split("## Table 3")[0].splitlines() if line.startswith("|")]
-    at = lines[0].index("mean")
-    shown = {line[0]: (line, lines[i + 1]) for i, line in enumerate(lines[:-1])}
-    measured, beside = shown["`power 10`"]
-    assert measured[at] == "26.00 ± 6.57 / 40.00 ± 0.00 / 2000 ± 0" and beside[0] == "paper"
-    assert beside[at] == "25.20 / 39.68 / 2172" and measured[-1] == "52.0 ± 13.1%"
-    assert measured[1].startswith("61.00 ± 2.48 / 80.00")  # GSM8K: 60, 61, 62: sd 1, 4.303 / sqrt 3
-    assert shown["`power 7`"][0][at] == "not run yet" and shown["`power 7`"][1][at] == "-"
-    assert "Failed: qwen3-0.6b-4b-tanh-plain-seed0: train ended with code 2: no room" in text
-    assert "Not run yet: 8 of 12 runs." in text  # of 0.6B <- 4B: tanh has two left, power 7 and full_kl three each
-    # Table 4: medians of 8, 10, 9, 8, 11, 9, 8, 12, 9.
-    cost = {r["reward"]: r for r in rows_of(tmp_path / "cost.csv")}["power"]
-    assert float(cost["seconds_median"]) == 9.0 and float(cost["peak_gib"]) == 11.5 and cost["steps"] == "9"
-    assert [cost[key] for key in ("paper_tflops", "paper_seconds", "paper_gib")] == ["346.6", "9.03", "60.72"]
-    assert "346.6 TFLOPs / 9.03 s / 60.72 GiB (batch 8)" in (tmp_path / "cost.md").read_text()
-
-
-def test_a_mean_of_other_benchmarks_has_no_paper_value_beside(tmp_path):
-    queue = planted(tmp_path, pairs="qwen3-1.7b-4b", rewards="log_ratio", seeds="0", benchmarks="gsm8k,aime24")
-    plant(
-        queue,
-        "qwen3-1.7b-4b-log_ratio-plain-seed0",
-        {"gsm8k": (0.7, 0.9, 400), "aime24": (0.1, 0.2, 3000)},
-        (0.4, 0.55, 1700),
-    )
-    write_tables(queue)
-    table = {(r["benchmark"], r["measure"]): r for r in rows_of(tmp_path / "tables.csv") if r["row"] == "log_ratio"}
-    assert (
-        table["gsm8k", "avg"]["paper"] and table["mean", "avg"]["mean"] == "40" and table["mean", "avg"]["paper"] == ""
-    )
-
-
-def test_the_table_of_sampling_columns(tmp_path):
-    """full_kl has no score: one run stands in both truncated columns. 80, 90: mean 85, half 12.706 * 7.071 / sqrt 2 = 63.5."""
-    queue = planted(tmp_path, preset="tiny", rewards="clip,full_kl", seeds="0,1")
-    names = {task.name for task in queue.tasks()}
-    assert {name for name in names if "full_kl" in name} == {f"bundled-full_kl-{c}-seed{s}" for c in ("plain", "truncated") for s in (0, 1)}  # fmt: skip
-    assert len(names) == 4 + 6 + 2
-    for seed, avg in enumerate((0.8, 0.9)):
-        plant(
-            queue, f"bundled-clip-plain-seed{seed}", {"bundled": (avg, 1.0, 40)}, steps=[(0.3, 1.0), (0.2 + seed, 1.0)]
-        )
-    plant(queue, "bundled-full_kl-truncated-seed1", {"bundled": (0.02, 0.1, 112)}, steps=[(1.5, 1.0)])
-    write_tables(queue)
-    text = (tmp_path / "tables.md").read_text().split("what sampling does")[1]
-    assert "| reward | no truncation | truncated, score full | truncated, score sampled |" in text
-    assert "| `clip` | 85.0 ± 63.5 / 75% / 1.20 | not run yet | not run yet |" in text
-    assert "| `full_kl` | not run yet | 2.0 / 75% / 1.50 (1 of 2 seeds) | 2.0 / 75% / 1.50 (1 of 2 seeds) |" in text
-
-
-# What is asked for
-
-
-def test_the_presets_grids():
-    """paper: 4 pairs x (5 rewards + 8 alphas) x 3 seeds; two students and two teachers. tiny: 6 sampled rewards x 3 x 3, full_kl x 2 x 3."""
-    for preset, runs, models in (("paper", 156, 4), ("tiny", 60, 2), ("smoke", 2, 2)):
-        asked, training, given = split_settings({"preset": preset})
-        queue, added = settle(asked, training, given, None, Path("nowhere"))
-        roles = [task.role for task in queue.tasks()]
-        assert (roles.count("run"), len(roles) - roles.count("run"), added) == (runs, models, runs + models)
-    order = in_order(queue.tasks())
-    assert [task.name for task in order[:3]] == ["bundled-power10-plain-seed0", "bundled-student", "bundled-teacher"]
-    pairs = load_pairs("all", {})
-    assert {(t.name, t.pairs) for t in model_tasks(pairs)} == {
-        ("base-qwen3-0.6b-base", ("qwen3-0.6b-4b", "qwen3-0.6b-8b")),
-        ("base-qwen3-1.7b-base", ("qwen3-1.7b-4b", "qwen3-1.7b-8b")),
-        ("teacher-qwen3-4b-4bit", ("qwen3-0.6b-4b", "qwen3-1.7b-4b")),
-        ("teacher-qwen3-8b-4bit", ("qwen3-0.6b-8b", "qwen3-1.7b-8b")),
-    }
-    assert pairs["qwen3-0.6b-4b"]["eval_benchmarks"] is None and pairs["qwen3-0.6b-4b"]["eval_every"] == 0
-
-
-@pytest.mark.parametrize(
-    "settings, words",
-    [
-        ({"preset": "smoke", "reward": "tanh"}, "--reward is set by the grid, a run at a time; leave it out, and type --rewards"),
-        ({"preset": "smoke", "alpha": 3}, "type --alphas"),
-        ({"preset": "smoke", "seed": 3}, "type --seeds"),
-        ({"preset": "smoke", "output": "x"}, "type --out"),
-        ({"preset": "smoke", "config": "bundled"}, "type --pairs"),
-        ({"preset": "smoke", "top_k": 5}, "type --columns truncated-full"),
-        ({"preset": "smok"}, "did you mean 'smoke'?"),
-        ({"preset": "smoke", "rewards": "power10"}, "--rewards power --alphas 1,10"),
-        ({"preset": "smoke", "rewards": "tanh", "alphas": "3"}, "add power, or leave them out"),
-        ({"preset": "smoke", "alphas": "0"}, "--alphas: found '0'"),
-        ({"preset": "smoke", "seeds": "-1"}, "--seeds: found '-1'"),
-        ({"preset": "smoke", "columns": "truncated"}, "no column named 'truncated'"),
-        ({"preset": "smoke", "benchmarks": "mathh"}, "no benchmark named 'mathh'"),
-        ({"preset": "smoke", "stepps": 3}, "unknown setting 'stepps'"),
-        ({"preset": "smoke", "stop_mode": "relabel"}, "stop_mode relabel"),
-        ({"tables_only": True, "out": "x", "n": 3}, "--n means nothing there"),
-        ({"rewards": "tanh"}, "nothing to reproduce yet; type --preset smoke"),
-        ({"pairs": "bundled,bundled"}, None),
-        ({"pairs": "nowhere.yaml"}, "no config file at nowhere.yaml"),
-        ({"preset": "smoke", "gpu": "24"}, "type --dry-run with it"),
-    ],
-)  # fmt: skip
-def test_what_can_not_be_asked_for(settings, words, tmp_path):
-    def ask():
-        return settle(*split_settings(settings), None, tmp_path / "out")
-
-    if words is None:  # a name typed twice is one pair
-        assert list(ask()[0].pairs) == ["bundled"]
-        return
-    with pytest.raises(UserError) as error:
-        ask()
-    assert words in str(error.value)
-
-
-def test_pairs_of_ones_own(tmp_path):
-    file = tmp_path / "mine.yaml"
-    file.write_text("student: bundled\nteacher: bundled\ndata: bundled\nalpha: 3\n")
-    with pytest.raises(UserError, match="sets alpha, which the grid sets"):
-        load_pairs(str(file), {})
-    file.write_text("lr: 1.0e-3\n")
-    with pytest.raises(UserError, match="names no student and no teacher"):
-        load_pairs(str(file), {})
-    file.write_text("student: bundled\nteacher: bundled\ndata: bundled\nlr: 1.0e-3\n")
-    assert load_pairs(f"bundled,{file}", {"steps": "7"})["mine"]["steps"] == 7
-
-
-def test_a_pair_that_does_not_fit_is_refused_before_anything_starts():
-    asked = split_settings({"preset": "smoke"})
-    task = settle(*asked, None, Path("nowhere"))[0].tasks()[0]
-    found = {"needed_bytes": 30 * 2**30, "usable_bytes": 23 * 2**30, "fits": False, "machine": "a card", "changes": {"token_budget": [8192, 2048]}}  # fmt: skip
-    with pytest.raises(UserError, match="needs 30.0 GiB, and 23.0 can be used; it does with --token-budget 2048"):
-        check_fit(task, found, 1)
-    fits = found | {"needed_bytes": 10 * 2**30, "fits": True}
-    check_fit(task, fits, 2)
-    with pytest.raises(UserError, match="need 30.0 GiB by plan, and a card has 23.0; type --jobs 2"):
-        check_fit(task, fits, 3)
-
-
-def test_the_estimate_by_hand(tmp_path):
-    """From plan: 10 s to start, 100 steps of 2 s, a run; from three steps of 3 s (the first is left out): 10 + 100 * 3; then as measured."""
-    queue = planted(tmp_path, pairs="bundled", rewards="clip,tanh", seeds="0", problems=10, n=4)
-    pace = Pace(queue)
-    assert pace.left({}).total is None
-    queue.plans["bundled sampled"] = {"seconds": {"step": {"rollout": 1.5, "update": 0.5}}, "evaluation_seconds": 50.0}
-    left = pace.left({})
-    assert (left.training, left.scoring, left.source) == (2 * 210.0, 4 * 60.0, "from plan")
-    lines = [{"step": i, "optim/grad_norm": 1, "time/step": 3.0 if i > 1 else 9.0, "time/rollout": 1.0, "memory/peak_gib": 1,
-              "rollout/length": 50.0, "time/tokens_per_second": 100.0} for i in (1, 2, 3)]  # fmt: skip
-    run_name = "bundled-clip-plain-seed0"
-    (tmp_path / "runs" / run_name).mkdir(parents=True)
-    write_text(tmp_path / "runs" / run_name / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    pace.look([task for task in queue.tasks() if task.name == run_name])
-    left = pace.left({run_name: 0.03})
-    # 40 answers of 50 tokens; the rollouts make 300 tokens a second of their own second: 10 + 2000 / 300 each.
-    assert left.training == pytest.approx(310 * 0.97 + 310) and left.scoring == pytest.approx(4 * (10 + 2000 / 300))
-    assert left.source == "from the first steps"
-    queue.runs[run_name] |= {"state": DONE, "seconds": {"train": 250.0, "evaluate": 20.0}}
-    left = pace.left({})
-    assert (left.training, left.scoring, left.source) == (250.0, 60.0, "from what is done")
-
-
-def test_a_damaged_state_file_is_refused(tmp_path):
-    planted(tmp_path / "q", preset="smoke") if (tmp_path / "q").mkdir() is None else None
-    file = tmp_path / "q/queue.json"
-    file.write_text(file.read_text()[:200])
-    with pytest.raises(UserError, match="can't be read"):
-        read_queue(tmp_path / "q")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds no queue"):
-        read_queue(tmp_path / "other")
-    assert read_queue(tmp_path / "new") is None and not os.path.exists(tmp_path / "new")
-
-
-def test_costs_leave_out_what_is_not_done(tmp_path):
-    queue = planted(tmp_path, preset="smoke")
-    plant(queue, "bundled-power10-plain-seed0", {"bundled": (0.5, 0.6, 40)}, steps=[(0.1, 1.0), (0.1, 3.0)])
-    found = costs(Reader(queue))
-    assert [(c.reward, c.runs, c.seconds, c.side_by_side) for c in found] == [("power", 1, [1.0, 3.0], 1)]

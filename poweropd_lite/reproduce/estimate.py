@@ -29,24 +29,26 @@ def plan_key(task: Task) -> str:
     return f"{task.pair} {'full_kl' if task.reward == 'full_kl' else 'sampled'}"
 
 
-def ask_plan(queue: Queue, task: Task, config: Path, gpu: str | None, say: Callable[[str], None]) -> dict[str, Any]:
+def ask_plan(
+    queue: Queue, task: Task, config: Path, gpu: str | None, scoring: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Returns what the plan command says of a task's pair and kind of reward, whose settings are in the file `config`, on this
     machine or the card `gpu`.
 
-    Where plan knows the card, `evaluation_seconds` is added. Raises UserError where it finds the models unreadable.
+    Where plan knows the card and `scoring` is asked for, `evaluation_seconds` is added. Raises UserError where it finds the models unreadable.
     """
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in task.settings().items()]
     flags += [f"--gpu={gpu}"] if gpu else []
     found = _plan([f"--config={config}", *flags], task, say)
-    if found.get("seconds"):
-        scoring = queue.scoring
-        names = scoring["benchmarks"] or (BUNDLED if queue.pairs[task.pair]["student"] == BUNDLED else "all")
-        flags += [f"--eval-benchmarks={names}", f"--eval-samples={scoring['n']}"]
-        flags += [f"--eval-problems={scoring['problems'] or 10**6}"]
-        flags += [f"--eval-max-new-tokens={scoring['answer_tokens']}"] if scoring["answer_tokens"] else []
+    if found.get("seconds") and scoring:
+        how = queue.scoring
+        names = how["benchmarks"] or (BUNDLED if queue.pairs[task.pair]["student"] == BUNDLED else "all")
+        flags += [f"--eval-benchmarks={names}", f"--eval-samples={how['n']}"]
+        flags += [f"--eval-problems={how['problems'] or 10**6}"]
+        flags += [f"--eval-max-new-tokens={how['answer_tokens']}"] if how["answer_tokens"] else []
         more = _plan([f"--config={config}", *flags], task, say)
         if more.get("seconds"):  # it counts a greedy answer beside the n samples
-            share = scoring["n"] / (scoring["n"] + 1)
+            share = how["n"] / (how["n"] + 1)
             found["evaluation_seconds"] = share * more["seconds"]["evaluation"]
     return found
 

@@ -83,7 +83,7 @@ def _planned(queue: Queue, asked: ReproduceConfig, say: Callable[[str], None]) -
     """Asks plan about every pair and kind of reward that it was not asked about yet; raises UserError where one does not fit."""
     wanted: dict[str, Task] = {}
     for task in in_order(queue.tasks()):
-        if task.role == "run":
+        if task.role == "run" and queue.runs[task.name]["state"] != DONE:
             wanted.setdefault(estimate.plan_key(task), task)
     missing = [key for key in wanted if asked.gpu or key not in queue.plans]
     if missing:
@@ -91,11 +91,14 @@ def _planned(queue: Queue, asked: ReproduceConfig, say: Callable[[str], None]) -
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         write_pairs(Path(folder), queue.pairs)
 
+        once = {wanted[key].pair: key for key in reversed(wanted)}  # an evaluation takes as long whatever the reward
+
         def ask(key: str) -> dict[str, Any]:
             task = wanted[key]
-            return estimate.ask_plan(queue, task, Path(folder) / f"{task.pair}.yaml", asked.gpu, say)
+            config, scoring = Path(folder) / f"{task.pair}.yaml", once[task.pair] == key
+            return estimate.ask_plan(queue, task, config, asked.gpu, scoring, say)
 
-        found = queue.plans | dict(zip(missing, pool.map(ask, missing), strict=True))
+        found = {**queue.plans, **dict(zip(missing, pool.map(ask, missing), strict=True))}
     for key, task in wanted.items():
         estimate.check_fit(task, found[key], asked.jobs)
     return found
@@ -123,6 +126,7 @@ class Reporter:
         self.queue, self.workers, self.say = queue, workers, say
         self.pace = estimate.Pace(queue)
         self.looked = self.said = time.monotonic()
+        self.every = 15.0  # seconds between lines; longer where there is long to go
         self.first = any(r["state"] == DONE and r["role"] == "run" for r in queue.runs.values())  # said, or needless
 
     def tick(self) -> None:
@@ -137,13 +141,13 @@ class Reporter:
             if left.source == "from the first steps" and left.total is not None:
                 self.first, self.said = True, now
                 self.say(estimate.words(left, self.workers.jobs, ""))
-        if now - self.said > 15:
+        if now - self.said > self.every:
+            self.said = now
             self.pace.look([r.task for r in self.workers.running])
             left = self.pace.left(self._shares()).total
-            if now - self.said > min(600, max(15, (left or 0) / 100)):
-                self.said = now
-                at = ", ".join(self._at(r.task, r.stage) for r in self.workers.running)
-                self.say(f"{self._count()}; {at}{self._eta(left)}")
+            self.every = min(600, max(15, (left or 0) / 100))
+            at = ", ".join(self._at(r.task, r.stage) for r in self.workers.running) or "waiting"
+            self.say(f"{self._count()}; {at}{self._eta(left)}")
 
     def ended(self, task: Task) -> None:
         """Called when a run is done or has failed."""
