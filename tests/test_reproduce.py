@@ -145,7 +145,7 @@ def test_the_smoke_tables_hold_what_its_runs_found(smoke):
     assert float(cost["power"]["seconds_median"]) == pytest.approx((times[4] + times[5]) / 2, rel=1e-4)
     assert cost["power"]["steps"] == "10" and cost["power"]["paper_seconds"] == ""
     said = (smoke / "said.txt").read_text()
-    assert "the first steps will tell" in said and "estimate from the first steps: about 0:" in said
+    assert "the first steps will tell" in said and "4 of 4 done" in said
 
 
 def test_the_same_command_again_runs_nothing_and_more_of_the_grid_joins(smoke):

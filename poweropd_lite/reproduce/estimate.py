@@ -132,7 +132,8 @@ class Pace:
         return Left(training, scoring, self._source())
 
     def _source(self) -> str:
-        if any(r["state"] == DONE and r["role"] == "run" for r in self.queue.runs.values()):
+        runs = [record for record in self.queue.runs.values() if record["role"] == "run"]
+        if any(record["state"] == DONE or record["stage"] == "evaluate" for record in runs):
             return "from what is done"
         if any(len(s.seconds) >= FIRST_STEPS for s in self.steps.values()):
             return "from the first steps"

@@ -138,6 +138,7 @@ class Reporter:
         if not self.first:
             self.pace.look([r.task for r in self.workers.running])
             left = self.pace.left(self._shares())
+            self.first = left.source == "from what is done"
             if left.source == "from the first steps" and left.total is not None:
                 self.first, self.said = True, now
                 self.say(estimate.words(left, self.workers.jobs, ""))

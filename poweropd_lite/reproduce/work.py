@@ -80,13 +80,15 @@ class Workers:
                 raise
 
     def _fill(self, ended: Callable[[Task], None]) -> None:
+        if len(self.running) >= self.jobs:
+            return
         busy = {r.task.name for r in self.running}
         for task in in_order(self.queue.tasks()):
-            if len(self.running) >= self.jobs:
-                return
             waits = self.queue.runs[task.name]["state"] == WAITING and task.name not in busy
             if waits and not self._held(task):
                 self._start(task, ended)
+            if len(self.running) >= self.jobs:
+                return
 
     def _held(self, task: Task) -> bool:
         """Whether a process that is not ours works on a task's folder: most likely the child of a queue that was killed."""
