@@ -9,6 +9,10 @@ from collections.abc import Callable
 class UserError(Exception):
     """Something the user can mend. The message says what was found, why it can't work, and what to type instead."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter and IPython show in place of a traceback."""
+        return [f"error: {self}"]
+
 
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poweropd_lite.config import Config
+from poweropd_lite.notebook import Panel, bar, in_notebook
 
 if TYPE_CHECKING:
     import torch
@@ -67,12 +68,12 @@ class JsonLines:
 
 
 class Progress:
-    """The live line: a bar on a terminal or in a notebook, twenty plain lines a run elsewhere."""
+    """The live line: a bar on a terminal, twenty plain lines a run elsewhere. (In a notebook: live.py.)"""
 
     def __init__(self, total: int, start: int) -> None:
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
-        self.total, self.live = total, sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.total, self.live = total, sys.stderr.isatty()
         self.every = max(1, total // 20)
         self.bar = tqdm(
             total=total, initial=start, desc="train", unit="step", disable=not self.live, dynamic_ncols=True
@@ -95,6 +96,9 @@ class Progress:
             left = self.seconds / self.done * (self.total - step)
             text = "  ".join(f"{k} {v}" for k, v in facts.items())
             print(f"step {step}/{self.total}  {text}  ETA {clock(left)}", flush=True)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """An evaluation has no place in the line; `say` tells of it."""
 
     def evaluating(self, done: int, total: int) -> None:
         """Shows how far an evaluation is, in front of the bar."""
@@ -119,14 +123,15 @@ class Counting:
     def __init__(
         self, unit: str, total: int | None = None, done: int = 0, say: Callable[[str], None] | None = None
     ) -> None:
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
         self.say = say or (lambda text: print(text, flush=True))
 
-        self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.panel = Panel() if in_notebook() else None
+        self.live = sys.stderr.isatty() and self.panel is None
         self.bar = tqdm(total=total, initial=done, unit=unit, disable=not self.live, dynamic_ncols=True)
         self.done, self.before, self.start = done, done, time.monotonic()
-        self.said = self.start
+        self.said = self.start if self.panel is None else -math.inf
 
     def __enter__(self) -> "Counting":
         return self
@@ -141,11 +146,15 @@ class Counting:
         self.done, now = done, time.monotonic()
         self.bar.total, self.bar.n = total, done
         self.bar.set_description(name)
-        if not self.live and (now - self.said > 15 or done == total):
+        if not self.live and (now - self.said > (1 if self.panel else 15) or done == total):
             self.said = now
             rate = (done - self.before) / max(now - self.start, 1e-9)
             eta = f"  ETA {clock((total - done) / rate)}" if 0 < done < total and rate else ""
-            self.say(f"{name}  {done:,}/{total:,}{eta}")
+            text = f"{name}  {done:,}/{total:,}{eta}"
+            if self.panel:
+                self.panel.show(bar(text, done, total))
+            else:
+                self.say(text)
 
 
 class Tracker:

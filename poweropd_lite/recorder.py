@@ -16,7 +16,9 @@ from poweropd_lite.batch import loss_lengths
 from poweropd_lite.config_files import dump_yaml
 from poweropd_lite.errors import UserError
 from poweropd_lite.files import whole_folder, write_json, write_text
-from poweropd_lite.metrics import JsonLines, Progress, Tracker, clock
+from poweropd_lite.live import show_progress
+from poweropd_lite.metrics import JsonLines, Tracker, clock
+from poweropd_lite.notebook import in_notebook
 from poweropd_lite.run_folder import RunFolder
 from poweropd_lite.token_stats import due, pieces, reward_range, rounded, token_stats
 
@@ -60,7 +62,7 @@ class Recorder:
             file.rewind(self.state.step if saved else -1)
         write_text(run.path / "config.yaml", dump_yaml(session.config))
         self.tracker = Tracker(self.config, run.path)
-        self.progress = Progress(self.config.steps, self.state.step)
+        self.progress = show_progress(self.config, self.state.step, self.metrics.path)
 
     def __enter__(self) -> "Recorder":
         return self
@@ -143,6 +145,7 @@ class Recorder:
         self._write_sample("eval", rollout)
         self.unsaved = True
         state.evaluated, state.evaluations[str(state.step)] = state.step, result.record()
+        self.progress.evaluated(state.step, metrics)
         e = result.summary()
         self.progress.say(
             f"evaluation at step {state.step}: Avg@{config.eval_samples} {e['avg']:.1%}, greedy {e['greedy']:.1%}, "
@@ -279,6 +282,8 @@ class Recorder:
         )
         lines.append("next:")
         if not summary["finished"]:
+            if in_notebook():
+                lines.append(f"  go on:       train(resume='{path}')")
             lines.append(f"  go on:       python -m poweropd_lite.train --resume {path}")
         else:
             if config.lr_schedule == "constant":
