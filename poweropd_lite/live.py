@@ -36,7 +36,8 @@ class LiveRun:
         self.started, self.shown, self.drawn = time.monotonic(), -math.inf, -math.inf
         self.spent = self.price = 0.0  # seconds of redrawing so far, and of the latest redraw
         self.seconds, self.done, self.doing = 0.0, 0, "train"
-        self.figures: dict[str, str] = {}
+        self.figures: dict[str, str] = {}  # of the latest step
+        self.score: dict[str, str] = {}  # of the latest evaluation
         self.panel, self.picture_panel = Panel(), Panel()
         reward = f"power, alpha {config.alpha:g}" if config.reward == "power" else config.reward
         self.picture = LivePicture(config.steps, reward)
@@ -77,7 +78,7 @@ class LiveRun:
     def _take(self, line: dict[str, Any]) -> None:
         self.picture.add(line)
         if "loss" in line:
-            self.figures |= {
+            self.figures = {
                 "loss": f"{float(line['loss']):+.4f}",
                 "reward": f"{float(line['reward/mean']):+.3f}",
                 "gradient norm": f"{float(line['optim/grad_norm']):.3f}",
@@ -87,7 +88,7 @@ class LiveRun:
             }
         for key, value in line.items():
             if key.startswith("eval/avg@"):
-                self.figures["Avg@" + key.partition("@")[2]] = f"{value:.1%} at step {line['step']}"
+                self.score["Avg@" + key.partition("@")[2]] = f"{value:.1%} at step {line['step']}"
 
     def _show(self, now: bool = False) -> None:
         time_now = time.monotonic()
@@ -100,7 +101,7 @@ class LiveRun:
         else:
             left = clock(self.seconds / self.done * (self.total - self.at)) if self.done else "?"
             text = f"{self.doing}: {text}, ETA {left}"
-        self.panel.show(bar(text, self.at, self.total, self.figures))
+        self.panel.show(bar(text, self.at, self.total, self.score | self.figures))
         # Counted with the redraw to come, so that the share holds after it too.
         affordable = self.spent + self.price <= REDRAW_SHARE * (time_now - self.started)
         if affordable and self.drawn + SECONDS <= time_now and not self.closed:

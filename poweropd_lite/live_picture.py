@@ -31,13 +31,14 @@ class LivePicture:
         self.band = pay.add_patch(Polygon([[0, 0]], color=INK[0], alpha=0.2, linewidth=0, label="5% to 95% of tokens"))
         self.lines = {
             "reward/mean": pay.plot([], [], color=INK[0], label="mean")[0],
-            "avg": right.plot([], [], "o-", color=INK[2], markersize=5)[0],
-            "greedy": right.plot([], [], "s--", color=INK[3], markersize=4, label="greedy")[0],
+            "avg": right.plot([], [], "o-", color=INK[2], markersize=5, clip_on=False)[0],
+            "greedy": right.plot([], [], "s--", color=INK[3], markersize=4, clip_on=False, label="greedy")[0],
             "optim/grad_norm": slope.plot([], [], color=INK[1])[0],
             "rollout/length": size.plot([], [], color=INK[0])[0],
         }
         pay.axhline(0, color="0.6", linewidth=0.8, zorder=0)
         slope.set_yscale("log")
+        slope.yaxis.set_minor_formatter(lambda *_: "")  # the whole decades are labelled
         right.set_ylim(0, 1)
         right.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         titles = (
