@@ -76,9 +76,11 @@ def settled(notebook: Any) -> Any:
 
 
 def _joined(outputs: list[Any]) -> list[Any]:
-    """What is printed comes in pieces, as it was flushed: pieces that follow one another are one."""
+    """What is printed comes in pieces, as it was flushed: pieces that follow one another are one. A shell's lines end as others."""
     joined: list[Any] = []
     for output in outputs:
+        if output.output_type == "stream":
+            output.text = output.text.replace("\r\n", "\n")
         before = joined[-1] if joined else None
         if before is not None and output.output_type == before.output_type == "stream" and output.name == before.name:
             before.text += output.text

@@ -167,7 +167,7 @@ def test_training_in_two_sittings_runs_and_does_nothing_twice(tmp_path):
     assert held == {"config": "bundled", "steps": 4, "finished": True, "run": "runs/qwen3"}
     shown = text_of(notebook)
     assert "sound: 19 ok, 0 warnings, 0 refusals" in shown
-    assert "fits    L4" in shown and "resuming runs/qwen3 at step 2 of 4" in shown
+    assert "fits    l4" in shown and "resuming runs/qwen3 at step 2 of 4" in shown
     metrics = (tmp_path / "runs" / "qwen3" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics if '"loss"' in line] == [1, 2, 3, 4]
 
