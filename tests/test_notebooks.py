@@ -116,12 +116,12 @@ def test_quickstart_runs_and_the_student_learns(tmp_path):
         "figures": "sorted(p.name for p in folder.glob('*.png'))",
         "norms": "[max(json.loads(l).get('optim/grad_norm', 0) for l in (r / 'metrics.jsonl').read_text().splitlines()) for r in (power.run, other.run)]",
     }
-    notebook, held = run("01_quickstart", tmp_path, values, STEPS=15, EVAL_PROBLEMS=48, OTHER_REWARD="log_ratio")
-    assert held["other"] == ["log_ratio", held["before"], 15, "runs/log_ratio-seed0"]
-    assert held["before"] < 0.5 and held["after"] > held["before"] + 0.15
+    notebook, held = run("01_quickstart", tmp_path, values, STEPS=10, EVAL_PROBLEMS=24, OTHER_REWARD="log_ratio")
+    assert held["other"] == ["log_ratio", held["before"], 10, "runs/log_ratio-seed0"]
+    assert held["before"] < 0.5 and held["after"] > held["before"] + 0.1
     assert held["norms"][1] > 4 * held["norms"][0]  # bounded rewards have the smaller gradients
     assert {"accuracy.png", "gradient.png", "density.png"} <= set(held["figures"])
-    live = [o for o in outputs(notebook) if "step 15 of 15" in o.get("data", {}).get("text/plain", "")]
+    live = [o for o in outputs(notebook) if "step 10 of 10" in o.get("data", {}).get("text/plain", "")]
     assert len(live) == 2  # one bar a run, at its last state
     assert [o.name for o in outputs(notebook) if o.output_type == "stream" and o.name != "stdout"] == []
 
@@ -183,14 +183,16 @@ def test_evaluation_and_export_run_and_agree(tmp_path):
         "difference": "compared['benchmarks']['bundled']['avg']['difference']",
         "verdicts": "[merged.report['proof']['verdict'], gguf.report['proof']['verdict']]",
         "elsewhere": "tokenizer.decode(answer, skip_special_tokens=True)",
-        "here": "__import__('poweropd_lite.ask', fromlist=['ask']).ask(RUN, QUESTION)",
+        "stopped": "int(answer[-1]) in model.generation_config.eos_token_id",
         "files": "[p.name for p in gguf.folder.glob('*.gguf')]",
     }
     notebook, held = run("04_evaluate_and_export", tmp_path, values, STEPS=12, PROBLEMS=24)
     assert held["avg"][0] > held["avg"][1] + 0.1
     assert held["difference"] == pytest.approx(held["avg"][0] - held["avg"][1])
     assert held["verdicts"] == ["proven", "proven"] and held["files"] == ["model-q8_0.gguf"]
-    assert held["elsewhere"] == held["here"]
+    assert (
+        "\\boxed{26}" in held["elsewhere"] and held["stopped"]
+    )  # 2x + 46 = 74; it ends by itself in plain transformers too
     assert "nothing pushed: PUSH is not set" in text_of(notebook)
 
 
