@@ -4,6 +4,16 @@ import signal
 import threading
 from types import FrameType
 
+from poweropd_lite.notebook import in_notebook
+
+
+class Stopped(KeyboardInterrupt):
+    """The stop button was pressed and what there is was saved. As an error, it keeps the cells below from running."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter and IPython show in place of a traceback."""
+        return ["stopped and saved; the cells below were not run"]
+
 
 class StopRequest:
     """A context in which the signals are caught; `signal` is the one that came, or 0."""
@@ -26,6 +36,11 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal != 0
+
+    def end_cell(self) -> None:
+        """In Jupyter, raises Stopped if the stop button was pressed; called once what there is was saved."""
+        if self.signal == signal.SIGINT and in_notebook():
+            raise Stopped
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.signal:

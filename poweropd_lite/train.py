@@ -34,7 +34,8 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, **c
     """Runs a new training run of `config`, or goes on with the one in the folder `resume`.
 
     What may change at a resume is given by name: steps, engine, loader, token_budget (checkpoint.MAY_CHANGE).
-    Fills the run folder (docs/run_folder.md) and returns what came out. Raises UserError for what the user can mend.
+    Fills the run folder (docs/run_folder.md) and returns what came out. Raises UserError for what the user can mend and, in
+    Jupyter, Stopped when the stop button ended it and it is saved.
     """
     if (config is None) == (resume is None):
         raise UserError("train wants one of a config and a run folder to resume: train(load_config('bundled'))")
@@ -73,7 +74,10 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, **c
                 record.step(rollouts, metrics, rewards)
                 record.evaluate_if_due(stop)
                 record.save_if_due()
-            return record.finish(stop)
+            results = record.finish(stop)
+    if not results.finished:
+        stop.end_cell()
+    return results
 
 
 def sample_rollouts(session: "Session", step: int) -> "list[Rollout]":

@@ -112,16 +112,16 @@ def test_the_stop_button_saves_and_a_resume_in_the_next_cell_goes_on(kernel):
     manager, _, folder = kernel
     cell = run_cell(
         kernel,
-        start("stopped", steps=400, eval_every=0, save_every=400)
-        + "print('finished', results.finished, results.signal, results.run)",
+        start("stopped", steps=400, eval_every=0, save_every=400) + "print('the run has ended')",
         until=lambda cell: any(SOME_STEPS.search(bundle["text/plain"]) for bundle in cell.shown.values()),
         then=manager.interrupt_kernel,
     )
-    assert cell.error is None, cell.error
+    # An error, so that "run all" ends here instead of going on to the cells below.
+    assert cell.error == "stopped and saved; the cells below were not run"
     assert "stopping after this step, then saving" in cell.text
     taken = int(re.search(r"stopped at step (\d+) of 400", cell.text)[1])
     assert 3 <= taken < 400
-    assert "finished False 2 stopped" in cell.text
+    assert "the run has ended" not in cell.text
     assert "go on:       train(resume='stopped')" in cell.text
     assert "go on:       python -m poweropd_lite.train --resume stopped" in cell.text
     assert [p.name for p in (folder / "stopped" / "checkpoints").iterdir()] == [f"step_{taken:06}"]
@@ -152,6 +152,13 @@ def test_counted_things_are_a_bar_too(kernel):
     cell = run_cell(kernel, code)
     assert cell.error is None and cell.warned == ""
     assert [bundle["text/plain"] for bundle in cell.shown.values()] == ["bundled  8/8"]
+
+
+def test_the_stop_button_ends_an_evaluation_too(kernel):
+    code = "done = evaluate(load_eval_config(model='shown', problems=256, n=8, output='half'))\nprint('evaluated')"
+    cell = run_cell(kernel, code, until=lambda cell: bool(cell.shown), then=kernel[0].interrupt_kernel)
+    assert cell.error == "stopped and saved; the cells below were not run" and "evaluated" not in cell.text
+    assert not (kernel[2] / "half" / "results.json").exists()
 
 
 def test_redraws_take_no_more_than_their_share(kernel):

@@ -32,7 +32,7 @@ class Evaluated:
 
 
 def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluated:
-    """Evaluates a model, or goes on with it; raises UserError for what the user can mend."""
+    """Evaluates a model, or goes on with it; raises UserError for what the user can mend, Stopped in Jupyter if stopped."""
     from poweropd_lite.evaluate.folder import EvalFolder
     from poweropd_lite.evaluate.plan import make_plan
 
@@ -45,6 +45,8 @@ def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluate
             results = None
             if not stop:
                 results = grade_and_score(folder, config.ks, names, False, config.official_grading, say, stop)
+        if results is None:
+            stop.end_cell()
         return Evaluated(plan.path, results, 0 if results else stop.signal)
 
 
