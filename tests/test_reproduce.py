@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from poweropd_lite.reproduce.ask import settle
 from poweropd_lite.reproduce.settings import split_settings
+from poweropd_lite.reproduce.settle import settle
 from poweropd_lite.reproduce.state import DONE, FAILED, WAITING
 
 COMMAND = [sys.executable, "-m", "poweropd_lite.reproduce"]

@@ -10,13 +10,13 @@ import pytest
 
 from poweropd_lite.errors import UserError
 from poweropd_lite.files import write_json, write_text
-from poweropd_lite.reproduce.ask import settle
 from poweropd_lite.reproduce.cost import costs
 from poweropd_lite.reproduce.estimate import Pace, check_fit
 from poweropd_lite.reproduce.files import write_tables
 from poweropd_lite.reproduce.grid import in_order, load_pairs, model_tasks, scores_folder
 from poweropd_lite.reproduce.rows import Reader
 from poweropd_lite.reproduce.settings import split_settings
+from poweropd_lite.reproduce.settle import settle
 from poweropd_lite.reproduce.state import DONE, FAILED, Queue, read_queue
 from poweropd_lite.reproduce.stats import stat, t_quantile
 

@@ -16,11 +16,11 @@ from typing import Any
 from poweropd_lite.errors import UserError
 from poweropd_lite.metrics import clock
 from poweropd_lite.reproduce import estimate
-from poweropd_lite.reproduce.ask import set_right, settle
 from poweropd_lite.reproduce.files import write_tables
 from poweropd_lite.reproduce.grid import Task, in_order, scores_folder
 from poweropd_lite.reproduce.results import count_samples, read_scores
 from poweropd_lite.reproduce.settings import ReproduceConfig, split_settings
+from poweropd_lite.reproduce.settle import set_right, settle
 from poweropd_lite.reproduce.state import DONE, FAILED, WAITING, Queue, is_locked, locked, read_queue, write_pairs
 from poweropd_lite.reproduce.work import Workers
 

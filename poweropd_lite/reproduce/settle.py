@@ -31,7 +31,7 @@ def settle(
     queue = there or Queue(out)
     if there is None and not asked.pairs:
         raise UserError(
-            "nothing to reproduce yet; type --preset smoke (a minute), --preset tiny (under two hours on two cores), --preset paper, "
+            "nothing to reproduce yet; type --preset smoke (a minute), --preset tiny (an hour on two cores), --preset paper, "
             "or --pairs with the pairs that are meant"
         )
     if there is not None:
