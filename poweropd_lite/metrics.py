@@ -181,7 +181,9 @@ class Tracker:
 
 
 def clock(seconds: float) -> str:
-    """Returns a duration as 0:07, 3:41 or 2:05:09."""
+    """Returns a duration as 0:07, 3:41 or 2:05:09, and from two days on as 70 days 19 h."""
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} days {hours % 24} h"
     return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"

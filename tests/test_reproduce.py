@@ -134,7 +134,7 @@ def test_the_smoke_tables_hold_what_its_runs_found(smoke):
     settings = json.loads((whole / folders["teacher"] / "settings.json").read_text())["settings"]
     assert settings["bits"] == 4  # as it scores
     text, page = (whole / "tables.md").read_text(), (whole / "tables.html").read_text()
-    assert "One seed tells nothing of the spread" in text and "±" not in text
+    assert "A cell of one seed has no interval" in text and "±" not in text
     assert "<script" not in page and "http" not in page and page.count("<table>") == 3
     assert "s a step" not in text and "seconds" not in text
     cost = {r["reward"]: r for r in rows_of(whole / "cost.csv")}
@@ -239,6 +239,19 @@ def test_a_signal_stops_without_loss(tmp_path, number):
     assert saved[-1].name == f"step_{summary['steps']:06}"
     assert run("--tables-only", "--out", "q", cwd=tmp_path).returncode == 0
     assert "not run yet" in (out / "tables.md").read_text()
+
+
+def test_a_signal_while_it_plans_ends_the_plans_too(tmp_path):
+    queue = subprocess.Popen([*COMMAND, *TINY_GRID, "--rewards=power,full_kl", "--out", "q"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert queue.stdout.readline().startswith("planning ")
+    children, limit = Path(f"/proc/{queue.pid}/task"), time.monotonic() + 60
+    while not (plans := [c for thread in children.iterdir() for c in (thread / "children").read_text().split()]):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    queue.send_signal(signal.SIGTERM)
+    assert queue.wait(60) == 128 + signal.SIGTERM
+    assert "stopping: nothing was begun" in queue.stdout.read() and not (tmp_path / "q").exists()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in plans)
 
 
 def test_two_queues_do_not_share_a_folder(tmp_path):

@@ -16,9 +16,10 @@ from poweropd_lite.reproduce.files import write_tables
 from poweropd_lite.reproduce.grid import in_order, load_pairs, model_tasks, scores_folder
 from poweropd_lite.reproduce.rows import Reader
 from poweropd_lite.reproduce.settings import split_settings
-from poweropd_lite.reproduce.settle import settle
+from poweropd_lite.reproduce.settle import set_right, settle
 from poweropd_lite.reproduce.state import DONE, FAILED, Queue, read_queue
 from poweropd_lite.reproduce.stats import stat, t_quantile
+from poweropd_lite.reproduce.tables import score_sheets
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -66,7 +67,7 @@ def plant(queue: Queue, name: str, scores: dict[str, tuple[float, float, float]]
     write_json(folder / "results.json", {"n": 8, "benchmarks": rows, "mean": means})
     if task.role == "run":
         steps = [
-            {"step": i + 1, "optim/grad_norm": norm, "time/step": seconds, "time/rollout": seconds / 2, "memory/peak_gib": 9.5 + i,
+            {"step": i + 1, "optim/grad_norm": norm, "time/step": seconds, "time/rollout": seconds / 2, "memory/peak_gib": metrics.get("peak", 9.5) + i,
              "rollout/length": 100, "time/tokens_per_second": 1000.0}
             for i, (norm, seconds) in enumerate(metrics.get("steps", [(0.5, 2.0)]))
         ]  # fmt: skip
@@ -83,7 +84,14 @@ def test_the_papers_tables_with_its_values_in_the_right_cells(tmp_path):
     for seed, mean in enumerate((0.24, 0.25, 0.29)):
         row = {name: (0.1, 0.2, 500 + seed) for name in ALL_SEVEN} | {"gsm8k": (0.6 + seed / 100, 0.8, 300)}
         name = f"qwen3-0.6b-4b-power10-plain-seed{seed}"
-        plant(queue, name, row, (mean, 0.4, 2000), steps=[(0.1 + seed, 8.0), (0.2, 10.0 + seed), ("nan", 9.0)])
+        plant(
+            queue,
+            name,
+            row,
+            (mean, 0.4, 2000),
+            peak=9.5 - seed,
+            steps=[(0.1 + seed, 8.0), (0.2, 10.0 + seed), ("nan", 9.0)],
+        )
     plant(queue, "teacher-qwen3-4b-4bit", {name: (0.5, 0.7, 900) for name in ALL_SEVEN}, (0.5, 0.7, 900))
     queue.runs["qwen3-0.6b-4b-tanh-plain-seed0"] |= {"state": FAILED, "message": "train ended with code 2: no room"}
     files = write_tables(queue)
@@ -124,6 +132,7 @@ def test_the_papers_tables_with_its_values_in_the_right_cells(tmp_path):
     # Table 4: medians of 8, 10, 9, 8, 11, 9, 8, 12, 9.
     cost = {r["reward"]: r for r in rows_of(tmp_path / "cost.csv")}["power"]
     assert float(cost["seconds_median"]) == 9.0 and float(cost["peak_gib"]) == 11.5 and cost["steps"] == "9"
+    assert (cost["seconds_p05"], cost["seconds_p95"]) == ("8", "12")  # of 8 8 8 9 9 9 10 11 12
     assert [cost[key] for key in ("paper_tflops", "paper_seconds", "paper_gib")] == ["346.6", "9.03", "60.72"]
     assert "346.6 TFLOPs / 9.03 s / 60.72 GiB (batch 8)" in (tmp_path / "cost.md").read_text()
 
@@ -192,7 +201,7 @@ def test_the_presets_grids():
         ({"preset": "smoke", "output": "x"}, "type --out"),
         ({"preset": "smoke", "config": "bundled"}, "type --pairs"),
         ({"preset": "smoke", "top_k": 5}, "type --columns truncated-full"),
-        ({"preset": "smok"}, "did you mean 'smoke'?"),
+        ({"preset": "smok"}, "found 'smok', but there are paper, tiny, smoke"),
         ({"preset": "smoke", "rewards": "power10"}, "--rewards power --alphas 1,10"),
         ({"preset": "smoke", "rewards": "tanh", "alphas": "3"}, "add power, or leave them out"),
         ({"preset": "smoke", "alphas": "0"}, "--alphas: found '0'"),
@@ -202,7 +211,8 @@ def test_the_presets_grids():
         ({"preset": "smoke", "stepps": 3}, "unknown setting 'stepps'"),
         ({"preset": "smoke", "stop_mode": "relabel"}, "stop_mode relabel"),
         ({"tables_only": True, "out": "x", "n": 3}, "--n means nothing there"),
-        ({"rewards": "tanh"}, "nothing to reproduce yet; type --preset smoke"),
+        ({"rewards": "tanh"}, "out holds no queue to go on with; type --preset smoke"),
+        ({"preset": "smoke", "alphas": "1,1.0000001"}, "two of them are 1 when written with six digits"),
         ({"pairs": "bundled,bundled"}, None),
         ({"pairs": "nowhere.yaml"}, "no config file at nowhere.yaml"),
         ({"preset": "smoke", "gpu": "24"}, "type --dry-run with it"),
@@ -278,6 +288,49 @@ def test_a_damaged_state_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no queue"):
         read_queue(tmp_path / "other")
     assert read_queue(tmp_path / "new") is None and not os.path.exists(tmp_path / "new")
+
+
+def test_a_state_file_that_lost_a_part_is_refused(tmp_path):
+    """Tables of less than the runs that are there would be written over whole ones."""
+    planted(tmp_path, preset="smoke")
+    file, name = tmp_path / "queue.json", "bundled-power10-plain-seed0"
+    whole = file.read_text()
+    assert read_queue(tmp_path) is not None
+    for damage in (
+        lambda data: data.pop("runs"),
+        lambda data: data["axes"].clear(),
+        lambda data: data["scoring"].pop("n"),
+        lambda data: data["pairs"]["bundled"].pop("student"),
+        lambda data: data["pairs"].clear(),
+        lambda data: data["runs"][name].update(reward="zzz"),
+        lambda data: data["runs"][name].update(column="zzz"),
+        lambda data: data["runs"][name].update(state="zzz"),
+    ):
+        data = json.loads(whole)
+        damage(data)
+        file.write_text(json.dumps(data))
+        with pytest.raises(UserError, match=r"queue\.json can't be read .*type --out with a new folder"):
+            read_queue(tmp_path)
+
+
+def test_a_seed_whose_results_are_damaged_is_run_again(tmp_path):
+    queue = planted(tmp_path, preset="smoke")
+    name = "bundled-power10-plain-seed0"
+    plant(queue, name, {"bundled": (0.5, 0.6, 40)})
+    queue.runs[name]["stage"] = "evaluate"
+    write_json(tmp_path / "runs" / name / "summary.json", {"finished": True, "steps": 10})
+    assert set_right(queue, False) == [] and queue.runs[name]["state"] == DONE
+    file = scores_folder(tmp_path, next(t for t in queue.tasks() if t.name == name), 10) / "results.json"
+    file.write_text(file.read_text()[:20])
+    assert set_right(queue, False) == [f"{name}: its files are gone or damaged, so it is run again"]
+    assert (queue.runs[name]["state"], queue.runs[name]["stage"]) == ("waiting", "evaluate")
+
+
+def test_pairs_of_models_with_the_same_names_are_told_apart(tmp_path):
+    (tmp_path / "other.yaml").write_text("student: bundled\nteacher: bundled\ndata: bundled\nlr: 1e-4\n")
+    queue = planted(tmp_path, pairs=f"bundled,{tmp_path}/other.yaml", rewards="tanh", seeds="0")
+    titles = [sheet.title for sheet in score_sheets(queue, Reader(queue).blocks())]
+    assert "bundled <- bundled (4-bit), other, no truncation" in titles and len(set(titles)) == len(titles) == 4
 
 
 def test_costs_leave_out_what_is_not_done(tmp_path):

@@ -94,7 +94,9 @@ def cost_sheet(found: list[Cost]) -> Sheet:
     )
     notes = []
     if (most := max((cost.side_by_side for cost in found), default=1)) > 1:
-        notes.append(f"Up to {most} runs were trained side by side, which makes each of them slower than it is alone.")
+        notes.append(
+            f"Up to {most} runs were at work side by side, each slower for it and not all alike: rows are comparable where nothing ran beside (--jobs 1)."
+        )
     if any(cost.paper for cost in found):
         notes.append("The paper's are of full fine-tuning with a 16-bit teacher on its own cards; these are not.")
     return Sheet("Table 4: what an update costs", about, head, lines, notes)

@@ -4,6 +4,7 @@ Plan is asked in a process of its own, so that the queue itself never imports to
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from typing import Any
 
 from poweropd_lite.config import BUNDLED
 from poweropd_lite.errors import UserError
+from poweropd_lite.interrupt import StopRequest
 from poweropd_lite.metrics import clock
+from poweropd_lite.reproduce import child
 from poweropd_lite.reproduce.grid import Task, read_task
 from poweropd_lite.reproduce.results import Steps, read_steps
 from poweropd_lite.reproduce.state import DONE, FAILED, Queue
@@ -22,6 +25,7 @@ from poweropd_lite.reproduce.state import DONE, FAILED, Queue
 GIB = 2**30
 START = 10.0  # seconds until a process has loaded its models; only until a run was measured
 FIRST_STEPS = 3  # of a run, before they are believed
+POLL = 0.2  # seconds between looks at whether to stop
 
 
 def plan_key(task: Task) -> str:
@@ -30,39 +34,63 @@ def plan_key(task: Task) -> str:
 
 
 def ask_plan(
-    queue: Queue, task: Task, config: Path, gpu: str | None, scoring: bool, say: Callable[[str], None]
+    queue: Queue,
+    task: Task,
+    config: Path,
+    gpu: str | None,
+    scoring: bool,
+    say: Callable[[str], None],
+    stop: StopRequest,
 ) -> dict[str, Any]:
     """Returns what the plan command says of a task's pair and kind of reward, whose settings are in the file `config`, on this
-    machine or the card `gpu`.
+    machine or the card `gpu`; nothing once a stop is asked for.
 
     Where plan knows the card and `scoring` is asked for, `evaluation_seconds` is added. Raises UserError where it finds the models unreadable.
     """
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in task.settings().items()]
     flags += [f"--gpu={gpu}"] if gpu else []
-    found = _plan([f"--config={config}", *flags], task, say)
+    found = _plan([f"--config={config}", *flags], task, say, stop)
     if found.get("seconds") and scoring:
         how = queue.scoring
         names = how["benchmarks"] or (BUNDLED if queue.pairs[task.pair]["student"] == BUNDLED else "all")
         flags += [f"--eval-benchmarks={names}", f"--eval-samples={how['n']}"]
         flags += [f"--eval-problems={how['problems'] or 10**6}"]
         flags += [f"--eval-max-new-tokens={how['answer_tokens']}"] if how["answer_tokens"] else []
-        more = _plan([f"--config={config}", *flags], task, say)
+        more = _plan([f"--config={config}", *flags], task, say, stop)
         if more.get("seconds"):  # it counts a greedy answer beside the n samples
             share = how["n"] / (how["n"] + 1)
             found["evaluation_seconds"] = share * more["seconds"]["evaluation"]
     return found
 
 
-def _plan(flags: list[str], task: Task, say: Callable[[str], None]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "poweropd_lite.plan", *flags, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode in (0, 1):
+def _plan(flags: list[str], task: Task, say: Callable[[str], None], stop: StopRequest) -> dict[str, Any]:
+    if stop:
+        return {}
+    command = [sys.executable, "-I", child.__file__, str(os.getpid()), "poweropd_lite.plan", *flags, "--json"]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # as the runs: a terminal's Ctrl-C reaches the queue alone
+    )
+    while True:
         try:
-            return json.loads(done.stdout)
+            out, err = process.communicate(timeout=POLL)
+            break
+        except subprocess.TimeoutExpired:
+            if stop:
+                process.kill()  # it has nothing to save
+    if stop:
+        return {}
+    if process.returncode in (0, 1):
+        try:
+            return json.loads(out)
         except ValueError:
             pass
-    said = done.stderr.strip().rpartition("error: ")[2] or f"code {done.returncode}"
-    if done.returncode == 2 and "can't be planned" not in said:
+    said = err.strip().rpartition("error: ")[2] or f"code {process.returncode}"
+    if process.returncode == 2 and "can't be planned" not in said:
         raise UserError(f"{task.pair}: {said}")
     say(f"{task.pair}: not planned ({' '.join(said.split())[:300]}); it is run without a plan")
     return {}

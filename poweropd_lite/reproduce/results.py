@@ -47,8 +47,8 @@ def trained(out: Path, task: Task, steps: int) -> bool:
 
 
 def scored(out: Path, task: Task, steps: int) -> bool:
-    """Whether a task has been evaluated to the end."""
-    return (scores_folder(out, task, steps) / "results.json").is_file()
+    """Whether a task has been evaluated to the end, and its results can be read."""
+    return read_scores(out, task, steps) is not None
 
 
 def read_scores(out: Path, task: Task, steps: int) -> Scores | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from poweropd_lite.errors import UserError
+from poweropd_lite.interrupt import StopRequest
 from poweropd_lite.metrics import clock
 from poweropd_lite.reproduce import estimate
 from poweropd_lite.reproduce.files import write_tables
@@ -55,7 +56,10 @@ def reproduce(say: Callable[[str], None] = print, **settings: Any) -> Reproduced
     queue, _ = settle(asked, training, given, there, out)
     if is_locked(out):
         raise UserError(f"another process is working on the queue in {out}; wait for it, or type another --out")
-    planned = _planned(queue, asked, say)
+    with StopRequest("stopping: nothing was begun") as stop:
+        planned = _planned(queue, asked, say, stop)
+    if stop:
+        return Reproduced(out, {name: r["state"] for name, r in queue.runs.items()}, stop.signal)
     if asked.dry_run:
         queue.plans |= planned
         say(_size(queue, queue.out))
@@ -79,7 +83,9 @@ def reproduce(say: Callable[[str], None] = print, **settings: Any) -> Reproduced
         return _finish(queue, stopped, say)
 
 
-def _planned(queue: Queue, asked: ReproduceConfig, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def _planned(
+    queue: Queue, asked: ReproduceConfig, say: Callable[[str], None], stop: StopRequest
+) -> dict[str, dict[str, Any]]:
     """Asks plan about every pair and kind of reward that it was not asked about yet; raises UserError where one does not fit."""
     wanted: dict[str, Task] = {}
     for task in in_order(queue.tasks()):
@@ -96,11 +102,12 @@ def _planned(queue: Queue, asked: ReproduceConfig, say: Callable[[str], None]) -
         def ask(key: str) -> dict[str, Any]:
             task = wanted[key]
             config, scoring = Path(folder) / f"{task.pair}.yaml", once[task.pair] == key
-            return estimate.ask_plan(queue, task, config, asked.gpu, scoring, say)
+            return estimate.ask_plan(queue, task, config, asked.gpu, scoring, say, stop)
 
         found = {**queue.plans, **dict(zip(missing, pool.map(ask, missing), strict=True))}
-    for key, task in wanted.items():
-        estimate.check_fit(task, found[key], asked.jobs)
+    if not stop:
+        for key, task in wanted.items():
+            estimate.check_fit(task, found[key], asked.jobs)
     return found
 
 

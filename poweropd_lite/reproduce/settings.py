@@ -133,7 +133,7 @@ def split_settings(settings: dict[str, Any]) -> tuple[ReproduceConfig, dict[str,
     _check_together({k for k, v in settings.items() if v is not None and v is not False}, settings)
     preset = settings.get("preset")
     if preset is not None and preset not in PRESETS:
-        raise UserError(f"preset: found {preset!r}{nearest(preset, PRESETS)}")
+        raise UserError(f"preset: found {preset!r}, but there are {', '.join(PRESETS)}")
     values = (PRESETS[preset] if preset else {}) | settings
     own = {k: v for k, v in values.items() if k in ReproduceConfig.model_fields}
     own |= {k: str(own[k]) for k in (*AXES, "out") if own.get(k) is not None}
@@ -194,6 +194,11 @@ def alpha_values(text: str) -> list[float]:
                 f"--alphas: found {word!r}, but an alpha is a number above 0 and at most 1e6, such as --alphas 1,10"
             )
         values.append(value)
+    names = [f"{value:g}" for value in sorted(set(values))]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"--alphas: two of them are {twice[0]} when written with six digits, as folders and tables name them; leave one out"
+        )
     return sorted(set(values))
 
 

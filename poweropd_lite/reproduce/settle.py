@@ -31,7 +31,7 @@ def settle(
     queue = there or Queue(out)
     if there is None and not asked.pairs:
         raise UserError(
-            "nothing to reproduce yet; type --preset smoke (a minute), --preset tiny (an hour on two cores), --preset paper, "
+            f"nothing to reproduce yet, for {out} holds no queue to go on with; type --preset smoke (a minute), --preset tiny (an hour on two cores), --preset paper, "
             "or --pairs with the pairs that are meant"
         )
     if there is not None:
@@ -111,6 +111,6 @@ def set_right(queue: Queue, retry: bool) -> list[str]:
             gone = not results.trained(queue.out, task, steps)
             lost, record["stage"] = lost or gone, "train" if gone else "evaluate"
         if lost:
-            odd.append(f"{task.name}: its files are gone, so it is run again")
+            odd.append(f"{task.name}: its files are gone or damaged, so it is run again")
             record["state"] = WAITING
     return odd

@@ -10,12 +10,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from poweropd_lite.config import load_config
 from poweropd_lite.errors import UserError
 from poweropd_lite.files import write_json, write_text
 from poweropd_lite.reproduce.grid import Task, read_task
-from poweropd_lite.reproduce.settings import AXES, SCORING
+from poweropd_lite.reproduce.settings import AXES, COLUMNS, REWARDS, SCORING, TRUNCATED
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+STATES = (WAITING, RUNNING, DONE, FAILED)
+PARTS = ("axes", "scoring", "training", "pairs", "plans", "runs")  # of queue.json
 VERSION = 1
 
 
@@ -24,18 +27,19 @@ class Queue:
 
     def __init__(self, out: Path, data: dict[str, Any] | None = None) -> None:
         self.out = out
-        data = data or {}
-        self.axes: dict[str, list[str]] = data.get("axes") or {name: [] for name in AXES}
-        self.scoring: dict[str, Any] = data.get("scoring") or dict.fromkeys(SCORING)
-        self.training: dict[str, Any] = data.get("training") or {}
-        self.pairs: dict[str, dict[str, Any]] = data.get("pairs") or {}
-        self.plans: dict[str, dict[str, Any]] = data.get("plans") or {}
-        self.runs: dict[str, dict[str, Any]] = data.get("runs") or {}
+        if data is None:
+            axes, scoring = {name: [] for name in AXES}, dict.fromkeys(SCORING)
+            data = dict(zip(PARTS, (axes, scoring, {}, {}, {}, {}), strict=True))
+        self.axes: dict[str, list[str]] = data["axes"]
+        self.scoring: dict[str, Any] = data["scoring"]
+        self.training: dict[str, Any] = data["training"]
+        self.pairs: dict[str, dict[str, Any]] = data["pairs"]
+        self.plans: dict[str, dict[str, Any]] = data["plans"]
+        self.runs: dict[str, dict[str, Any]] = data["runs"]
 
     def save(self) -> None:
         """Writes queue.json in one step."""
-        keys = ("axes", "scoring", "training", "pairs", "plans", "runs")
-        write_json(self.out / "queue.json", {"version": VERSION, **{key: getattr(self, key) for key in keys}})
+        write_json(self.out / "queue.json", {"version": VERSION, **{key: getattr(self, key) for key in PARTS}})
 
     def add(self, task: Task) -> None:
         """Puts a task in the queue, or another pair into the tables of one that is there."""
@@ -63,21 +67,42 @@ def read_queue(out: Path) -> Queue | None:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["version"] != VERSION:
             raise ValueError(f"it is of version {data['version']}, and this program reads {VERSION}")
-        queue = Queue(out, data)
-        queue.tasks(WAITING)
-        _ = [(r["state"], r["stage"], r["seconds"], queue.steps(read_task(r))) for r in queue.runs.values()]
-        return queue
+        _check(data)
+        return Queue(out, data)
     except FileNotFoundError:
         pass
     except NotADirectoryError:
         raise UserError(f"{out} is a file; type --out with the name of a folder") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{file} can't be read ({error}); its runs are whole: type --out with a new folder") from None
     if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no queue (queue.json); type --out with the name of a new folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; type --out with the name of a folder")
     return None
+
+
+def _check(data: dict[str, Any]) -> None:
+    """Raises an error of some kind for what no queue writes: a file that was cut or edited would make tables of less."""
+    for part in PARTS:
+        if not isinstance(data[part], dict):
+            raise ValueError(f"{part} is no object")
+    for part, keys in (("axes", AXES), ("scoring", SCORING)):
+        if set(data[part]) != set(keys):
+            raise ValueError(f"{part} should have {', '.join(keys)}")
+    columns, steps = {*COLUMNS, TRUNCATED}, {}
+    for name, values in data["pairs"].items():
+        if missing := {"student", "teacher", "steps"} - set(values):
+            raise ValueError(f"pair {name} lacks {', '.join(sorted(missing))}")
+        steps[name] = load_config(**values | {"score": "full"}).steps
+    for name, record in data["runs"].items():
+        task = read_task(record)
+        known = record["state"] in STATES and record["stage"] in ("train", "evaluate") and task.pair in steps
+        if task.role == "run":
+            known = known and task.reward in REWARDS and task.column in columns and task.seed is not None
+            known = known and (task.reward == "power") == (task.alpha is not None)
+        if not known or task.name != name or not isinstance(record["seconds"], dict):
+            raise ValueError(f"{name} is no run of this grid")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-LEVEL = 0.95
+LEVEL = 0.95  # as evaluate's own intervals
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,23 @@ def score_sheets(queue: Queue, blocks: list[Block]) -> list[Sheet]:
     return sheets
 
 
-def _title(block: Block) -> str:
-    student, teacher = _names(block)
+def _title(queue: Queue, block: Block) -> str:
+    student, teacher = _names(block.values)
     table = PAPER_TABLES.get(student.lower()) if in_paper(block.values) else None
     trains = ", every weight trained" if block.values["full_finetune"] else ""
     head = f"{table}: {student}" if table else student
-    return f"{head} <- {teacher} ({block.values['teacher_bits']}-bit){trains}, {COLUMN_TITLES[block.column]}"
+    bits = f"({block.values['teacher_bits']}-bit)"
+    return f"{head} <- {teacher} {bits}{trains}{_pair(queue, block)}, {COLUMN_TITLES[block.column]}"
 
 
-def _names(block: Block) -> tuple[str, str]:
-    return tuple(block.values[key].rstrip("/").rsplit("/", 1)[-1] for key in ("student", "teacher"))
+def _names(values: dict[str, Any]) -> tuple[str, str]:
+    return tuple(values[key].rstrip("/").rsplit("/", 1)[-1] for key in ("student", "teacher"))
+
+
+def _pair(queue: Queue, block: Block) -> str:
+    """The pair's own name, where another one is of models of the same names."""
+    same = [pair for pair, values in queue.pairs.items() if _names(values) == _names(block.values)]
+    return f", {block.pair}" if len(same) > 1 else ""
 
 
 def _sheet(queue: Queue, block: Block) -> Sheet:
@@ -61,7 +68,7 @@ def _sheet(queue: Queue, block: Block) -> Sheet:
         head.insert(1, "scores")
     about = f"Avg@{n} in % / Pass@{n} in % / mean length in tokens, at temperature 0.6, untruncated."
     about += " 'paper' is the paper's own row: full fine-tuning, Avg@8 and Pass@8." if theirs else ""
-    return Sheet(_title(block), about, head, lines, _notes(queue, block))
+    return Sheet(_title(queue, block), about, head, lines, _notes(queue, block))
 
 
 def _label(row: Row) -> str:
@@ -94,7 +101,7 @@ def _with_interval(found: Stat, digits: int) -> str:
 
 def _columns_sheet(queue: Queue, blocks: list[Block]) -> Sheet:
     """The README's table: rewards by sampling columns."""
-    student, teacher = _names(blocks[0])
+    student, teacher = _names(blocks[0].values)
     labels = list(dict.fromkeys(row.label for block in blocks for row in block.rows if row.role == "run"))
     lines = []
     for label in labels:
@@ -107,7 +114,7 @@ def _columns_sheet(queue: Queue, blocks: list[Block]) -> Sheet:
     about = f"Final Avg@{n} in % / share of answers that stop / largest gradient norm of any step."
     notes = list(dict.fromkeys(note for block in blocks for note in _notes(queue, block)))
     return Sheet(
-        f"{student} <- {teacher}: what sampling does",
+        f"{student} <- {teacher}{_pair(queue, blocks[0])}: what sampling does",
         about,
         ["reward", *(COLUMN_TITLES[block.column] for block in blocks)],
         lines,
@@ -134,7 +141,7 @@ def _notes(queue: Queue, block: Block) -> list[str]:
             f"± is half of the 95% Student-t interval of the mean over {seeds} seeds; base and teacher are scored once."
         )
     if 1 in counts:
-        notes.append("One seed tells nothing of the spread, so where there is one there is no interval.")
+        notes.append("A cell of one seed has no interval: one seed tells nothing of the spread.")
     if block.parts:
         left_out = ", ".join(TITLES.get(name, name) for name in block.parts)
         whole = "; the paper's are of the whole" if in_paper(block.values) else ""
