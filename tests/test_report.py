@@ -17,11 +17,11 @@ from exact import drawn_rollouts, float64_model, nf4_model, token_logprobs, toke
 from poweropd_lite.config import load_config
 from poweropd_lite.errors import UserError
 from poweropd_lite.report import report
-from poweropd_lite.report.page import coloured
+from poweropd_lite.report.page import STYLE, coloured
 from poweropd_lite.report.pictures import pictures
-from poweropd_lite.report.read import read_runs, read_teacher
-from poweropd_lite.report.run import gather
-from poweropd_lite.report.series import by_step, first_step_at, landscape, phases, steps_to
+from poweropd_lite.report.read import Reference, read_runs, read_teacher
+from poweropd_lite.report.run import gather, sentences
+from poweropd_lite.report.series import by_step, density, first_step_at, landscape, phases, steps_to
 from poweropd_lite.train import train
 
 REWARDS = {
@@ -169,6 +169,51 @@ def test_shares_of_the_teachers_accuracy_by_hand(tmp_path):
     assert table["share of the gap to the teacher closed"] == [pytest.approx(0.45 / 0.6)]
 
 
+def test_a_density_counts_what_lies_outside_of_it():
+    """Ten tokens: two in the bin from 0 to 0.5, four in the next, three below, one above. 2 / (10 * 0.5) = 0.4."""
+    line = {"step": 1, "low": 0.0, "high": 1.0, "counts": [2, 4], "below": 3, "above": 1, "not_finite": 5}
+    found = density(line)
+    assert found["density"] == [0.4, 0.8] and found["edges"] == [0.0, 0.5, 1.0]
+    assert (found["tokens"], found["below"], found["above"], found["not_finite"]) == (10, 3, 1, 5)
+
+
+def test_runs_evaluated_differently_are_said_not_to_compare(tmp_path):
+    one = planted(tmp_path / "a" / "run", {0: 0.25, 100: 0.5})
+    two = planted(tmp_path / "b" / "run", {0: 0.5, 100: 0.75}, eval_problems=32)
+    found = read_runs([one, two])
+    assert [run.name for run in found] == ["a/run", "b/run"]
+    said = "Evaluated differently (eval_problems): the accuracies of these runs do not compare."
+    assert said in sentences(found, None) and said not in sentences(found[:1], None)
+    accuracy_picture = next(pictures(found, gather(found, found[0], None), None))
+    assert "No line for the base" in accuracy_picture.caption
+    results = {"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": {"bundled": {"problems": 256}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert "of other problems or samples" in read_teacher(str(tmp_path), found).source
+    assert "other" not in read_teacher(str(tmp_path), found[:1]).source
+
+
+def test_damaged_files_are_named_with_their_line(tmp_path):
+    """What no run writes: exit code 2 by a UserError that says where, whatever the damage."""
+    folder = planted(tmp_path / "run", {0: 0.5}, [(1, {"optim/grad_norm": 0.5})])
+    whole = (folder / "metrics.jsonl").read_bytes()
+    for file, damage, words in (
+        ("metrics.jsonl", whole.replace(b"0.5", b"null"), "line 1 of .*metrics.jsonl has no usable eval/avg@8"),
+        ("metrics.jsonl", whole.replace(b"time/step", b"time"), "line 2 of .*metrics.jsonl has no usable time/step"),
+        ("metrics.jsonl", b"\xff\n" + whole, "line 1 of .*metrics.jsonl is not a JSON object"),
+        ("tokens.jsonl", b'{"step": 1}\n', "line 1 of .*tokens.jsonl has no usable low"),
+        ("samples.jsonl", b'{"step": 1, "kind": "eval"}\n', "line 1 of .*samples.jsonl has no usable finish"),
+        ("summary.json", b"[1]", "summary.json is no JSON object"),
+    ):
+        (folder / file).write_bytes(damage)
+        with pytest.raises(UserError, match=words):
+            report(folder)
+        (folder / file).unlink()
+        (folder / "metrics.jsonl").write_bytes(whole)
+    assert not (folder / "report").exists()
+    (folder / "metrics.jsonl").write_bytes(whole.replace(b"1.0", b'"nan"'))  # not finite is left out, not refused
+    assert json.loads((report(folder) / "report.json").read_text())["accuracy"]["run"]["step"] == []
+
+
 def test_long_runs_keep_extremes_and_means_of_spans(tmp_path):
     steps = [(s, {"reward/min": -s, "reward/max": s, "reward/p05": s, "optim/grad_norm": s}) for s in range(1, 1001)]
     (run,) = read_runs([planted(tmp_path / "run", {0: 0.3}, steps)])
@@ -214,6 +259,10 @@ def test_what_is_drawn_are_these_numbers(runs):
             heights = band.get_paths()[0].vertices[:, 1]
             assert heights.min() == min(numbers["reward"][name][f"reward/{low}"])
             assert heights.max() == max(numbers["reward"][name][f"reward/{high}"])
+    with_teacher = next(pictures(found, numbers, Reference(0.9, "as given"))).figure.axes[0]
+    level = {line.get_label(): list(line.get_ydata()) for line in with_teacher.lines}
+    base = 100 * numbers["accuracy"]["power"]["avg"][0]
+    assert level["teacher"] == [90.0, 90.0] and level["base (before training)"] == [base, base]
     assert drawn["Reward by step: power"].axes[0].get_yscale() == "symlog"  # for its neighbour's sake: one scale
     assert drawn["Gradient norm by step"].axes[0].get_yscale() == "log"
     assert drawn["Reward density: power"].axes[0].get_yscale() == "log"
@@ -233,13 +282,12 @@ def test_the_page_stands_alone(runs):
     assert numbers["baseline"] == "log_ratio" and numbers["teacher"]["accuracy"] == pytest.approx(0.966)
     assert numbers["settings"]["reward"] == list(REWARDS)
     for name in ("accuracy", "reward", "gradient", "density", "positions", "steps", "landscape", "time"):
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert b"</svg>" in (folder / f"{name}.svg").read_bytes()
+        assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG" and b"</svg>" in (folder / f"{name}.svg").read_bytes()
     first, last = numbers["accuracy"]["power"]["avg"][0], numbers["accuracy"]["power"]["avg"][-1]
     assert (
         f"power (power 10), 4 of 4 steps: Avg@2 {first:.1%} -&gt; {last:.1%}, {last / 0.966:.1%} of the teacher" in page
     )
-    assert "tanh (tanh), 4 of 4 steps: not evaluated while it trained (eval_benchmarks is not set)." in page
+    assert "tanh (tanh), 4 of 4 steps: not evaluated." in page
     again = command("runs/power", cwd=runs)
     before = (runs / "runs/power/report/index.html").read_bytes()
     assert again.returncode == 0 and command("runs/power", cwd=runs).returncode == 0  # replaces its own
@@ -249,11 +297,21 @@ def test_the_page_stands_alone(runs):
 def test_a_text_of_the_model_is_no_markup():
     sample = {"tokens": ["<script>", "a\n", "b", "<|end|>"], "rewards": [1.0, -0.5, 0.0]}
     assert coloured(sample, 1.0) == (
-        "<span style='background:rgba(0,114,178,0.75)' title='+1'>&lt;script&gt;</span>"
-        "<span class='minus' style='background:rgba(213,94,0,0.38)' title='-0.5'>a\u21b5\n</span>"
-        "<span style='background:rgba(0,114,178,0.00)' title='+0'>b</span>"
+        "<span class='p20' title='+1'>&lt;script&gt;</span>"
+        "<span class='m10 minus' title='-0.5'>a\u21b5\n</span>"
+        "<span class='p0' title='+0'>b</span>"
         "<span class='none'>&lt;|end|&gt;</span>"
     )
+    assert ".p20 { background: rgba(0,114,178,0.75) }" in STYLE and ".m10 { background: rgba(213,94,0,0.38) }" in STYLE
+
+
+def test_of_a_long_completion_its_ends_are_shown_and_the_rest_counted():
+    tokens = [f"t{i}," for i in range(4096)]
+    shown = re.sub("<[^>]*>", "", coloured({"tokens": tokens, "rewards": [0.1] * 4096}, 1.0))
+    assert shown == "".join(tokens[:400]) + " ... 3,596 more ... " + "".join(tokens[-100:])
+    assert (
+        len(coloured({"tokens": tokens, "rewards": [-1.0] * 4096}, 1.0)) < 30_000
+    )  # four of them a run, of eight runs
 
 
 def test_a_run_that_goes_on_and_one_of_before(tmp_path):
@@ -282,7 +340,9 @@ def test_odd_names_and_other_sample_counts_stand_side_by_side(tmp_path):
         (two / "eval" / f"step_{step:06}" / "results.json").write_text(json.dumps(results))
     folder = report([one, two], out=tmp_path / "out")
     rows = {row["name"]: row["values"] for row in json.loads((folder / "report.json").read_text())["table"]}
-    assert rows["Avg@8 at the end"] == [0.5, None] and rows["Avg@4 on gsm8k by evaluate"] == [None, 0.375]
+    assert rows["Avg@8 at the end"] == [0.5, None]
+    # The run is at step 1: what evaluate found elsewhere says where.
+    assert rows["Avg@4 on gsm8k by evaluate at step 100"] == [None, 0.375]
     assert "<th>_a$^$&lt;b&gt;</th>" in (folder / "index.html").read_text()
     found = read_runs([one, two])
     drawn = {picture.file: picture.figure for picture in pictures(found, gather(found, found[0], None), None)}
@@ -297,6 +357,7 @@ def test_refusals(runs, tmp_path):
         (tmp_path,): "is no run: it holds no metrics.jsonl and config.yaml",
         (run, run): "a run is named twice; leave one out",
         (run, "--baseline", "other"): "baseline: other is none of the runs; type one of power",
+        (run, "--teacher", "0.966"): "an accuracy is in percent; did you mean 96.6?",
         (run, "--teacher", "966"): "teacher: found 966, but an accuracy is between 0 and 100",
         (
             run,

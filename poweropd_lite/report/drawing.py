@@ -1,6 +1,9 @@
 """How figures look: one colour a run, told apart by the colour-blind; sizes that a phone can show; no screen, no state."""
 
+import contextlib
 import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +73,19 @@ def reward_axis(axes: "Axes", which: str, low: float, high: float) -> None:
         line(edge, color="0.6", linewidth=0.7, linestyle=":")
 
 
+@contextlib.contextmanager
+def _any_letter() -> Iterator[None]:
+    """A run may be named with letters that the font lacks; boxes stand for them, and the page has the name in full."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def write_figure(figure: "Figure", folder: Path, name: str) -> None:
     """Writes NAME.svg and NAME.png."""
     (folder / f"{name}.svg").write_bytes(svg_of(figure, name))
-    figure.savefig(folder / f"{name}.png", dpi=160)
+    with _any_letter():
+        figure.savefig(folder / f"{name}.png", dpi=160)
 
 
 def svg_of(figure: "Figure", name: str) -> bytes:
@@ -81,6 +93,6 @@ def svg_of(figure: "Figure", name: str) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}), _any_letter():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

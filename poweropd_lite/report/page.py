@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ class Picture:
     svg: bytes
 
 
+HEAD, TAIL = 400, 100  # tokens shown of a long completion
+SHADES = 20  # of blue and of orange
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 1180px; padding: 0 1rem 3rem; }
@@ -31,9 +34,13 @@ th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e3e3
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem; position: sticky; left: 0; background: #fff; }
 td small { display: block; color: #555; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: .875rem/1.7 ui-monospace, monospace; margin: .3rem 0 1.2rem; }
-pre span { border-radius: 2px; padding: 1px 0; } .minus { border-bottom: 2px solid #d55e00; } .none { color: #777; font-style: italic; }
+pre span { font-weight: inherit; border-radius: 2px; padding: 1px 0; } .minus { border-bottom: 2px solid #d55e00; } .none { color: #777; font-style: italic; }
 details { margin: .4rem 0; } summary { cursor: pointer; }
-"""
+""" + "".join(
+    f".{kind}{i} {{ background: rgba({colour},{0.75 * i / SHADES:.2f}) }}\n"
+    for kind, colour in (("p", "0,114,178"), ("m", "213,94,0"))
+    for i in range(SHADES + 1)
+)
 
 
 def page(
@@ -110,20 +117,24 @@ def _samples(run: Run) -> str:
 
 
 def coloured(sample: dict[str, Any], limit: float) -> str:
-    """Returns a sample's completion as HTML, a span a token; the colour is full at a reward of the size `limit`."""
+    """Returns a sample's completion as HTML, an element a token; the colour is full at a reward of the size `limit`.
+
+    Of a completion of more than 500 tokens the first 400 and the last 100 are shown, and how many are left out.
+    """
     parts = []
-    rewards = sample["rewards"] + [None] * (len(sample["tokens"]) - len(sample["rewards"]))
-    for text, reward in zip(sample["tokens"], rewards, strict=True):
+    count = len(sample["tokens"])
+    rewards = sample["rewards"] + [None] * (count - len(sample["rewards"]))
+    for i, (text, reward) in enumerate(zip(sample["tokens"], rewards, strict=True)):
+        if count > HEAD + TAIL and HEAD <= i < count - TAIL:
+            parts += [f"<span class='none'> ... {count - HEAD - TAIL:,} more ... </span>"] if i == HEAD else []
+            continue
         shown = _(text).replace("\n", "\u21b5\n")
-        if reward is None:
+        if reward is None or not math.isfinite(reward):
             parts.append(f"<span class='none'>{shown}</span>")
             continue
-        strength = 0.75 * min(1.0, abs(reward) / limit)
-        colour = "0,114,178" if reward >= 0 else "213,94,0"
-        minus = " class='minus'" if reward < -0.05 * limit else ""
-        parts.append(
-            f"<span{minus} style='background:rgba({colour},{strength:.2f})' title='{reward:+.3g}'>{shown}</span>"
-        )
+        shade = round(SHADES * min(1.0, abs(reward) / limit))
+        minus = " minus" if reward < -0.05 * limit else ""
+        parts.append(f"<span class='{'p' if reward >= 0 else 'm'}{shade}{minus}' title='{reward:+.3g}'>{shown}</span>")
     return "".join(parts)
 
 

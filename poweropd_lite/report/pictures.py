@@ -30,12 +30,12 @@ def pictures(runs: Sequence[Run], numbers: dict[str, Any], teacher: Reference | 
     colours = {run.name: i for i, run in enumerate(runs)}
     yield from _accuracy(runs, numbers, colours, teacher)
     yield from _rewards(runs, numbers, colours)
+    yield from _health(runs, numbers, colours)
     caption = (
         "Size of the reward by the student's and the teacher's probability of the sampled token. The log ratio grows without "
         "bound where one of the two is small; a large alpha pays only where one of them is near 1. Both axes are stretched toward 0 and 1."
     )
     yield Drawn(token_figures.landscape_figure(numbers["landscape"]), "The reward's landscape", caption, "landscape")
-    yield from _health(runs, numbers, colours)
 
 
 def _accuracy(
@@ -46,7 +46,10 @@ def _accuracy(
     if evaluated:
         level = None if teacher is None else teacher.accuracy
         figure = step_figures.accuracy_figure(evaluated, colours, samples, level)
-        yield Drawn(figure, "Accuracy by step", "Avg@k on the held-out problems.", "accuracy")
+        caption = "Avg@k on the held-out problems."
+        if len({found["avg"][0] for found in evaluated.values() if found["step"][0] == 0}) > 1:
+            caption += " No line for the base: the runs differ in what they had before training."
+        yield Drawn(figure, "Accuracy by step", caption, "accuracy")
         figure = step_figures.line_figure(evaluated, colours, "length", "mean length, tokens", floor=0)
         yield Drawn(figure, "Length by step", "Mean length of the answers sampled in evaluation.", "length")
     if len(runs) > 1 and numbers["steps_to"]["levels"]:
@@ -54,6 +57,8 @@ def _accuracy(
             f"Steps that each run takes to the accuracies that {numbers['baseline']} comes to, "
             "on straight lines between evaluations."
         )
+        never = [name for name, steps in numbers["steps_to"]["steps"].items() if not any(s is not None for s in steps)]
+        caption += f" Never there: {', '.join(never)}." if never else ""
         figure = step_figures.steps_figure(numbers["steps_to"], colours, samples)
         yield Drawn(figure, "Steps to an accuracy", caption, "steps")
 
@@ -94,7 +99,7 @@ HEALTH = (  # the metric, the file, the title, the caption, how it is drawn
         "kept_mass",
         "Mass kept by truncation",
         "The student's own probability of the ids that top-k and top-p leave it; 1: nothing was cut off.",
-        {"floor": 0},
+        {},
     ),
     (
         "parity/gap",
@@ -115,6 +120,8 @@ HEALTH = (  # the metric, the file, the title, the caption, how it is drawn
 
 def _health(runs: Sequence[Run], numbers: dict[str, Any], colours: dict[str, int]) -> Iterator[Drawn]:
     for key, file, title, caption, options in HEALTH:
+        if key == "sampling/kept_mass" and not any(run.config.top_k or run.config.top_p < 1 for run in runs):
+            continue  # nothing is cut off but rows that no token has
         if found := _there(numbers["by_step"][key]):
             yield Drawn(step_figures.line_figure(found, colours, key, title.lower(), **options), title, caption, file)
     if taken := {run.name: numbers["seconds"][run.name] for run in runs if run.steps}:

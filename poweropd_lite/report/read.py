@@ -10,6 +10,11 @@ from poweropd_lite.config import Config, load_config
 from poweropd_lite.errors import UserError
 
 Line = dict[str, Any]
+METRICS = {"step": int}  # what every line of a file has; metrics are numbers besides
+_LISTS = ("counts", "position_count", "position_sum", "position_min", "position_max")
+_NUMBERS = ("low", "high", "below", "above", "not_finite", "position_width")
+TOKENS = {"step": int, **dict.fromkeys(_NUMBERS, int | float), **dict.fromkeys(_LISTS, list)}
+SAMPLES = {"step": int, **dict.fromkeys(("kind", "finish", "prompt", "completion"), str)}
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,9 @@ class Run:
     )  # tokens.jsonl: histograms and places; empty for runs made before there was one
     samples: list[Line] = field(repr=False)  # samples.jsonl
     summary: dict[str, Any] | None = field(repr=False)  # summary.json; None while it runs, or after a kill
-    scored: dict[str, tuple[int, float]] = field(repr=False)  # by benchmark, n and Avg@n of evaluate at its last step
+    scored: dict[str, tuple[int, float, int]] = field(
+        repr=False
+    )  # by benchmark: n and Avg@n of evaluate, at which step
 
     @property
     def reward(self) -> str:
@@ -49,48 +56,57 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
         raise UserError("no run to report on; type the folder that train wrote, such as runs/power10-seed0")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run is named twice; leave one out")
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
-    return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return [_read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as tells them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _read(folder: Path, name: str) -> Run:
     if not (folder / "metrics.jsonl").is_file() or not (folder / "config.yaml").is_file():
         what = "it holds no metrics.jsonl and config.yaml" if folder.is_dir() else "there is no such folder"
         raise UserError(f"{folder} is no run: {what}; type the folder that train wrote, such as runs/power10-seed0")
-    lines = [{key: _number(value) for key, value in line.items()} for line in read_lines(folder / "metrics.jsonl")]
+    lines = [{k: _number(v) for k, v in line.items()} for line in read_lines(folder / "metrics.jsonl", METRICS)]
+    steps = [line for line in lines if "tokens/loss" in line]
     if not lines:
         raise UserError(f"{folder} has no metrics yet: nothing was trained or evaluated; wait for its first step")
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         summary = None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(
-            f"{folder}/summary.json is not JSON ({error}); remove it, and the report does without"
+            f"{folder}/summary.json is no JSON object ({error}); remove it, and the report does without"
         ) from None
     return Run(
         folder,
         name,
         load_config(folder / "config.yaml"),
-        [line for line in lines if "tokens/loss" in line],
+        steps,
         [line for line in lines if "eval/length" in line],
-        read_lines(folder / "tokens.jsonl"),
-        read_lines(folder / "samples.jsonl"),
+        read_lines(folder / "tokens.jsonl", TOKENS),
+        read_lines(folder / "samples.jsonl", SAMPLES),
         summary,
         _scored(folder),
     )
 
 
-def _scored(folder: Path) -> dict[str, tuple[int, float]]:
-    """What the evaluate command found of the run's last step; nothing where it is being written, or was never run."""
+def _scored(folder: Path) -> dict[str, tuple[int, float, int]]:
+    """What the evaluate command found of the latest step that it was run on; nothing where it is being written, or was never run."""
     found = {}
     for file in sorted(folder.glob("eval/step_*/results.json")):
         try:
             results = json.loads(file.read_text(encoding="utf-8"))
             n = results["n"]
-            found = {name: (n, float(row[f"avg@{n}"])) for name, row in results["benchmarks"].items()}
+            step = int(file.parent.name.removeprefix("step_"))
+            found = {name: (n, float(row[f"avg@{n}"]), step) for name, row in results["benchmarks"].items()}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"{file} holds no results; make it anew: python -m poweropd_lite.evaluate --regrade {file.parent}"
@@ -98,21 +114,26 @@ def _scored(folder: Path) -> dict[str, tuple[int, float]]:
     return found
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path, wanted: dict[str, Any]) -> list[Line]:
     """Returns the objects of a JSON Lines file, without a last line that is still being written; [] if there is no file.
 
-    Raises UserError for any other line that is not an object.
+    `wanted` has by key what a line holds there: a type or several. Raises UserError for any other line.
     """
     if not path.is_file():
         return []
     found = []
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8").split("\n")[:-1], 1
-    ):  # a text may hold other line ends
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # a text may hold other line ends
         try:
-            found.append({**json.loads(line)})
-        except (ValueError, TypeError):
+            values = {**json.loads(line)}
+            wrong = [key for key, kind in wanted.items() if not isinstance(values.get(key), kind)]
+        except (ValueError, TypeError):  # UnicodeDecodeError is a ValueError
             raise UserError(f"line {number} of {path} is not a JSON object; was it edited? take the line out") from None
+        if wanted is METRICS:
+            wrong += [key for key, value in values.items() if not isinstance(_number(value), int | float)]
+            wrong += ["time/step"] if "tokens/loss" in values and "time/step" not in values else []
+        if wrong:
+            raise UserError(f"line {number} of {path} has no usable {wrong[0]}; was it edited? take the line out")
+        found.append(values)
     return found
 
 
@@ -128,7 +149,9 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
     else:
         if not 0 < percent <= 100:
             raise UserError(f"teacher: found {given}, but an accuracy is between 0 and 100, in percent, such as 96.6")
-        return Reference(percent / 100, f"{percent:g}% as given")
+        if percent <= 1:
+            raise UserError(f"teacher: found {given}, but an accuracy is in percent; did you mean {100 * percent:g}?")
+        return Reference(percent / 100, "as given")
     file = Path(given) / "results.json"
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
@@ -146,7 +169,10 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
                 f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}; evaluate the teacher on the same"
             )
     counts = ", ".join(f"{b['problems']:,} of {name}" for name, b in results["benchmarks"].items())
-    return Reference(accuracy, f"Avg@{n} on {counts} ({given})")
+    most = max((b["problems"] for b in results["benchmarks"].values()), default=0)
+    other = any(run.evaluations and (run.config.eval_samples != n or run.config.eval_problems < most) for run in runs)
+    other_text = "; of other problems or samples than a run's, so shares of it are rough" if other else ""
+    return Reference(accuracy, f"Avg@{n} on {counts} ({given}{other_text})")
 
 
 def _number(value: Any) -> Any:

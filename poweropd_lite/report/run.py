@@ -74,8 +74,11 @@ def sentences(runs: Sequence[Run], teacher: Reference | None) -> list[str]:
         found, k = accuracy(run), run.config.eval_samples
         taken = run.steps[-1]["step"] if run.steps else 0
         text = f"{run.name} ({run.reward}), {taken} of {run.config.steps} steps"
-        if not found["step"]:
-            text += ": not evaluated while it trained (eval_benchmarks is not set)"
+        if not found["step"] and run.scored:
+            parts = [f"Avg@{n} {avg:.1%} on {name} at step {step}" for name, (n, avg, step) in run.scored.items()]
+            text += f": {', '.join(parts)} by evaluate"
+        elif not found["step"]:
+            text += ": not evaluated"
         elif len(found["step"]) == 1:
             text += f": Avg@{k} {found['avg'][0]:.1%} at step {found['step'][0]}"
         else:
@@ -83,6 +86,9 @@ def sentences(runs: Sequence[Run], teacher: Reference | None) -> list[str]:
             text += f" (step {found['step'][0]} -> {found['step'][-1]})" if found["step"][-1] != taken else ""
             text += f", {found['avg'][-1] / teacher.accuracy:.1%} of the teacher's" if teacher else ""
         out.append(text + ("" if run.tokens else "; it kept no rewards by token (made by an earlier version)") + ".")
+    scored = [run for run in runs if accuracy(run)["step"]]
+    if differing := [name for name in differing_settings(scored) if name.startswith("eval_") and name != "eval_every"]:
+        out.append(f"Evaluated differently ({', '.join(differing)}): the accuracies of these runs do not compare.")
     if teacher is not None:
         out.append(f"Teacher: {teacher.accuracy:.1%}, {teacher.source}.")
     return out

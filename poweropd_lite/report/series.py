@@ -47,7 +47,7 @@ def accuracy(run: Run) -> Series:
         "length": "eval/length",
         "stop": "eval/stop_share",
     }
-    lines = [line for line in run.evaluations if all(key in line for key in keys.values())]
+    lines = [line for line in run.evaluations if all(math.isfinite(line.get(key, math.nan)) for key in keys.values())]
     return {"step": [line["step"] for line in lines]} | {
         name: [line[key] for line in lines] for name, key in keys.items()
     }
@@ -125,9 +125,13 @@ def landscape(alphas: Sequence[float], points: int = 41) -> dict[str, Any]:
 
 def phases(run: Run) -> dict[str, float]:
     """Returns the seconds of all steps by phase, what of the steps was none of them, and those of evaluations."""
-    out = {name: sum(line.get(f"time/{name}", 0.0) for line in run.steps) for name in PHASES}
-    out["other"] = max(0.0, sum(line["time/step"] for line in run.steps) - sum(out.values()))
-    return out | {"evaluate": sum(line.get("time/evaluate", 0.0) for line in run.evaluations)}
+
+    def total(lines: Sequence[dict[str, Any]], key: str) -> float:
+        return sum(line[key] for line in lines if math.isfinite(line.get(key, math.nan)))
+
+    out = {name: total(run.steps, f"time/{name}") for name in PHASES}
+    out["other"] = max(0.0, total(run.steps, "time/step") - sum(out.values()))
+    return out | {"evaluate": total(run.evaluations, "time/evaluate")}
 
 
 def _short(value: float) -> float:

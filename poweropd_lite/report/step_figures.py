@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Numbers = dict[str, Any]  # by the name of the run
+FEW = 12  # points that a line is too short without marks for
 
 
 def accuracy_figure(runs: Numbers, indices: dict[str, int], samples: str, teacher: float | None) -> "Figure":
@@ -36,10 +37,11 @@ def line_figure(
     """One number by step, a line a run."""
     figure, axes = new_figure()
     for name, found in runs.items():
-        axes.plot(found["step"], found[key], linewidth=1.2, label=label(name), **style(indices[name]))
+        marker = {"marker": "o", "markersize": 3.5} if len(found["step"]) <= FEW else {}
+        axes.plot(found["step"], found[key], linewidth=1.2, label=label(name), **marker, **style(indices[name]))
     if floor is not None:
         axes.set_ylim(bottom=floor)
-    if log:
+    if log and any(value > 0 for found in runs.values() for value in found[key]):
         axes.set_yscale("log")
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
@@ -66,13 +68,8 @@ def steps_figure(found: dict[str, Any], indices: dict[str, int], samples: str) -
     figure, axes = new_figure()
     for name, steps in found["steps"].items():
         points = [(s, 100 * level) for s, level in zip(steps, found["levels"], strict=True) if s is not None]
-        axes.plot(
-            *zip(*points, strict=True) if points else ([], []),
-            marker="o",
-            markersize=4,
-            label=label(name),
-            **style(indices[name]),
-        )
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label(name), **style(indices[name]))
     axes.set_xlabel("steps needed")
     axes.set_ylabel(f"Avg@{samples} reached, %")
     axes.set_xlim(left=0)

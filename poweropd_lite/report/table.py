@@ -45,8 +45,9 @@ def figures(run: Run, teacher: Reference | None, level: float | None) -> dict[st
         ("answers that stop at the end", "stop", "%"),
     ):
         out[name] = (found[key][-1] if last else None, unit)
-    for benchmark, (n, avg) in run.scored.items():
-        out[f"Avg@{n} on {benchmark} by evaluate"] = (avg, "%")
+    for benchmark, (n, avg, step) in run.scored.items():
+        when = "" if step == taken else f" at step {step}"
+        out[f"Avg@{n} on {benchmark} by evaluate{when}"] = (avg, "%")
     out |= {
         "least reward of any token": (_of(min, steps, "reward/min"), ""),
         "greatest reward of any token": (_of(max, steps, "reward/max"), ""),
@@ -90,7 +91,11 @@ def table(runs: Sequence[Run], baseline: Run, teacher: Reference | None) -> list
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Returns the settings, but for the output folder, in which the runs differ, with the value of each run."""
     dumps = [run.config.model_dump() for run in runs]
-    names = [name for name in dumps[0] if name != "output" and any(dump[name] != dumps[0][name] for dump in dumps)]
+    names = [
+        name
+        for name in (dumps[0] if dumps else ())
+        if name != "output" and any(dump[name] != dumps[0][name] for dump in dumps)
+    ]
     found = {name: [dump[name] for dump in dumps] for name in names}
     if "alpha" in found:
         found["alpha"] = [dump["alpha"] if dump["reward"] == "power" else "ignored" for dump in dumps]

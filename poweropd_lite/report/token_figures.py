@@ -51,7 +51,8 @@ def _panels(
     for panel, (name, found) in zip(axes.flat, runs.items(), strict=False):
         draw(panel, found, style(indices[name])["color"])
         (panel.axhline if of == "y" else panel.axvline)(0, color="0.3", linewidth=0.6)
-        panel.set_title(label(name), fontsize="medium", loc="left")
+        if len(runs) > 1:
+            panel.set_title(label(name), fontsize="medium", loc="left")
         panel.set_xlabel(along)
         panel.tick_params(labelbottom=True)
         reward_axis(panel, of, *bounds)
@@ -71,7 +72,8 @@ def density_figure(runs: dict[str, Numbers], indices: dict[str, int], bounds: tu
         panel.stairs(first["density"], first["edges"], label=when, fill=True, color=color, alpha=0.5)
         if last["step"] > first["step"]:
             panel.stairs(last["density"], last["edges"], label=f"step {last['step']}", baseline=None, color="0.2")
-        panel.set_yscale("log")
+        if any(first["density"]) or any(last["density"]):
+            panel.set_yscale("log")
         panel.legend(frameon=False, fontsize="x-small", loc="best")
 
     return _panels(runs, indices, bounds, draw, "reward", "density", of="x")
