@@ -189,7 +189,7 @@ class Config(BaseModel):
     eval_benchmarks: str | None = Field(
         None,
         min_length=1,
-        description="what the student is scored on, as --benchmarks of the evaluate command; nothing if not given",
+        description="what the student is scored on, as --benchmarks of the evaluate command; none: on nothing",
         json_schema_extra=section("evaluation"),
     )
     eval_prompt_column: str | None = Field(None, description="as prompt_column of the evaluate command")
@@ -268,7 +268,7 @@ class Config(BaseModel):
             problems.append("full_finetune trains every module already; leave out --modules-to-save")
         if self.eval_every and self.eval_benchmarks is None:
             problems.append(
-                "eval_every needs problems to score; type --eval-benchmarks math500 (or a file), or leave out --eval-every"
+                "eval_every needs problems to score; type --eval-benchmarks math500 (or a file), or add --eval-every 0"
             )
         if "lm_head" in [name.strip() for name in self.lora_targets.split(",")]:
             problems.append("an adapter on lm_head is not supported; train the head whole: --modules-to-save lm_head")

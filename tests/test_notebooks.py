@@ -88,14 +88,14 @@ def test_it_is_thin(name):
 
 
 def test_the_committed_quickstart_tells_what_the_readme_does():
-    """A student that runs on into another problem before, that boxes 2 and stops after; a third right, then nearly all."""
+    """A student that runs on into another problem before, that boxes 81 and stops after; a third right, then nearly all."""
     notebook = read("01_quickstart")
     asked = [
         cell.outputs[0].text for cell in notebook.cells if cell.cell_type == "code" and "print(ask(" in cell.source
     ]
     before, teacher, after = asked
     assert "\\boxed" not in before and "?" in before
-    assert teacher.endswith("Answer: \\boxed{2}\n") and after.endswith("\\boxed{2}\n")
+    assert teacher.endswith("Answer: \\boxed{81}\n") and after.endswith("\\boxed{81}\n")
     scores = [float(x) for x in re.findall(r"(?:before|after)   ?Avg@8 +([\d.]+)%", text_of(notebook))]
     assert len(scores) == 4  # two runs
     assert scores[0] == scores[2] < 40 < 80 < min(scores[1], scores[3])

@@ -282,7 +282,9 @@ def test_the_page_stands_alone(runs):
     assert numbers["baseline"] == "log_ratio" and numbers["teacher"]["accuracy"] == pytest.approx(0.966)
     assert numbers["settings"]["reward"] == list(REWARDS)
     for name in ("accuracy", "reward", "gradient", "density", "positions", "steps", "landscape", "time"):
-        assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG" and b"</svg>" in (folder / f"{name}.svg").read_bytes()
+        assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG" and b"</svg>" in (
+            folder / f"{name}.svg"
+        ).read_bytes()
     first, last = numbers["accuracy"]["power"]["avg"][0], numbers["accuracy"]["power"]["avg"][-1]
     assert (
         f"power (power 10), 4 of 4 steps: Avg@2 {first:.1%} -&gt; {last:.1%}, {last / 0.966:.1%} of the teacher" in page
