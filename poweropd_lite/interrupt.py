@@ -37,13 +37,14 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal != 0
 
-    def end_cell(self) -> None:
-        """In Jupyter, raises Stopped if the stop button was pressed; called once what there is was saved."""
-        if self.signal == signal.SIGINT and in_notebook():
-            raise Stopped
-
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
         print(f"\n{self.notice}", flush=True)
+
+
+def end_cell(number: int) -> None:
+    """In Jupyter, raises Stopped if the signal that ended the work was the stop button's; called once what there is was saved."""
+    if number == signal.SIGINT and in_notebook():
+        raise Stopped

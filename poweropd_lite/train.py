@@ -14,7 +14,7 @@ from poweropd_lite.config import BUNDLED, Config, load_config, names_models
 from poweropd_lite.config_files import config_path, read_yaml
 from poweropd_lite.errors import UserError, run_command
 from poweropd_lite.flags import config_parser, given
-from poweropd_lite.interrupt import StopRequest
+from poweropd_lite.interrupt import StopRequest, end_cell
 from poweropd_lite.run_folder import check_output, new_run, open_run
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, **c
                 record.save_if_due()
             results = record.finish(stop)
     if not results.finished:
-        stop.end_cell()
+        end_cell(stop.signal)
     return results
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from poweropd_lite.errors import UserError
 from poweropd_lite.files import write_json, write_text
+from poweropd_lite.metrics import clock
 from poweropd_lite.reproduce.cost import costs
 from poweropd_lite.reproduce.estimate import Pace, check_fit
 from poweropd_lite.reproduce.files import write_tables
@@ -275,6 +276,10 @@ def test_the_estimate_by_hand(tmp_path):
     queue.runs[run_name] |= {"state": DONE, "seconds": {"train": 250.0, "evaluate": 20.0}}
     left = pace.left({})
     assert (left.training, left.scoring, left.source) == (250.0, 60.0, "from what is done")
+
+
+def test_durations_of_days_are_said_in_days():
+    assert clock(47 * 3600 + 59 * 60 + 8) == "47:59:08" and clock(1699 * 3600 + 48 * 60 + 54) == "70 days 19 h"
 
 
 def test_a_damaged_state_file_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.command_config import EvalConfig, load_eval_config
-from poweropd_lite.interrupt import StopRequest
+from poweropd_lite.interrupt import StopRequest, end_cell
 from poweropd_lite.machine import own_threads
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluate
             if not stop:
                 results = grade_and_score(folder, config.ks, names, False, config.official_grading, say, stop)
         if results is None:
-            stop.end_cell()
+            end_cell(stop.signal)
         return Evaluated(plan.path, results, 0 if results else stop.signal)
 
 
@@ -145,4 +145,6 @@ def regrade(
     ks = ks or load_eval_config(model=str(path), n=read_settings(path)["settings"]["n"], k=k).ks
     with StopRequest("stopping; what is graded so far is kept") as stop, EvalFolder(path) as opened:
         results = grade_and_score(opened, ks, None, True, official, say, stop)
+    if results is None:
+        end_cell(stop.signal)
     return Evaluated(path, results, 0 if results else stop.signal)

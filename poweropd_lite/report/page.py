@@ -34,7 +34,7 @@ th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e3e3
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem; position: sticky; left: 0; background: #fff; }
 td small { display: block; color: #555; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: .875rem/1.7 ui-monospace, monospace; margin: .3rem 0 1.2rem; }
-pre span { font-weight: inherit; border-radius: 2px; padding: 1px 0; } .minus { border-bottom: 2px solid #d55e00; } .none { color: #777; font-style: italic; }
+pre span { border-radius: 2px; padding: 1px 0; } .minus { border-bottom: 2px solid #d55e00; } .none { color: #777; font-style: italic; }
 details { margin: .4rem 0; } summary { cursor: pointer; }
 """ + "".join(
     f".{kind}{i} {{ background: rgba({colour},{0.75 * i / SHADES:.2f}) }}\n"
@@ -117,7 +117,7 @@ def _samples(run: Run) -> str:
 
 
 def coloured(sample: dict[str, Any], limit: float) -> str:
-    """Returns a sample's completion as HTML, an element a token; the colour is full at a reward of the size `limit`.
+    """Returns a sample's completion as HTML, a span a token; the colour is full at a reward of the size `limit`.
 
     Of a completion of more than 500 tokens the first 400 and the last 100 are shown, and how many are left out.
     """

@@ -169,10 +169,15 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
                 f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}; evaluate the teacher on the same"
             )
     counts = ", ".join(f"{b['problems']:,} of {name}" for name, b in results["benchmarks"].items())
-    most = max((b["problems"] for b in results["benchmarks"].values()), default=0)
-    other = any(run.evaluations and (run.config.eval_samples != n or run.config.eval_problems < most) for run in runs)
+    other = any(run.evaluations and (run.config.eval_samples != n or _other_problems(run, results)) for run in runs)
     other_text = "; of other problems or samples than a run's, so shares of it are rough" if other else ""
     return Reference(accuracy, f"Avg@{n} on {counts} ({given}{other_text})")
+
+
+def _other_problems(run: Run, results: Line) -> bool:
+    """Whether an evaluation is of other problems than a run's own, which are the first eval_problems of each benchmark."""
+    asked, rows = run.config.eval_problems, results["benchmarks"].values()
+    return any(asked < row["problems"] or (asked > row["problems"] and not row.get("whole")) for row in rows)
 
 
 def _number(value: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from poweropd_lite.errors import UserError
-from poweropd_lite.interrupt import StopRequest
+from poweropd_lite.interrupt import StopRequest, end_cell
 from poweropd_lite.metrics import clock
 from poweropd_lite.reproduce import estimate
 from poweropd_lite.reproduce.files import write_tables
@@ -59,6 +59,7 @@ def reproduce(say: Callable[[str], None] = print, **settings: Any) -> Reproduced
     with StopRequest("stopping: nothing was begun") as stop:
         planned = _planned(queue, asked, say, stop)
     if stop:
+        end_cell(stop.signal)
         return Reproduced(out, {name: r["state"] for name, r in queue.runs.items()}, stop.signal)
     if asked.dry_run:
         queue.plans |= planned
@@ -80,7 +81,9 @@ def reproduce(say: Callable[[str], None] = print, **settings: Any) -> Reproduced
             workers = Workers(queue, asked.jobs, say)
             reporter = Reporter(queue, workers, say)
             stopped = workers.work(reporter.tick, reporter.ended)
-        return _finish(queue, stopped, say)
+        done = _finish(queue, stopped, say)
+    end_cell(stopped)
+    return done
 
 
 def _planned(
