@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -248,8 +249,12 @@ def test_a_signal_while_it_plans_ends_the_plans_too(tmp_path):
     while not (plans := [c for thread in children.iterdir() for c in (thread / "children").read_text().split()]):
         assert time.monotonic() < limit
         time.sleep(0.05)
+    os.kill(int(plans[0]), signal.SIGSTOP)  # it would never end by itself
     queue.send_signal(signal.SIGTERM)
-    assert queue.wait(60) == 128 + signal.SIGTERM
+    try:
+        assert queue.wait(60) == 128 + signal.SIGTERM
+    finally:
+        queue.kill()
     assert "stopping: nothing was begun" in queue.stdout.read() and not (tmp_path / "q").exists()
     assert not any(Path(f"/proc/{pid}").exists() for pid in plans)
 
