@@ -10,9 +10,9 @@ import logging
 import os
 import time
 
-from poweropd_lite.data import Source, rows
 from poweropd_lite.grade import Sample, grade
 from poweropd_lite.grade.answers import boxed_answer
+from poweropd_lite.problems.prompts import Source, rows
 
 
 def main() -> None:

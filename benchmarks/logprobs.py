@@ -23,7 +23,7 @@ def plain(hidden, weight, ids):
 
 def chunked(hidden, weight, ids):
     """Ours."""
-    from poweropd_lite.logprobs import Sampling, score_tokens
+    from poweropd_lite.method.logprobs import Sampling, score_tokens
 
     return score_tokens(hidden, weight, ids, Sampling(), "full").score
 

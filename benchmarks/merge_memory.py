@@ -29,7 +29,7 @@ def make(folder: Path) -> int:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-    from poweropd_lite.models import model_path
+    from poweropd_lite.models.loading import model_path
 
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(Qwen3Config(**SHAPES)).to(torch.bfloat16)
@@ -53,8 +53,8 @@ def run_side(side: str, folder: Path) -> dict:
     import torch
     import transformers
 
-    from poweropd_lite.command_config import load_export_config
     from poweropd_lite.export import card, export, folders, proof, push, source  # noqa: F401
+    from poweropd_lite.export.settings import load_export_config
 
     transformers.AutoModelForCausalLM, transformers.Qwen3ForCausalLM, transformers.BitsAndBytesConfig  # noqa: B018
     before, started = memory("VmRSS"), time.monotonic()

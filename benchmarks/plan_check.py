@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "gpu"))
 import torch
 from shapes import SHAPES, make_student, make_teacher, sampling, settings
 
-from poweropd_lite.logprobs import Sampling, score_tokens
+from poweropd_lite.method.logprobs import Sampling, score_tokens
+from poweropd_lite.models.shape import read_config
 from poweropd_lite.plan.memory import plan_memory
 from poweropd_lite.plan.trace import Traces
-from poweropd_lite.shape import read_config
 
 MIB = 2**20
 

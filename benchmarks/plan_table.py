@@ -5,11 +5,11 @@
 A few minutes on two cores. A cell says that the config fits as it is, with which flags it does, or that nothing helps.
 """
 
-from poweropd_lite.command_config import PlanConfig
-from poweropd_lite.config import load_config
+from poweropd_lite.base.config import load_config
 from poweropd_lite.plan.__main__ import plan
 from poweropd_lite.plan.cards import SIZES, find_card
 from poweropd_lite.plan.fit import describe
+from poweropd_lite.plan.settings import PlanConfig
 
 PAIRS = ("qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b")
 GIB = 2**30

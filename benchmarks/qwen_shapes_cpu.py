@@ -29,7 +29,7 @@ def make_model(role: str, folder: Path) -> int:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from poweropd_lite.models import model_path
+    from poweropd_lite.models.loading import model_path
 
     hidden, layers, heads, kv_heads, mlp, tied = SHAPES[role]
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def main() -> None:
         with get_context("spawn").Pool(1) as pool:  # in a process of its own, so that its memory is not counted
             sizes = {role: pool.apply(make_model, (role, folder / role)) for role in SHAPES}
 
-        from poweropd_lite.config import load_config
+        from poweropd_lite.base.config import load_config
         from poweropd_lite.train import train
 
         config = load_config(

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from poweropd_lite.config import load_config
-from poweropd_lite.recorder import Recorder
-from poweropd_lite.token_stats import token_stats
+from poweropd_lite.base.config import load_config
+from poweropd_lite.run.recorder import Recorder
+from poweropd_lite.run.token_stats import token_stats
 from poweropd_lite.train import train
 
 

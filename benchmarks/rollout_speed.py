@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from poweropd_lite.config import Config, load_config
+from poweropd_lite.base.config import Config, load_config
 
 MODELS = ("bundled", "41.6 M")
 ENGINES = ("generate", "loop", "vllm")
@@ -30,7 +30,7 @@ def make_model(folder: Path) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from poweropd_lite.models import model_path
+    from poweropd_lite.models.loading import model_path
 
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
@@ -54,8 +54,8 @@ def make_model(folder: Path) -> None:
 
 def case(model: str, folder: Path) -> tuple[Config, list[tuple[int, ...]], frozenset[int], int]:
     """Returns config, prompts, stop ids and the longest completion of one of MODELS."""
-    from poweropd_lite.data import load_prompts
-    from poweropd_lite.pair import load_pair
+    from poweropd_lite.checks.pair import load_pair
+    from poweropd_lite.problems.prompts import load_prompts
 
     config = load_config("bundled", loader="peft", engine="loop")
     pair = load_pair(config)
@@ -71,10 +71,10 @@ def measure(engine: str, model: str, folder: Path) -> None:
     """Times one engine in this process and prints a JSON line."""
     import torch
 
-    from poweropd_lite.logprobs import Sampling
-    from poweropd_lite.machine import compute_dtype
-    from poweropd_lite.rollout import TRAINING, Draws
-    from poweropd_lite.student import load_student
+    from poweropd_lite.checks.machine import compute_dtype
+    from poweropd_lite.method.logprobs import Sampling
+    from poweropd_lite.method.rollout import TRAINING, Draws
+    from poweropd_lite.models.student import load_student
 
     config, prompts, stops, longest = case(model, folder)
     torch.set_num_threads(config.threads or 1)
@@ -127,11 +127,11 @@ def make_sampler(engine: str, student, config: Config, stops: frozenset[int]):
 
         return generate
     if engine == "loop":
-        from poweropd_lite.engine_loop import LoopEngine
+        from poweropd_lite.engines.loop import LoopEngine
 
         built = LoopEngine(student, stops, say=print)
     else:
-        from poweropd_lite.engine_vllm import VllmEngine
+        from poweropd_lite.engines.vllm import VllmEngine
 
         built = VllmEngine(student, config, stops)
 

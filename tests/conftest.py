@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 
-from poweropd_lite.config import Config, load_config
+from poweropd_lite.base.config import Config, load_config
 
 torch.set_num_threads(1)
 transformers.utils.logging.get_logger()  # takes the stderr of now, not one that a test captures and closes
@@ -34,7 +34,7 @@ def quick_config(tmp_path) -> Config:
 @pytest.fixture(scope="session")
 def pair():
     """The bundled pair's tokenizers, stop ids and forbidden ids."""
-    from poweropd_lite.pair import load_pair
+    from poweropd_lite.checks.pair import load_pair
 
     return load_pair(load_config("bundled"))
 
@@ -42,7 +42,7 @@ def pair():
 @pytest.fixture(scope="session")
 def prompts(pair):
     """The bundled training prompts."""
-    from poweropd_lite.data import load_prompts
+    from poweropd_lite.problems.prompts import load_prompts
 
     return load_prompts(load_config("bundled"), pair.tokenizer)[0]
 
@@ -50,7 +50,7 @@ def prompts(pair):
 @pytest.fixture
 def student_model():
     """The bundled base student in float32, fresh."""
-    from poweropd_lite.models import load_causal_lm
+    from poweropd_lite.models.loading import load_causal_lm
 
     return load_causal_lm("bundled", "student", load_config("bundled"), torch.float32).eval()
 
@@ -58,7 +58,7 @@ def student_model():
 @pytest.fixture(scope="session")
 def teacher_model():
     """The bundled teacher in float64; not to be changed."""
-    from poweropd_lite.models import load_causal_lm
+    from poweropd_lite.models.loading import load_causal_lm
 
     return load_causal_lm("bundled", "teacher", load_config("bundled"), torch.float64).eval()
 
@@ -71,8 +71,8 @@ def rollouts(student_model, prompts, pair):
 
 def make_engine(model, pair, dtype=torch.float32):
     """Returns the built-in engine of a plain `model`."""
-    from poweropd_lite.engine_loop import LoopEngine
-    from poweropd_lite.student import Student
+    from poweropd_lite.engines.loop import LoopEngine
+    from poweropd_lite.models.student import Student
 
     engine = LoopEngine(Student(model, torch.device("cpu"), dtype), pair.stop_ids, say=print)
     engine.sync()
@@ -81,8 +81,8 @@ def make_engine(model, pair, dtype=torch.float32):
 
 def make_rollouts(model, prompts, pair, sampling=None, longest=60, rows=None):
     """Returns one rollout of `model` for each of `prompts`, with the random numbers of `rows` (0, 1, ...) of step 0."""
-    from poweropd_lite.logprobs import Sampling
-    from poweropd_lite.rollout import TRAINING, Draws
+    from poweropd_lite.method.logprobs import Sampling
+    from poweropd_lite.method.rollout import TRAINING, Draws
 
     sampling = sampling or Sampling(forbidden=torch.tensor(pair.forbidden))
     draws = Draws(0, TRAINING, 0, tuple(range(len(prompts)) if rows is None else rows))

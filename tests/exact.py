@@ -10,10 +10,10 @@ TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
 
 def drawn_rollouts(config, count):
     """Returns what a run with `config` is prepared with, and its rollouts, step by step."""
-    from poweropd_lite.interrupt import StopRequest
-    from poweropd_lite.metrics import Counting
-    from poweropd_lite.scored import Pace, draw, prepare_to_score
-    from poweropd_lite.session import load_sampler
+    from poweropd_lite.base.progress import Counting
+    from poweropd_lite.base.stop import StopRequest
+    from poweropd_lite.rehearse.scored import Pace, draw, prepare_to_score
+    from poweropd_lite.run.session import load_sampler
 
     ready = prepare_to_score(config, print)
     _, engine = load_sampler(ready, print)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from exact import TINY, drawn_rollouts, float64_model, token_logprobs, token_rows
 
-from poweropd_lite.advise.stats import (
+from poweropd_lite.base.config import load_config
+from poweropd_lite.rehearse.advise_stats import (
     by_decile,
     effective_share,
     places,
@@ -18,8 +19,7 @@ from poweropd_lite.advise.stats import (
     truncation,
     truncation_push,
 )
-from poweropd_lite.advise.words import judge
-from poweropd_lite.config import load_config
+from poweropd_lite.rehearse.advise_words import judge
 
 ROLLOUTS, BATCH = 24, 8
 
@@ -154,7 +154,7 @@ def test_gradient_shares_and_truncation_against_whole_float64_rows(advised, mate
 
 def test_gradients_against_autograd_on_whole_float64_logits(advised, material):
     """B of every adapter, at zero: its gradient is that of the weight times A's rows; done by PEFT in float64, plainly."""
-    from poweropd_lite.adapter import with_adapter
+    from poweropd_lite.models.adapter import with_adapter
 
     _, report, _ = advised
     ready, steps, _, log_p, log_q = material
@@ -300,9 +300,9 @@ def test_refusals_name_a_reward_that_pays():
 
 def test_a_host_with_too_little_memory_for_the_gradients(student_model, monkeypatch):
     """660,000 weights as 3 gradients, twice, in float32: 15.9 MB, which half of 24 MB does not hold."""
-    from poweropd_lite.advise import gradients
-    from poweropd_lite.errors import UserError
-    from poweropd_lite.student import Student
+    from poweropd_lite.base.errors import UserError
+    from poweropd_lite.models.student import Student
+    from poweropd_lite.rehearse import gradients
 
     student = Student(student_model, torch.device("cpu"), torch.float32)
     count = sum(p.numel() for p in student_model.parameters())
@@ -368,7 +368,7 @@ def test_bad_input_is_refused_and_leaves_nothing(tmp_path, flags, words):
 def test_the_pull_of_a_token_is_that_of_the_distribution_it_is_scored_under(tmp_path, score):
     """From Python. Top-k 5 at temperature 0.7: norm(onehot - s) for score sampled, norm(onehot - q) for full."""
     from poweropd_lite.advise import advise
-    from poweropd_lite.command_config import AdviseConfig
+    from poweropd_lite.rehearse.settings import AdviseConfig
 
     config = load_config("bundled", batch_size=4, top_k=5, temperature=0.7, score=score, teacher_bits=32)
     asked = AdviseConfig(rollouts=8, gradient_steps=2, out=str(tmp_path / "report"))

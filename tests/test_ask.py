@@ -4,7 +4,7 @@ import pytest
 from conftest import TINY
 
 from poweropd_lite.ask import ask
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
 
 QUESTION = "Compute 12 + 30 - 7."
 

@@ -13,9 +13,9 @@ from exact import TINY, drawn_rollouts, float64_model, nf4_model, token_logprobs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from poweropd_lite.audit.stats import intervals, log_prob_error, reward_error
-from poweropd_lite.config import load_config
-from poweropd_lite.teacher import load_teacher
+from poweropd_lite.base.config import load_config
+from poweropd_lite.models.teacher import load_teacher
+from poweropd_lite.rehearse.audit_stats import intervals, log_prob_error, reward_error
 
 R = torch.tensor([0.5, -0.5, 0.2, 0.0, -0.8], dtype=torch.float64)
 S = torch.tensor([0.4, 0.1, 0.2, 0.1, 0.0], dtype=torch.float64)
@@ -153,8 +153,8 @@ def half_logprobs(role, rollouts):
 
 def test_rollouts_are_those_that_training_draws_first():
     """Two steps of training's own sampling, by its own function, with the student unchanged."""
-    from poweropd_lite.session import load_session
-    from poweropd_lite.train import sample_rollouts
+    from poweropd_lite.run.session import load_session
+    from poweropd_lite.train.loop import sample_rollouts
 
     config = load_config("bundled", batch_size=8, seed=5, temperature=0.9, eval_benchmarks=None, eval_every=0)
     session = load_session(config, say=print)
@@ -223,7 +223,7 @@ def test_layers_that_do_not_fit_are_streamed_and_say_the_same(tmp_path):
 
 def test_where_layers_go_on_a_card(monkeypatch):
     """Four layers of 1.7 MiB and 0.4 MiB of the rest in float32; one layer's room is kept for the streamed one at hand."""
-    from poweropd_lite import offload
+    from poweropd_lite.models import offload
 
     card, config, mib = torch.device("cuda"), load_config("bundled"), 2**20
     sizes = [p.numel() * 4 for name, p in float64_model("teacher").named_parameters() if ".layers.0." in name]
@@ -260,7 +260,7 @@ def test_a_teacher_that_is_quantised_already_is_refused(tmp_path):
 
 def test_more_values_than_torch_sorts():
     """torch.quantile refuses more than 2^24 values; 4,096 long rollouts have more tokens."""
-    from poweropd_lite.advise.stats import reward_facts
+    from poweropd_lite.rehearse.advise_stats import reward_facts
 
     many = torch.zeros(2**24 + 20, dtype=torch.float64)
     many[::10] = 1.0

@@ -2,8 +2,8 @@
 
 import pytest
 
-from poweropd_lite.audit.words import judge
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.rehearse.audit_words import judge
 
 
 def made_up(flipped=0.01, correlation=0.99, interval=(0.005, 0.02), between=(0.98, 0.995), **changes):
@@ -67,7 +67,7 @@ def test_ways_out_that_can_be_taken():
 
 
 def test_a_report_never_replaces_what_came_in_the_meantime(tmp_path):
-    from poweropd_lite.check_report import check_out, write_report
+    from poweropd_lite.rehearse.folder import check_out, write_report
 
     def write(out, last_look=lambda: None):
         return write_report(out, str(tmp_path / "audits"), "a pair", "audit", {"a": 1}, "t", lambda f: f.write_bytes(b"p"), last_look)  # fmt: skip

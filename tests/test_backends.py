@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import run_train
 
-from poweropd_lite import backends
-from poweropd_lite.config import load_config
-from poweropd_lite.engine_vllm import _adapter_folder, cache_bytes, lora_rank_limit
-from poweropd_lite.errors import UserError
-from poweropd_lite.shape import read_shape
+from poweropd_lite.base.config import load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.engines import choose as backends
+from poweropd_lite.engines.vllm import _adapter_folder, cache_bytes, lora_rank_limit
+from poweropd_lite.models.shape import read_shape
 
 CPU = torch.device("cpu")
 

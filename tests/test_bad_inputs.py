@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from poweropd_lite.errors import run_command
-from poweropd_lite.train import main
+from poweropd_lite.base.errors import run_command
+from poweropd_lite.train.__main__ import main
 
 TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from poweropd_lite.batch import count_tokens, loss_ids, micro_batches
-from poweropd_lite.rollout import Rollout
+from poweropd_lite.method.batch import count_tokens, loss_ids, micro_batches
+from poweropd_lite.method.rollout import Rollout
 
 CPU = torch.device("cpu")
 TEACHER_STOP = 90

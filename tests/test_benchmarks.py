@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from poweropd_lite.config import load_config
-from poweropd_lite.errors import UserError
-from poweropd_lite.evaluate.benchmarks import ALL, find_benchmarks, gold_answer, load_problems
+from poweropd_lite.base.config import load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.problems.benchmarks import ALL, find_benchmarks, gold_answer, load_problems
 
 
 def write(path, rows):

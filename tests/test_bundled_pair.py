@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from poweropd_lite.tiny import build, measure, problems
+from poweropd_lite.problems import bundled as problems
+from poweropd_lite.tiny import build, measure
 
 TINY = Path(build.__file__).parent
 

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from poweropd_lite.config import Config, load_config
-from poweropd_lite.config_files import config_folder, dump_yaml, shipped_configs
-from poweropd_lite.flags import config_parser, given
-from poweropd_lite.machine import compute_dtype
-from poweropd_lite.session import learning_rate
+from poweropd_lite.base.config import Config, load_config
+from poweropd_lite.base.config_files import config_folder, dump_yaml, shipped_configs
+from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.checks.machine import compute_dtype
+from poweropd_lite.run.session import learning_rate
 
 
 @pytest.mark.parametrize("name", shipped_configs())
@@ -121,14 +121,14 @@ def test_compute_dtype_follows_the_device():
     ],
 )
 def test_the_config_without_config_follows_the_card(monkeypatch, cuda, flags, student):
-    from poweropd_lite.train import choose_config
+    from poweropd_lite.train.loop import choose_config
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     assert choose_config(None, flags).student == student
 
 
 def test_a_file_that_names_no_models_changes_one_number_of_the_run_without_it(monkeypatch, tmp_path):
-    from poweropd_lite.train import choose_config
+    from poweropd_lite.train.loop import choose_config
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "mine.yaml").write_text("alpha: 5\n")

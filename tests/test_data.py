@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from poweropd_lite.config import load_config
-from poweropd_lite.data import Source, load_prompts, step_indices
-from poweropd_lite.errors import UserError
-from poweropd_lite.evaluate.benchmarks import Benchmark, load_problems
+from poweropd_lite.base.config import load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.problems.benchmarks import Benchmark, load_problems
+from poweropd_lite.problems.prompts import Source, load_prompts, step_indices
 
 
 def load(pair, limit=None, **settings):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import edit, run_train
 
-from poweropd_lite.command_config import DoctorConfig
-from poweropd_lite.config import load_config
+from poweropd_lite.base.config import load_config
+from poweropd_lite.checks.pair_checks import PROBE
 from poweropd_lite.doctor import environment
 from poweropd_lite.doctor.examine import examine
-from poweropd_lite.pair_checks import PROBE
+from poweropd_lite.doctor.settings import DoctorConfig
 
 ENDOFTEXT, IM_END = 474, 476
 
@@ -67,7 +67,7 @@ def test_the_bundled_pair_is_sound_and_all_is_looked_at():
     # An independent count of the longest of the first thousand prompts, through the tokenizer itself.
     from transformers import AutoTokenizer
 
-    from poweropd_lite.tiny.problems import problems
+    from poweropd_lite.problems.bundled import problems
 
     tokenizer = AutoTokenizer.from_pretrained(Path(environment.__file__).parent.parent / "tiny" / "student")
     lengths = [
@@ -125,7 +125,7 @@ def test_tokens_that_only_one_has(other):
 
 def test_an_end_of_turn_that_no_config_names(other):
     """The template ends with <|im_end|>; both generation configs and tokenizers say <|endoftext|> alone."""
-    from poweropd_lite.pair import load_pair
+    from poweropd_lite.checks.pair import load_pair
 
     def forget(folder):
         edit("generation_config.json", lambda c: {**c, "eos_token_id": ENDOFTEXT})(folder)

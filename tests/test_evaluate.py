@@ -12,13 +12,13 @@ import pytest
 import torch
 from conftest import quick_flags, run_evaluate, run_train
 
-from poweropd_lite.command_config import EvalConfig, load_eval_config
-from poweropd_lite.config import load_config
+from poweropd_lite.base.config import load_config
 from poweropd_lite.evaluate import evaluate
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.evaluate.results import compare
+from poweropd_lite.evaluate.settings import EvalConfig, load_eval_config
 from poweropd_lite.evaluate.target import end_of_turn
-from poweropd_lite.models import load_tokenizer
+from poweropd_lite.models.loading import load_tokenizer
 
 SMALL = ["--problems", "12", "--n", "4", "--batch-size", "16"]
 

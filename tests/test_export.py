@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from poweropd_lite.models import model_path
+from poweropd_lite.models.loading import model_path
 
 BASE = model_path("bundled", "student")
 TEXTS = ["Compute 8 + 5 * 3.", "Ann has 12 pens and loses 5.", "x = 7, so 2x + 1 = 15\n\nThe answer is \\boxed{15}."]

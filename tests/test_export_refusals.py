@@ -9,11 +9,11 @@ import torch
 from conftest import run_export
 from safetensors.torch import load_file, save_file
 
-from poweropd_lite.command_config import load_export_config
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.export.gguf_vocab import pre_tokenizer
 from poweropd_lite.export.plan import make_plan
-from poweropd_lite.models import model_path
+from poweropd_lite.export.settings import load_export_config
+from poweropd_lite.models.loading import model_path
 
 BASE = Path(model_path("bundled", "student"))
 BAD = [
@@ -165,7 +165,7 @@ def test_a_written_model_that_reads_back_otherwise_is_not_handed_over(places, mo
 
 def test_a_merge_by_another_formula_is_not_handed_over(places, monkeypatch):
     from poweropd_lite.export import export
-    from poweropd_lite.merge import Change
+    from poweropd_lite.models.merge import Change
 
     monkeypatch.setattr(
         Change, "rows", lambda self, base, rows: base.float() + 1.01 * self.scale * self.left[rows] @ self.right
@@ -277,7 +277,7 @@ def test_an_effect_that_is_lost_or_doubled_is_no_proof():
     from types import SimpleNamespace
 
     from poweropd_lite.export.proof import check_export
-    from poweropd_lite.probe import Probe
+    from poweropd_lite.models.probe import Probe
 
     def said(*values):
         return Probe([[1]], [[[0, 1]]], [[list(values)]])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from poweropd_lite.files import write_text
+from poweropd_lite.base.files import write_text
 
 
 def test_a_write_that_fails_leaves_what_was_there_and_nothing_beside_it(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from poweropd_lite import loss
+from poweropd_lite.method import loss
 
 
 def test_loss_by_hand():

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from poweropd_lite.errors import UserError
-from poweropd_lite.memory import halving
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.memory import halving
 
 # Runs the train command; before the first call of a phase (learn, sample_rollouts) the process may grow by so many MiB.
 LIMITED = """

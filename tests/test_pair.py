@@ -2,8 +2,8 @@
 
 from conftest import edit
 
-from poweropd_lite.config import load_config
-from poweropd_lite.pair import load_pair
+from poweropd_lite.base.config import load_config
+from poweropd_lite.checks.pair import load_pair
 
 ENDOFTEXT, IM_END = 474, 476  # in the bundled tokenizer
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from poweropd_lite.config import load_config
-from poweropd_lite.data import load_prompts
-from poweropd_lite.engine_loop import LoopEngine
-from poweropd_lite.errors import UserError
-from poweropd_lite.logprobs import Sampling, tempered_logprobs
-from poweropd_lite.pair import load_pair
-from poweropd_lite.parity import RATIOS, Guard, _peak
-from poweropd_lite.rollout import Draws
-from poweropd_lite.student import load_student
-from poweropd_lite.update import engine_logprobs
+from poweropd_lite.base.config import load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.checks.pair import load_pair
+from poweropd_lite.engines.guard import RATIOS, Guard, _peak
+from poweropd_lite.engines.loop import LoopEngine
+from poweropd_lite.method.logprobs import Sampling, tempered_logprobs
+from poweropd_lite.method.rollout import Draws
+from poweropd_lite.method.update import engine_logprobs
+from poweropd_lite.models.student import load_student
+from poweropd_lite.problems.prompts import load_prompts
 
 CPU = torch.device("cpu")
 

@@ -10,18 +10,18 @@ import torch
 from conftest import quick_flags, run_train
 from torch.utils.flop_counter import FlopCounterMode
 
-from poweropd_lite.command_config import PlanConfig
-from poweropd_lite.config import load_config
-from poweropd_lite.errors import UserError
-from poweropd_lite.logprobs import Sampling, reverse_kl, score_tokens
+from poweropd_lite.base.config import load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
+from poweropd_lite.models.shape import nf4_bytes, read_config, read_shape
+from poweropd_lite.models.student import load_student
+from poweropd_lite.models.teacher import load_teacher
 from poweropd_lite.plan.__main__ import plan
 from poweropd_lite.plan.cards import CARDS, find_card, known_card
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
 from poweropd_lite.plan.memory import GIB, fullest_batch, plan_memory
+from poweropd_lite.plan.settings import PlanConfig
 from poweropd_lite.plan.trace import Traces
-from poweropd_lite.shape import nf4_bytes, read_config, read_shape
-from poweropd_lite.student import load_student
-from poweropd_lite.teacher import load_teacher
 
 CPU = torch.device("cpu")
 TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
@@ -184,9 +184,9 @@ def test_a_student_that_transformers_decodes_is_planned_too(tmp_path):
     """Gemma's shape, with one key head: rollouts run through transformers' forward, whose activations are most of it."""
     from transformers import GemmaConfig
 
-    from poweropd_lite.decode_any import AnyDecoder
-    from poweropd_lite.engine_loop import LoopEngine
-    from poweropd_lite.rollout import TRAINING, Draws
+    from poweropd_lite.engines.any_model import AnyDecoder
+    from poweropd_lite.engines.loop import LoopEngine
+    from poweropd_lite.method.rollout import TRAINING, Draws
 
     shape = GemmaConfig(
         vocab_size=512, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
@@ -219,8 +219,8 @@ def test_architectures_whose_configs_say_less(tmp_path):
 
 
 def test_a_score_and_a_rollout_allocate_what_was_traced(bundled):
-    from poweropd_lite.engine_loop import LoopEngine
-    from poweropd_lite.rollout import TRAINING, Draws
+    from poweropd_lite.engines.loop import LoopEngine
+    from poweropd_lite.method.rollout import TRAINING, Draws
 
     student, teacher, config = bundled
     phases = memory_of(config).phases

@@ -13,7 +13,7 @@ import torch
 from conftest import QUICK
 from exact import drawn_rollouts, float64_model, nf4_model, token_logprobs, token_rows
 
-from poweropd_lite.config import load_config
+from poweropd_lite.base.config import load_config
 from poweropd_lite.report.pictures import pictures
 from poweropd_lite.report.read import Reference, read_runs
 from poweropd_lite.report.run import gather

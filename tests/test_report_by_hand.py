@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.report import report
 from poweropd_lite.report.page import STYLE, coloured
 from poweropd_lite.report.pictures import pictures

@@ -8,9 +8,9 @@ from pathlib import Path
 import mpmath
 import pytest
 
-from poweropd_lite.errors import UserError
-from poweropd_lite.files import write_json, write_text
-from poweropd_lite.metrics import clock
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import write_json, write_text
+from poweropd_lite.base.progress import clock
 from poweropd_lite.reproduce.cost import costs
 from poweropd_lite.reproduce.estimate import Pace, check_fit
 from poweropd_lite.reproduce.files import write_tables

@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import quick_flags, run_train
 
-from poweropd_lite.checkpoint import checkpoints
-from poweropd_lite.config import load_config
-from poweropd_lite.errors import UserError
-from poweropd_lite.metrics import JsonLines
+from poweropd_lite.base.config import load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.run.checkpoint import checkpoints
+from poweropd_lite.run.metrics import JsonLines
 from poweropd_lite.train import train
 
 FLAGS = ["--config", "bundled", *quick_flags(steps=6), "--output", "run"]
@@ -282,8 +282,8 @@ def test_the_state_of_the_8_bit_optimizer_is_saved_and_restored(tmp_path):
     """bitsandbytes wraps its state and shares its quantisation maps; both must survive safetensors."""
     from bitsandbytes.optim import AdamW8bit
 
-    from poweropd_lite.checkpoint import RunState, load_checkpoint, save_checkpoint
-    from poweropd_lite.student import load_student
+    from poweropd_lite.models.student import load_student
+    from poweropd_lite.run.checkpoint import RunState, load_checkpoint, save_checkpoint
 
     config, scaler = load_config("bundled"), torch.amp.GradScaler("cpu", enabled=False)
 

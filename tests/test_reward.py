@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from poweropd_lite import reward
+from poweropd_lite.method import reward
 
 # p, q, alpha, power, log ratio, clip to 1, tanh with tau 5: worked by hand
 WORKED = [

@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import make_engine, make_rollouts
 
-from poweropd_lite.engine_loop import draw
-from poweropd_lite.logprobs import Sampling
-from poweropd_lite.rollout import TRAINING, Draws
+from poweropd_lite.engines.loop import draw
+from poweropd_lite.method.logprobs import Sampling
+from poweropd_lite.method.rollout import TRAINING, Draws
 
 
 def logits_of(model, rollout):
@@ -135,9 +135,9 @@ def test_a_model_that_the_decoder_does_not_know_decodes_through_transformers(stu
 
 @pytest.mark.parametrize("targets", ["embed_tokens,q_proj", "q_proj"])
 def test_an_adapter_on_the_embedding_is_not_forgotten(targets, prompts, pair, capsys):
-    from poweropd_lite.config import load_config
-    from poweropd_lite.engine_loop import LoopEngine
-    from poweropd_lite.student import load_student
+    from poweropd_lite.base.config import load_config
+    from poweropd_lite.engines.loop import LoopEngine
+    from poweropd_lite.models.student import load_student
 
     student = load_student(load_config("bundled", lora_targets=targets), torch.device("cpu"), torch.float32)
     engine = LoopEngine(student, pair.stop_ids, say=print)

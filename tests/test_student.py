@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from poweropd_lite.config import load_config
-from poweropd_lite.decode import Decoder
-from poweropd_lite.engine_loop import LoopEngine
-from poweropd_lite.errors import UserError
-from poweropd_lite.logprobs import Sampling, float_logits, score_tokens
-from poweropd_lite.models import check_head, load_causal_lm
-from poweropd_lite.rollout import Draws
-from poweropd_lite.student import Student, load_student
+from poweropd_lite.base.config import load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.engines.decode import Decoder
+from poweropd_lite.engines.loop import LoopEngine
+from poweropd_lite.method.logprobs import Sampling, float_logits, score_tokens
+from poweropd_lite.method.rollout import Draws
+from poweropd_lite.models.loading import check_head, load_causal_lm
+from poweropd_lite.models.student import Student, load_student
 
 CPU = torch.device("cpu")
 IDS = torch.arange(40, 60)[None]

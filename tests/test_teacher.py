@@ -3,10 +3,10 @@
 import torch
 from conftest import make_rollouts
 
-from poweropd_lite.batch import micro_batches
-from poweropd_lite.config import load_config
-from poweropd_lite.logprobs import Sampling, score_tokens
-from poweropd_lite.teacher import load_teacher
+from poweropd_lite.base.config import load_config
+from poweropd_lite.method.batch import micro_batches
+from poweropd_lite.method.logprobs import Sampling, score_tokens
+from poweropd_lite.models.teacher import load_teacher
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from poweropd_lite.token_stats import due, pieces, reward_range, token_stats
+from poweropd_lite.run.token_stats import due, pieces, reward_range, token_stats
 
 
 def test_five_rewards_by_hand():

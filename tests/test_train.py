@@ -8,7 +8,7 @@ import torch
 import yaml
 from conftest import quick_flags, run_train
 
-from poweropd_lite.config import load_config
+from poweropd_lite.base.config import load_config
 from poweropd_lite.train import train
 
 
@@ -110,7 +110,7 @@ def test_plain_peft_loads_the_adapter_with_equal_logits(finished, student_model)
         loaded = PeftModel.from_pretrained(student_model, run / "adapter").eval()(input_ids=ids).logits
     # By hand, from the checkpoint: W + (lora_alpha / rank) B A in every layer.
     trained = load_file(run / "checkpoints" / "step_000004" / "trained.safetensors")
-    from poweropd_lite.models import load_causal_lm
+    from poweropd_lite.models.loading import load_causal_lm
 
     by_hand = load_causal_lm("bundled", "student", load_config("bundled"), torch.float32).eval()
     with torch.no_grad():

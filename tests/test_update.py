@@ -6,13 +6,13 @@ import pytest
 import torch
 from conftest import make_rollouts
 
-from poweropd_lite import batch as batching
-from poweropd_lite.config import load_config
-from poweropd_lite.logprobs import Sampling
-from poweropd_lite.rollout import Rollout
-from poweropd_lite.student import Student
-from poweropd_lite.teacher import Teacher
-from poweropd_lite.update import update
+from poweropd_lite.base.config import load_config
+from poweropd_lite.method import batch as batching
+from poweropd_lite.method.logprobs import Sampling
+from poweropd_lite.method.rollout import Rollout
+from poweropd_lite.method.update import update
+from poweropd_lite.models.student import Student
+from poweropd_lite.models.teacher import Teacher
 
 REWARDS = ["power", "log_ratio", "clip", "tanh", "zscore", "full_kl"]
 CPU = torch.device("cpu")

@@ -5,10 +5,10 @@ its own dequantised weights in float32; the decoder, captured in graphs, against
 import torch
 from shapes import SHAPES, VOCABULARY, device, make_student, make_teacher, prompts, sampling, settings
 
-from poweropd_lite.engine_loop import LoopEngine
-from poweropd_lite.logprobs import Sampling, kept_ids, reverse_kl, score_tokens
-from poweropd_lite.models import final_hidden
-from poweropd_lite.rollout import Draws
+from poweropd_lite.engines.loop import LoopEngine
+from poweropd_lite.method.logprobs import Sampling, kept_ids, reverse_kl, score_tokens
+from poweropd_lite.method.rollout import Draws
+from poweropd_lite.models.loading import final_hidden
 
 
 def relative(ours: torch.Tensor, wanted: torch.Tensor) -> float:

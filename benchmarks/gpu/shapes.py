@@ -11,12 +11,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from source, uninstalled
 
-from poweropd_lite.adapter import with_adapter
-from poweropd_lite.config import Config, load_config
-from poweropd_lite.logprobs import Sampling
-from poweropd_lite.models import quiet_dropout
-from poweropd_lite.student import Student
-from poweropd_lite.teacher import Teacher
+from poweropd_lite.base.config import Config, load_config
+from poweropd_lite.method.logprobs import Sampling
+from poweropd_lite.models.adapter import with_adapter
+from poweropd_lite.models.loading import quiet_dropout
+from poweropd_lite.models.student import Student
+from poweropd_lite.models.teacher import Teacher
 
 VOCABULARY, TOKENS = 151_936, 151_669  # rows of the head, and ids that the tokenizer has
 STOP = 151_645

@@ -8,11 +8,11 @@ import time
 import torch
 from shapes import SHAPES, device, make_student, make_teacher, model_config, prompts, sampling, settings
 
-from poweropd_lite import update
-from poweropd_lite.models import final_hidden
+from poweropd_lite.method import update
+from poweropd_lite.method.rollout import Draws, Rollout
+from poweropd_lite.models.loading import final_hidden
 from poweropd_lite.plan.memory import plan_memory
 from poweropd_lite.plan.trace import Traces
-from poweropd_lite.rollout import Draws, Rollout
 
 GIB = 2**30
 
@@ -130,12 +130,12 @@ def make_engine(name: str, student, config):
     if name == "vllm":
         import tempfile
 
-        from poweropd_lite.engine_vllm import VllmEngine
+        from poweropd_lite.engines.vllm import VllmEngine
 
         folder = tempfile.TemporaryDirectory()
         student.model.get_base_model().save_pretrained(folder.name)
         return VllmEngine(student, config.model_copy(update={"student": folder.name}), frozenset({7})), folder
-    from poweropd_lite.engine_loop import LoopEngine
+    from poweropd_lite.engines.loop import LoopEngine
 
     engine = LoopEngine(student, frozenset({7}), print)
     if name == "eager":

@@ -3,6 +3,6 @@
 One set of rollouts is replayed through all of them. Read in this order: run.py, stats.py (of tokens), gradients.py, words.py, picture.py.
 """
 
-from poweropd_lite.advise.run import advise
+from poweropd_lite.rehearse.advise import advise
 
 __all__ = ["advise"]

@@ -6,12 +6,12 @@ Nothing is trained. Exit code 0: the config's own reward pays enough tokens; 1: 
 Takes all of training's settings too. From Python: `advise(load_config("bundled", alpha=50))`.
 """
 
-from poweropd_lite.advise.run import advise
-from poweropd_lite.check_command import run_for_report
-from poweropd_lite.command_config import AdviseConfig
-from poweropd_lite.config import Config
-from poweropd_lite.errors import run_command
-from poweropd_lite.flags import config_parser
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import run_command
+from poweropd_lite.base.flags import config_parser
+from poweropd_lite.rehearse.advise import advise
+from poweropd_lite.rehearse.command import run_for_report
+from poweropd_lite.rehearse.settings import AdviseConfig
 
 
 def main(argv: list[str] | None = None) -> int:

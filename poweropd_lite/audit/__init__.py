@@ -3,6 +3,6 @@
 On rollouts of the student. Read in this order: run.py, stats.py, words.py (the verdict), picture.py.
 """
 
-from poweropd_lite.audit.run import audit
+from poweropd_lite.rehearse.audit import audit
 
 __all__ = ["audit"]

@@ -5,12 +5,12 @@ what share of the reward mass changes its sign, and how well the two correlate. 
 Takes all of training's settings too. From Python: `audit(load_config("bundled", alpha=50))`.
 """
 
-from poweropd_lite.audit.run import audit
-from poweropd_lite.check_command import run_for_report
-from poweropd_lite.command_config import AuditConfig
-from poweropd_lite.config import Config
-from poweropd_lite.errors import run_command
-from poweropd_lite.flags import config_parser
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import run_command
+from poweropd_lite.base.flags import config_parser
+from poweropd_lite.rehearse.audit import audit
+from poweropd_lite.rehearse.command import run_for_report
+from poweropd_lite.rehearse.settings import AuditConfig
 
 
 def main(argv: list[str] | None = None) -> int:

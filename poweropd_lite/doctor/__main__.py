@@ -10,12 +10,12 @@ import shlex
 import sys
 import textwrap
 
-from poweropd_lite.command_config import DoctorConfig
-from poweropd_lite.config import BUNDLED, Config, config_to_check, names_models
-from poweropd_lite.config_files import checked
-from poweropd_lite.errors import UserError, run_command
-from poweropd_lite.findings import Finding
-from poweropd_lite.flags import config_parser, given
+from poweropd_lite.base.config import BUNDLED, Config, config_to_check, names_models
+from poweropd_lite.base.config_files import checked
+from poweropd_lite.base.errors import UserError, run_command
+from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.checks.findings import Finding
+from poweropd_lite.doctor.settings import DoctorConfig
 
 WIDTH = 118
 
@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     config = config_to_check(args.config, flags)
 
-    from poweropd_lite.backends import hush_bitsandbytes
     from poweropd_lite.doctor.environment import check_versions
     from poweropd_lite.doctor.examine import as_json, examine
+    from poweropd_lite.engines.choose import hush_bitsandbytes
 
     hush_bitsandbytes()
     try:

@@ -3,9 +3,9 @@
 import importlib.metadata
 import platform
 
-from poweropd_lite.backends import choose_engine, choose_loader, hush_bitsandbytes, installed
-from poweropd_lite.config import load_config
-from poweropd_lite.findings import Finding
+from poweropd_lite.base.config import load_config
+from poweropd_lite.checks.findings import Finding
+from poweropd_lite.engines.choose import choose_engine, choose_loader, hush_bitsandbytes, installed
 
 # what it is for, and how to get it
 PACKAGES = {
@@ -40,7 +40,7 @@ def environment() -> list[str]:
 
     import torch
 
-    from poweropd_lite.machine import compute_dtype
+    from poweropd_lite.checks.machine import compute_dtype
 
     hush_bitsandbytes()
     config = load_config()

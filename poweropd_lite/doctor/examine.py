@@ -8,20 +8,20 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.command_config import DoctorConfig
-from poweropd_lite.config import BUNDLED, Config
-from poweropd_lite.data import Prompt, Source, TemplateFault, load_prompts, prompt_text, rows
-from poweropd_lite.errors import UserError
-from poweropd_lite.evaluate.benchmarks import find_benchmarks, load_problems
-from poweropd_lite.findings import Finding
-from poweropd_lite.machine import check_machine
-from poweropd_lite.pair import examine_pair, read_sides, settle_pair
-from poweropd_lite.pair_checks import PROBE, Side, check_prompt_tokens
+from poweropd_lite.base.config import BUNDLED, Config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.checks.findings import Finding
+from poweropd_lite.checks.machine import check_machine
+from poweropd_lite.checks.pair import examine_pair, read_sides, settle_pair
+from poweropd_lite.checks.pair_checks import PROBE, Side, check_prompt_tokens
+from poweropd_lite.doctor.settings import DoctorConfig
+from poweropd_lite.problems.benchmarks import find_benchmarks, load_problems
+from poweropd_lite.problems.prompts import Prompt, Source, TemplateFault, load_prompts, prompt_text, rows
 
 if TYPE_CHECKING:
     import torch
 
-    from poweropd_lite.pair import Pair
+    from poweropd_lite.checks.pair import Pair
 
 LOGIT_SCALES = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # as configs name them
 SOLUTIONS = ("solution", "completion", "response", "answer")  # columns of a data set that hold worked answers
@@ -105,9 +105,9 @@ def _student_modules(config: Config, student: Side) -> list[Finding]:
     """Whether the modules to be trained are there, and whether logits are the head's product alone."""
     import torch
 
-    from poweropd_lite.adapter import adapter_modules
-    from poweropd_lite.models import explained_load
-    from poweropd_lite.shape import empty_model
+    from poweropd_lite.models.adapter import adapter_modules
+    from poweropd_lite.models.loading import explained_load
+    from poweropd_lite.models.shape import empty_model
 
     text = student.config.get_text_config()
     scales = {name: getattr(text, name, None) for name in LOGIT_SCALES}
@@ -129,7 +129,7 @@ def _student_modules(config: Config, student: Side) -> list[Finding]:
 def _worked_answers(config: Config) -> Iterator[str]:
     """Worked answers of the data, which look as completions do; the bundled problems have their own."""
     if config.data == BUNDLED:
-        from poweropd_lite.tiny.problems import problems
+        from poweropd_lite.problems.bundled import problems
 
         yield from (problem.solution for problem in problems(0, 1000, False))
         return
@@ -187,8 +187,8 @@ def _template_on_prompts(config: Config, student: Side, teacher: Side, prompts: 
 
 def _backends(config: Config, device: "torch.device") -> list[Finding]:
     """Which loader and engine a run would take, and whether the packages go together."""
-    from poweropd_lite.backends import choose_engine, choose_loader
     from poweropd_lite.doctor.environment import check_versions
+    from poweropd_lite.engines.choose import choose_engine, choose_loader
 
     findings = check_versions()
     try:

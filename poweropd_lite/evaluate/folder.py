@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.data import Prompt
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import write_json, write_text
 from poweropd_lite.evaluate.sampling import Key
-from poweropd_lite.files import write_json, write_text
+from poweropd_lite.problems.prompts import Prompt
 
 
 class EvalFolder:

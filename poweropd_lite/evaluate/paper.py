@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from poweropd_lite.config import Config
+from poweropd_lite.base.config import Config
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.command_config import EvalConfig
-from poweropd_lite.config import BUNDLED, Config
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.config import BUNDLED, Config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.evaluate.settings import EvalConfig
 
 if TYPE_CHECKING:
     import torch
 
-    from poweropd_lite.backends import Choice
-    from poweropd_lite.evaluate.benchmarks import Problems
+    from poweropd_lite.engines.choose import Choice
     from poweropd_lite.evaluate.sampling import Key
     from poweropd_lite.evaluate.target import Target, Vocabulary
+    from poweropd_lite.problems.benchmarks import Problems
 
 BATCH = {"vllm": 512, "cuda": 64, "cpu": 256}  # answers at once: vLLM's, and the built-in loop's on either device
 
@@ -73,8 +73,8 @@ class Plan:
 
 def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
     """Returns the plan of an evaluation, having said what is odd about it; raises UserError for what can't work."""
-    from poweropd_lite.evaluate.benchmarks import ALL, find_benchmarks, load_problems
     from poweropd_lite.evaluate.target import engine_config, find_target, fingerprint, load_vocabulary
+    from poweropd_lite.problems.benchmarks import ALL, find_benchmarks, load_problems
 
     benchmarks = find_benchmarks(config.benchmarks, config.benchmark_folder) if config.benchmarks else None
     target = find_target(config)
@@ -82,11 +82,11 @@ def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
     import torch
     import transformers
 
-    from poweropd_lite.backends import choose_engine, hush_bitsandbytes
+    from poweropd_lite.checks.machine import compute_dtype
+    from poweropd_lite.engines.choose import choose_engine, hush_bitsandbytes
     from poweropd_lite.evaluate.folder import problems_record
     from poweropd_lite.evaluate.sampling import batches
-    from poweropd_lite.machine import compute_dtype
-    from poweropd_lite.models import model_path
+    from poweropd_lite.models.loading import model_path
 
     hush_bitsandbytes()
     transformers.utils.logging.disable_progress_bar()
@@ -150,8 +150,8 @@ def _batch_size(engine: str, settings: Config, device: "torch.device", dtype: "t
     """As many answers at once as are usual, or as a quarter of the memory holds keys and values for."""
     import torch
 
-    from poweropd_lite.memory import machine_bytes
-    from poweropd_lite.shape import read_shape
+    from poweropd_lite.base.memory import machine_bytes
+    from poweropd_lite.models.shape import read_shape
 
     if engine == "vllm":
         return BATCH["vllm"]
@@ -198,7 +198,7 @@ def _longest(problems: "Problems", config: EvalConfig, vocabulary: "Vocabulary",
 def _about(target: "Target", sets: "Sequence[Problems]") -> dict[str, Any]:
     """What is good to know of a result, but does not change a sample."""
     import poweropd_lite
-    from poweropd_lite.backends import installed
+    from poweropd_lite.engines.choose import installed
     from poweropd_lite.evaluate.paper import paper_row
 
     packages = ("torch", "transformers", "peft", "vllm", "math-verify")

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import write_json, write_text
 from poweropd_lite.evaluate.folder import EvalFolder, read_samples, read_settings
 from poweropd_lite.evaluate.sampling import Answer, Key, right_counts, score
 from poweropd_lite.evaluate.scores import avg_at, interval, macro_interval, paired_difference, pass_at
-from poweropd_lite.files import write_json, write_text
 from poweropd_lite.grade import GRADER, Sample, Verdict, grade
 
 CHUNK = 4096  # verdicts that are written down at once

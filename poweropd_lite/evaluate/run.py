@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.command_config import EvalConfig, load_eval_config
-from poweropd_lite.interrupt import StopRequest, end_cell
-from poweropd_lite.machine import own_threads
+from poweropd_lite.base.stop import StopRequest, end_cell
+from poweropd_lite.checks.machine import own_threads
+from poweropd_lite.evaluate.settings import EvalConfig, load_eval_config
 
 if TYPE_CHECKING:
     from poweropd_lite.evaluate.folder import EvalFolder
@@ -61,10 +61,10 @@ def sample_missing(plan: "Plan", folder: "EvalFolder", stop: StopRequest, say: C
         return
     import torch
 
-    from poweropd_lite.backends import serve_engine
+    from poweropd_lite.base.progress import Counting
+    from poweropd_lite.engines.choose import serve_engine
     from poweropd_lite.evaluate.sampling import as_answer, sample_answers
-    from poweropd_lite.logprobs import Sampling
-    from poweropd_lite.metrics import Counting
+    from poweropd_lite.method.logprobs import Sampling
 
     config, tokenizer = plan.config, plan.vocabulary.tokenizer
     say(
@@ -108,9 +108,9 @@ def grade_and_score(
 
     The table is of the benchmarks `names`, or of all that are finished.
     """
+    from poweropd_lite.base.progress import Counting
     from poweropd_lite.evaluate.results import complete_benchmarks, grade_folder, write_results
     from poweropd_lite.evaluate.tables import markdown, screen_table
-    from poweropd_lite.metrics import Counting
 
     complete = complete_benchmarks(folder.path)
     with Counting("answer") as counting:

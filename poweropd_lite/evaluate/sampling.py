@@ -8,19 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from poweropd_lite.data import Prompt
 from poweropd_lite.evaluate.scores import avg_at, pass_at
 from poweropd_lite.grade import Sample, Verdict, grade
+from poweropd_lite.problems.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from poweropd_lite.config import Config
-    from poweropd_lite.evaluate.benchmarks import Problems
-    from poweropd_lite.logprobs import Sampling
-    from poweropd_lite.pair import Pair
-    from poweropd_lite.rollout import Engine, Rollout
+    from poweropd_lite.base.config import Config
+    from poweropd_lite.checks.pair import Pair
+    from poweropd_lite.method.logprobs import Sampling
+    from poweropd_lite.method.rollout import Engine, Rollout
+    from poweropd_lite.problems.benchmarks import Problems
 
 Key = tuple[int, int]  # (problem, k): the k-th sample of a problem, both from 0
 
@@ -59,7 +59,7 @@ def sample_answers(
     engine: "Engine", prompts: Sequence[Prompt], batch: Sequence[Key], sampling: "Sampling", longest: int, seed: int
 ) -> "list[Rollout]":
     """Returns the rollouts of a batch, in order, from the weights of the engine's last sync."""
-    from poweropd_lite.rollout import EVALUATION, Draws
+    from poweropd_lite.method.rollout import EVALUATION, Draws
 
     draws = Draws(seed, EVALUATION, tuple(k for _, k in batch), tuple(i for i, _ in batch))
     return engine.sample([prompts[i].ids for i, _ in batch], draws, sampling, longest)
@@ -153,7 +153,7 @@ def evaluate_student(
     """
     import torch
 
-    from poweropd_lite.logprobs import Sampling
+    from poweropd_lite.method.logprobs import Sampling
 
     forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
     longest = config.eval_max_new_tokens or config.max_new_tokens

@@ -11,17 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.command_config import EvalConfig
-from poweropd_lite.config import BUNDLED, Config, load_config
-from poweropd_lite.data import end_of_turn
-from poweropd_lite.errors import UserError
-from poweropd_lite.models import load_causal_lm, load_model_config, load_tokenizer, model_path, nf4, stay_unpacked
+from poweropd_lite.base.config import BUNDLED, Config, load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.evaluate.settings import EvalConfig
+from poweropd_lite.models.loading import (
+    load_causal_lm,
+    load_model_config,
+    load_tokenizer,
+    model_path,
+    nf4,
+    stay_unpacked,
+)
+from poweropd_lite.models.probe import REFERENCE
+from poweropd_lite.problems.prompts import end_of_turn
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from poweropd_lite.student import Student
+    from poweropd_lite.models.student import Student
 
 SHIPPED = {"bundled": "student", "bundled-student": "student", "bundled-teacher": "teacher"}
 _PLACES = (
@@ -30,7 +38,6 @@ _PLACES = (
     "transformers_version",
     "peft_version",
 )  # no part of what a model is
-REFERENCE = "reference.json"  # beside an adapter: what training saw of it (probe.py)
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ def engine_config(target: Target, config: EvalConfig, room: int, longest: int) -
 
 def load_target(target: Target, config: Config, device: "torch.device", dtype: "torch.dtype") -> "Student":
     """Returns the model, ready to be sampled from; raises UserError for an adapter that does not fit its base."""
-    from poweropd_lite.student import Student
+    from poweropd_lite.models.student import Student
 
     options: dict[str, Any] = {}
     if config.student_bits == 4:

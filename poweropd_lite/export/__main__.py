@@ -4,9 +4,9 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from poweropd_lite.command_config import ExportConfig, load_export_config
-from poweropd_lite.errors import UserError, run_command
-from poweropd_lite.flags import config_parser, given
+from poweropd_lite.base.errors import UserError, run_command
+from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.export.settings import ExportConfig, load_export_config
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poweropd_lite.base.files import write_text
 from poweropd_lite.export.history import base_name
-from poweropd_lite.files import write_text
 
 if TYPE_CHECKING:
     from poweropd_lite.export.plan import Plan
@@ -126,7 +126,7 @@ def _plain(name: str) -> str:
 
 
 def _vllm_rank(plan: "Plan") -> int:
-    from poweropd_lite.engine_vllm import LORA_RANKS
+    from poweropd_lite.engines.vllm import LORA_RANKS
 
     saved = plan.target.adapter_config or {}
     rank = max([saved.get("r") or 8, *(saved.get("rank_pattern") or {}).values()])

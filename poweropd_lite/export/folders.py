@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from poweropd_lite.config import Config
-from poweropd_lite.errors import UserError
-from poweropd_lite.evaluate.target import REFERENCE
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import write_json
 from poweropd_lite.export.shards import INDEX, SINGLE, Checkpoint, ShardWriter, row_blocks
 from poweropd_lite.export.source import device
-from poweropd_lite.files import write_json
-from poweropd_lite.models import load_causal_lm, nf4, stay_unpacked
-from poweropd_lite.probe import Probe, probe
+from poweropd_lite.models.loading import load_causal_lm, nf4, stay_unpacked
+from poweropd_lite.models.probe import REFERENCE, Probe, probe
 
 if TYPE_CHECKING:
     from poweropd_lite.export.plan import Plan

@@ -12,8 +12,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.command_config import OWN_GGUF, ExportConfig
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.export.settings import OWN_GGUF, ExportConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from poweropd_lite.export.folders import Tick
     from poweropd_lite.export.plan import Plan
     from poweropd_lite.export.source import Source
-    from poweropd_lite.probe import Probe
+    from poweropd_lite.models.probe import Probe
 
 ARCHITECTURES = ("qwen3", "qwen2", "llama")  # transformers' model_type, and GGUF's name for the same
 ROPE_FREQS = "rope_freqs.weight"
@@ -149,7 +149,7 @@ def probe_gguf(plan: "Plan", file: Path, source: "Source") -> "Probe":
     from transformers import AutoModelForCausalLM
 
     from poweropd_lite.export.source import device
-    from poweropd_lite.probe import probe
+    from poweropd_lite.models.probe import probe
 
     config = type(plan.model_config).from_dict(plan.model_config.to_dict())
     config.tie_word_embeddings = source.tied

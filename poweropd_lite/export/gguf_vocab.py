@@ -7,7 +7,7 @@ there, so it is refused.
 import json
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from poweropd_lite.errors import UserError
-from poweropd_lite.files import flush_files, sync_folder
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import flush_files, sync_folder
 
 REPORT = "export.json"
 

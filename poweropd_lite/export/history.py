@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from poweropd_lite.export.handover import REPORT
 
 if TYPE_CHECKING:
-    from poweropd_lite.config import Config
+    from poweropd_lite.base.config import Config
     from poweropd_lite.export.plan import Plan
 
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poweropd_lite.command_config import OWN_GGUF, ExportConfig
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.export.settings import OWN_GGUF, ExportConfig
 
 if TYPE_CHECKING:
     from poweropd_lite.export.folders import Tick

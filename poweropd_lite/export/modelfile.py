@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poweropd_lite.files import write_text
+from poweropd_lite.base.files import write_text
 
 if TYPE_CHECKING:
     from poweropd_lite.export.plan import Plan

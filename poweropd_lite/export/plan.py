@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poweropd_lite.command_config import OWN_GGUF, ExportConfig
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.export.handover import check_place
+from poweropd_lite.export.settings import OWN_GGUF, ExportConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -50,8 +50,9 @@ class Plan:
 
 def make_plan(config: ExportConfig) -> Plan:
     """Returns the plan of an export; raises UserError for what can't work."""
-    from poweropd_lite.evaluate.target import REFERENCE, find_target, load_vocabulary
-    from poweropd_lite.models import load_model_config
+    from poweropd_lite.evaluate.target import find_target, load_vocabulary
+    from poweropd_lite.models.loading import load_model_config
+    from poweropd_lite.models.probe import REFERENCE
 
     token = _token(config)
     target = find_target(config)

@@ -7,8 +7,8 @@ as a user would load it, says it too, within the format's rounding; and it keeps
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.errors import UserError
-from poweropd_lite.probe import Probe
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.models.probe import Probe
 
 if TYPE_CHECKING:
     from poweropd_lite.export.source import Source

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
 
 if TYPE_CHECKING:
     from poweropd_lite.export.plan import Plan

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.command_config import ExportConfig
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import write_json
 from poweropd_lite.export.handover import REPORT, handed_over
 from poweropd_lite.export.plan import Plan, make_plan
-from poweropd_lite.files import write_json
+from poweropd_lite.export.settings import ExportConfig
 
 if TYPE_CHECKING:
     from poweropd_lite.export.source import Source
@@ -30,7 +30,7 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
     plan = make_plan(config)
     import transformers
 
-    from poweropd_lite.backends import hush_bitsandbytes
+    from poweropd_lite.engines.choose import hush_bitsandbytes
     from poweropd_lite.export.card import write_card
     from poweropd_lite.export.history import base_name
     from poweropd_lite.export.proof import check_merge
@@ -67,9 +67,9 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
 
 def _write(plan: Plan, folder: Path, source: "Source") -> dict[str, Any]:
     """Writes the format, reads it back and returns its proof."""
+    from poweropd_lite.base.progress import Counting
     from poweropd_lite.export import folders
     from poweropd_lite.export.proof import check_export, gap
-    from poweropd_lite.metrics import Counting
 
     with Counting("tensor") as counting:
         tick = counting.show
@@ -104,7 +104,7 @@ def _report(plan: Plan, source: "Source", proof: dict[str, Any]) -> dict[str, An
     import platform
 
     import poweropd_lite
-    from poweropd_lite.backends import installed
+    from poweropd_lite.engines.choose import installed
     from poweropd_lite.export.history import base_name, evaluation, training
 
     packages = ("torch", "transformers", "peft", "bitsandbytes", "gguf")

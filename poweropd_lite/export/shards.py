@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.errors import UserError
 
 if TYPE_CHECKING:
     import torch

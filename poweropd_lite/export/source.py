@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from poweropd_lite.config import Config
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.export.shards import Checkpoint, row_blocks
-from poweropd_lite.merge import Change, changes_of
-from poweropd_lite.probe import Probe, probe, probe_texts, read_reference
+from poweropd_lite.models.merge import Change, changes_of
+from poweropd_lite.models.probe import Probe, probe, probe_texts, read_reference
 
 if TYPE_CHECKING:
     from poweropd_lite.export.plan import Plan

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.command_config import PlanConfig
-from poweropd_lite.config import BUNDLED, Config, config_to_check
-from poweropd_lite.config_files import checked
-from poweropd_lite.errors import UserError, run_command
-from poweropd_lite.flags import config_parser, given
+from poweropd_lite.base.config import BUNDLED, Config, config_to_check
+from poweropd_lite.base.config_files import checked
+from poweropd_lite.base.errors import UserError, run_command
+from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.plan.settings import PlanConfig
 
 if TYPE_CHECKING:
     import torch
@@ -31,16 +31,16 @@ def plan(
 
     Raises UserError for models whose configs can't be read and for cards that are not known.
     """
-    from poweropd_lite.backends import hush_bitsandbytes
+    from poweropd_lite.engines.choose import hush_bitsandbytes
 
     hush_bitsandbytes()
     machine = _machine(config, asked or PlanConfig())
 
+    from poweropd_lite.models.shape import read_config
     from poweropd_lite.plan.fit import differences, fit
     from poweropd_lite.plan.memory import GIB, plan_memory
     from poweropd_lite.plan.report import report
     from poweropd_lite.plan.trace import Traces
-    from poweropd_lite.shape import read_config
 
     if faults := cannot_run(config, machine):
         raise UserError("\n".join(faults))
@@ -103,7 +103,7 @@ def _machine(config: Config, asked: PlanConfig) -> "Machine":
         return Machine(here[0], True, here[1], here[2])
     if asked.gpu is None and config.student != BUNDLED:
         return Machine("any card", True, None, None)
-    from poweropd_lite.memory import machine_bytes
+    from poweropd_lite.base.memory import machine_bytes
 
     return Machine("this machine's CPU", False, None, machine_bytes() / 2**30)
 
@@ -114,7 +114,7 @@ def _engine(config: Config, machine: "Machine", asked: PlanConfig | None) -> tup
     """
     import torch
 
-    from poweropd_lite.backends import installed
+    from poweropd_lite.engines.choose import installed
 
     here = machine.cuda and torch.cuda.is_available() and (asked is None or asked.gpu is None)
     if config.engine == "loop" or (config.engine == "auto" and not (here and installed("vllm"))):
@@ -137,7 +137,7 @@ def _dtype(config: Config, machine: "Machine") -> "torch.dtype":
 
 
 def _process_bytes() -> int:
-    from poweropd_lite.recorder import peak_gib
+    from poweropd_lite.base.memory import peak_gib
 
     return round(peak_gib() * 2**30)
 
@@ -185,7 +185,7 @@ def _show(found: dict[str, Any], config: Config) -> None:
 
 
 def _write(path: Path, found: dict[str, Any], fitting: Config) -> None:
-    from poweropd_lite.files import write_text
+    from poweropd_lite.base.files import write_text
     from poweropd_lite.plan.fit import config_text
 
     kind = "LoRA" if not fitting.full_finetune else "every weight trained"

@@ -6,8 +6,8 @@ An estimate: nothing of it was measured on a card. `--compute-share` and `--band
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from poweropd_lite.config import Config
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.plan.flops import Lengths, step_flops
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def evaluation_seconds(
     """Returns the estimated seconds of one evaluation: its samples and one greedy answer a problem of each benchmark."""
     if config.eval_benchmarks is None:
         return 0.0
-    from poweropd_lite.evaluate.benchmarks import find_benchmarks
+    from poweropd_lite.problems.benchmarks import find_benchmarks
 
     benchmarks = find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks")
     problems = sum(min(config.eval_problems, *b.sizes) if b.sizes else config.eval_problems for b in benchmarks)

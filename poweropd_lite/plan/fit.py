@@ -8,7 +8,7 @@ of `LAST_RESORTS`.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.config import Config
+from poweropd_lite.base.config import Config
 
 if TYPE_CHECKING:
     from poweropd_lite.plan.memory import MemoryPlan

@@ -11,13 +11,13 @@ student forwards an update.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from poweropd_lite.config import Config
+from poweropd_lite.base.config import Config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from poweropd_lite.models.shape import Shape
     from poweropd_lite.plan.trace import Traced
-    from poweropd_lite.shape import Shape
 
 TERA = 1e12
 

@@ -7,13 +7,13 @@ CUDA context and what the allocator can't use (`MemoryPlan.needed`).
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from poweropd_lite.config import Config
+from poweropd_lite.base.config import Config
 
 if TYPE_CHECKING:
     import torch
 
+    from poweropd_lite.models.shape import Shape
     from poweropd_lite.plan.trace import Traced, Traces
-    from poweropd_lite.shape import Shape
 
 GIB = 2**30
 CUDA_CONTEXT = 600 * 2**20  # torch's kernels, cuBLAS and bitsandbytes on a card; assumed
@@ -144,7 +144,7 @@ def _engine_bytes(
     config: Config, traces: "Traces", student: "Traced", engine: str, shared: bool
 ) -> tuple[dict[str, int], dict[str, int], int]:
     """Returns what the engine needs in rollouts, in evaluation, and all the time."""
-    from poweropd_lite.engine_vllm import BESIDE_WEIGHTS, cache_bytes
+    from poweropd_lite.engines.vllm import BESIDE_WEIGHTS, cache_bytes
 
     dtype = traces.dtype
     if engine == "vllm":

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from poweropd_lite.config import Config
+from poweropd_lite.base.config import Config
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +18,10 @@ def planned_gib(
     On a card that is what tensors hold; on a CPU what this process already takes is added. More than the machine has is
     said and not refused: prompts may be shorter than the config allows, and running out of memory halves what is in the way.
     """
-    from poweropd_lite.memory import machine_bytes
+    from poweropd_lite.base.memory import machine_bytes, peak_gib
+    from poweropd_lite.models.shape import read_config
     from poweropd_lite.plan.memory import GIB, plan_memory
     from poweropd_lite.plan.trace import Traces
-    from poweropd_lite.recorder import peak_gib
-    from poweropd_lite.shape import read_config
 
     cuda = device.type == "cuda"
     try:

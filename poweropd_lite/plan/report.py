@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.command_config import PlanConfig
-from poweropd_lite.config import Config
-from poweropd_lite.metrics import clock
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.progress import clock
 from poweropd_lite.plan.cards import SIZES, Card, evaluation_seconds, evaluations, find_card, step_seconds
 from poweropd_lite.plan.flops import TERA, Lengths, paper_update, step_flops
 from poweropd_lite.plan.memory import CUDA_CONTEXT, FRAGMENTED, GIB, WEIGHTS, MemoryPlan
+from poweropd_lite.plan.settings import PlanConfig
 
 if TYPE_CHECKING:
     import torch

@@ -19,15 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from poweropd_lite.adapter import with_adapter
-from poweropd_lite.config import Config
-from poweropd_lite.decode import Decoder, Unlike
-from poweropd_lite.decode_any import AnyDecoder
-from poweropd_lite.engine_loop import draw
-from poweropd_lite.logprobs import Sampling, float_logits, reverse_kl, score_tokens
-from poweropd_lite.models import final_hidden, head_weight, quiet_dropout
-from poweropd_lite.shape import Shape, empty_model, shape_of
-from poweropd_lite.student import Student
+from poweropd_lite.base.config import Config
+from poweropd_lite.engines.any_model import AnyDecoder
+from poweropd_lite.engines.decode import Decoder, Unlike
+from poweropd_lite.engines.loop import draw
+from poweropd_lite.method.logprobs import Sampling, float_logits, reverse_kl, score_tokens
+from poweropd_lite.models.adapter import with_adapter
+from poweropd_lite.models.loading import final_hidden, head_weight, quiet_dropout
+from poweropd_lite.models.shape import Shape, empty_model, shape_of
+from poweropd_lite.models.student import Student
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -4,10 +4,10 @@ Rewards, accuracy, length, gradients, time and memory by step, completions with 
 side by side. It reads run folders, also of runs that still go on. From Python: `report(["runs/a", "runs/b"])`.
 """
 
-from poweropd_lite.command_config import ReportConfig
-from poweropd_lite.config_files import checked
-from poweropd_lite.errors import run_command
-from poweropd_lite.flags import config_parser, given
+from poweropd_lite.base.config_files import checked
+from poweropd_lite.base.errors import run_command
+from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.report.settings import ReportConfig
 
 
 def main(argv: list[str] | None = None) -> int:

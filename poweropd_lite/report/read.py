@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.config import Config, load_config
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.config import Config, load_config
+from poweropd_lite.base.errors import UserError
 
 Line = dict[str, Any]
 METRICS = {"step": int}  # what every line of a file has; metrics are numbers besides

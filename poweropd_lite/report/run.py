@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.errors import UserError
-from poweropd_lite.files import whole_folder, write_json, write_text
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import whole_folder, write_json, write_text
 from poweropd_lite.report.read import Reference, Run, read_runs, read_teacher
 from poweropd_lite.report.series import accuracy, by_step, density, landscape, phases, positions, steps_to
 from poweropd_lite.report.table import differing_settings, table

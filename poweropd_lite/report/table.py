@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from poweropd_lite.metrics import clock
+from poweropd_lite.base.progress import clock
 from poweropd_lite.report.read import Reference, Run
 from poweropd_lite.report.series import accuracy, first_step_at, phases
 

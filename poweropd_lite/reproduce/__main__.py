@@ -5,9 +5,9 @@ on; a run that fails is kept and said. Then the paper's tables with measured val
 All of training's settings are flags too, and go to every run. From Python: `reproduce(preset="smoke")`.
 """
 
-from poweropd_lite.config import Config
-from poweropd_lite.errors import run_command
-from poweropd_lite.flags import config_parser, given
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import run_command
+from poweropd_lite.base.flags import config_parser, given
 from poweropd_lite.reproduce.run import reproduce
 from poweropd_lite.reproduce.settings import ReproduceConfig
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.config import BUNDLED
-from poweropd_lite.errors import UserError
-from poweropd_lite.interrupt import StopRequest
-from poweropd_lite.metrics import clock
+from poweropd_lite.base.config import BUNDLED
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.progress import clock
+from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.reproduce import child
 from poweropd_lite.reproduce.grid import Task, read_task
 from poweropd_lite.reproduce.results import Steps, read_steps
@@ -205,7 +205,7 @@ class Pace:
 
     def answers(self, task: Task) -> int:
         """Returns how many answers an evaluation samples; a set of unknown size counts as 256 problems."""
-        from poweropd_lite.evaluate.benchmarks import find_benchmarks
+        from poweropd_lite.problems.benchmarks import find_benchmarks
 
         scoring = self.queue.scoring
         names = scoring["benchmarks"] or (BUNDLED if self.queue.pairs[task.pair]["student"] == BUNDLED else "all")

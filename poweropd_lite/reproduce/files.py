@@ -1,6 +1,6 @@
 """The files of a queue's tables: tables.md, tables.csv, cost.md, cost.csv, tables.html."""
 
-from poweropd_lite.files import write_text
+from poweropd_lite.base.files import write_text
 from poweropd_lite.reproduce.cost import cost_csv, cost_sheet, costs
 from poweropd_lite.reproduce.pages import page
 from poweropd_lite.reproduce.rows import Reader

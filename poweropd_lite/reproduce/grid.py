@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.config import BUNDLED, Config, load_config, names_models
-from poweropd_lite.config_files import config_path, read_yaml
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.config import BUNDLED, Config, load_config, names_models
+from poweropd_lite.base.config_files import config_path, read_yaml
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.reproduce.settings import (
     COLUMNS,
     PAPER_PAIRS,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from poweropd_lite.config import load_config
+from poweropd_lite.base.config import load_config
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.reproduce.grid import Task, row_label
 from poweropd_lite.reproduce.results import MEASURES, Scores, Steps, read_scores, read_steps

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.errors import UserError
-from poweropd_lite.interrupt import StopRequest, end_cell
-from poweropd_lite.metrics import clock
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.progress import clock
+from poweropd_lite.base.stop import StopRequest, end_cell
 from poweropd_lite.reproduce import estimate
 from poweropd_lite.reproduce.files import write_tables
 from poweropd_lite.reproduce.grid import Task, in_order, scores_folder

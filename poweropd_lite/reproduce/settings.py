@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from poweropd_lite.config import BUNDLED, section
-from poweropd_lite.config_files import checked, nearest
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.config import BUNDLED, section
+from poweropd_lite.base.config_files import checked, nearest
+from poweropd_lite.base.errors import UserError
 
 PAPER_PAIRS = ("qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b")  # as LoRA
 REWARDS = ("full_kl", "log_ratio", "clip", "tanh", "zscore", "power")  # in the order of the paper's tables

@@ -5,8 +5,8 @@ settings of the same runs are refused.
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.config import load_config
-from poweropd_lite.errors import UserError
+from poweropd_lite.base.config import load_config
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.reproduce import results
 from poweropd_lite.reproduce.grid import load_pairs, make_tasks
 from poweropd_lite.reproduce.settings import (
@@ -51,7 +51,7 @@ def settle(
             "--out with a new folder"
         )
     if queue.scoring["benchmarks"] is not None:
-        from poweropd_lite.evaluate.benchmarks import find_benchmarks
+        from poweropd_lite.problems.benchmarks import find_benchmarks
 
         find_benchmarks(queue.scoring["benchmarks"], queue.scoring["benchmark_folder"])
     queue.pairs |= pairs

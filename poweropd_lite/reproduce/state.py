@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.config import load_config
-from poweropd_lite.errors import UserError
-from poweropd_lite.files import write_json, write_text
+from poweropd_lite.base.config import load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import write_json, write_text
 from poweropd_lite.reproduce.grid import Task, read_task
 from poweropd_lite.reproduce.settings import AXES, COLUMNS, REWARDS, SCORING, TRUNCATED
 

@@ -7,7 +7,7 @@ import csv
 import io
 from typing import Any
 
-from poweropd_lite.config import BUNDLED
+from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.evaluate.tables import TITLES
 from poweropd_lite.reproduce.results import MEASURES
 from poweropd_lite.reproduce.rows import Block, Row, in_paper

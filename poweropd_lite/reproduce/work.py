@@ -13,18 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poweropd_lite.config import Config, load_config
-from poweropd_lite.errors import UserError
-from poweropd_lite.interrupt import StopRequest
+from poweropd_lite.base.config import Config, load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.reproduce import child, results
-from poweropd_lite.reproduce.grid import (
-    Task,
-    evaluate_command,
-    in_order,
-    run_folder,
-    scores_folder,
-    train_command,
-)
+from poweropd_lite.reproduce.grid import Task, evaluate_command, in_order, run_folder, scores_folder, train_command
 from poweropd_lite.reproduce.state import DONE, FAILED, RUNNING, WAITING, Queue, is_locked, try_lock
 
 NOTICE = "stopping: each run finishes its step or batch and saves (once more to stop at once)"

@@ -6,7 +6,7 @@ that nobody boxed and writers who run on into the next problem. On-policy distil
 
 import random
 
-from poweropd_lite.tiny.problems import Problem, Step
+from poweropd_lite.problems.bundled import Problem, Step
 
 STYLES = ("canonical", "verbose", "terse", "list", "guess")
 # How often an answer in sentences, and a terse one, is boxed: by anyone, and by people with habits, who box where they

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from poweropd_lite.problems.bundled import problems
 from poweropd_lite.tiny.base_text import careless_answer
-from poweropd_lite.tiny.problems import problems
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,19 +2,19 @@
 
 import sys
 
-from poweropd_lite.config import load_config
-from poweropd_lite.evaluate.benchmarks import find_benchmarks, load_problems
+from poweropd_lite.base.config import load_config
+from poweropd_lite.checks.pair import load_pair
 from poweropd_lite.evaluate.sampling import evaluate_student
-from poweropd_lite.models import load_causal_lm
-from poweropd_lite.pair import load_pair
+from poweropd_lite.models.loading import load_causal_lm
+from poweropd_lite.problems.benchmarks import find_benchmarks, load_problems
 
 
 def measure(role: str, problems: int = 256, samples: int = 8) -> dict[str, float]:
     """Returns the scores of the shipped "teacher" or "student", in float32, on the first held-out problems."""
     import torch
 
-    from poweropd_lite.engine_loop import LoopEngine
-    from poweropd_lite.student import Student
+    from poweropd_lite.engines.loop import LoopEngine
+    from poweropd_lite.models.student import Student
 
     config = load_config("bundled", eval_problems=problems, eval_samples=samples)
     pair = load_pair(config)

@@ -126,7 +126,7 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
 
     from safetensors.torch import load_file, save_file
 
-    from poweropd_lite.models import model_path
+    from poweropd_lite.models.loading import model_path
 
     folder = tmp_path / "student"
     copytree(model_path("bundled", "student"), folder)

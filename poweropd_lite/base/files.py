@@ -1,0 +1,80 @@
+"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from poweropd_lite.base.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path` in one step that a kill can't cut in two."""
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:  # a full disk, Ctrl-C: what was there before stands alone
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON; NaN and infinity are refused, for they are not JSON."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives a folder to fill; it becomes `path` when the block ends well, replacing it, and is gone when it does not.
+
+    Raises UserError if the disk won't take it (full, read-only).
+    """
+    from safetensors import SafetensorError
+
+    beside = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        flush_files(beside)
+        if path.exists():
+            # Two renames, not one: between them `path` is absent, never half of each.
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
+            os.replace(beside, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(beside, path)
+        sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"can't write {path}: {error}; nothing half-written is left, and what was there before stands"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def flush_files(folder: Path) -> None:
+    """Waits until every file in a folder is on the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until a folder's own list of files is on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

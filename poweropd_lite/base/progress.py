@@ -1,0 +1,57 @@
+"""Progress of things counted, with an ETA, and durations as text."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+
+from poweropd_lite.base.notebook import Panel, bar, in_notebook
+
+
+class Counting:
+    """Progress of things counted: a bar with an ETA on a terminal or in a notebook, a line every 15 seconds elsewhere."""
+
+    def __init__(
+        self, unit: str, total: int | None = None, done: int = 0, say: Callable[[str], None] | None = None
+    ) -> None:
+        from tqdm import tqdm
+
+        self.say = say or (lambda text: print(text, flush=True))
+
+        self.panel = Panel() if in_notebook() else None
+        self.live = sys.stderr.isatty() and self.panel is None
+        self.bar = tqdm(total=total, initial=done, unit=unit, disable=not self.live, dynamic_ncols=True)
+        self.done, self.before, self.start = done, done, time.monotonic()
+        self.said = self.start if self.panel is None else -math.inf
+
+    def __enter__(self) -> "Counting":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` are done, at `name` just now."""
+        if done < self.done:  # the next thing to be counted
+            self.before, self.start = 0, time.monotonic()
+        self.done, now = done, time.monotonic()
+        self.bar.total, self.bar.n = total, done
+        self.bar.set_description(name)
+        if not self.live and (now - self.said > (1 if self.panel else 15) or done == total):
+            self.said = now
+            rate = (done - self.before) / max(now - self.start, 1e-9)
+            eta = f"  ETA {clock((total - done) / rate)}" if 0 < done < total and rate else ""
+            text = f"{name}  {done:,}/{total:,}{eta}"
+            if self.panel:
+                self.panel.show(bar(text, done, total))
+            else:
+                self.say(text)
+
+
+def clock(seconds: float) -> str:
+    """Returns a duration as 0:07, 3:41 or 2:05:09, and from two days on as 70 days 19 h."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} days {hours % 24} h"
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"

@@ -1,0 +1,50 @@
+"""Stopping without loss: Ctrl-C and SIGTERM ask a run to end after the step in hand; a second one ends it at once."""
+
+import signal
+import threading
+from types import FrameType
+
+from poweropd_lite.base.notebook import in_notebook
+
+
+class Stopped(KeyboardInterrupt):
+    """The stop button was pressed and what there is was saved. As an error, it keeps the cells below from running."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter and IPython show in place of a traceback."""
+        return ["stopped and saved; the cells below were not run"]
+
+
+class StopRequest:
+    """A context in which the signals are caught; `signal` is the one that came, or 0."""
+
+    def __init__(
+        self, notice: str = "stopping after this step, then saving (once more to stop at once, without saving)"
+    ) -> None:
+        self.signal, self.notice = 0, notice
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python can't catch signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        print(f"\n{self.notice}", flush=True)
+
+
+def end_cell(number: int) -> None:
+    """In Jupyter, raises Stopped if the signal that ended the work was the stop button's; called once what there is was saved."""
+    if number == signal.SIGINT and in_notebook():
+        raise Stopped

@@ -1,0 +1,1 @@
+"""What train refuses and doctor prints."""

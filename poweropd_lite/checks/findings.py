@@ -1,0 +1,36 @@
+"""What a check found: one line that says how it stands, why, and what mends it.
+
+The doctor prints them; train refuses what is a refusal and says what is to be told. Both ask the same checks.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from poweropd_lite.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Literal["ok", "warning", "refusal"]
+    check: str  # what was looked at, in a word or two
+    found: str  # what was found and, unless it is ok, why that matters
+    mend: str = ""  # the config line, or what to do
+    evidence: dict[str, Any] = field(default_factory=dict)  # JSON: the numbers behind it
+    told: bool = False  # whether train says it too
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self.mend}" if self.mend else self.found
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Raises UserError with every refusal among the findings."""
+    if refusals := [str(f) for f in findings if f.level == "refusal"]:
+        raise UserError("\n".join(refusals))
+
+
+def notices(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """Returns what train says of the findings."""
+    return tuple(str(f) for f in findings if f.told)

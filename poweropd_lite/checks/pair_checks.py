@@ -1,0 +1,346 @@
+"""The checks of a pair, from tokenizers and configs alone: each takes the two sides and returns what it found.
+
+Nothing here knows Qwen's names: stop ids are what tokenizers, generation configs and chat templates themselves say.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from poweropd_lite.base.config import Config
+from poweropd_lite.checks.findings import Finding
+from poweropd_lite.problems.prompts import Prompt, TemplateFault, end_of_turn, prompt_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+PROBE = "Let x = 3.14; what is 12 * (7 - x)?\n\n  Give \\boxed{42} — naïve café, 東京, 😀.\tEnd"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models, without its weights."""
+
+    role: str  # "student" or "teacher"
+    name: str
+    tokenizer: "PreTrainedTokenizerBase"
+    config: "PretrainedConfig"
+    generation_stops: tuple[int, ...]  # of its generation config, or else of its config
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Ids by token."""
+        return self.tokenizer.get_vocab()
+
+    @property
+    def rows(self) -> int:
+        """Rows of its head, padded ones counted."""
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def stops(self) -> list[int]:
+        """Its stop ids: the tokenizer's, then those of its generation config."""
+        own = self.tokenizer.eos_token_id
+        return list(dict.fromkeys([*([] if own is None else [own]), *self.generation_stops]))
+
+    def tokens(self, ids: "Sequence[int]") -> str:
+        """The tokens of some ids, to be read."""
+        known = {i: token for token, i in self.vocabulary.items()}
+        return ", ".join(f"{known[i]} ({i})" if i in known else f"id {i}" for i in ids)
+
+
+def scorable_ids(student: Side, teacher: Side) -> set[int]:
+    """Returns the ids that both have, under one token and with a row in both heads."""
+    rows = min(student.rows, teacher.rows)
+    return {i for token, i in student.vocabulary.items() if teacher.vocabulary.get(token) == i and i < rows}
+
+
+def check_attention(config: Config, student: Side) -> Finding:
+    """The rollout loop decodes full attention alone."""
+    text = student.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    window = getattr(text, "sliding_window", None)
+    slides = (
+        kinds == {"full_attention"}
+        and not getattr(text, "layer_types", None)
+        and getattr(text, "use_sliding_window", True)
+    )
+    if slides and window and window < config.longest_rollout:
+        return Finding(
+            "refusal",
+            "attention",
+            f"{student.name} attends to the last {window} tokens alone, and the built-in rollout loop decodes full attention: the two differ "
+            f"in rollouts of up to {config.longest_rollout} tokens",
+            "lower --max-prompt-tokens and --max-new-tokens below it, or choose a student such as Qwen3",
+            {"window": window, "longest": config.longest_rollout},
+        )
+    if others := sorted(kinds - {"full_attention"}):
+        return Finding(
+            "refusal",
+            "attention",
+            f"the built-in rollout loop decodes full-attention models; {student.name} has layers of kind {', '.join(others)}",
+            "choose a student such as Qwen3",
+        )
+    return Finding("ok", "attention", "every layer of the student has full attention, which the rollout loop decodes")
+
+
+def check_length(config: Config, side: Side) -> Finding:
+    """The longest rollout against a model's positions; the teacher reads no evaluation."""
+    longest = config.longest_rollout if side.role == "student" else config.max_prompt_tokens + config.max_new_tokens
+    room = getattr(side.config.get_text_config(), "max_position_embeddings", None)
+    evidence = {"longest": longest, "positions": room}
+    if room is not None and longest > room:
+        new = longest - config.max_prompt_tokens
+        return Finding(
+            "refusal",
+            f"{side.role}'s context",
+            f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + {new} new), but the {side.role} "
+            f"{side.name} has {room} positions",
+            "lower --max-prompt-tokens, --max-new-tokens or --eval-max-new-tokens",
+            evidence,
+        )
+    has = f"{room:,} positions" if room is not None else "no limit in its config"
+    return Finding(
+        "ok", f"{side.role}'s context", f"the longest rollout has {longest:,} tokens; {has}", evidence=evidence
+    )
+
+
+def check_same_ids(student: Side, teacher: Side) -> Finding:
+    """Every token has one number."""
+    ours, theirs = student.vocabulary, teacher.vocabulary
+    by_id = {i: token for token, i in theirs.items()}
+    moved = [(t, i) for t, i in ours.items() if by_id.get(i, t) != t or theirs.get(t, i) != i]
+    only = [set(ours) - set(theirs), set(theirs) - set(ours)]
+    evidence = {"student": len(ours), "teacher": len(theirs), "moved": len(moved), "only_student": len(only[0]), "only_teacher": len(only[1])}  # fmt: skip
+    if moved:
+        token, i = moved[0]
+        return Finding(
+            "refusal",
+            "vocabulary",
+            f"{student.name} and {teacher.name} number their tokens differently ({len(moved):,} of {len(ours):,}; for one, "
+            f"{token!r} is {i} for the student and {theirs.get(token, 'absent')} for the teacher), so the teacher would score other "
+            "words than the student wrote",
+            "choose two models of one family",
+            evidence,
+        )
+    same = f"{len(ours) - len(only[0]):,} tokens have the same id in both"
+    if only[1]:
+        same += f"; {len(only[1])} only the teacher has (such as {_few(only[1])}), which the student never writes"
+    return Finding("ok", "vocabulary", same, evidence=evidence)
+
+
+def check_rows(student: Side, teacher: Side) -> list[Finding]:
+    """Rows of the student's head that are never sampled: tokens that the teacher has not, and rows of no token."""
+    scorable = scorable_ids(student, teacher)
+    own = {i for i in student.vocabulary.values() if i < student.rows}
+    unscorable, padded = own - scorable, student.rows - len(own)
+    evidence = {
+        "student_rows": student.rows,
+        "teacher_rows": teacher.rows,
+        "unscorable": len(unscorable),
+        "padded": padded,
+    }
+    findings = []
+    if unscorable:
+        named = {token for token, i in student.vocabulary.items() if i in unscorable}
+        findings.append(
+            Finding(
+                "warning",
+                "student's own tokens",
+                f"{len(unscorable)} tokens that only the student has are never sampled: the teacher can't score them "
+                f"(such as {_few(named)})",
+                evidence=evidence,
+                told=True,
+            )
+        )
+    if padded:
+        findings.append(
+            Finding(
+                "ok",
+                "padded rows",
+                f"{padded} rows of the student's head that no token has are never sampled",
+                evidence=evidence | {"first": min(set(range(student.rows)) - own)},
+                told=True,
+            )
+        )
+    rows = f"heads of {student.rows:,} (student) and {teacher.rows:,} rows (teacher); {len(scorable):,} ids can be sampled and scored"
+    return [*findings, Finding("ok", "heads", rows, evidence=evidence)]
+
+
+def template_of(student: Side, teacher: Side) -> "PreTrainedTokenizerBase":
+    """Returns the tokenizer whose chat template prompts follow."""
+    return student.tokenizer if student.tokenizer.chat_template else teacher.tokenizer
+
+
+def check_stops(config: Config, student: Side, teacher: Side) -> list[Finding]:
+    """Where a completion ends, and what the stop mode does with that token."""
+    if not teacher.stops:
+        return [
+            Finding(
+                "refusal",
+                "stop tokens",
+                f"neither tokenizer nor generation config of {teacher.name} names a stop token; a teacher needs one",
+                "set eos_token_id in its generation_config.json",
+            )
+        ]
+    scorable = scorable_ids(student, teacher)
+    evidence = {"student": student.stops, "teacher": teacher.stops}
+    if outside := sorted({i for i in (*student.stops, *teacher.stops) if i not in scorable}):
+        return [
+            Finding(
+                "refusal",
+                "stop tokens",
+                f"stop ids {outside} are not tokens that both {student.name} and {teacher.name} have, so a completion could not end",
+                "mend eos_token_id in the generation_config.json that names them",
+                evidence,
+            )
+        ]
+    sets = f"the student ends with {student.tokens(student.stops) or 'nothing'}, the teacher with {teacher.tokens(teacher.stops)}"
+    findings = [Finding("ok", "stop tokens", f"{sets}; a completion ends with the first of any", evidence=evidence)]
+    turn = end_of_turn(template_of(student, teacher))
+    if turn is not None and turn not in scorable:
+        found = f"the chat template ends a turn with {student.tokens([turn])}, which only one of the two models has: it is never sampled"
+        findings.append(Finding("warning", "end of turn", found, evidence={"id": turn}, told=True))
+    elif turn is not None and turn not in {*student.stops, *teacher.stops}:
+        findings.append(
+            Finding(
+                "warning",
+                "end of turn",
+                f"the chat template ends a turn with {student.tokens([turn])}, which neither model's tokenizer or generation config "
+                "names as a stop: without it answers would run on to the length limit, so it is taken as one",
+                "add it to eos_token_id in generation_config.json, so that other programs stop there too",
+                {"id": turn},
+                told=True,
+            )
+        )
+    return [*findings, _stop_mode(config, student, teacher)]
+
+
+def _stop_mode(config: Config, student: Side, teacher: Side) -> Finding:
+    mode, differ = config.stop_mode, bool(student.stops) and student.stops[0] != teacher.stops[0]
+    does = {
+        "mask": "the final stop token is left out of the loss",
+        "raw": "the final stop token is in the loss as it was sampled",
+        "relabel": f"the final stop token counts as the teacher's, {teacher.tokens(teacher.stops[:1])}, for both",
+        "cross_eos": f"the teacher scores its own {teacher.tokens(teacher.stops[:1])} where the student stopped",
+    }[mode]
+    evidence = {"stop_mode": mode, "differ": differ}
+    if differ and mode == "raw":
+        why = "the two end differently, and the teacher finds the student's own stop unlikely, so stopping is punished"
+        return Finding("warning", "stop mode", f"stop_mode raw: {does}; {why}", "stop_mode: mask", evidence)
+    if differ and config.reward == "full_kl":
+        why = "the two end differently, and under full_kl a student that ends its own way need not learn to stop (docs/method.md)"
+        return Finding("warning", "stop mode", f"stop_mode {mode}: {does}; {why}", "reward: power", evidence)
+    return Finding("ok", "stop mode", f"stop_mode {mode}: {does}", evidence=evidence)
+
+
+def check_templates(config: Config, student: Side, teacher: Side) -> list[Finding]:
+    """The two chat templates on one question, token by token, and whether both heed the thinking mode."""
+    ours, theirs = (bool(side.tokenizer.chat_template) for side in (student, teacher))
+    if not ours or not theirs:
+        found = {
+            (False, False): "neither model has a chat template; prompts are plain text",
+            (False, True): "the student has no chat template; prompts follow the teacher's",
+            (True, False): "the teacher has no chat template; prompts follow the student's",
+        }
+        return [Finding("warning", "chat template", found[ours, theirs], told=True)]
+    question = [{"role": "user", "content": "x" + config.prompt_suffix}]
+    if config.system_prompt:
+        question.insert(0, {"role": "system", "content": config.system_prompt})
+    texts: list[list[str]] = []
+    for side in (student, teacher):
+        try:
+            texts.append([prompt_text(question, side.tokenizer, on) for on in (False, True)])
+        except TemplateFault as error:
+            # Prompts follow the student's, so that the teacher's is not needed.
+            level = "refusal" if side is student else "warning"
+            found = f"the chat template of the {side.role} {side.name} can't render a question: {error}"
+            return [Finding(level, "chat template", found, "mend its chat_template.jinja", told=True)]
+    mine, other = (rendered[config.enable_thinking] for rendered in texts)
+    return [_same_text(student, teacher, mine, other), _thinking(config, texts)]
+
+
+def _same_text(student: Side, teacher: Side, mine: str, other: str) -> Finding:
+    if mine == other:
+        return Finding("ok", "chat template", f"both put a question in the same text: {mine!r}")
+    ids = [
+        side.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for side, text in ((student, mine), (teacher, other))
+    ]
+    at = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
+    first = [s.tokens(i[at : at + 1]) or "the end" for s, i in zip((student, teacher), ids, strict=True)]
+    return Finding(
+        "warning",
+        "chat template",
+        f"the chat templates differ, and prompts follow the student's: the teacher scores answers to {mine!r}, where its own form "
+        f"is {other!r} (token {at + 1} is the first that differs: {first[0]} and {first[1]})",
+        evidence={"student_ids": ids[0], "teacher_ids": ids[1], "first_difference": at},
+        told=True,
+    )
+
+
+def _thinking(config: Config, texts: list[list[str]]) -> Finding:
+    heeds = [off != on for off, on in texts]
+    mode, evidence = ("on" if config.enable_thinking else "off"), {"student_heeds": heeds[0], "teacher_heeds": heeds[1]}
+    if heeds[0] == heeds[1]:
+        text = f"off or on changes the prompt of both; it is {mode}" if heeds[0] else "no template knows such a mode"
+        return Finding("ok", "thinking mode", text, evidence=evidence)
+    who, not_who = ("student", "teacher") if heeds[0] else ("teacher", "student")
+    return Finding(
+        "warning",
+        "thinking mode",
+        f"the {who}'s chat template heeds enable_thinking and the {not_who}'s does not: with it {mode}, one of them is asked in "
+        "another mode than it is used to",
+        f"enable_thinking: {'false' if config.enable_thinking else 'true'}, if that makes the templates agree",
+        evidence,
+    )
+
+
+def check_prompt_tokens(
+    config: Config, student: Side, teacher: Side, prompts: "Sequence[Prompt]", texts: "Sequence[str]"
+) -> list[Finding]:
+    """Whether the teacher reads prompts and completions as the student does.
+
+    No prompt may hold an id that the teacher has not; and both tokenizers must cut `texts` into the same tokens. Equal
+    vocabularies don't show that: the order of merges, the pre-tokenizer or the normaliser may differ.
+    """
+    scorable = scorable_ids(student, teacher)
+    findings = []
+    if unknown := sorted({i for prompt in prompts for i in prompt.ids if i not in scorable}):
+        names = ", ".join(map(repr, student.tokenizer.convert_ids_to_tokens(unknown[:5])))
+        findings.append(
+            Finding(
+                "refusal",
+                "prompts' tokens",
+                f"the prompts hold tokens that {config.teacher} does not have ({names}), so it can't score what follows them",
+                "choose a teacher of the student's family, or a chat template without them",
+            )
+        )
+    cut = [[s.tokenizer(text, add_special_tokens=False)["input_ids"] for s in (student, teacher)] for text in texts]
+    different = [(text, *ids) for text, ids in zip(texts, cut, strict=True) if ids[0] != ids[1]]
+    evidence = {"texts": len(texts), "different": len(different)}
+    if different:
+        text, mine, other = different[0]
+        findings.append(
+            Finding(
+                "refusal",
+                "same text, same tokens",
+                f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and {len(other)} for "
+                f"{text[:60]!r}), though their vocabularies agree",
+                "choose two models of one family",
+                evidence,
+            )
+        )
+    else:
+        findings.append(
+            Finding(
+                "ok", "same text, same tokens", f"{len(texts)} texts are cut into the same tokens", evidence=evidence
+            )
+        )
+    return findings
+
+
+def _few(tokens: set[str]) -> str:
+    return ", ".join(map(repr, sorted(tokens)[:3]))

@@ -1,0 +1,1 @@
+"""What samples rollouts, and what guards that it samples from the weights that are trained."""

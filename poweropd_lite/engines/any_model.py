@@ -1,0 +1,112 @@
+"""Decoding through transformers' own forward, for students that decode.py does not know.
+
+A preallocated KV cache from which lines can be dropped; the same four methods as decode.Decoder, and no CUDA graphs.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from poweropd_lite.engines.decode import prompt_mask
+from poweropd_lite.models.loading import head_weight, model_body
+
+if TYPE_CHECKING:
+    from poweropd_lite.models.student import Student
+
+
+class AnyDecoder:
+    """The student's body as transformers runs it, adapter and all."""
+
+    graphs = False
+
+    def __init__(self, student: "Student") -> None:
+        self.student, self.dtype, self.cache = student, student.dtype, RowCache(0)
+
+    @property
+    def head(self) -> Tensor:
+        """The head's weight [V, D]."""
+        return head_weight(self.student.model)
+
+    def sync(self) -> None:
+        """Nothing to do: the weights are the student's own."""
+
+    def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
+        """As Decoder.prefill."""
+        self.cache = RowCache(length)
+        return self._forward(ids, (valid.cumsum(-1) - 1).clamp_min(0), prompt_mask(valid))
+
+    def step(self, token: Tensor, position: Tensor, column: int, mask: Tensor) -> Tensor:
+        """As Decoder.step; the cache knows its own column."""
+        return self._forward(token[:, None], position[:, None], mask[:, None, None])
+
+    def keep(self, lines: Tensor) -> None:
+        """As Decoder.keep."""
+        for layer in self.cache.layers:
+            layer.keep(lines)
+
+    def drop_cache(self) -> None:
+        """Frees the cache."""
+        self.cache = RowCache(0)
+
+    def release(self) -> None:
+        """Frees the cache."""
+        self.drop_cache()
+
+    @torch.no_grad()
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        self.student.model.eval()  # in training mode gradient checkpointing would leave the KV cache out
+        body = model_body(self.student.model)
+        with self.student.compute():
+            out = body(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        return out.last_hidden_state[:, -1].to(self.dtype)
+
+
+class RowCache(Cache):
+    """A KV cache of fixed length whose lines can be dropped: no concatenation a token."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(layer_class_to_replicate=lambda: _RowLayer(length))
+
+
+class _RowLayer(CacheLayerMixin):
+    """Keys and values [B, heads, length, head size], filled from the left."""
+
+    is_sliding = False
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length, self.used = length, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        lines, heads = key_states.shape[:2]
+        self.keys = key_states.new_empty(lines, heads, self.length, key_states.shape[-1])
+        self.values = value_states.new_empty(lines, heads, self.length, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.used = self.used, self.used + key_states.shape[-2]
+        self.keys[:, :, start : self.used] = key_states
+        self.values[:, :, start : self.used] = value_states
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
+    def keep(self, lines: Tensor) -> None:
+        self.keys, self.values = self.keys[lines], self.values[lines]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.used + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def get_max_length(self) -> int:
+        return self.length

@@ -1,0 +1,275 @@
+"""The built-in engine: decodes the trainer's own weights, on any device, with nothing to install.
+
+Two loops over one decoder. On a CPU lines that have ended are dropped from the batch, so a token costs what is still
+alive. On CUDA a token is a fixed-shape step that reads and writes device memory alone (`_FixedStep`), captured in a CUDA
+graph and replayed; the host looks only every few tokens whether anything is still open.
+
+A token is drawn by inverting the cumulative distribution at a number fixed beforehand (rollout.Draws).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.memory import is_out_of_memory
+from poweropd_lite.engines.any_model import AnyDecoder
+from poweropd_lite.engines.decode import Decoder, Unlike
+from poweropd_lite.method.logprobs import Sampling, float_logits, kept_ids
+from poweropd_lite.method.rollout import Draws, Rollout
+from poweropd_lite.models.loading import final_hidden
+from poweropd_lite.models.student import Student
+
+LOOK_EVERY = 16  # tokens between two looks of the host, in the fixed-shape loop
+BUCKET = 256  # columns that attention reads grow in steps of this: one graph a bucket
+
+
+class LoopEngine:
+    """Samples with the student itself. `fixed` and `graphs` are chosen by the device; tests set them."""
+
+    name = "loop"
+    sent = sent_before = None  # it decodes the trainer's own weights: nothing is sent
+
+    def __init__(
+        self, student: Student, stop_ids: frozenset[int], say: Callable[[str], None], most_lines: int | None = None
+    ) -> None:
+        self.student, self.stop_ids, self.say, self.dtype = student, stop_ids, say, student.dtype
+        self.decoder = make_decoder(student, say)
+        cuda = student.device.type == "cuda"
+        self.fixed, self.graphs = cuda and self.decoder.graphs, cuda and self.decoder.graphs
+        self.most_lines = most_lines  # of a batch; fewer after running out of memory
+
+    def sync(self) -> None:
+        """Takes over the student's weights as they are now."""
+        self.decoder.sync()
+
+    def sample(
+        self, prompts: Sequence[tuple[int, ...]], draws: Draws, sampling: Sampling, longest: int
+    ) -> list[Rollout]:
+        """Returns one rollout a prompt, in order. Out of memory, it goes on with half as many lines at a time and says so."""
+        done: list[Rollout] = []
+        while len(done) < len(prompts):
+            lines = min(len(prompts) - len(done), self.most_lines or len(prompts))
+            part = slice(len(done), len(done) + lines)
+            rows = draws.part(part)
+            try:
+                done += self._sample(prompts[part], rows.uniforms(longest), sampling, longest)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if lines == 1:
+                    width = max(map(len, prompts)) + longest
+                    raise UserError(
+                        f"one completion of {width:,} tokens does not fit in memory ({_memory()}); lower "
+                        "--max-new-tokens, or in training --teacher-bits to 4, or take a smaller model"
+                    ) from None
+                self.most_lines = lines // 2
+            else:
+                continue
+            self.decoder.drop_cache()  # outside the handler, whose traceback holds the tensors of the failed try
+            if self.student.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.say(f"out of memory with {lines} completions at once: from now on {self.most_lines} at a time")
+        return done
+
+    def release(self) -> None:
+        """Frees the KV cache and what was copied of the weights."""
+        self.decoder.release()
+
+    def close(self) -> None:
+        """The same."""
+        self.decoder.release()
+
+    def _sample(
+        self, prompts: Sequence[tuple[int, ...]], noise: Tensor, sampling: Sampling, longest: int
+    ) -> list[Rollout]:
+        batch = _Batch(prompts, noise, self.stop_ids, self.student.device)
+        if self.fixed:
+            _decode_fixed(self.decoder, batch, sampling, self.graphs)
+        else:
+            _decode_dropping(self.decoder, batch, sampling)
+        return batch.rollouts(prompts)
+
+
+class _Batch:
+    """Prompts, left-padded so that all lines decode side by side, and what has been drawn for each row so far."""
+
+    def __init__(
+        self, prompts: Sequence[tuple[int, ...]], noise: Tensor, stop_ids: frozenset[int], device: torch.device
+    ) -> None:
+        self.count, self.longest = noise.shape
+        self.width = max(map(len, prompts))
+        ids = torch.zeros(self.count, self.width, dtype=torch.long)
+        valid = torch.zeros(self.count, self.width + self.longest, dtype=torch.bool)
+        valid[:, self.width :] = True
+        for row, prompt in enumerate(prompts):
+            ids[row, self.width - len(prompt) :] = torch.tensor(prompt)
+            valid[row, self.width - len(prompt) : self.width] = True
+        self.ids, self.valid, self.noise = ids.to(device), valid.to(device), noise.to(device)
+        self.next_position = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.stops = torch.tensor(sorted(stop_ids), device=device)
+        self.drawn = torch.zeros(self.count, self.longest, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(self.count, self.longest, device=device)
+        self.lengths = torch.full((self.count,), self.longest, device=device)
+        self.stopped = torch.zeros(self.count, dtype=torch.bool, device=device)
+
+    def rollouts(self, prompts: Sequence[tuple[int, ...]]) -> list[Rollout]:
+        """Returns the record of each row."""
+        columns = (self.drawn.tolist(), self.logprobs.tolist(), self.lengths.tolist(), self.stopped.tolist())
+        return [
+            Rollout(tuple(prompt), tuple(ids[:n]), tuple(logprobs[:n]), "stop" if stop else "length")
+            for prompt, ids, logprobs, n, stop in zip(prompts, *columns, strict=True)
+        ]
+
+
+@torch.no_grad()
+def _decode_dropping(decoder: "Decoder | AnyDecoder", batch: _Batch, sampling: Sampling) -> None:
+    """The loop that drops lines that have ended: the host looks at every token."""
+    rows = torch.arange(batch.count, device=batch.ids.device)  # which row each line of the cache belongs to
+    open_lines = torch.ones_like(rows, dtype=torch.bool)
+    position = batch.next_position
+    hidden = decoder.prefill(batch.ids, batch.valid[:, : batch.width], batch.width + batch.longest)
+    for t in range(batch.longest):
+        token, logprob = draw(float_logits(hidden, decoder.head), sampling, batch.noise[rows, t])
+        batch.drawn[rows, t], batch.logprobs[rows, t] = token, logprob
+        ends = torch.isin(token, batch.stops) & open_lines
+        batch.lengths[rows[ends]], batch.stopped[rows[ends]] = t + 1, True
+        open_lines &= ~ends
+        left = int(open_lines.sum())
+        if left == 0 or t + 1 == batch.longest:
+            return
+        if left <= 0.85 * len(rows):  # a copy of the cache is worth it once enough lines are done
+            keep = open_lines.nonzero().squeeze(-1)
+            decoder.keep(keep)
+            rows, token, position, open_lines = rows[keep], token[keep], position[keep], open_lines[keep]
+        column = batch.width + t
+        hidden = decoder.step(token, position, column, batch.valid[rows, : column + 1])
+        position = position + 1
+
+
+@torch.no_grad()
+def _decode_fixed(decoder: Decoder, batch: _Batch, sampling: Sampling, graphs: bool) -> None:
+    """The loop of fixed shapes: no line is dropped, and the host waits for the device every LOOK_EVERY tokens at most.
+
+    The first step of a bucket runs as it is, which also warms up its kernels; then the same step is captured and replayed.
+    """
+    total = batch.width + batch.longest
+    step = _FixedStep(decoder, batch, sampling)
+    step.draw(decoder.prefill(batch.ids, batch.valid[:, : batch.width], total))
+    graph, captured_bucket = None, 0
+    for t in range(1, batch.longest):
+        if t % LOOK_EVERY == 0 and not step.open.any():
+            return
+        bucket = min(total, -(-(batch.width + t) // BUCKET) * BUCKET)
+        if bucket != captured_bucket:
+            if graph is not None:
+                torch.cuda.synchronize()  # its memory goes with it
+            graph, captured_bucket = None, bucket
+            step.run(bucket)
+        elif not graphs:
+            step.run(bucket)
+        else:
+            if graph is None:
+                graph = _capture(lambda bucket=bucket: step.run(bucket))
+            graph.replay()
+
+
+class _FixedStep:
+    """One token for every line, as a function of tensors on the device alone."""
+
+    def __init__(self, decoder: Decoder, batch: _Batch, sampling: Sampling) -> None:
+        self.decoder, self.batch, self.sampling = decoder, batch, sampling
+        device = batch.ids.device
+        self.open = torch.ones(batch.count, dtype=torch.bool, device=device)
+        self.token = torch.zeros(batch.count, dtype=torch.long, device=device)
+        self.position = batch.next_position.clone()
+        self.t = torch.zeros(1, dtype=torch.long, device=device)  # tokens drawn so far
+        self.column = torch.full((1,), batch.width, device=device)  # where the next id goes in the cache
+        self.seen = batch.valid.clone()
+        self.seen[:, batch.width :] = False
+
+    def run(self, width: int) -> None:
+        """Reads the last tokens, draws the next; attention reads the first `width` columns."""
+        self.seen.index_fill_(1, self.column, True)
+        hidden = self.decoder.step(self.token, self.position, self.column, self.seen[:, :width])
+        self.position.add_(1)
+        self.column.add_(1)
+        self.draw(hidden)
+
+    def draw(self, hidden: Tensor) -> None:
+        """Draws a token a line and writes it down."""
+        batch = self.batch
+        noise = batch.noise.index_select(1, self.t).squeeze(1)
+        token, logprob = draw(float_logits(hidden, self.decoder.head), self.sampling, noise)
+        batch.drawn.index_copy_(1, self.t, token[:, None])
+        batch.logprobs.index_copy_(1, self.t, logprob[:, None])
+        self.t.add_(1)
+        ends = (token[:, None] == batch.stops).any(-1) & self.open
+        batch.lengths.copy_(torch.where(ends, self.t, batch.lengths))
+        batch.stopped.logical_or_(ends)
+        self.open.logical_and_(~ends)
+        self.token.copy_(token)
+
+
+def _capture(run: Callable[[], None]) -> "torch.cuda.CUDAGraph":
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
+def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (ids, log-prob at temperature 1, untruncated), each [C], for logits [C, V] and uniform numbers [C]."""
+    total = logits.logsumexp(-1, keepdim=True)
+    scaled = logits
+    if not sampling.is_plain:
+        kept = kept_ids(logits, sampling)
+        scaled = (logits / sampling.temperature).masked_fill_(~kept, -torch.inf)
+    mass = (scaled - scaled.amax(-1, keepdim=True)).exp_().cumsum(-1, dtype=torch.float64)
+    # The first id whose cumulative mass exceeds the number has a positive probability, always.
+    point = noise.double().clamp_max(1 - 2**-40)[:, None] * mass[:, -1:]
+    # (The clamp is for logits that are not finite, whose step will be dropped.)
+    ids = torch.searchsorted(mass, point, right=True).clamp_max_(logits.shape[-1] - 1)
+    return ids.squeeze(-1), (logits.gather(-1, ids) - total).squeeze(-1)
+
+
+def make_decoder(student: Student, say: Callable[[str], None]) -> "Decoder | AnyDecoder":
+    """Returns the fast decoder, if its hidden states are the model's own on a few ids, or the one for any model."""
+    try:
+        decoder = Decoder(student)
+        _check(decoder, student)
+        return decoder
+    except Unlike as reason:
+        say(
+            f"rollouts by transformers' own forward, which is slower: the built-in decoder does not know this model ({reason})"
+        )
+        return AnyDecoder(student)
+
+
+@torch.no_grad()
+def _check(decoder: Decoder, student: Student) -> None:
+    width, start = 48, 32
+    ids = torch.arange(2 * width, device=student.device).view(2, width) * 7 % student.head.shape[0]
+    decoder.sync()
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    valid[0, :5] = False  # the first line's prompt is shorter
+    positions = valid.cumsum(-1) - 1
+    ours = [decoder.prefill(ids[:, :start], valid[:, :start], width)]
+    for column in range(start, width):
+        ours.append(decoder.step(ids[:, column], positions[:, column], column, valid[:, : column + 1]))
+    decoder.release()
+    student.model.eval()
+    with student.compute():
+        alone = [final_hidden(student.model, ids[:1, 5:]), final_hidden(student.model, ids[1:])]
+    theirs = torch.cat([hidden[:, start - width - 1 :] for hidden in alone])
+    gap = (torch.stack(ours, dim=1).float() - theirs.float()).norm() / theirs.float().norm()
+    if not gap < (1e-3 if student.dtype == torch.float32 else 0.03):
+        raise Unlike(f"its hidden states differ by {gap:.2g} of their size")
+
+
+def _memory() -> str:
+    if not torch.cuda.is_available():
+        return "the machine has no more"
+    free, total = torch.cuda.mem_get_info()
+    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free"

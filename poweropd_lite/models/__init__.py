@@ -1,0 +1,1 @@
+"""Student, teacher, adapter: loading them, and knowing them again."""

@@ -1,0 +1,71 @@
+"""Where the parts of a model stand that is larger than its device: a device_map for transformers, which streams the rest.
+
+Embedding, norm and head stay on the device, since the log-probs read the head's rows themselves; only whole decoder layers
+go to the host's memory or stay in their files, from where accelerate's hooks bring each to the device when its turn comes.
+"""
+
+from typing import TYPE_CHECKING
+
+from poweropd_lite.base.config import Config
+from poweropd_lite.models.loading import explained_load, load_model_config
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 2**30
+_SPARE = 2 * GIB  # for activations, logits of a chunk and what the allocator can't use
+
+
+def layer_map(
+    config: Config, device: "torch.device", dtype: "torch.dtype", room: float | None = None
+) -> dict[str, str | int]:
+    """Returns the device_map of the config's teacher in `dtype`: part -> `device` (a card by its number), "cpu" or "disk".
+
+    `room` is the bytes that its weights may take on `device`; if not given, what is free there. On a CPU there is no step
+    between memory and disk. Raises UserError for a teacher that is no causal LM.
+    """
+    import torch
+    from accelerate.utils import get_max_memory
+    from transformers import AutoModelForCausalLM
+
+    model_config, _ = load_model_config(config.teacher, "teacher", config)
+    with explained_load(config.teacher, "teacher", "causal language model"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    kinds = set(model._no_split_modules or ())
+    layers = [name for name, module in model.named_modules() if type(module).__name__ in kinds]
+    sizes = {name: sum(p.numel() * p.element_size() for p in model.get_submodule(name).parameters()) for name in layers}
+    others = [name for name, module in model.named_modules() if _own_tensors(module) and not _inside(name, layers)]
+    fixed = sum(p.numel() * p.element_size() for p in model.parameters()) - sum(sizes.values())
+    host = max(0, get_max_memory()["cpu"] - _SPARE)
+    if room is None:
+        room = host if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] - _SPARE
+    here = _place(device)
+    places = dict.fromkeys(others, here)
+    left = room - fixed
+    if sum(sizes.values()) > left:
+        left -= max(sizes.values(), default=0)  # the streamed layer at hand stands on the device too
+    for name in layers:
+        if sizes[name] <= left:
+            places[name], left = here, left - sizes[name]
+        elif device.type != "cpu" and sizes[name] <= host:
+            places[name], host, left = "cpu", host - sizes[name], 0.0
+        else:
+            places[name], left = "disk", 0.0
+    return places
+
+
+def streamed(places: dict[str, str | int], device: "torch.device") -> int:
+    """Returns how many layers of a device_map are not on `device`."""
+    return sum(place != _place(device) for place in places.values())
+
+
+def _place(device: "torch.device") -> str | int:
+    return "cpu" if device.type == "cpu" else device.index or 0
+
+
+def _own_tensors(module: "torch.nn.Module") -> bool:
+    return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
+
+
+def _inside(name: str, layers: list[str]) -> bool:
+    return any(name == layer or name.startswith(layer + ".") for layer in layers)

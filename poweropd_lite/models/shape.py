@@ -1,0 +1,130 @@
+"""A causal LM without its weights: what its config alone says of bytes and products.
+
+The model is built on torch's meta device by transformers itself, so its parameters are those that a run would load. The
+configs of the paper's models are in the package; any other is the one file that is downloaded.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from poweropd_lite.base.config import Config
+from poweropd_lite.models.loading import load_model_config
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256  # weights a scale, and scales a scale of scales (bitsandbytes)
+_NF4_TABLES = 4 * (16 + 256 + 1)  # a layer's code, the code of its scales and their offset, float32
+_KNOWN = Path(__file__).parent / "qwen3.json"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's parameters by what they are used for."""
+
+    config: "PretrainedConfig"  # of the text model
+    linear: tuple[tuple[int, int], ...]  # (out, in) of every linear layer but the head
+    head: tuple[int, int]  # (V, D)
+    elements: int  # of all parameters; a tied head counts once
+
+    @cached_property
+    def linear_elements(self) -> int:
+        """Weights of the linear layers."""
+        return sum(out * into for out, into in self.linear)
+
+    @property
+    def layers(self) -> int:
+        """How many decoder layers there are."""
+        return self.config.num_hidden_layers
+
+    @property
+    def query_width(self) -> int:
+        """Query heads times their size; Qwen3's is not the hidden size."""
+        return self.config.num_attention_heads * self.head_size
+
+    @property
+    def kv_width(self) -> int:
+        """Key heads times their size."""
+        return (getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads) * self.head_size
+
+    @property
+    def head_size(self) -> int:
+        """The size of a head."""
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+    def weight_bytes(self, bits: int, computed: int = 2) -> int:
+        """Returns the bytes of the weights at 32, 16, 8 (LLM.int8) or 4 bits (NF4, double quantisation).
+
+        At 8 and 4 bits the embedding, the norms and the head stay in the compute dtype, of `computed` bytes.
+        """
+        if bits >= 16:
+            return self.elements * bits // 8
+        rest = computed * (self.elements - self.linear_elements)
+        if bits == 8:  # a byte a weight and a float32 scale a row
+            return rest + sum(out * into + 4 * out for out, into in self.linear)
+        return rest + sum(nf4_bytes(out * into) for out, into in self.linear)
+
+    def cache_bytes(self, lines: int, length: int, itemsize: int) -> int:
+        """Returns the bytes of keys and values of `lines` completions of `length` tokens, prompts counted."""
+        return 2 * self.layers * self.kv_width * lines * length * itemsize
+
+
+def nf4_bytes(elements: int) -> int:
+    """Returns what bitsandbytes stores of a matrix in NF4 with double quantisation: two weights a byte, a byte of scale for 64
+    of them, and four bytes for 256 scales.
+    """
+    blocks = math.ceil(elements / NF4_BLOCK)
+    return math.ceil(elements / 2) + blocks + 4 * math.ceil(blocks / NF4_NESTED_BLOCK) + _NF4_TABLES
+
+
+def read_config(name: str, role: str, config: Config) -> "PretrainedConfig":
+    """Returns a model's config: from the package for the paper's models, else as a run reads it; raises UserError."""
+    known = json.loads(_KNOWN.read_text(encoding="utf-8"))
+    if name in known and not Path(name).exists():
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**known[name])
+    return load_model_config(name, role, config)[0]
+
+
+def read_shape(name: str, role: str, config: Config) -> Shape:
+    """Returns the shape of a model by its name; raises UserError."""
+    import torch
+
+    return shape_of(empty_model(read_config(name, role, config), config, torch.bfloat16))
+
+
+def empty_model(model_config: "PretrainedConfig", config: Config, dtype: "torch.dtype") -> "PreTrainedModel":
+    """Returns the model on the meta device: shapes and no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            model_config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=config.trust_remote_code
+        )
+
+
+def shape_of(model: "PreTrainedModel") -> Shape:
+    """Returns the shape of a model, on whatever device."""
+    import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, [in, out]
+
+    head = model.get_output_embeddings()
+    linear = []
+    for m in model.modules():
+        if isinstance(m, Conv1D):
+            linear.append((m.nf, m.nx))
+        elif isinstance(m, torch.nn.Linear) and m is not head:
+            linear.append((m.out_features, m.in_features))
+    return Shape(
+        model.config.get_text_config(),
+        tuple(linear),
+        tuple(head.weight.shape),
+        sum(p.numel() for p in model.parameters()),
+    )

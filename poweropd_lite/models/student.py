@@ -1,0 +1,105 @@
+"""The model that learns: base weights, a LoRA adapter or every weight, loaded by PEFT or by Unsloth.
+
+Both loaders give the same thing: a model whose trained parameters have PEFT's names and are float32, whose base is frozen,
+and whose body makes the hidden states that logprobs.py takes. An adapter trained with one opens with the other.
+"""
+
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from poweropd_lite.base.config import Config
+from poweropd_lite.models.adapter import with_adapter
+from poweropd_lite.models.loading import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from peft import PeftModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Student:
+    """A loaded student. `dtype` is what it computes in; trained weights are float32 whatever that is."""
+
+    model: "PreTrainedModel | PeftModel"
+    device: "torch.device"
+    dtype: "torch.dtype"
+    loader: str = "peft"  # or "unsloth"
+
+    @property
+    def head(self) -> "Tensor":
+        """The head's weight [V, D]."""
+        return head_weight(self.model)
+
+    def trainable(self) -> "dict[str, nn.Parameter]":
+        """The parameters that learn, by name, in a fixed order."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def compute(self) -> "AbstractContextManager":
+        """The autocast context of every forward."""
+        import torch
+
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
+
+    def hidden(self, ids: "Tensor") -> "Tensor":
+        """Returns the final hidden states [B, T, D] of right-padded ids [B, T]."""
+        self.model.train()  # transformers recomputes activations (gradient checkpointing) in this mode only
+        with self.compute():
+            # With float32 master weights the residual stream is float32; the head's product is of `dtype`, as any other.
+            return final_hidden(self.model, ids).to(self.dtype)
+
+    @contextmanager
+    def without_adapter(self) -> "Iterator[None]":
+        """The base alone, inside the block; for a student that has an adapter."""
+        with self.model.disable_adapter():
+            yield
+
+
+def load_student(
+    config: Config, device: "torch.device", dtype: "torch.dtype", loader: str = "peft", fast_inference: bool = False
+) -> Student:
+    """Returns the student of a config on `device`, every dropout off, seeded by `config.seed`.
+
+    With LoRA the base keeps `dtype` (or is NF4, for student_bits 4) and is frozen; adapter and `modules_to_save` are
+    float32. With full fine-tuning every weight is float32 and computed in `dtype`. `loader` is "peft" or "unsloth";
+    `fast_inference` (Unsloth on CUDA) brings up vLLM on the same base weights. Raises UserError for target modules that
+    the model does not have.
+    """
+    import torch
+
+    if loader == "unsloth":
+        from poweropd_lite.models.unsloth import load_unsloth
+
+        model = load_unsloth(config, device, dtype, fast_inference)
+    else:
+        model = _load_peft(config, device, dtype)
+    check_head(model, config.student)
+    if config.student_bits == 4:
+        # Packed by a forward without gradient, a 4-bit layer on the CPU would give wrong gradients afterwards.
+        stay_unpacked(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return Student(model, device, dtype, loader)
+
+
+def _load_peft(config: Config, device: "torch.device", dtype: "torch.dtype") -> "PreTrainedModel | PeftModel":
+    import torch
+
+    if config.student_bits == 4:
+        options = {"quantization_config": nf4(dtype), "device_map": {"": device}}
+        base = load_causal_lm(config.student, "student", config, dtype, **options)
+        stay_unpacked(base)
+    else:
+        kept = torch.float32 if config.full_finetune else dtype
+        base = load_causal_lm(config.student, "student", config, kept).to(device)
+    model = base.requires_grad_(True) if config.full_finetune else with_adapter(base, config)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model

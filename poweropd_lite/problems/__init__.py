@@ -1,0 +1,1 @@
+"""What is asked: prompts, benchmarks, and the bundled problems."""

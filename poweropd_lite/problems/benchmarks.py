@@ -1,0 +1,199 @@
+"""The problems that a model is scored on: the seven maths benchmarks of the paper, the bundled held-out set, anyone's own.
+
+A benchmark comes from the hub or from a copy in a folder; a set of another size than the original is said to be one, for
+its score is not comparable. Problems are read row by row, and one that can't be used is counted and named.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poweropd_lite.base.config import BUNDLED
+from poweropd_lite.base.config_files import nearest
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.grade.answers import boxed_answer
+from poweropd_lite.problems.prompts import BUNDLED_PROBLEMS, Prompt, Source, make_prompt, rows, say_skipped, usable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ALL = ("gsm8k", "math500", "amc23", "aime24", "aime25", "minerva", "olympiadbench")  # the paper's seven
+_HUB = {
+    "gsm8k": ("openai/gsm8k", "main", (1319,)),
+    "math500": ("HuggingFaceH4/MATH-500", None, (500,)),
+    "amc23": ("math-ai/amc23", None, (40,)),
+    "aime24": ("math-ai/aime24", None, (30,)),
+    "aime25": ("math-ai/aime25", None, (30,)),
+    "minerva": ("math-ai/minervamath", None, (272,)),
+    "olympiadbench": ("math-ai/olympiadbench", None, (674, 675)),  # two copies go round, one row apart
+}
+PROMPT_COLUMNS = ("problem", "question", "prompt")
+ANSWER_COLUMNS = ("answer", "final_answer", "solution")
+SUFFIXES = (".jsonl", ".json", ".parquet")
+RESERVED = ("mean", "settings", "results")  # names of the evaluation's own
+LONGEST_ANSWER = 4096  # tokens, as in the paper
+BUNDLED_LONGEST = 112  # the bundled problems' worked answers have fewer than 90
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A named set of problems; nothing is read yet."""
+
+    name: str
+    source: Source
+    sizes: tuple[int, ...] = ()  # how many problems the whole set has; unknown if empty
+
+    @property
+    def longest(self) -> int:
+        """How many tokens an answer may have, unless the user says another number."""
+        return BUNDLED_LONGEST if self.source.data == BUNDLED else LONGEST_ANSWER
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A benchmark's problems, ready to be asked."""
+
+    benchmark: Benchmark
+    prompts: list[Prompt]
+    whole: bool  # all of the set was read, and it has the size that it should have
+
+
+def find_benchmarks(text: str, folder: str | None = None, flag: str = "--benchmarks") -> list[Benchmark]:
+    """Returns the benchmarks of a comma-separated list, reading none of them; raises UserError for an unknown name."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    names = [name for word in words for name in (ALL if word == "all" else (word,))]
+    if not names:
+        raise UserError(f"{flag} names no benchmark; known are {', '.join((*ALL, 'all', BUNDLED))}, and files")
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"no folder {folder}; type --benchmark-folder with one that holds files such as math500.jsonl")
+    found = [_find(name, folder, flag) for name in dict.fromkeys(names)]
+    for name in (b.name for b in found):
+        if name in RESERVED or not re.fullmatch(r"[\w][\w. -]{0,99}", name):
+            raise UserError(
+                f"a benchmark can't be named '{name}': results go by its name; rename the file (letters, digits, '.', '_', '-')"
+            )
+    for name in (b.name for b in found):
+        if sum(b.name == name for b in found) > 1:
+            raise UserError(f"two benchmarks are named {name}; rename a file, for results go by name")
+    return found
+
+
+def _find(name: str, folder: str | None, flag: str) -> Benchmark:
+    if name == BUNDLED:
+        return Benchmark(BUNDLED, Source(BUNDLED, held_out=True, flag=flag), (BUNDLED_PROBLEMS[True],))
+    if name in _HUB:
+        hub, subset, sizes = _HUB[name]
+        if folder is None:
+            return Benchmark(name, Source(hub, subset, "test", held_out=True, flag=flag), sizes)
+        copies = [path for suffix in SUFFIXES if (path := Path(folder, name + suffix)).is_file()]
+        if not copies:
+            raise UserError(
+                f"{folder} holds no {name}.jsonl (or .json or .parquet); leave out --benchmark-folder to ask the hub"
+            )
+        return Benchmark(name, Source(str(copies[0]), held_out=True, flag=flag), sizes)
+    path = Path(name)
+    if path.suffix in SUFFIXES or path.is_file():
+        if not path.is_file():
+            raise UserError(f"no file of problems at {path}; type {flag} with a JSON, JSONL or Parquet file")
+        sizes = _HUB[path.stem][2] if path.stem in _HUB else ()  # a copy of a known one
+        return Benchmark(path.stem, Source(name, held_out=True, flag=flag), sizes)
+    if "/" in name:
+        hub, _, rest = name.partition(":")
+        subset, _, split = rest.partition(":")
+        return Benchmark(hub.rsplit("/", 1)[-1], Source(hub, subset or None, split or "test", held_out=True, flag=flag))
+    raise UserError(
+        f"no benchmark named '{name}'{nearest(name, (*ALL, 'all', BUNDLED)).replace('; --help lists them all', '')}; known are "
+        f"{', '.join(ALL)}, all of them as 'all', {BUNDLED}, and files of problems such as my.jsonl"
+    )
+
+
+def load_problems(
+    benchmark: Benchmark,
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: Any,
+    limit: int | None,
+    columns: tuple[str | None, str | None],
+    say: Callable[[str], None],
+) -> Problems:
+    """Returns a benchmark's problems, the first `limit` if given, having said what is odd about them.
+
+    `columns` are of prompt and answer, None for the usual ones; `settings` is what data.make_prompt wants. Raises
+    UserError when nothing can be read or a column is missing.
+    """
+    found = rows(benchmark.source, limit)
+    prompts, skipped, more = usable(found, lambda row: _read(row, benchmark, tokenizer, settings, columns), limit)
+    if not prompts:
+        reasons = "\n  ".join(skipped[:5]) or "it has no rows"
+        raise UserError(f"no usable problem in {benchmark.source.data}:\n  {reasons}\ncheck {benchmark.source.flag}")
+    say_skipped(skipped, len(prompts), benchmark.source.data, say)
+    count = len(prompts)
+    if limit is not None and count < limit:
+        say(f"{benchmark.source.data} has {count} usable problems, fewer than the {limit} asked for")
+    short = limit is not None and count == limit and (more or count < min(benchmark.sizes, default=0))
+    whole = not skipped and not short and (not benchmark.sizes or count in benchmark.sizes)
+    if benchmark.sizes and not whole and not short:
+        sizes = " or ".join(f"{size:,}" for size in benchmark.sizes)
+        say(f"{benchmark.name} has {count:,} usable problems here and {sizes} in the original: scores won't compare")
+    return Problems(benchmark, prompts, whole)
+
+
+def _read(row: dict, benchmark: Benchmark, tokenizer: Any, settings: Any, columns: tuple) -> Prompt | str:
+    hub = _HUB.get(benchmark.name, ("",))[0] == benchmark.source.data  # whose columns are known
+    asked, answered = (None, None) if hub or benchmark.source.data == BUNDLED else columns
+    flag = benchmark.source.flag.replace("benchmarks", "")
+    prompt_column = _column(row, asked, PROMPT_COLUMNS, f"{flag}prompt-column", benchmark)
+    # GSM8K and AIME 2024 on the hub have their answers at the end of a text; a row may have several of the columns.
+    answer_column = _column(row, answered, ANSWER_COLUMNS, f"{flag}answer-column", benchmark)
+    answer = gold_answer(row[answer_column], answer_column)
+    if answer is None:
+        return f"no reference answer in '{answer_column}'"
+    tolerance = row.get("error")
+    if tolerance not in (None, "") and _tolerance(tolerance) is None and str(tolerance).lower() not in ("none", "nan"):
+        return f"'error' is {tolerance!r}, and should be the largest difference allowed, such as 1e-1"
+    prompt = make_prompt(row[prompt_column], tokenizer, settings, prompt_column)
+    if not isinstance(prompt, Prompt):
+        return prompt
+    return replace(prompt, answer=answer, tolerance=_tolerance(tolerance))
+
+
+def _column(row: dict, asked: str | None, usual: tuple[str, ...], flag: str, benchmark: Benchmark) -> str:
+    wanted = usual if asked is None else (asked,)
+    for name in wanted:
+        if name in row:
+            return name
+    raise UserError(
+        f"{benchmark.source.data} has no column {' or '.join(wanted)}; it has {', '.join(map(str, row))}; type {flag} with one of them"
+    )
+
+
+def gold_answer(value: Any, column: str = "answer") -> str | None:
+    r"""Returns the reference answer in a cell: after the last `####`, in the last box of a solution, or all of it.
+
+    A list of answers is joined by commas. None if there is none.
+    """
+    if isinstance(value, list):
+        return ", ".join(text for v in value if (text := gold_answer(v, column))) or None
+    if value is None or isinstance(value, bool | dict):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 27.0 of amc23
+    text = str(value).strip()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if text != text.encode("utf-8", "replace").decode():  # half of a character
+        return None
+    if "####" in text:
+        text = text.rsplit("####", 1)[1].strip()
+        return (text.replace(",", "") if re.fullmatch(r"-?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text) else text) or None
+    if column == "solution" or len(text) > 200:
+        text = boxed_answer(text) or ("" if column == "solution" else text)
+    return text or None
+
+
+def _tolerance(value: Any) -> float | None:
+    """OlympiadBench's column `error`: 1e-1, where an answer is a measured number."""
+    text = str(value).strip() if value is not None else ""
+    return float(text) if re.fullmatch(r"\d*\.?\d+(?:[eE][+-]?\d{1,2})?", text) and float(text) > 0 else None

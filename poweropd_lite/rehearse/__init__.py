@@ -1,0 +1,1 @@
+"""Audit and advise: rollouts scored once, and what is said of them."""

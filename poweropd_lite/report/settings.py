@@ -1,0 +1,26 @@
+"""Settings of the report command: their defaults, limits and a sentence on each."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from poweropd_lite.base.config import section
+
+
+class ReportConfig(BaseModel):
+    """One report. Fields are flags of the report command, beside the run folders. Frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    teacher: str | None = Field(
+        None,
+        min_length=1,
+        description="the folder of the teacher's evaluation, or its accuracy in percent, to be drawn as a line",
+        json_schema_extra=section("report"),
+    )
+    baseline: str | None = Field(
+        None, min_length=1, description="the run that differences are taken from; if not given, the first"
+    )
+    out: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of the report; if not given, report/ in the run's folder, or a name under reports/ for several runs",
+    )

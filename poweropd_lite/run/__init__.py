@@ -1,0 +1,1 @@
+"""A run's life: what is loaded, recorded, saved and handed over."""

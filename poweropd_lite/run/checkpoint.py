@@ -1,0 +1,197 @@
+"""Saving and resuming a run bit for bit: trained weights, optimizer, every random state, and where the run stands.
+
+A checkpoint is a folder `checkpoints/step_000050/` of safetensors and JSON; no pickle. It appears whole or not at all.
+"""
+
+import json
+import random
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import whole_folder, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from poweropd_lite.models.student import Student
+
+
+# What may differ between the sittings of one run: where it is, when it ends, what is only written down, and with which
+# software the same numbers are computed (on a machine that lacks the first one's).
+MAY_CHANGE = {
+    "output",
+    "steps",
+    "keep_checkpoints",
+    "save_every",
+    "sample_every",
+    "tracker",
+    "guard_every",
+    "engine",
+    "loader",
+    "token_budget",
+}
+
+
+@dataclass
+class RunState:
+    """Where a run stands, beyond its weights. Data order, sampling and learning rate follow from `step` and the config."""
+
+    step: int = 0  # optimizer steps taken or dropped
+    evaluated: int = -1  # the last step that was evaluated
+    skipped: int = 0  # steps dropped because loss or gradient was not finite, or no token was in the loss
+    skipped_in_a_row: int = 0
+    tokens: int = 0  # sampled tokens, all steps
+    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # by step, as text
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase, over all sittings
+    peak_gib: float = 0.0
+    token_budget: int = 0  # of a micro-batch, once memory ran out; 0 is the config's
+    out_of_memory: int = 0  # how often it was halved
+    first_gap: float | None = None  # mean gap between engine and trainer at the first step, nats
+
+
+def save_checkpoint(
+    folder: Path,
+    state: RunState,
+    student: "Student",
+    optimizer: "torch.optim.Optimizer",
+    scaler: "torch.amp.GradScaler",
+    config: Config,
+) -> Path:
+    """Writes `folder`/step_NNNNNN and removes all but the latest `keep_checkpoints`; returns the new folder."""
+    from safetensors.torch import save_file
+
+    path = folder / f"step_{state.step:06}"
+    tensors, values = _flatten_optimizer(optimizer, list(student.trainable()))
+    random_tensors, random_values = _random_state()
+    with whole_folder(path) as beside:
+        save_file({k: v.detach().contiguous() for k, v in student.trainable().items()}, beside / "trained.safetensors")
+        save_file(tensors, beside / "optimizer.safetensors")
+        save_file(random_tensors, beside / "random.safetensors")
+        rest = {"optimizer": values, "random": random_values, "scaler": scaler.state_dict()}
+        write_json(beside / "state.json", {"state": asdict(state), "config": config.model_dump(), **rest})
+    for old in checkpoints(folder)[: -config.keep_checkpoints]:
+        shutil.rmtree(old)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints in `folder`, oldest first."""
+    return sorted(folder.glob("step_[0-9]*"), key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def recover(folder: Path) -> None:
+    """Clears up after a kill in the middle of a save; a checkpoint that was moved aside for its successor comes back."""
+    for aside in folder.glob(".step_*.old"):
+        place = folder / aside.name.removeprefix(".").removesuffix(".old")
+        if place.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(place)
+    for half in folder.glob(".step_*.tmp"):
+        shutil.rmtree(half)
+
+
+def load_checkpoint(
+    path: Path,
+    student: "Student",
+    optimizer: "torch.optim.Optimizer",
+    scaler: "torch.amp.GradScaler",
+    config: Config,
+) -> RunState:
+    """Restores weights, optimizer and random states from `path`; returns the run's state.
+
+    Raises UserError if the checkpoint is damaged, or of a run with other settings than `config`.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        trained, tensors, randoms = (
+            load_file(path / f"{name}.safetensors") for name in ("trained", "optimizer", "random")
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove that folder to resume from the checkpoint before"
+        ) from None
+    then, now = saved["config"], config.model_dump()
+    changed = sorted(key for key in now if key not in MAY_CHANGE and now[key] != then.get(key, now[key]))
+    if changed:
+        was = ", ".join(f"{key} {then[key]} (now {now[key]})" for key in changed)
+        raise UserError(f"{path} was made with {was}; put config.yaml back, or start a new run")
+    parameters = student.trainable()
+    if {k: v.shape for k, v in trained.items()} != {k: v.shape for k, v in parameters.items()}:
+        raise UserError(f"{path} holds other weights than this student trains; was its config.yaml edited?")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(trained[name])
+    _restore_optimizer(optimizer, list(parameters), tensors, saved["optimizer"])
+    _restore_random_state(randoms, saved["random"])
+    scaler.load_state_dict(saved["scaler"])
+    state = RunState(**saved["state"])
+    if then["token_budget"] != now["token_budget"]:  # a new one was asked for: what ran out of memory was the old one
+        state.token_budget = 0
+    return state
+
+
+def _flatten_optimizer(optimizer: "torch.optim.Optimizer", names: list[str]) -> tuple[dict, dict[str, dict[str, Any]]]:
+    """Returns the optimizer's state as tensors named `parameter|key` and, by parameter, what is not a tensor.
+
+    The live state, not `state_dict()`, in which bitsandbytes wraps its own. Its quantisation maps are one tensor for all
+    parameters, which safetensors refuses: each gets a copy.
+    """
+    import torch
+
+    tensors, values = {}, {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, parameter in zip(names, parameters, strict=True):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}|{key}"] = value.detach().clone().contiguous()
+            else:
+                values.setdefault(name, {})[key] = value
+    return tensors, values
+
+
+def _restore_optimizer(
+    optimizer: "torch.optim.Optimizer", names: list[str], tensors: dict, values: dict[str, dict[str, Any]]
+) -> None:
+    parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    optimizer.state.clear()
+    for name, value in tensors.items():
+        owner, key = name.rsplit("|", 1)
+        # AdamW counts its steps in a tensor that stays on the CPU.
+        device = "cpu" if key == "step" else parameters[owner].device
+        optimizer.state[parameters[owner]][key] = value.to(device)
+    for name, pairs in values.items():
+        optimizer.state[parameters[name]].update(pairs)
+
+
+def _random_state() -> tuple[dict, dict[str, Any]]:
+    import numpy as np
+    import torch
+
+    tensors = {"torch": torch.get_rng_state()}
+    for i, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
+        tensors[f"cuda{i}"] = state
+    name, keys, *rest = np.random.get_state()
+    tensors["numpy"] = torch.from_numpy(keys.astype(np.int64))
+    return tensors, {"python": random.getstate(), "numpy": [name, *rest]}
+
+
+def _restore_random_state(tensors: dict, values: dict[str, Any]) -> None:
+    import numpy as np
+    import torch
+
+    torch.set_rng_state(tensors["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([tensors[k] for k in sorted(k for k in tensors if k.startswith("cuda"))])
+    name, *rest = values["numpy"]
+    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), *rest))
+    version, state, gauss = values["python"]
+    random.setstate((version, tuple(state), gauss))

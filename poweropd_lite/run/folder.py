@@ -1,0 +1,123 @@
+"""The folder of a run: made once, locked by one process, found again by --resume."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+from poweropd_lite.base.config import Config, load_config
+from poweropd_lite.base.config_files import dump_yaml
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import write_text
+
+
+class RunFolder:
+    """An open run folder. The lock goes with the process, so a killed run leaves none behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(f"can't write into {path}: {error.strerror}; type another --output") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            if not isinstance(error, BlockingIOError):
+                raise UserError(
+                    f"can't lock {path}: {error.strerror}; type --output on a disk with file locks"
+                ) from None
+            raise UserError(f"another process is training in {path}; wait for it, or type another --output") from None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)  # which gives the lock back
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+
+def check_output(config: Config) -> None:
+    """Raises UserError if the run's folder could not be made: asked before anything loads."""
+    path = Path(config.output or "runs")
+    if config.output is None:
+        if path.exists() and not path.is_dir():
+            raise UserError(
+                "runs is a file, where new run folders would go; type --output with the name of a new folder"
+            )
+        return
+    # Hidden files are what a run killed in its first moment leaves: a lock, half a config.
+    if path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()):
+        hint = f"--resume {path} to go on with that run, or another --output"
+        raise UserError(f"{path} is not empty, and a run never writes over another; type {hint}")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; type --output with the name of a new folder")
+
+
+def new_run(config: Config) -> RunFolder:
+    """Makes and locks the folder of a new run and writes config.yaml into it.
+
+    Without `config.output` it is runs/REWARD-seedN, with a number behind it if that is taken.
+    """
+    check_output(config)
+    if config.output is not None:
+        path = Path(config.output)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"can't make the run folder {path}: {error.strerror}; type another --output") from None
+    else:
+        reward = f"power{config.alpha:g}" if config.reward == "power" else config.reward
+        path = _free_folder(Path("runs"), f"{reward}-seed{config.seed}")
+    run = RunFolder(path)
+    write_text(path / "config.yaml", dump_yaml(config.model_copy(update={"output": str(path)})))
+    return run
+
+
+def _free_folder(parent: Path, name: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10**6):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise UserError(f"{parent} holds a million runs named {name}; type --output")
+
+
+def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
+    """Locks the folder of an earlier run; returns it and its config, with `changes` in place of its own.
+
+    Raises UserError for a folder that is no run, or for new steps under a schedule that depends on their number.
+    """
+    from poweropd_lite.run.checkpoint import checkpoints, recover
+
+    path = Path(folder)
+    if not (path / "config.yaml").is_file():
+        inside = [parent for parent in path.parents if (parent / "config.yaml").is_file()]
+        hint = f"did you mean --resume {inside[0]}?" if inside else "type --resume with one"
+        raise UserError(f"{path} is not a run folder (it has no config.yaml); {hint}")
+    before = load_config(path / "config.yaml")
+    config = load_config(path / "config.yaml", **changes)
+    if config.steps != before.steps and config.lr_schedule != "constant":
+        raise UserError(
+            f"the run in {path} brings its learning rate to zero at step {before.steps} (lr_schedule "
+            f"{config.lr_schedule}), so --steps can't change; leave it out"
+        )
+    run = RunFolder(path)
+    recover(run.checkpoints)
+    saved = checkpoints(run.checkpoints)
+    taken = int(saved[-1].name.removeprefix("step_")) if saved else 0
+    if config.steps < taken:
+        raise UserError(f"the run in {path} has taken {taken} steps already; type --steps with a larger number")
+    if not saved and (path / "summary.json").exists():
+        raise UserError(f"{path} has a summary but no checkpoint to go on from; start a new run with another --output")
+    if not saved:
+        print(f"{path} has no checkpoint yet: starting at step 0")
+    return run, config.model_copy(update={"output": str(path)})

@@ -1,0 +1,138 @@
+"""What a run writes about itself: one JSON line a step, a progress line, and a tracker if one is asked for.
+
+Names are grouped (`reward/mean`, `optim/lr`, `time/rollout`); docs/metrics.md explains each. Only `time/*` and `memory/*`
+may differ between two runs of one config.
+"""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.progress import clock
+
+if TYPE_CHECKING:
+    import torch
+
+
+def distribution(name: str, values: "torch.Tensor") -> dict[str, float]:
+    """Returns mean, standard deviation, min, p05, p95 and max of `values` [N] as metrics of one group."""
+    import torch
+
+    marks = torch.tensor([0.0, 0.05, 0.95, 1.0], device=values.device)
+    # torch.quantile refuses more than 16 million values, which a step of one card never has.
+    low, p05, p95, high = torch.quantile(values.double(), marks.double()).tolist()
+    mean, std = values.double().mean().item(), values.double().std(correction=0).item()
+    keys = ("mean", "std", "min", "p05", "p95", "max")
+    return {f"{name}/{key}": v for key, v in zip(keys, (mean, std, low, p05, p95, high), strict=True)}
+
+
+class JsonLines:
+    """A file with one object a line, in the order of the steps: `metrics.jsonl` and `samples.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Drops every line after `step`: a resumed run writes them again. A line cut by a kill goes too.
+
+        Lines end at "\\n" alone: a sampled text may hold other characters that Python counts as line ends.
+        """
+        from poweropd_lite.base.files import write_text
+
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []:
+            try:
+                if json.loads(line)["step"] > step:
+                    break
+            except ValueError:
+                break
+            kept.append(line + "\n")
+        write_text(self.path, "".join(kept))
+
+    def write(self, step: int, values: dict) -> None:
+        """Appends one line. A number that JSON does not have (NaN, infinity) is written as its name, a string."""
+        clean = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in values.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **clean}, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def sync(self) -> None:
+        """Brings every line to the disk, before a checkpoint says that they are there."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+
+
+class Progress:
+    """The live line: a bar on a terminal, twenty plain lines a run elsewhere. (In a notebook: live.py.)"""
+
+    def __init__(self, total: int, start: int) -> None:
+        from tqdm import tqdm
+
+        self.total, self.live = total, sys.stderr.isatty()
+        self.every = max(1, total // 20)
+        self.bar = tqdm(
+            total=total, initial=start, desc="train", unit="step", disable=not self.live, dynamic_ncols=True
+        )
+        self.seconds, self.done = 0.0, 0
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Shows step `step` (from 1)."""
+        self.seconds, self.done = self.seconds + metrics["time/step"], self.done + 1
+        facts = {
+            "loss": f"{metrics.get('loss', 0.0):+.4f}",
+            "reward": f"{metrics.get('reward/mean', 0.0):+.3f}",
+            "grad": f"{metrics.get('optim/grad_norm', 0.0):.3f}",
+            "tok/s": f"{metrics['time/tokens_per_second']:.0f}",
+        }
+        if self.live:
+            self.bar.set_postfix(facts, refresh=False)
+            self.bar.update()
+        elif step % self.every == 0 or step == self.total:
+            left = self.seconds / self.done * (self.total - step)
+            text = "  ".join(f"{k} {v}" for k, v in facts.items())
+            print(f"step {step}/{self.total}  {text}  ETA {clock(left)}", flush=True)
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """An evaluation has no place in the line; `say` tells of it."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Shows how far an evaluation is, in front of the bar."""
+        self.bar.set_description(f"evaluate {done}/{total}" if done else "evaluate")
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        self.bar.set_description("train")
+        if self.live:
+            self.bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self.bar.close()
+
+
+class Tracker:
+    """TensorBoard, W&B or trackio, through accelerate; nothing when `config.tracker` is none."""
+
+    def __init__(self, config: Config, run: Path) -> None:
+        self.accelerator = None
+        if config.tracker != "none":
+            from accelerate import Accelerator
+
+            self.accelerator = Accelerator(cpu=True, log_with=config.tracker, project_dir=str(run))
+            flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in config.model_dump().items()}
+            self.accelerator.init_trackers("poweropd_lite", config=flat)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Sends one step."""
+        if self.accelerator is not None:
+            self.accelerator.log(metrics, step=step)
+
+    def close(self) -> None:
+        """Flushes and ends."""
+        if self.accelerator is not None:
+            self.accelerator.end_training()
