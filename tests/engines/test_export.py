@@ -11,7 +11,7 @@ LIVE = """
 import json, sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from poweropd_lite.models import model_path
+from poweropd_lite.models.loading import model_path
 base = sys.argv[2] if len(sys.argv) > 2 else model_path("bundled", "student")
 tokenizer = AutoTokenizer.from_pretrained(base)
 texts = ["Compute 8 + 5 * 3.", "Ann has 12 pens and loses 5.", "x = 7, so 2x + 1 = 15\\n\\nIt's \\\\boxed{15}.", "<|im_start|>user\\n12345  naïve 東京<|im_end|>\\n"]
@@ -82,7 +82,7 @@ LLAMA = """
 import sys, torch
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from poweropd_lite.models import model_path
+from poweropd_lite.models.loading import model_path
 source = Path(model_path("bundled", "student"))
 text = (source / "tokenizer.json").read_text().replace("p{N}|", "p{N}{1,3}|").replace('"ignore_merges": false', '"ignore_merges": true')
 Path("tokenizer.json").write_text(text)

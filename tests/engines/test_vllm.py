@@ -90,9 +90,9 @@ def sync(self):
 
 PLANTED = """
 import sys
-from poweropd_lite import engine_vllm as vllm
-from poweropd_lite import train
-from poweropd_lite.errors import run_command
+from poweropd_lite.engines import vllm
+from poweropd_lite.train import __main__ as train
+from poweropd_lite.base.errors import run_command
 real = vllm.VllmEngine.sync
 {fault}
 vllm.VllmEngine.sync = sync

@@ -101,7 +101,7 @@ def test_forbidden_ids_are_never_sampled(student_model, prompts, pair):
 
 def test_the_fixed_shape_loop_samples_the_same(student_model, prompts, pair):
     """The loop that CUDA captures in graphs, run as it is: three buckets of columns, then every line at its end."""
-    import poweropd_lite.engine_loop as loop
+    from poweropd_lite.engines import loop
 
     sampling = Sampling(0.9, top_k=20, top_p=0.95, forbidden=torch.tensor(pair.forbidden))
     engine, ids = make_engine(student_model, pair), [p.ids for p in prompts[:12]]

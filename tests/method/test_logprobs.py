@@ -208,7 +208,7 @@ def test_no_tensor_of_tokens_by_vocabulary_at_qwens_vocabulary():
 
 PEAK = """
 import resource, torch
-from poweropd_lite.logprobs import Sampling, score_tokens
+from poweropd_lite.method.logprobs import Sampling, score_tokens
 torch.set_num_threads(1)
 weight = torch.randn(151_936, 8)
 for tokens in (256, 1024):

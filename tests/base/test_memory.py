@@ -13,7 +13,7 @@ from poweropd_lite.base.memory import halving
 # Runs the train command; before the first call of a phase (learn, sample_rollouts) the process may grow by so many MiB.
 LIMITED = """
 import resource, sys
-from poweropd_lite import train
+from poweropd_lite.train import __main__ as train
 phase, room = sys.argv[1], int(sys.argv[2])
 real = getattr(train, phase)
 def limited(*args):
@@ -22,7 +22,7 @@ def limited(*args):
         resource.setrlimit(resource.RLIMIT_AS, (size * 1024 + room * 2**20,) * 2)
     return real(*args)
 setattr(train, phase, limited)
-from poweropd_lite.errors import run_command
+from poweropd_lite.base.errors import run_command
 run_command(lambda: train.main(sys.argv[3:]))
 """
 

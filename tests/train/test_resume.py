@@ -31,7 +31,7 @@ def watched(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
 setattr(os, name, watched)
-from poweropd_lite import train
+from poweropd_lite.train import __main__ as train
 sys.exit(train.main(sys.argv[3:]))
 """
 

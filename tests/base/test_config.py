@@ -81,7 +81,7 @@ def test_the_flags_that_scripts_rely_on():
 @pytest.mark.parametrize("argument", ["--help", "--alpha=0", "--alhpa=3"])
 def test_help_and_bad_flags_import_no_torch(argument):
     code = (
-        "import sys, json\nfrom poweropd_lite import train\nfrom poweropd_lite.errors import UserError\n"
+        "import sys, json\nfrom poweropd_lite.train import __main__ as train\nfrom poweropd_lite.base.errors import UserError\n"
         f"try: train.main([{argument!r}])\nexcept (SystemExit, UserError): pass\n"
         "print(json.dumps(sorted({'torch', 'transformers', 'numpy', 'peft'} & set(sys.modules))))"
     )
@@ -121,14 +121,14 @@ def test_compute_dtype_follows_the_device():
     ],
 )
 def test_the_config_without_config_follows_the_card(monkeypatch, cuda, flags, student):
-    from poweropd_lite.train.loop import choose_config
+    from poweropd_lite.train.__main__ import choose_config
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     assert choose_config(None, flags).student == student
 
 
 def test_a_file_that_names_no_models_changes_one_number_of_the_run_without_it(monkeypatch, tmp_path):
-    from poweropd_lite.train.loop import choose_config
+    from poweropd_lite.train.__main__ import choose_config
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "mine.yaml").write_text("alpha: 5\n")

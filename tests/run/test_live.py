@@ -14,7 +14,7 @@ from conftest import QUICK
 
 from poweropd_lite.run.live_picture import LivePicture
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOME_STEPS = re.compile(r"step ([3-9]|\d\d+) of")  # which step a redraw shows depends on how fast the steps are
 
 
@@ -146,7 +146,7 @@ def test_an_error_for_the_user_has_no_traceback(kernel):
 
 def test_counted_things_are_a_bar_too(kernel):
     code = (
-        "from poweropd_lite.command_config import load_eval_config\nfrom poweropd_lite.evaluate import evaluate\n"
+        "from poweropd_lite.evaluate.settings import load_eval_config\nfrom poweropd_lite.evaluate import evaluate\n"
         "done = evaluate(load_eval_config(model='shown', problems=4, n=2))"
     )
     cell = run_cell(kernel, code)
@@ -165,7 +165,7 @@ def test_redraws_take_no_more_than_their_share(kernel):
     """A clock of its own: a second a look, a redraw of half a second, 200 looks."""
     code = """
 from pathlib import Path
-from poweropd_lite import live
+from poweropd_lite.run import live
 class Clock:
     now = 0.0
     def monotonic(self): return self.now

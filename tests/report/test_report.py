@@ -209,8 +209,6 @@ def test_refusals(runs, tmp_path):
 
 def test_no_torch_is_imported():
     code = "import sys; from poweropd_lite.report.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--teacher" in done.stdout

@@ -12,7 +12,7 @@ import pytest
 from poweropd_lite.base.errors import run_command
 from poweropd_lite.train.__main__ import main
 
-TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
+TINY = Path(__file__).parents[2] / "poweropd_lite" / "tiny"
 
 # flags, and words that the message must hold
 FLAGS = [

@@ -24,7 +24,7 @@ from poweropd_lite.plan.settings import PlanConfig
 from poweropd_lite.plan.trace import Traces
 
 CPU = torch.device("cpu")
-TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
+TINY = Path(__file__).parents[2] / "poweropd_lite" / "tiny"
 PAIRS = ["qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b"]
 
 
