@@ -24,9 +24,28 @@ def number_of(value: Any) -> Any:
 Bits = Annotated[Literal[4, 8, 16, 32], BeforeValidator(number_of)]
 
 
-def section(title: str) -> dict[str, str]:
-    """Puts a flag and those after it under a heading of --help."""
-    return {"section": title}
+def section(title: str, *marks: str) -> dict[str, Any]:
+    """Puts a flag and those after it under a heading of --help; for `marks` see `marked`."""
+    return {"section": title, **mark(*marks)}
+
+
+def mark(*marks: str) -> dict[str, Any]:
+    """Says of a field what `marked` lists."""
+    return {"marks": marks}
+
+
+def marked(*marks: str) -> frozenset[str]:
+    """Returns the settings of a run that bear one of these marks:
+
+    - "resume": --resume takes it as a flag;
+    - "sitting": it may differ between the sittings of one run, and changes no number;
+    - "found": a run writes down what it found in place of what was asked;
+    - "grid": reproduce sets it a run at a time;
+    - "scores": accuracies are comparable only where it is the same;
+    - "untraced": the memory of a micro-batch of given size does not depend on it.
+    """
+    extras = {name: field.json_schema_extra or {} for name, field in Config.model_fields.items()}
+    return frozenset(name for name, extra in extras.items() if set(marks) & set(extra.get("marks", ())))
 
 
 class Config(BaseModel):
@@ -38,10 +57,14 @@ class Config(BaseModel):
     reward: Literal["power", "log_ratio", "clip", "tanh", "zscore", "full_kl"] = Field(
         "power",
         description="what a sampled token is paid (docs/method.md); full_kl is the full-vocabulary baseline",
-        json_schema_extra=section("method"),
+        json_schema_extra=section("method", "grid"),
     )
     alpha: float = Field(
-        10.0, gt=0, le=1e6, description="exponent of the power reward p^alpha - q^alpha; other rewards ignore it"
+        10.0,
+        gt=0,
+        le=1e6,
+        description="exponent of the power reward p^alpha - q^alpha; other rewards ignore it",
+        json_schema_extra=mark("grid", "untraced"),
     )
     clip_limit: float = Field(
         1.0, gt=0, description="the clip reward's bound on the log ratio (paper: 1; released script: 5)"
@@ -50,6 +73,7 @@ class Config(BaseModel):
     score: Literal["sampled", "full"] = Field(
         "sampled",
         description="whose log-prob carries the gradient: the distribution sampled from (unbiased under top-k, top-p, temperature), or the untruncated one (released code)",
+        json_schema_extra=mark("grid"),
     )
     stop_mode: Literal["mask", "raw", "relabel", "cross_eos"] = Field(
         "mask",
@@ -71,6 +95,7 @@ class Config(BaseModel):
     teacher_bits: Bits = Field(
         4,
         description="teacher weights: 4 is NF4 with double quantisation, 8 is LLM.int8 (CUDA), 16 the compute dtype, 32 float32",
+        json_schema_extra=mark("untraced"),
     )
     student_bits: Annotated[Literal[4, 16], BeforeValidator(number_of)] = Field(
         16, description="weights of the student's frozen base: 16 is the compute dtype, 4 is NF4 (QLoRA)"
@@ -78,6 +103,7 @@ class Config(BaseModel):
     loader: Literal["auto", "unsloth", "peft"] = Field(
         "auto",
         description="what loads the student; auto: Unsloth where it is installed and runs, PEFT elsewhere (same adapter, same names)",
+        json_schema_extra=mark("resume", "found"),
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
@@ -126,44 +152,61 @@ class Config(BaseModel):
         False,
         description="what the chat template is told; off makes Qwen3 add an empty think block, as the released code does",
     )
-    max_prompt_tokens: int = Field(1024, ge=1, description="longer prompts are left out, counted and named")
+    max_prompt_tokens: int = Field(
+        1024, ge=1, description="longer prompts are left out, counted and named", json_schema_extra=mark("untraced")
+    )
 
     # The rollouts
     engine: Literal["auto", "vllm", "loop"] = Field(
         "auto",
         description="what samples; auto: vLLM where it is installed and runs, the built-in loop elsewhere",
-        json_schema_extra=section("rollouts"),
+        json_schema_extra=section("rollouts", "resume", "found"),
     )
     guard_every: int = Field(
         50,
         ge=1,
         description="steps between full checks that the engine samples from the weights that are trained; its log-probs are compared at every step",
+        json_schema_extra=mark("sitting"),
     )
     importance_cap: float | None = Field(
         None,
         ge=1,
         description="if given, a token's reward is multiplied by min(q of the trainer / q of the engine, this), for engines that round differently",
     )
-    batch_size: int = Field(32, ge=1, description="prompts a step, one rollout each")
+    batch_size: int = Field(
+        32, ge=1, description="prompts a step, one rollout each", json_schema_extra=mark("untraced")
+    )
     decode_batch_size: int | None = Field(
         None,
         ge=1,
         description="most completions decoded at once: the dial for keys and values; a whole batch if not given",
+        json_schema_extra=mark("untraced"),
     )
     max_new_tokens: int = Field(
-        1024, ge=1, description="longest completion; one that reaches it is truncated and stays in the loss whole"
+        1024,
+        ge=1,
+        description="longest completion; one that reaches it is truncated and stays in the loss whole",
+        json_schema_extra=mark("untraced"),
     )
     temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollouts")
-    top_k: int = Field(0, ge=0, description="sample among the k likeliest ids; 0: among all (released code: 20)")
+    top_k: int = Field(
+        0,
+        ge=0,
+        description="sample among the k likeliest ids; 0: among all (released code: 20)",
+        json_schema_extra=mark("grid"),
+    )
     top_p: float = Field(
         1.0,
         gt=0,
         le=1,
         description="sample among the fewest ids that hold this mass; 1: among all (released code: 0.95)",
+        json_schema_extra=mark("grid"),
     )
 
     # The optimizer
-    steps: int = Field(1500, ge=1, description="optimizer steps of the run", json_schema_extra=section("optimizer"))
+    steps: int = Field(
+        1500, ge=1, description="optimizer steps of the run", json_schema_extra=section("optimizer", "resume")
+    )
     lr: float | None = Field(
         None,
         gt=0,
@@ -177,12 +220,15 @@ class Config(BaseModel):
     )
     max_grad_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm if it is larger")
     optimizer: Literal["adamw", "adamw8bit"] = Field(
-        "adamw", description="AdamW without weight decay; adamw8bit keeps its state in 8 bits (CUDA)"
+        "adamw",
+        description="AdamW without weight decay; adamw8bit keeps its state in 8 bits (CUDA)",
+        json_schema_extra=mark("untraced"),
     )
     token_budget: int = Field(
         8192,
         ge=1,
         description="tokens (padding counted) of one micro-batch, for student and teacher: the dial for activation memory",
+        json_schema_extra=mark("resume", "untraced"),
     )
 
     # Evaluation
@@ -190,18 +236,39 @@ class Config(BaseModel):
         None,
         min_length=1,
         description="what the student is scored on, as --benchmarks of the evaluate command; none: on nothing",
-        json_schema_extra=section("evaluation"),
+        json_schema_extra=section("evaluation", "scores", "untraced"),
     )
-    eval_prompt_column: str | None = Field(None, description="as prompt_column of the evaluate command")
-    eval_answer_column: str | None = Field(None, description="as answer_column of the evaluate command")
-    eval_problems: int = Field(256, ge=1, description="how many problems of each benchmark, from the first on")
-    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after training")
-    eval_samples: int = Field(8, ge=1, description="completions a problem, for Avg@k")
-    eval_temperature: float = Field(0.6, gt=0, description="sampling temperature of evaluation, untruncated")
+    eval_prompt_column: str | None = Field(
+        None, description="as prompt_column of the evaluate command", json_schema_extra=mark("scores")
+    )
+    eval_answer_column: str | None = Field(
+        None, description="as answer_column of the evaluate command", json_schema_extra=mark("scores")
+    )
+    eval_problems: int = Field(
+        256,
+        ge=1,
+        description="how many problems of each benchmark, from the first on",
+        json_schema_extra=mark("scores"),
+    )
+    eval_every: int = Field(
+        0,
+        ge=0,
+        description="steps between evaluations; 0: only before and after training",
+        json_schema_extra=mark("untraced"),
+    )
+    eval_samples: int = Field(8, ge=1, description="completions a problem, for Avg@k", json_schema_extra=mark("scores"))
+    eval_temperature: float = Field(
+        0.6, gt=0, description="sampling temperature of evaluation, untruncated", json_schema_extra=mark("scores")
+    )
     eval_max_new_tokens: int | None = Field(
-        None, ge=1, description="longest completion in evaluation; max_new_tokens if not given"
+        None,
+        ge=1,
+        description="longest completion in evaluation; max_new_tokens if not given",
+        json_schema_extra=mark("scores", "untraced"),
     )
-    eval_batch_size: int = Field(32, ge=1, description="completions generated at once in evaluation")
+    eval_batch_size: int = Field(
+        32, ge=1, description="completions generated at once in evaluation", json_schema_extra=mark("untraced")
+    )
 
     # The run
     seed: int = Field(
@@ -209,19 +276,34 @@ class Config(BaseModel):
         ge=0,
         lt=2**32,
         description="fixes data order, adapter initialisation and sampling",
-        json_schema_extra=section("run"),
+        json_schema_extra=section("run", "grid"),
     )
-    output: str | None = Field(None, min_length=1, description="run folder; if not given, a new one under runs/")
+    output: str | None = Field(
+        None,
+        min_length=1,
+        description="run folder; if not given, a new one under runs/",
+        json_schema_extra=mark("sitting", "found", "grid"),
+    )
     save_every: int = Field(
-        50, ge=1, description="steps between checkpoints; one is always made at the end and on Ctrl-C"
+        50,
+        ge=1,
+        description="steps between checkpoints; one is always made at the end and on Ctrl-C",
+        json_schema_extra=mark("sitting"),
     )
-    keep_checkpoints: int = Field(2, ge=1, description="how many of the latest checkpoints stay on disk")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="how many of the latest checkpoints stay on disk", json_schema_extra=mark("sitting")
+    )
     sample_every: int = Field(
-        10, ge=1, description="steps between completions written to samples.jsonl, beside the first"
+        10,
+        ge=1,
+        description="steps between completions written to samples.jsonl, beside the first",
+        json_schema_extra=mark("sitting"),
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
-        "none", description="also log there, through accelerate; metrics.jsonl is always written"
+        "none",
+        description="also log there, through accelerate; metrics.jsonl is always written",
+        json_schema_extra=mark("sitting"),
     )
 
     @property
@@ -230,6 +312,11 @@ class Config(BaseModel):
         if self.lr is not None:
             return self.lr
         return 5e-7 if self.full_finetune else 5e-6
+
+    @property
+    def reward_label(self) -> str:
+        """The reward's name for a reader, with alpha where it has one, such as "power 10"."""
+        return f"power {self.alpha:g}" if self.reward == "power" else self.reward
 
     @property
     def longest_rollout(self) -> int:

@@ -2,10 +2,14 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from poweropd_lite.base.errors import UserError
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Settings = TypeVar("Settings", bound="BaseModel")
 RENAMED = dict.fromkeys(
     ("eval_data", "eval_subset", "eval_split"), "; it is eval_benchmarks now: a name, a file or ID:SUBSET:SPLIT"
 )
@@ -78,7 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return translated(values)
 
 
-def checked(kind: type, values: dict[str, Any], where: str = "") -> Any:
+def checked(kind: type[Settings], values: dict[str, Any], where: str = "") -> Settings:
     """Returns the `kind` (a pydantic model) of `values`; raises UserError with every fault found."""
     from pydantic import ValidationError
 
@@ -95,6 +99,11 @@ def checked(kind: type, values: dict[str, Any], where: str = "") -> Any:
         return kind(**values)
     except ValidationError as error:
         raise UserError("\n".join(_explain(fault, fields) for fault in error.errors())) from None
+
+
+def changed(settings: Settings, **values: Any) -> Settings:
+    """Returns `settings` with some values changed, checked anew as a whole; raises UserError as `checked` does."""
+    return checked(type(settings), {**settings.model_dump(exclude_unset=True), **values})
 
 
 def _explain(fault: Any, fields: dict[str, Any]) -> str:

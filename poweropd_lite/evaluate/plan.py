@@ -204,7 +204,7 @@ def _about(target: "Target", sets: "Sequence[Problems]") -> dict[str, Any]:
     packages = ("torch", "transformers", "peft", "vllm", "math-verify")
     run = target.run
     row = paper_row(run) if run else None
-    reward = run and (f"power {run.alpha:g}" if run.reward == "power" else run.reward)
+    reward = run and run.reward_label
     return {
         "model": target.name,
         "kind": target.kind,

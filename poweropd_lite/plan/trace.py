@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from poweropd_lite.base.config import Config
+from poweropd_lite.base.config import Config, marked
 from poweropd_lite.engines.any_model import AnyDecoder
 from poweropd_lite.engines.decode import Decoder, Unlike
 from poweropd_lite.engines.loop import draw
@@ -33,21 +33,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _CPU = torch.device("cpu")
-# Settings that a trace depends on only through its other arguments.
-ELSEWHERE = {
-    "alpha",
-    "token_budget",
-    "batch_size",
-    "decode_batch_size",
-    "eval_batch_size",
-    "max_prompt_tokens",
-    "max_new_tokens",
-    "eval_max_new_tokens",
-    "eval_benchmarks",
-    "eval_every",
-    "optimizer",
-    "teacher_bits",
-}
 
 
 class Traces:
@@ -70,7 +55,7 @@ class Traces:
         return self._once(trace_rollout, self.student_config, config, self.dtype, lines, prompt, new)
 
     def _once(self, trace: Callable, model_config: "PretrainedConfig", config: Config, *rest: Any) -> Any:
-        part = config.model_copy(update={name: Config.model_fields[name].default for name in ELSEWHERE})
+        part = config.model_copy(update={name: Config.model_fields[name].default for name in marked("untraced")})
         key = (trace, part, *rest)
         if key not in self._made:
             self._made[key] = trace(model_config, part, *rest)

@@ -38,7 +38,7 @@ class Run:
     @property
     def reward(self) -> str:
         """The reward's name, such as "power 10" or "tanh"."""
-        return f"power {self.config.alpha:g}" if self.config.reward == "power" else self.config.reward
+        return self.config.reward_label
 
 
 @dataclass(frozen=True)

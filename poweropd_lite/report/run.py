@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from poweropd_lite.base.config import marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder, write_json, write_text
 from poweropd_lite.report.read import Reference, Run, read_runs, read_teacher
 from poweropd_lite.report.series import accuracy, by_step, density, landscape, phases, positions, steps_to
 from poweropd_lite.report.table import differing_settings, table
 
-EVALUATION = ("eval_benchmarks", "eval_prompt_column", "eval_answer_column", "eval_problems", "eval_samples", "eval_temperature", "eval_max_new_tokens")  # what accuracies hang on  # fmt: skip
 ALPHAS = (0.1, 1.0, 10.0, 100.0, 500.0)  # of the landscape, beside the runs' own
 
 
@@ -88,7 +88,7 @@ def sentences(runs: Sequence[Run], teacher: Reference | None) -> list[str]:
             text += f", {found['avg'][-1] / teacher.accuracy:.1%} of the teacher's" if teacher else ""
         out.append(text + ("" if run.tokens else "; it kept no rewards by token (made by an earlier version)") + ".")
     scored = [run for run in runs if accuracy(run)["step"]]
-    if differing := [name for name in differing_settings(scored) if name in EVALUATION]:
+    if differing := [name for name in differing_settings(scored) if name in marked("scores")]:
         out.append(f"Evaluated differently ({', '.join(differing)}): the accuracies of these runs do not compare.")
     if teacher is not None:
         out.append(f"Teacher: {teacher.accuracy:.1%}, {teacher.source}.")

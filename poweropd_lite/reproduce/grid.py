@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.config import BUNDLED, Config, load_config, names_models
+from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
 from poweropd_lite.base.config_files import config_path, read_yaml
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.reproduce.settings import (
@@ -21,8 +21,7 @@ from poweropd_lite.reproduce.settings import (
     words,
 )
 
-_OF_A_RUN = {"reward", "alpha", "seed", "output", "top_k", "top_p", "score"}  # set a run at a time
-PAIR_FIELDS = [name for name in Config.model_fields if name not in _OF_A_RUN]
+PAIR_FIELDS = [name for name in Config.model_fields if name not in marked("grid")]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def load_pairs(text: str, training: dict[str, Any]) -> dict[str, dict[str, Any]]
             )
         if not names_models(values, {}):
             raise UserError(f"{path} names no student and no teacher, so it is no pair; add these two lines to it")
-        if extra := sorted(_OF_A_RUN & set(values)):
+        if extra := sorted(marked("grid") & set(values)):
             raise UserError(
                 f"{path} sets {', '.join(extra)}, which the grid sets a run at a time; take it out of the file"
             )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poweropd_lite.base.config import Config, load_config
+from poweropd_lite.base.config import Config, load_config, marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.reproduce import child, results
@@ -22,7 +22,6 @@ from poweropd_lite.reproduce.state import DONE, FAILED, RUNNING, WAITING, Queue,
 
 NOTICE = "stopping: each run finishes its step or batch and saves (once more to stop at once)"
 POLL = 0.2  # seconds between looks at the children
-MAY_DIFFER = {"output", "engine", "loader"}  # of a run's config.yaml: what auto found stands there
 
 
 @dataclass
@@ -147,7 +146,7 @@ class Workers:
     def _check(self, file: Path, task: Task) -> None:
         there = load_config(file)
         wanted = load_config(**self.queue.pairs[task.pair], **task.settings())
-        names = [n for n in Config.model_fields if n not in MAY_DIFFER and getattr(there, n) != getattr(wanted, n)]
+        names = [n for n in Config.model_fields if n not in marked("found") and getattr(there, n) != getattr(wanted, n)]
         if names:
             differing = "; ".join(f"{n} {getattr(there, n)} there, {getattr(wanted, n)} here" for n in names)
             raise UserError(f"{file.parent} holds another run ({differing}); move it away, and type --retry-failed")

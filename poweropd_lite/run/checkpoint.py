@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.base.config import Config
+from poweropd_lite.base.config import Config, marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder, write_json
 
@@ -18,22 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from poweropd_lite.models.student import Student
-
-
-# What may differ between the sittings of one run: where it is, when it ends, what is only written down, and with which
-# software the same numbers are computed (on a machine that lacks the first one's).
-MAY_CHANGE = {
-    "output",
-    "steps",
-    "keep_checkpoints",
-    "save_every",
-    "sample_every",
-    "tracker",
-    "guard_every",
-    "engine",
-    "loader",
-    "token_budget",
-}
 
 
 @dataclass
@@ -120,7 +104,8 @@ def load_checkpoint(
             f"{path} is damaged ({error}); remove that folder to resume from the checkpoint before"
         ) from None
     then, now = saved["config"], config.model_dump()
-    changed = sorted(key for key in now if key not in MAY_CHANGE and now[key] != then.get(key, now[key]))
+    may_change = marked("resume", "sitting")
+    changed = sorted(key for key in now if key not in may_change and now[key] != then.get(key, now[key]))
     if changed:
         was = ", ".join(f"{key} {then[key]} (now {now[key]})" for key in changed)
         raise UserError(f"{path} was made with {was}; put config.yaml back, or start a new run")

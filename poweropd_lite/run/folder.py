@@ -72,7 +72,7 @@ def new_run(config: Config) -> RunFolder:
         except OSError as error:
             raise UserError(f"can't make the run folder {path}: {error.strerror}; type another --output") from None
     else:
-        reward = f"power{config.alpha:g}" if config.reward == "power" else config.reward
+        reward = config.reward_label.replace(" ", "")
         path = _free_folder(Path("runs"), f"{reward}-seed{config.seed}")
     run = RunFolder(path)
     write_text(path / "config.yaml", dump_yaml(config.model_copy(update={"output": str(path)})))

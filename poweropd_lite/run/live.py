@@ -40,7 +40,7 @@ class LiveRun:
         self.figures: dict[str, str] = {}  # of the latest step
         self.score: dict[str, str] = {}  # of the latest evaluation
         self.panel, self.picture_panel = Panel(), Panel()
-        reward = f"power, alpha {config.alpha:g}" if config.reward == "power" else config.reward
+        reward = config.reward_label
         self.picture = LivePicture(config.steps, reward)
         for text in metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []:
             self._take(json.loads(text))

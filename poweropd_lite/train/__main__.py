@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from poweropd_lite.base.config import BUNDLED, Config, load_config, names_models
+from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
 from poweropd_lite.base.config_files import config_path, read_yaml
 from poweropd_lite.base.errors import UserError, run_command
 from poweropd_lite.base.flags import config_parser, given
 from poweropd_lite.train import train
 
-RESUMABLE = {"steps", "engine", "loader", "token_budget"}  # flags that --resume takes
 QWEN_CONFIG = "qwen3-0.6b-4b"
 
 
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse(argv)
     flags = given(args)
     if args.resume is not None:
-        others = sorted({*flags, *(["config"] if args.config else [])} - RESUMABLE)
+        others = sorted({*flags, *(["config"] if args.config else [])} - marked("resume"))
         if others:
             names = ", ".join("--" + name.replace("_", "-") for name in others)
             raise UserError(f"--resume goes on with the run's own settings, so {names} can't change; leave it out")

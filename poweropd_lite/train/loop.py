@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def train(config: Config | None = None, *, resume: str | Path | None = None, **changes: Any) -> "Results":
     """Runs a new training run of `config`, or goes on with the one in the folder `resume`.
 
-    What may change at a resume is given by name: steps, engine, loader, token_budget (checkpoint.MAY_CHANGE).
+    What may change at a resume is given by name: steps, engine, loader, token_budget (base.config.marked("resume")).
     Fills the run folder (docs/run_folder.md) and returns what came out. Raises UserError for what the user can mend and, in
     Jupyter, Stopped when the stop button ended it and it is saved.
     """

@@ -13,7 +13,7 @@ from poweropd_lite.base.memory import halving
 # Runs the train command; before the first call of a phase (learn, sample_rollouts) the process may grow by so many MiB.
 LIMITED = """
 import resource, sys
-from poweropd_lite.train import __main__ as train
+from poweropd_lite.train import __main__ as command, loop as train
 phase, room = sys.argv[1], int(sys.argv[2])
 real = getattr(train, phase)
 def limited(*args):
@@ -23,7 +23,7 @@ def limited(*args):
     return real(*args)
 setattr(train, phase, limited)
 from poweropd_lite.base.errors import run_command
-run_command(lambda: train.main(sys.argv[3:]))
+run_command(lambda: command.main(sys.argv[3:]))
 """
 
 

@@ -91,12 +91,12 @@ def sync(self):
 PLANTED = """
 import sys
 from poweropd_lite.engines import vllm
-from poweropd_lite.train import __main__ as train
+from poweropd_lite.train import __main__ as command, loop as train
 from poweropd_lite.base.errors import run_command
 real = vllm.VllmEngine.sync
 {fault}
 vllm.VllmEngine.sync = sync
-run_command(lambda: train.main(sys.argv[1:]))
+run_command(lambda: command.main(sys.argv[1:]))
 """
 
 
