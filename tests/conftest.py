@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub for anything; read once, when the library is imported
@@ -12,6 +11,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
     ""  # these are a CPU's tests, on a machine with a card too; benchmarks/gpu is a card's
 )
 
+import forked
 import pytest
 import torch
 import transformers
@@ -89,22 +89,19 @@ def make_rollouts(model, prompts, pair, sampling=None, longest=60, rows=None):
     return make_engine(model, pair).sample([p.ids for p in prompts], draws, sampling, longest)
 
 
-def run_train(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+def run_train(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
     """Runs the real train command to its end."""
-    command = [sys.executable, "-m", "poweropd_lite.train", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    return forked.run("-m", "poweropd_lite.train", *flags, cwd=cwd)
 
 
-def run_evaluate(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+def run_evaluate(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
     """Runs the real evaluate command to its end."""
-    command = [sys.executable, "-m", "poweropd_lite.evaluate", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    return forked.run("-m", "poweropd_lite.evaluate", *flags, cwd=cwd)
 
 
-def run_export(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+def run_export(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
     """Runs the real export command to its end."""
-    command = [sys.executable, "-m", "poweropd_lite.export", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    return forked.run("-m", "poweropd_lite.export", *flags, cwd=cwd)
 
 
 def quick_flags(**changes) -> list[str]:

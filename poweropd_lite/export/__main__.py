@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"found both {args.source} and --model {flags['model']}; type one of them")
         flags["model"] = args.source
     config = load_export_config(**flags)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell leaves ignored in a script's background
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     from poweropd_lite.export.run import export

@@ -6,10 +6,9 @@ The reference is plain PEFT on plain transformers, on texts of this file, over t
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from conftest import quick_flags, run_export, run_train
@@ -216,22 +215,25 @@ def test_an_export_can_be_exported_again_and_replaced_only_when_asked(exports, t
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_export_leaves_nothing_that_looks_finished(exports, tmp_path, number):
-    code = (
-        "import time, sys; import poweropd_lite.export.folders as f; from poweropd_lite.export.__main__ import main\n"
-        "from poweropd_lite.base.errors import run_command\n"
-        "def slow(*_): print('HERE', flush=True); time.sleep(60)\n"
-        "f.check_merged = slow\n"
-        "run_command(lambda: main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, str(exports["run"]), "--to", "merged-16bit", "--out", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if "HERE" in line:
-            break
-    process.send_signal(number)
-    code = process.wait(30)
+    """Started with SIGINT ignored, as a shell starts what a script puts in the background."""
+    code = """
+import os, signal, sys, time
+from poweropd_lite.export import folders
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+def killed(*_):
+    os.kill(os.getpid(), int(sys.argv[-1]))
+    while True:
+        time.sleep(0.01)
+folders.check_merged = killed
+from poweropd_lite.base.errors import run_command
+from poweropd_lite.export.__main__ import main
+run_command(lambda: main(sys.argv[1:-1]))
+"""
+    flags = [str(exports["run"]), "--to", "merged-16bit", "--out", "out"]
+    code = forked.run("-c", code, *flags, str(int(number)), cwd=tmp_path).returncode
     assert not (tmp_path / "out").exists()
     if number == signal.SIGKILL:
+        assert code == -number
         done = run_export(str(exports["run"]), "--to", "merged-16bit", "--out", "out", cwd=tmp_path)
         assert done.returncode == 0, done.stderr  # what was left behind is in nobody's way
         assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]

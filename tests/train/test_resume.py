@@ -3,11 +3,10 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from conftest import quick_flags, run_train
@@ -38,8 +37,7 @@ sys.exit(train.main(sys.argv[3:]))
 
 def killed_at(call: str, end: str, folder: Path) -> list[str]:
     """Runs the command until it kills itself there; returns the names of the whole checkpoints it leaves."""
-    command = [sys.executable, "-c", KILLED, call, end, *FLAGS]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = forked.run("-c", KILLED, call, end, *FLAGS, cwd=folder)
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
     return [path.name for path in checkpoints(folder / "run" / "checkpoints")]
 
@@ -83,9 +81,7 @@ def resume(folder: Path):
     ("number", "after", "code"), [(signal.SIGINT, 3, 130), (signal.SIGINT, 2, 130), (signal.SIGTERM, 1, 143)]
 )
 def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, uninterrupted, number, after, code):
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "poweropd_lite.train", *FLAGS], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
+    process = forked.start("-u", "-m", "poweropd_lite.train", *FLAGS, cwd=tmp_path)
     for line in process.stdout:
         if line.startswith(f"step {after}/6"):
             process.send_signal(number)
@@ -201,9 +197,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, four_steps):
 
 def test_two_runs_never_write_into_one_folder(tmp_path):
     flags = ["--config", "bundled", *quick_flags(steps=200), "--output", "run"]
-    first = subprocess.Popen(
-        [sys.executable, "-u", "-m", "poweropd_lite.train", *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
+    first = forked.start("-u", "-m", "poweropd_lite.train", *flags, cwd=tmp_path)
     try:
         for line in first.stdout:
             if line.startswith("evaluation at step 0"):
@@ -232,12 +226,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path, four_steps):
 def test_a_disk_that_takes_no_more_ends_the_run_without_a_half_checkpoint(tmp_path):
     """No file may grow beyond 200 kB, as on a full disk: the weights of a checkpoint have 470 kB."""
 
-    def limit():
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    done = run_train(*FLAGS, cwd=tmp_path, preexec_fn=limit)
+    limited = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+runpy.run_module("poweropd_lite.train", run_name="__main__")
+"""
+    done = forked.run("-c", limited, *FLAGS, cwd=tmp_path)
     assert done.returncode == 2
     assert "can't write run/checkpoints/step_000002" in done.stderr and "Traceback" not in done.stderr
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
