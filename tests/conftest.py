@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub for anything; read once, when the library is imported
@@ -22,7 +23,16 @@ torch.set_num_threads(1)
 transformers.utils.logging.get_logger()  # takes the stderr of now, not one that a test captures and closes
 
 TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
-QUICK = {"steps": 4, "eval_problems": 8, "eval_samples": 2, "eval_every": 2, "batch_size": 8, "save_every": 2}
+DATA = str(Path(__file__).parent / "problems.jsonl")  # the first 256 bundled problems: all 8,192 take a second to read
+QUICK = {
+    "steps": 4,
+    "eval_problems": 8,
+    "eval_samples": 2,
+    "eval_every": 2,
+    "batch_size": 8,
+    "save_every": 2,
+    "data": DATA,
+}
 
 
 @pytest.fixture
@@ -87,6 +97,11 @@ def make_rollouts(model, prompts, pair, sampling=None, longest=60, rows=None):
     sampling = sampling or Sampling(forbidden=torch.tensor(pair.forbidden))
     draws = Draws(0, TRAINING, 0, tuple(range(len(prompts)) if rows is None else rows))
     return make_engine(model, pair).sample([p.ids for p in prompts], draws, sampling, longest)
+
+
+def run_python(*args: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+    """Runs a Python started anew to its end: for what is read or measured at its very start, and to compare with."""
+    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
 
 
 def run_train(*flags: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -9,7 +9,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
-from conftest import quick_flags, run_train
+from conftest import quick_flags, run_python, run_train
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
@@ -17,7 +17,8 @@ from poweropd_lite.run.checkpoint import checkpoints
 from poweropd_lite.run.metrics import JsonLines
 from poweropd_lite.train import train
 
-FLAGS = ["--config", "bundled", *quick_flags(steps=6), "--output", "run"]
+SHORT = {"max_new_tokens": 40, "eval_max_new_tokens": 40}
+FLAGS = ["--config", "bundled", *quick_flags(steps=6, **SHORT), "--output", "run"]
 
 # Runs the train command in a process that kills itself, for good, just before os.fsync or os.replace of a given path.
 KILLED = """
@@ -34,6 +35,24 @@ from poweropd_lite.train import __main__ as train
 sys.exit(train.main(sys.argv[3:]))
 """
 
+# Runs the train command in a process that sends itself a signal when the rollouts of a step are sampled.
+SIGNALLED = """
+import os, sys
+from poweropd_lite.base.errors import run_command
+from poweropd_lite.train import __main__ as command, loop
+number, left = map(int, sys.argv[1:3])
+real = loop.sample_rollouts
+def sampled(*args):
+    global left
+    rollouts = real(*args)
+    if left == 0:
+        os.kill(os.getpid(), number)
+    left -= 1
+    return rollouts
+loop.sample_rollouts = sampled
+run_command(lambda: command.main(sys.argv[3:]))
+"""
+
 
 def killed_at(call: str, end: str, folder: Path) -> list[str]:
     """Runs the command until it kills itself there; returns the names of the whole checkpoints it leaves."""
@@ -44,8 +63,9 @@ def killed_at(call: str, end: str, folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
+    """By a Python started anew: what the others are compared with was forked (tests/forked.py)."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = run_train(*FLAGS, cwd=folder)
+    done = run_python("-m", "poweropd_lite.train", *FLAGS, cwd=folder)
     assert done.returncode == 0, done.stderr
     return result(folder / "run")
 
@@ -53,7 +73,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def four_steps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("four")
-    done = run_train("--config", "bundled", *quick_flags(steps=4), "--output", "run", cwd=folder)
+    done = run_train("--config", "bundled", *quick_flags(steps=4, **SHORT), "--output", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -81,17 +101,13 @@ def resume(folder: Path):
     ("number", "after", "code"), [(signal.SIGINT, 3, 130), (signal.SIGINT, 2, 130), (signal.SIGTERM, 1, 143)]
 )
 def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, uninterrupted, number, after, code):
-    process = forked.start("-u", "-m", "poweropd_lite.train", *FLAGS, cwd=tmp_path)
-    for line in process.stdout:
-        if line.startswith(f"step {after}/6"):
-            process.send_signal(number)
-            break
-    rest = process.stdout.read()
-    assert process.wait() == code
-    assert "stopping after this step" in rest and "--resume run" in rest
+    """The signal comes in the middle of the step behind `after`, when its rollouts are sampled."""
+    done = forked.run("-c", SIGNALLED, str(int(number)), str(after), *FLAGS, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert "stopping after this step" in done.stdout and "--resume run" in done.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["finished"] is False and after <= summary["steps"] < 6
-    assert f"resuming run at step {summary['steps']} of 6" in resume(tmp_path)
+    assert summary["finished"] is False and summary["steps"] == after + 1
+    assert f"resuming run at step {after + 1} of 6" in resume(tmp_path)
     assert result(tmp_path / "run") == uninterrupted
 
 
@@ -196,7 +212,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, four_steps):
 
 
 def test_two_runs_never_write_into_one_folder(tmp_path):
-    flags = ["--config", "bundled", *quick_flags(steps=200), "--output", "run"]
+    flags = ["--config", "bundled", *quick_flags(steps=200, **SHORT), "--output", "run"]
     first = forked.start("-u", "-m", "poweropd_lite.train", *flags, cwd=tmp_path)
     try:
         for line in first.stdout:
