@@ -1,4 +1,4 @@
-"""`python -m module` and `python -c code` as processes of their own that start in 50 milliseconds instead of seconds.
+"""`python -m module`, `python -c code` and `python script.py` as processes of their own that start in 50 milliseconds instead of seconds.
 
 A server that has imported the libraries and our modules, and done nothing with them, forks itself for every command. What it
 forks has its own number, signals, exit code, folder and limits. Two things differ from Python started anew: environment
@@ -92,7 +92,7 @@ class Server:
         return ours
 
     def start(self, *args: str, cwd: Path, env: dict[str, str] | None = None) -> Process:
-        """Starts `python *args`, where args are [-u] -m module or -c code, and its arguments."""
+        """Starts `python *args`, where args are -m module, -c code or a script, and what follows them."""
         reads, writes = os.pipe()
         connection = self._fork(args, cwd, env, writes, writes)
         os.close(writes)
@@ -192,17 +192,18 @@ def _run(args: list[str], cwd: str, env: dict[str, str]) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    if args[0] == "-u":
-        args = args[1:]
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(write_through=True)
-    option, what, *rest = args
-    sys.argv, sys.path[0] = [option, *rest], cwd
-    if option == "-m":
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
-    else:
+    how, *rest = args
+    sys.argv, sys.path[0] = args, cwd
+    if how == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif how == "-c":
+        sys.argv = [how, *rest[1:]]
         sys.modules["__main__"] = main = types.ModuleType("__main__")
-        exec(compile(what, "<string>", "exec"), main.__dict__)
+        exec(compile(rest[0], "<string>", "exec"), main.__dict__)
+    else:
+        sys.path[0] = str(Path(how).parent)
+        runpy.run_path(how, run_name="__main__")
 
 
 def _end(error: BaseException | None) -> None:

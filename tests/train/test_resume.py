@@ -212,17 +212,23 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, four_steps):
 
 
 def test_two_runs_never_write_into_one_folder(tmp_path):
-    flags = ["--config", "bundled", *quick_flags(steps=200, **SHORT), "--output", "run"]
-    first = forked.start("-u", "-m", "poweropd_lite.train", *flags, cwd=tmp_path)
+    held = """
+import sys, time
+from poweropd_lite.train import __main__ as command, loop
+def sample_rollouts(*_):
+    print("HERE", flush=True)
+    time.sleep(1000)
+loop.sample_rollouts = sample_rollouts
+command.main(sys.argv[1:])
+"""
+    first = forked.start("-c", held, *FLAGS, cwd=tmp_path)
     try:
-        for line in first.stdout:
-            if line.startswith("evaluation at step 0"):
-                break
+        assert "HERE\n" in first.stdout
         before = (tmp_path / "run" / "config.yaml").stat().st_mtime_ns
         second = run_train("--resume", "run", cwd=tmp_path)
         assert second.returncode == 2
         assert "another process is training in run" in second.stderr
-        again = run_train(*flags, cwd=tmp_path)
+        again = run_train(*FLAGS, cwd=tmp_path)
         assert again.returncode == 2 and "run is not empty" in again.stderr
         assert (tmp_path / "run" / "config.yaml").stat().st_mtime_ns == before
     finally:
