@@ -32,7 +32,9 @@ def main() -> None:
     config = settings(
         student="Qwen/Qwen3-0.6B-Base", token_budget=tokens, max_prompt_tokens=tokens // 2 - 64, max_new_tokens=64
     )
-    traces = Traces(*(read_config(getattr(config, r), r, config) for r in ("student", "teacher")), torch.bfloat16)
+    traces = Traces(
+        *(read_config(getattr(config, r), r, config.trust_remote_code) for r in ("student", "teacher")), torch.bfloat16
+    )
     plan = plan_memory(config, traces, cuda=False)
     ids = torch.zeros(2, tokens // 2, dtype=torch.long)
 

@@ -1,5 +1,10 @@
-"""One question to a run, an adapter or a model: `ask("runs/power10-seed0", "Compute 12 + 30 - 7.")`."""
+"""One question to a run, an adapter or a model: `ask("runs/power10-seed0", "Compute 12 + 30 - 7.")` (evaluate/ask.py)."""
 
-from poweropd_lite.evaluate.ask import ask
+from typing import Any
 
-__all__ = ["ask"]
+
+def ask(model: Any, question: str, *, max_new_tokens: int | None = None) -> str:
+    """Returns the greedy answer to a question, as evaluate.ask.ask does."""
+    from poweropd_lite.evaluate.ask import ask
+
+    return ask(model, question, max_new_tokens=max_new_tokens)

@@ -3,17 +3,15 @@
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+
+import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.checks.findings import Finding
 
-if TYPE_CHECKING:
-    import torch
 
-
-def check_machine(config: Config, device: "torch.device") -> list[Finding]:
+def check_machine(config: Config, device: torch.device) -> list[Finding]:
     """Returns what is found of a run's settings on a device."""
     cuda, findings = device.type == "cuda", []
     try:
@@ -69,9 +67,8 @@ def _dtype(dtype: str, config: Config, cuda: bool) -> Finding:
     return Finding("ok", "compute dtype", f"{dtype}, on {where}")
 
 
-def compute_dtype(config: Config, device: "torch.device") -> "torch.dtype":
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     """Returns the compute dtype of a config on a device; raises UserError for one that it does not have."""
-    import torch
 
     cuda = device.type == "cuda"
     if config.dtype == "auto":
@@ -85,9 +82,8 @@ def compute_dtype(config: Config, device: "torch.device") -> "torch.dtype":
     return getattr(torch, config.dtype)
 
 
-def device_name(device: "torch.device") -> str:
+def device_name(device: torch.device) -> str:
     """Returns a device's name for a user."""
-    import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -98,7 +94,6 @@ def device_name(device: "torch.device") -> str:
 @contextmanager
 def own_threads() -> Iterator[None]:
     """Gives torch's number of threads back at the end of the block."""
-    import torch
 
     before = torch.get_num_threads()
     try:

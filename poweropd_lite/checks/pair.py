@@ -49,8 +49,8 @@ def read_sides(config: Config) -> tuple[Side, Side]:
 
     def read(role: str) -> Side:
         name = getattr(config, role)
-        tokenizer = load_tokenizer(name, role, config)
-        model_config, stops = load_model_config(name, role, config)
+        tokenizer = load_tokenizer(name, role, config.trust_remote_code)
+        model_config, stops = load_model_config(name, role, config.trust_remote_code)
         return Side(role, name, tokenizer, model_config, tuple(stops))
 
     return read("student"), read("teacher")

@@ -118,7 +118,7 @@ def _student_modules(config: Config, student: Side) -> list[Finding]:
         return []
     try:
         with explained_load(config.student, "student", "causal language model"):
-            model = empty_model(student.config, config, torch.float32)
+            model = empty_model(student.config, torch.float32, config.trust_remote_code)
         wanted, whole = adapter_modules(model, config)
     except UserError as error:
         return [Finding("refusal", "trained modules", str(error))]

@@ -3,17 +3,13 @@
 A preallocated KV cache from which lines can be dropped; the same four methods as decode.Decoder, and no CUDA graphs.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from poweropd_lite.engines.decode import prompt_mask
 from poweropd_lite.models.loading import head_weight, model_body
-
-if TYPE_CHECKING:
-    from poweropd_lite.models.student import Student
+from poweropd_lite.models.student import Student
 
 
 class AnyDecoder:
@@ -21,7 +17,7 @@ class AnyDecoder:
 
     graphs = False
 
-    def __init__(self, student: "Student") -> None:
+    def __init__(self, student: Student) -> None:
         self.student, self.dtype, self.cache = student, student.dtype, RowCache(0)
 
     @property
@@ -37,8 +33,10 @@ class AnyDecoder:
         self.cache = RowCache(length)
         return self._forward(ids, (valid.cumsum(-1) - 1).clamp_min(0), prompt_mask(valid))
 
-    def step(self, token: Tensor, position: Tensor, column: int, mask: Tensor) -> Tensor:
-        """As Decoder.step; the cache knows its own column."""
+    def step(self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor) -> Tensor:
+        """As Decoder.step; `column` is a number."""
+        for layer in self.cache.layers:
+            layer.used = int(column)
         return self._forward(token[:, None], position[:, None], mask[:, None, None])
 
     def keep(self, lines: Tensor) -> None:

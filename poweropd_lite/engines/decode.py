@@ -12,17 +12,13 @@ waits for the device, so a step can be captured in a CUDA graph.
 Shapes: B lines, S new ids a line, D hidden size, Hq and Hk heads of size Dh, T columns of the cache.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poweropd_lite.models.adapter import ADAPTER
 from poweropd_lite.models.loading import head_weight, model_body
-
-if TYPE_CHECKING:
-    from poweropd_lite.models.student import Student
+from poweropd_lite.models.student import Student
 
 KNOWN = ("llama", "mistral", "qwen2", "qwen3")  # the model types that this forward is the forward of
 
@@ -36,7 +32,7 @@ class Decoder:
 
     graphs = True  # a step never waits for the device and has fixed shapes: it can be captured
 
-    def __init__(self, student: "Student") -> None:
+    def __init__(self, student: Student) -> None:
         body, self.student, self.dtype = model_body(student.model), student, student.dtype
         config = body.config
         if config.model_type not in KNOWN:
@@ -75,7 +71,7 @@ class Decoder:
         positions = (valid.cumsum(-1) - 1).clamp_min(0)
         return self._forward(ids, positions, slice(0, width), width, prompt_mask(valid)).view(lines, width, -1)[:, -1]
 
-    def step(self, token: Tensor, position: Tensor, column: "int | Tensor", mask: Tensor) -> Tensor:
+    def step(self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor) -> Tensor:
         """Returns the hidden states [B, D] of one more id a line; `mask` [B, width] is what each line may look at.
 
         `column` is where the cache is written: a number, or an int64 tensor [1] on the device, which a captured graph reads.

@@ -18,16 +18,17 @@ multiple of the gap at the first step, when the adapter is still zero and nothin
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.method.batch import MicroBatch, micro_batches
-from poweropd_lite.method.logprobs import Sampling, score_tokens, tempered_logprobs
+from poweropd_lite.method.batch import MicroBatch, Stops, loss_tokens, micro_batches
+from poweropd_lite.method.logprobs import Sampling, kept_ids, logit_chunks
 from poweropd_lite.method.rollout import Engine, Rollout
+from poweropd_lite.method.update import token_logprobs
 from poweropd_lite.models.adapter import ADAPTER
 from poweropd_lite.models.student import Student
 
@@ -51,9 +52,9 @@ class Guard:
     """Compares an engine with the trainer. `first_gap`, of the run's first step, is kept in its checkpoints."""
 
     def __init__(
-        self, engine: Engine, student: Student, sampling: Sampling, config: Config, first_gap: float | None
+        self, engine: Engine, student: Student, sampling: Sampling, stops: Stops, every: int, first_gap: float | None
     ) -> None:
-        self.engine, self.student, self.sampling, self.config = engine, student, sampling, config
+        self.engine, self.student, self.sampling, self.stops, self.every = engine, student, sampling, stops, every
         self.first_gap, self.fully_checked = first_gap, False
         self.evidence = torch.zeros(len(RATIOS), dtype=torch.float64)  # log-likelihood against the config's temperature
 
@@ -79,7 +80,9 @@ class Guard:
         Passes of its own are in micro-batches of `token_budget` tokens.
         Raises RolloutMismatch, naming the fault with its numbers, if the engine samples from anything but the trained weights.
         """
-        compared = torch.tensor(_sampled(rollouts, self.config.stop_mode), device=log_q.device)
+        tokens = [loss_tokens(rollout, self.stops) for rollout in rollouts]  # a final stop may stand under another id
+        as_sampled = [i < t.sampled for t in tokens for i in range(len(t.student))]
+        compared = torch.tensor(as_sampled, device=log_q.device)
         log_q, engine = log_q[compared], engine[compared]
         if not log_q.numel() or not log_q.isfinite().all():
             return {}  # nothing to compare; weights that gave NaN drop the step
@@ -91,13 +94,13 @@ class Guard:
             )
         gap = (log_q - engine).abs()
         metrics = {"parity/gap": gap.mean().item(), "parity/gap_max": gap.max().item()}
-        due = step % self.config.guard_every == 0
+        due = step % self.every == 0
         full = due or not self.fully_checked
         if full:
             self._same_dtype()
             self._same_adapter(step)
         if full or not self.passes(gap):
-            batches = micro_batches(rollouts, token_budget, "mask", 0, self.student.device)
+            batches = micro_batches(rollouts, token_budget, Stops("mask"), self.student.device)
             facts = self._look_closer(step, batches, log_q, engine)
             metrics |= facts if due else {}  # that a run was resumed shows in no metric
         if self.first_gap is None:
@@ -130,7 +133,7 @@ class Guard:
 
     def _whose(self, batches: list[MicroBatch], engine: Tensor, gap: float) -> str:
         """Says which weights the engine's log-probs do belong to."""
-        if self.config.full_finetune:
+        if not self.student.has_adapter:
             return "It samples from other weights than are trained"
         with self.student.without_adapter():
             off = (engine - self._log_q(batches, len(engine))).abs().mean().item()
@@ -183,14 +186,8 @@ class Guard:
         # Of this check alone: that a run was resumed shows in no metric.
         return {"parity/temperature": _peak(grid, here.tolist())} if here.min() < -TELLING else {}
 
-    @torch.no_grad()
     def _log_q(self, batches: list[MicroBatch], count: int) -> Tensor:
-        out = torch.zeros(count, device=self.student.device)
-        for batch in batches:
-            hidden = batch.select(self.student.hidden(batch.ids))
-            scores = score_tokens(hidden, self.student.head, batch.student_ids, Sampling(), "full")
-            out[batch.order] = scores.logprob.to(out.dtype)
-        return out
+        return token_logprobs(self.student, batches, count, "student")
 
     def _advice(self) -> str:
         other = (
@@ -249,14 +246,25 @@ def _saved_name(name: str) -> str:
     return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
 
-def _sampled(rollouts: Sequence[Rollout], stop_mode: str) -> list[bool]:
-    """Returns, for every token of the loss, whether it is what was sampled: a final stop may stand there under another id."""
-    flags: list[bool] = []
-    for r in rollouts:
-        stop = r.finish == "stop"
-        flags += [True] * (len(r.completion_ids) - stop)
-        flags += [False] * (stop and stop_mode != "mask")
-    return flags
+@torch.no_grad()
+def tempered_logprobs(
+    hidden: Tensor, weight: Tensor, ids: Tensor, sampling: Sampling, temperatures: Sequence[float]
+) -> Tensor:
+    """Returns the log-probs of `ids` [N] under `sampling` with each of K temperatures in place of its own, [N, K].
+
+    `hidden` [N, D] predict them, `weight` [V, D] is the head. -inf where top-k or top-p would have left the id out at that
+    temperature.
+    """
+    out = torch.empty(hidden.shape[0], len(temperatures), device=hidden.device)
+    for chunk, logits in logit_chunks(hidden, weight):
+        for k, temperature in enumerate(temperatures):
+            at = replace(sampling, temperature=temperature)
+            scaled = logits / temperature
+            if not at.is_plain:
+                scaled.masked_fill_(~kept_ids(logits, at), -torch.inf)
+            own = scaled.gather(-1, ids[chunk, None]) - scaled.logsumexp(-1, keepdim=True)
+            out[chunk, k] = own.squeeze(-1).to(out.dtype)
+    return out
 
 
 def _peak(grid: list[float], evidence: list[float]) -> float:

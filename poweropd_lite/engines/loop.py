@@ -8,18 +8,21 @@ A token is drawn by inverting the cumulative distribution at a number fixed befo
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import is_out_of_memory
-from poweropd_lite.engines.any_model import AnyDecoder
 from poweropd_lite.engines.decode import Decoder, Unlike
 from poweropd_lite.method.logprobs import Sampling, float_logits, kept_ids
 from poweropd_lite.method.rollout import Draws, Rollout
 from poweropd_lite.models.loading import final_hidden
 from poweropd_lite.models.student import Student
+
+if TYPE_CHECKING:
+    from poweropd_lite.engines.any_model import AnyDecoder
 
 LOOK_EVERY = 16  # tokens between two looks of the host, in the fixed-shape loop
 BUCKET = 256  # columns that attention reads grow in steps of this: one graph a bucket
@@ -212,7 +215,7 @@ class _FixedStep:
         self.token.copy_(token)
 
 
-def _capture(run: Callable[[], None]) -> "torch.cuda.CUDAGraph":
+def _capture(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
@@ -242,9 +245,25 @@ def make_decoder(student: Student, say: Callable[[str], None]) -> "Decoder | Any
         return decoder
     except Unlike as reason:
         say(
-            f"rollouts by transformers' own forward, which is slower: the built-in decoder does not know this model ({reason})"
+            "rollouts by transformers' own forward, which is slower: the built-in decoder does not know this model "
+            f"({reason})"
         )
-        return AnyDecoder(student)
+        return _any_decoder(student)
+
+
+def bare_decoder(student: Student) -> "Decoder | AnyDecoder":
+    """Returns what make_decoder does, of a student without numbers to check: plan/ asks for its memory alone."""
+    try:
+        return Decoder(student)
+    except Unlike:
+        return _any_decoder(student)
+
+
+def _any_decoder(student: Student) -> "AnyDecoder":
+    # Its file imports transformers, which must not come before Unsloth.
+    from poweropd_lite.engines.any_model import AnyDecoder
+
+    return AnyDecoder(student)
 
 
 @torch.no_grad()

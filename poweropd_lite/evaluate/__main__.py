@@ -7,7 +7,6 @@ evaluations, `--regrade DIR` grades without sampling again. From Python: `evalua
 
 from poweropd_lite.base.errors import UserError, run_command
 from poweropd_lite.base.flags import config_parser, given
-from poweropd_lite.evaluate.run import evaluate, regrade
 from poweropd_lite.evaluate.settings import EvalConfig, load_eval_config
 
 
@@ -32,10 +31,13 @@ def main(argv: list[str] | None = None) -> int:
 
         print(comparison_table(compare(*args.compare)))
         return 0
-    if args.regrade:
+    config = None if args.regrade else load_eval_config(**flags)
+    from poweropd_lite.evaluate.evaluation import evaluate, regrade
+
+    if config is None:
         done = regrade(args.regrade, bool(flags.get("official_grading")), flags.get("k"))
     else:
-        done = evaluate(load_eval_config(**flags))
+        done = evaluate(config)
     return 0 if done.results is not None else 128 + done.signal
 
 

@@ -8,19 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
+from poweropd_lite.base.config import Config
+from poweropd_lite.checks.pair import Pair
 from poweropd_lite.evaluate.scores import avg_at, pass_at
 from poweropd_lite.grade import Sample, Verdict, grade
+from poweropd_lite.method.logprobs import Sampling
+from poweropd_lite.method.rollout import EVALUATION, Draws, Engine, Rollout
+from poweropd_lite.problems.benchmarks import Problems
 from poweropd_lite.problems.prompts import Prompt
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
-    from poweropd_lite.base.config import Config
-    from poweropd_lite.checks.pair import Pair
-    from poweropd_lite.method.logprobs import Sampling
-    from poweropd_lite.method.rollout import Engine, Rollout
-    from poweropd_lite.problems.benchmarks import Problems
 
 Key = tuple[int, int]  # (problem, k): the k-th sample of a problem, both from 0
 
@@ -56,16 +57,15 @@ def batches(prompts: Sequence[Prompt], samples: Sequence[int], size: int) -> lis
 
 
 def sample_answers(
-    engine: "Engine", prompts: Sequence[Prompt], batch: Sequence[Key], sampling: "Sampling", longest: int, seed: int
-) -> "list[Rollout]":
+    engine: Engine, prompts: Sequence[Prompt], batch: Sequence[Key], sampling: Sampling, longest: int, seed: int
+) -> list[Rollout]:
     """Returns the rollouts of a batch, in order, from the weights of the engine's last sync."""
-    from poweropd_lite.method.rollout import EVALUATION, Draws
 
     draws = Draws(seed, EVALUATION, tuple(k for _, k in batch), tuple(i for i, _ in batch))
     return engine.sample([prompts[i].ids for i, _ in batch], draws, sampling, longest)
 
 
-def as_answer(rollout: "Rollout", tokenizer: "PreTrainedTokenizerBase") -> Answer:
+def as_answer(rollout: Rollout, tokenizer: "PreTrainedTokenizerBase") -> Answer:
     """Returns what a rollout says."""
     text = tokenizer.decode(list(rollout.completion_ids), skip_special_tokens=True)
     return Answer(text, len(rollout.completion_ids), rollout.finish == "length")
@@ -139,11 +139,11 @@ class TrainingEvaluation:
 
 
 def evaluate_student(
-    engine: "Engine",
-    sets: "Sequence[Problems]",
-    pair: "Pair",
-    config: "Config",
-    device: "torch.device",
+    engine: Engine,
+    sets: Sequence[Problems],
+    pair: Pair,
+    config: Config,
+    device: torch.device,
     tick: Callable[[int, int], bool] = lambda done, total: True,
 ) -> "tuple[TrainingEvaluation, Rollout] | None":
     """Returns the evaluation of the weights of the engine's last sync, and one of its rollouts to look at.
@@ -151,9 +151,6 @@ def evaluate_student(
     `eval_samples` sampled answers a problem, and a greedy one. `tick` is told how many answers of how many are there before
     each batch; when it says no, the evaluation ends and None is returned.
     """
-    import torch
-
-    from poweropd_lite.method.logprobs import Sampling
 
     forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
     longest = config.eval_max_new_tokens or config.max_new_tokens

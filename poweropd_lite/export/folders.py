@@ -77,7 +77,7 @@ def probe_adapter(plan: "Plan", folder: Path, source: "Source") -> Probe:
     from peft import PeftModel
 
     config = Config(student=plan.target.base, teacher="bundled", trust_remote_code=plan.config.trust_remote_code)
-    base = load_causal_lm(plan.target.base, "model", config, plan.model_config.dtype or torch.float32)
+    base = load_causal_lm(plan.target.base, "model", plan.model_config.dtype or torch.float32, config.trust_remote_code)
     return probe(PeftModel.from_pretrained(base.to(device()), str(folder)), source.live.texts, source.live)
 
 
@@ -165,6 +165,6 @@ def probe_4bit(plan: "Plan", folder: Path, source: "Source") -> Probe:
 
 def _load_written(plan: "Plan", folder: Path, dtype: Any, **options: Any) -> Any:
     config = Config(student=str(folder), teacher="bundled", trust_remote_code=plan.config.trust_remote_code)
-    model = load_causal_lm(str(folder), "model", config, dtype, **options)
+    model = load_causal_lm(str(folder), "model", dtype, config.trust_remote_code, **options)
     stay_unpacked(model)
     return model

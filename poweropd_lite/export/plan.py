@@ -62,7 +62,7 @@ def make_plan(config: ExportConfig) -> Plan:
         )
     out = _out(config, target)
     vocabulary = load_vocabulary(target, config)
-    model_config, _ = load_model_config(target.base, "model", config)
+    model_config, _ = load_model_config(target.base, "model", config.trust_remote_code)
     if getattr(model_config, "quantization_config", None) is not None and config.to != "adapter":
         raise UserError(
             f"{target.base} is quantised already, and merging into rounded weights rounds twice; type --base with the 16-bit model "

@@ -3,6 +3,8 @@
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
+
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 
@@ -17,7 +19,6 @@ ADAPTER = "default"  # PEFT's own name for a model's first adapter
 
 def with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
     """Returns the frozen `base` with a LoRA adapter of the config's seed on it."""
-    import torch
     from peft import LoraConfig, get_peft_model
 
     wanted, whole = adapter_modules(base, config)
@@ -45,7 +46,6 @@ def adapter_modules(base: "PreTrainedModel", config: Config) -> tuple[list[str],
 
     all-linear is every linear module but the head, by name: Unsloth wants names.
     """
-    import torch
 
     modules = list(base.named_modules())
     linear = sorted({name.rsplit(".", 1)[-1] for name, m in modules if isinstance(m, torch.nn.Linear)} - {"lm_head"})

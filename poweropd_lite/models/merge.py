@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.models.adapter import ADAPTER
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,8 +56,6 @@ def changes_of(model: "PeftModel") -> dict[str, Change]:
     """Returns an adapter's changes by the name of the base's parameter; raises UserError for what can't be merged."""
     from peft.tuners.lora import LoraLayer
 
-    from poweropd_lite.models.adapter import ADAPTER
-
     refused = {
         "use_dora": "DoRA scales the weights' norms",
         "lora_bias": "its low-rank layers have biases",
@@ -94,8 +93,7 @@ def changes_of(model: "PeftModel") -> dict[str, Change]:
     return found
 
 
-def _low_rank(name: str, module: "torch.nn.Module") -> Change:
-    from poweropd_lite.models.adapter import ADAPTER
+def _low_rank(name: str, module: torch.nn.Module) -> Change:
 
     scale = module.scaling[ADAPTER]
     if ADAPTER in module.lora_A:

@@ -4,31 +4,27 @@ Embedding, norm and head stay on the device, since the log-probs read the head's
 go to the host's memory or stay in their files, from where accelerate's hooks bring each to the device when its turn comes.
 """
 
-from typing import TYPE_CHECKING
+import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.models.loading import explained_load, load_model_config
-
-if TYPE_CHECKING:
-    import torch
 
 GIB = 2**30
 _SPARE = 2 * GIB  # for activations, logits of a chunk and what the allocator can't use
 
 
 def layer_map(
-    config: Config, device: "torch.device", dtype: "torch.dtype", room: float | None = None
+    config: Config, device: torch.device, dtype: torch.dtype, room: float | None = None
 ) -> dict[str, str | int]:
     """Returns the device_map of the config's teacher in `dtype`: part -> `device` (a card by its number), "cpu" or "disk".
 
     `room` is the bytes that its weights may take on `device`; if not given, what is free there. On a CPU there is no step
     between memory and disk. Raises UserError for a teacher that is no causal LM.
     """
-    import torch
     from accelerate.utils import get_max_memory
     from transformers import AutoModelForCausalLM
 
-    model_config, _ = load_model_config(config.teacher, "teacher", config)
+    model_config, _ = load_model_config(config.teacher, "teacher", config.trust_remote_code)
     with explained_load(config.teacher, "teacher", "causal language model"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, trust_remote_code=config.trust_remote_code)
     kinds = set(model._no_split_modules or ())
@@ -54,16 +50,16 @@ def layer_map(
     return places
 
 
-def streamed(places: dict[str, str | int], device: "torch.device") -> int:
+def streamed(places: dict[str, str | int], device: torch.device) -> int:
     """Returns how many layers of a device_map are not on `device`."""
     return sum(place != _place(device) for place in places.values())
 
 
-def _place(device: "torch.device") -> str | int:
+def _place(device: torch.device) -> str | int:
     return "cpu" if device.type == "cpu" else device.index or 0
 
 
-def _own_tensors(module: "torch.nn.Module") -> bool:
+def _own_tensors(module: torch.nn.Module) -> bool:
     return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
 
 

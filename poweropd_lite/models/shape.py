@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poweropd_lite.base.config import Config
+import torch
+
 from poweropd_lite.models.loading import load_model_config
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256  # weights a scale, and scales a scale of scales (bitsandbytes)
@@ -82,37 +82,34 @@ def nf4_bytes(elements: int) -> int:
     return math.ceil(elements / 2) + blocks + 4 * math.ceil(blocks / NF4_NESTED_BLOCK) + _NF4_TABLES
 
 
-def read_config(name: str, role: str, config: Config) -> "PretrainedConfig":
+def read_config(name: str, role: str, remote_code: bool = False) -> "PretrainedConfig":
     """Returns a model's config: from the package for the paper's models, else as a run reads it; raises UserError."""
     known = json.loads(_KNOWN.read_text(encoding="utf-8"))
     if name in known and not Path(name).exists():
         from transformers import AutoConfig
 
         return AutoConfig.for_model(**known[name])
-    return load_model_config(name, role, config)[0]
+    return load_model_config(name, role, remote_code)[0]
 
 
-def read_shape(name: str, role: str, config: Config) -> Shape:
+def read_shape(name: str, role: str, remote_code: bool = False) -> Shape:
     """Returns the shape of a model by its name; raises UserError."""
-    import torch
 
-    return shape_of(empty_model(read_config(name, role, config), config, torch.bfloat16))
+    return shape_of(empty_model(read_config(name, role, remote_code), torch.bfloat16, remote_code))
 
 
-def empty_model(model_config: "PretrainedConfig", config: Config, dtype: "torch.dtype") -> "PreTrainedModel":
+def empty_model(model_config: "PretrainedConfig", dtype: torch.dtype, remote_code: bool = False) -> "PreTrainedModel":
     """Returns the model on the meta device: shapes and no memory."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
-            model_config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=config.trust_remote_code
+            model_config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=remote_code
         )
 
 
 def shape_of(model: "PreTrainedModel") -> Shape:
     """Returns the shape of a model, on whatever device."""
-    import torch
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, [in, out]
 
     head = model.get_output_embeddings()

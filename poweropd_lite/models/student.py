@@ -8,6 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor, nn
+
 from poweropd_lite.base.config import Config
 from poweropd_lite.models.adapter import with_adapter
 from poweropd_lite.models.loading import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
@@ -15,9 +18,7 @@ from poweropd_lite.models.loading import check_head, final_hidden, head_weight, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
     from peft import PeftModel
-    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -26,27 +27,31 @@ class Student:
     """A loaded student. `dtype` is what it computes in; trained weights are float32 whatever that is."""
 
     model: "PreTrainedModel | PeftModel"
-    device: "torch.device"
-    dtype: "torch.dtype"
+    device: torch.device
+    dtype: torch.dtype
     loader: str = "peft"  # or "unsloth"
 
     @property
-    def head(self) -> "Tensor":
+    def head(self) -> Tensor:
         """The head's weight [V, D]."""
         return head_weight(self.model)
 
-    def trainable(self) -> "dict[str, nn.Parameter]":
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it learns an adapter, beside a base that stays as it is."""
+        return hasattr(self.model, "peft_config")
+
+    def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name, in a fixed order."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def compute(self) -> "AbstractContextManager":
+    def compute(self) -> AbstractContextManager:
         """The autocast context of every forward."""
-        import torch
 
         half = self.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
 
-    def hidden(self, ids: "Tensor") -> "Tensor":
+    def hidden(self, ids: Tensor) -> Tensor:
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T]."""
         self.model.train()  # transformers recomputes activations (gradient checkpointing) in this mode only
         with self.compute():
@@ -61,7 +66,7 @@ class Student:
 
 
 def load_student(
-    config: Config, device: "torch.device", dtype: "torch.dtype", loader: str = "peft", fast_inference: bool = False
+    config: Config, device: torch.device, dtype: torch.dtype, loader: str = "peft", fast_inference: bool = False
 ) -> Student:
     """Returns the student of a config on `device`, every dropout off, seeded by `config.seed`.
 
@@ -70,7 +75,6 @@ def load_student(
     `fast_inference` (Unsloth on CUDA) brings up vLLM on the same base weights. Raises UserError for target modules that
     the model does not have.
     """
-    import torch
 
     if loader == "unsloth":
         from poweropd_lite.models.unsloth import load_unsloth
@@ -89,16 +93,15 @@ def load_student(
     return Student(model, device, dtype, loader)
 
 
-def _load_peft(config: Config, device: "torch.device", dtype: "torch.dtype") -> "PreTrainedModel | PeftModel":
-    import torch
+def _load_peft(config: Config, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel | PeftModel":
 
     if config.student_bits == 4:
         options = {"quantization_config": nf4(dtype), "device_map": {"": device}}
-        base = load_causal_lm(config.student, "student", config, dtype, **options)
+        base = load_causal_lm(config.student, "student", dtype, config.trust_remote_code, **options)
         stay_unpacked(base)
     else:
         kept = torch.float32 if config.full_finetune else dtype
-        base = load_causal_lm(config.student, "student", config, kept).to(device)
+        base = load_causal_lm(config.student, "student", kept, config.trust_remote_code).to(device)
     model = base.requires_grad_(True) if config.full_finetune else with_adapter(base, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

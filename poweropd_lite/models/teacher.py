@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.loading import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
 from poweropd_lite.models.offload import streamed
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -21,22 +22,21 @@ class Teacher:
 
     model: "PreTrainedModel"
     streamed: int = 0  # its layers that are brought to the device only when their turn comes
-    scratch: "TemporaryDirectory | None" = None  # holds those of a checkpoint that is not read in place
+    scratch: TemporaryDirectory | None = None  # holds those of a checkpoint that is not read in place
 
     @property
-    def head(self) -> "Tensor":
+    def head(self) -> Tensor:
         """The head's weight [V, D]; never quantised."""
         return head_weight(self.model)
 
-    def hidden(self, ids: "Tensor") -> "Tensor":
+    def hidden(self, ids: Tensor) -> Tensor:
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T], without gradient."""
-        import torch
 
         with torch.no_grad():
             return final_hidden(self.model, ids)
 
 
-def load_teacher(config: Config, device: "torch.device", dtype: "torch.dtype") -> Teacher:
+def load_teacher(config: Config, device: torch.device, dtype: torch.dtype) -> Teacher:
     """Returns the teacher of a config on `device`, in evaluation mode.
 
     teacher_bits 4 is NF4 with double quantisation, computed in `dtype`; 8 is LLM.int8, for CUDA; 16 is the compute dtype
@@ -48,13 +48,12 @@ def load_teacher(config: Config, device: "torch.device", dtype: "torch.dtype") -
 
 
 def load_scorer(
-    config: Config, device: "torch.device", dtype: "torch.dtype", places: dict[str, str | int] | None = None
+    config: Config, device: torch.device, dtype: torch.dtype, places: dict[str, str | int] | None = None
 ) -> Teacher:
     """Returns the teacher as load_teacher does, in any bits on any device: LLM.int8 runs on a CPU too, for a comparison.
 
     `places` is a device_map, for a teacher of 16 or 32 bits that need not fit on the device (offload.layer_map).
     """
-    import torch
 
     options = {}
     if config.teacher_bits == 4:
@@ -82,7 +81,7 @@ def load_scorer(
         import logging
 
         logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it says twice what is meant to be so
-    model = load_causal_lm(config.teacher, "teacher", config, dtype, **options)
+    model = load_causal_lm(config.teacher, "teacher", dtype, config.trust_remote_code, **options)
     if not options:
         model.to(device)
     stay_unpacked(model)

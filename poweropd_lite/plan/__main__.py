@@ -44,7 +44,10 @@ def plan(
 
     if faults := cannot_run(config, machine):
         raise UserError("\n".join(faults))
-    configs = read_config(config.student, "student", config), read_config(config.teacher, "teacher", config)
+    configs = (
+        read_config(config.student, "student", config.trust_remote_code),
+        read_config(config.teacher, "teacher", config.trust_remote_code),
+    )
     dtype = _dtype(config, machine)
     traces = Traces(*configs, dtype)
 

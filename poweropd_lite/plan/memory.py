@@ -5,15 +5,13 @@ CUDA context and what the allocator can't use (`MemoryPlan.needed`).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
 
 from poweropd_lite.base.config import Config
-
-if TYPE_CHECKING:
-    import torch
-
-    from poweropd_lite.models.shape import Shape
-    from poweropd_lite.plan.trace import Traced, Traces
+from poweropd_lite.engines.vllm import BESIDE_WEIGHTS, cache_bytes
+from poweropd_lite.models.shape import Shape
+from poweropd_lite.plan.trace import Traced, Traces
 
 GIB = 2**30
 CUDA_CONTEXT = 600 * 2**20  # torch's kernels, cuBLAS and bitsandbytes on a card; assumed
@@ -30,8 +28,8 @@ class MemoryPlan:
     phases: dict[str, dict[str, int]]
     cuda: bool
     runtime: int  # of the CUDA context, or of the process before anything is loaded
-    student: "Traced"
-    teacher: "Shape"
+    student: Traced
+    teacher: Shape
 
     def total(self, phase: str) -> int:
         """Returns the bytes of a phase's tensors."""
@@ -63,7 +61,7 @@ class MemoryPlan:
 
 def plan_memory(
     config: Config,
-    traces: "Traces",
+    traces: Traces,
     cuda: bool,
     engine: str = "loop",
     shared: bool = False,
@@ -131,9 +129,8 @@ def fullest_batch(config: Config) -> tuple[int, int]:
     return lines, tokens // lines
 
 
-def teacher_compute(config: Config, dtype: "torch.dtype") -> "torch.dtype":
+def teacher_compute(config: Config, dtype: torch.dtype) -> torch.dtype:
     """Returns what the teacher computes in, as load_teacher chooses it."""
-    import torch
 
     if config.teacher_bits == 32:
         return torch.float32
@@ -141,10 +138,9 @@ def teacher_compute(config: Config, dtype: "torch.dtype") -> "torch.dtype":
 
 
 def _engine_bytes(
-    config: Config, traces: "Traces", student: "Traced", engine: str, shared: bool
+    config: Config, traces: Traces, student: Traced, engine: str, shared: bool
 ) -> tuple[dict[str, int], dict[str, int], int]:
     """Returns what the engine needs in rollouts, in evaluation, and all the time."""
-    from poweropd_lite.engines.vllm import BESIDE_WEIGHTS, cache_bytes
 
     dtype = traces.dtype
     if engine == "vllm":
@@ -169,19 +165,19 @@ def _engine_bytes(
     return found[0], found[1], 0
 
 
-def _quantising(config: Config, teacher: "Shape", cuda: bool) -> int:
+def _quantising(config: Config, teacher: Shape, cuda: bool) -> int:
     """What loading the teacher takes beside its weights: the file's own pages on a CPU, a matrix at a time on a card."""
     if config.teacher_bits >= 16:
         return 0
     return 4 * max(out * into for out, into in teacher.linear) if cuda else 2 * teacher.elements
 
 
-def _unpacked(bits: int, shape: "Shape", dtype: "torch.dtype") -> dict[str, int]:
+def _unpacked(bits: int, shape: Shape, dtype: torch.dtype) -> dict[str, int]:
     """The one matrix that is multiplied just now, unpacked."""
     return {"unpacked matrix": dtype.itemsize * max(out * into for out, into in shape.linear)} if bits < 16 else {}
 
 
-def _head_copy(config: Config, student: "Traced", dtype: "torch.dtype") -> dict[str, int]:
+def _head_copy(config: Config, student: Traced, dtype: torch.dtype) -> dict[str, int]:
     """On a card a head that is trained, and so float32, is multiplied in half precision, from a copy."""
     vocabulary, size = student.shape.head
     whole = {name.strip() for name in config.modules_to_save.split(",")}
@@ -190,14 +186,14 @@ def _head_copy(config: Config, student: "Traced", dtype: "torch.dtype") -> dict[
     return {"head's copy": dtype.itemsize * vocabulary * size} if trained and dtype.itemsize < 4 else {}
 
 
-def _optimizer_copies(config: Config, student: "Traced", cuda: bool) -> int:
+def _optimizer_copies(config: Config, student: Traced, cuda: bool) -> int:
     """AdamW on a card takes all tensors at once, with a temporary of each; on a CPU one after the other."""
     if config.optimizer == "adamw8bit":
         return 0
     return 4 * (student.trained if cuda else student.largest)
 
 
-def _export(student: "Traced", dtype: "torch.dtype", cuda: bool) -> dict[str, int]:
+def _export(student: Traced, dtype: torch.dtype, cuda: bool) -> dict[str, int]:
     model = student.shape.weight_bytes(8 * dtype.itemsize)
     if cuda:  # the live model is asked there; merging is done in the host's memory
         return {"student": model, "adapter": 4 * student.adapter}

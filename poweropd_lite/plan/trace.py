@@ -20,9 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from poweropd_lite.base.config import Config, marked
-from poweropd_lite.engines.any_model import AnyDecoder
-from poweropd_lite.engines.decode import Decoder, Unlike
-from poweropd_lite.engines.loop import draw
+from poweropd_lite.engines.loop import bare_decoder, draw
 from poweropd_lite.method.logprobs import Sampling, float_logits, reverse_kl, score_tokens
 from poweropd_lite.models.adapter import with_adapter
 from poweropd_lite.models.loading import final_hidden, head_weight, quiet_dropout
@@ -46,7 +44,7 @@ class Traces:
         """As `trace_student`."""
         return self._once(trace_student, self.student_config, config, self.dtype, teacher_head, lines, width)
 
-    def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> "tuple[Shape, int]":
+    def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> tuple[Shape, int]:
         """As `trace_teacher`."""
         return self._once(trace_teacher, self.teacher_config, config, dtype, lines, width)
 
@@ -89,7 +87,7 @@ class Live(TorchDispatchMode):
         self.now -= self._sizes.pop(key)
 
     @contextmanager
-    def watch(self) -> "Iterator[list[int]]":
+    def watch(self) -> Iterator[list[int]]:
         """Gives a list that holds, after the block, the most bytes that were alive in it beyond those at its start."""
         found: list[int] = []
         start = self.peak = self.now
@@ -117,7 +115,7 @@ def trace_student(
     width: int,
 ) -> Traced:
     """Runs one micro-batch of `lines` rollouts of `width` tokens, all of them in the loss, through forward, loss and backward."""
-    shape = shape_of(empty_model(model_config, config, dtype))
+    shape = shape_of(empty_model(model_config, dtype, config.trust_remote_code))
     with fake_student(model_config, config, dtype) as (student, live):
         trainable = student.trainable()
         trained = sum(p.numel() for p in trainable.values())
@@ -153,7 +151,7 @@ def trace_teacher(
     model_config: "PretrainedConfig", config: Config, dtype: torch.dtype, lines: int, width: int
 ) -> tuple[Shape, int]:
     """Returns the teacher's shape and the most bytes that scoring a micro-batch needs beside the weights."""
-    model = empty_model(model_config, config, dtype)
+    model = empty_model(model_config, dtype, config.trust_remote_code)
     shape = shape_of(model)
     model.requires_grad_(False).eval()  # before it is given tensors: those that are trained are float32
     with FakeTensorMode(), Live() as live, torch.no_grad():
@@ -173,19 +171,13 @@ def trace_rollout(
     prompts' forward, one token's forward and its draw.
     """
     with fake_student(model_config, config, dtype) as (student, live), torch.no_grad(), live.watch() as found:
-        try:
-            decoder: Decoder | AnyDecoder = Decoder(student)
-        except Unlike:
-            decoder = AnyDecoder(student)
+        decoder = bare_decoder(student)
         decoder.sync()
         ids = torch.zeros(lines, prompt, dtype=torch.long)
         valid = torch.ones(lines, prompt + new, dtype=torch.bool)
         noise, sampling = torch.zeros(lines, new, dtype=torch.float64), _sampling(config)
         hidden = decoder.prefill(ids, valid[:, :prompt], prompt + new)
         token, _ = draw(float_logits(hidden, decoder.head), sampling, noise[:, 0])
-        if isinstance(decoder, AnyDecoder):  # whose cache counts its own columns: to the last one
-            for layer in decoder.cache.layers:
-                layer.used = prompt + new - 1
         hidden = decoder.step(token, torch.zeros_like(token), prompt + new - 1, valid)
         draw(float_logits(hidden, decoder.head), sampling, noise[:, -1])
     return found[0]
@@ -196,7 +188,7 @@ def fake_student(
     model_config: "PretrainedConfig", config: Config, dtype: torch.dtype
 ) -> "Iterator[tuple[Student, Live]]":
     """Gives the student of a config as load_student makes it, on fake tensors, and the count of what is alive."""
-    model = empty_model(model_config, config, torch.float32 if config.full_finetune else dtype)
+    model = empty_model(model_config, torch.float32 if config.full_finetune else dtype, config.trust_remote_code)
     quiet_dropout(model)
     if not config.full_finetune:
         with torch.device("meta"):

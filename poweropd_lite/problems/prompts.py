@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.problems.bundled import problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -196,8 +197,6 @@ def rows(source: Source, count: int | None = None) -> Iterator[tuple[str, Any]]:
     Of the bundled problems, which have no end, the first `count`. Raises UserError when the source can't be read.
     """
     if source.data == BUNDLED:
-        from poweropd_lite.problems.bundled import problems
-
         for i, problem in enumerate(problems(0, count or BUNDLED_PROBLEMS[source.held_out], source.held_out)):
             yield f"bundled problem {i}", {"problem": problem.question, "answer": str(problem.answer)}
         return

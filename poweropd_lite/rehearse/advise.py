@@ -63,7 +63,7 @@ def measure(config: Config, settings: AdviseConfig, pace: "Pace") -> dict[str, A
                 f"in {full - len(steps)} of {full} batches every rollout is a masked stop token alone, so fewer than {settings.gradient_steps} "
                 "have a gradient; type --stop-mode raw, or more --rollouts"
             )
-        samplings = {_sampling_name(s): s for s in (ready.sampling, *_truncations(ready.sampling))}
+        samplings = {_sampling_name(s): s for s in (ready.objective.sampling, *_truncations(ready.objective.sampling))}
         log_q, pull, facts = score_student(ready, drawn, student, list(samplings.values()), pace)
         teacher = load_teacher(ready.config, ready.device, ready.dtype)
         log_p = log_probs(ready, drawn, teacher, "teacher", f"{config.teacher_bits}-bit teacher", pace).double()
@@ -115,15 +115,18 @@ def score_student(
     """Returns log q [N], and as float64 what truncation_facts says: [N] and [N, K, 4] for K samplings."""
     import torch
 
-    from poweropd_lite.method.logprobs import Sampling, score_tokens, truncation_facts
-    from poweropd_lite.rehearse.scored import over_tokens
+    from poweropd_lite.method.logprobs import Sampling, score_tokens
+    from poweropd_lite.method.update import over_tokens
+    from poweropd_lite.rehearse.scored import by_step
+    from poweropd_lite.rehearse.truncation import truncation_facts
 
     def facts(hidden: "Tensor", batch: Any) -> "Tensor":
         log_q = score_tokens(hidden, student.head, batch.student_ids, Sampling(), "full").logprob
         pull, cut = truncation_facts(hidden, student.head, batch.student_ids, samplings)
         return torch.cat([log_q[:, None], pull[:, None], cut.flatten(1)], -1)
 
-    found = over_tokens(ready, drawn, student, facts, 2 + 4 * len(samplings), "student", pace)
+    columns = 2 + 4 * len(samplings)
+    found = by_step(ready, drawn, lambda batches, n: over_tokens(student, batches, n, facts, columns), "student", pace)
     return found[:, 0], found[:, 1].double(), found[:, 2:].double().unflatten(-1, (-1, 4))
 
 

@@ -100,7 +100,7 @@ def refuse_quantised(config: Config) -> None:
     """Raises UserError for a teacher whose files are quantised already: there is no full precision to compare with."""
     from poweropd_lite.models.loading import load_model_config
 
-    model_config, _ = load_model_config(config.teacher, "teacher", config)
+    model_config, _ = load_model_config(config.teacher, "teacher", config.trust_remote_code)
     if getattr(model_config, "quantization_config", None):
         raise UserError(
             f"the files of the teacher {config.teacher} are quantised already, so there is no full precision to compare with; "

@@ -5,8 +5,8 @@ One backward a reward and batch, by training's own `accumulate`; no optimizer, s
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,10 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import halving, machine_bytes
 from poweropd_lite.method.rollout import Rollout
 from poweropd_lite.method.update import Gradient, accumulate
+from poweropd_lite.models.student import Student
 from poweropd_lite.models.teacher import Teacher
 from poweropd_lite.rehearse.scored import Pace
-
-if TYPE_CHECKING:
-    from poweropd_lite.models.student import Student
-    from poweropd_lite.run.session import Prepared
+from poweropd_lite.run.session import Prepared, reward_settings
 
 FULL_KL = "full_kl"
 LEAST_SCALE = 2.0**-12  # of the loss: a gradient that overflows float16 even so is left as it is
@@ -42,7 +40,7 @@ class RememberingTeacher(Teacher):
         return self.kept[key].to(ids.device)
 
 
-def check_room(student: "Student", steps: int) -> None:
+def check_room(student: Student, steps: int) -> None:
     """Raises UserError if the gradients of `steps` batches, held twice in float32, would take over half of the host's memory."""
     trained = sum(p.numel() for p in student.trainable().values())
     wanted, there = 2 * steps * 4 * trained, machine_bytes() // 2
@@ -55,8 +53,8 @@ def check_room(student: "Student", steps: int) -> None:
 
 
 def compare_gradients(
-    ready: "Prepared",
-    student: "Student",
+    ready: Prepared,
+    student: Student,
     teacher: Teacher,
     steps: list[list[Rollout]],
     replayed: dict[str, Config],
@@ -75,8 +73,9 @@ def compare_gradients(
 
     def gradient(config: Config, rollouts: list[Rollout]) -> Tensor:
         nonlocal budget
+        objective = replace(ready.objective, reward=config.reward, settings=reward_settings(config))
         work: Callable[[int], Gradient] = lambda b: accumulate(  # noqa: E731
-            student, teacher, scaler, rollouts, ready.sampling, ready.pair.teacher_stop, config, b
+            student, teacher, rollouts, objective, b, scaler
         )
         while True:
             found, now, _ = halving(work, budget, max(map(len, rollouts)), ready.device, pace.say)

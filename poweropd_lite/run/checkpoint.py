@@ -8,16 +8,16 @@ import random
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
 
 from poweropd_lite.base.config import Config, marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder, write_json
-
-if TYPE_CHECKING:
-    import torch
-
-    from poweropd_lite.models.student import Student
+from poweropd_lite.models.student import Student
+from poweropd_lite.run.session import Session
 
 
 @dataclass
@@ -36,13 +36,47 @@ class RunState:
     out_of_memory: int = 0  # how often it was halved
     first_gap: float | None = None  # mean gap between engine and trainer at the first step, nats
 
+    def spend(self, phase: str, seconds: float) -> None:
+        """Adds to the seconds of a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+class Checkpoints:
+    """The checkpoints of a run's folder, and which state of the run is in the latest."""
+
+    def __init__(self, folder: Path, session: Session) -> None:
+        self.folder, self.session = folder, session
+        self.saved: tuple[int, int] | None = None  # steps taken and the last that was evaluated, as they were saved
+
+    def resume(self) -> RunState:
+        """Restores the latest checkpoint and returns where the run stands: at its start, if there is none."""
+        saved = checkpoints(self.folder)
+        if not saved:
+            return RunState()
+        s = self.session
+        state = load_checkpoint(saved[-1], s.student, s.optimizer, s.scaler, s.config)
+        self.saved = state.step, state.evaluated
+        return state
+
+    def save(self, state: RunState) -> bool:
+        """Writes a checkpoint, unless the latest holds this state already: between two renames there would be none.
+
+        Returns whether it wrote one.
+        """
+        if self.saved == (state.step, state.evaluated):
+            return False
+        s = self.session
+        save_checkpoint(self.folder, state, s.student, s.optimizer, s.scaler, s.config)
+        self.saved = state.step, state.evaluated
+        return True
+
 
 def save_checkpoint(
     folder: Path,
     state: RunState,
-    student: "Student",
-    optimizer: "torch.optim.Optimizer",
-    scaler: "torch.amp.GradScaler",
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     config: Config,
 ) -> Path:
     """Writes `folder`/step_NNNNNN and removes all but the latest `keep_checkpoints`; returns the new folder."""
@@ -81,16 +115,15 @@ def recover(folder: Path) -> None:
 
 def load_checkpoint(
     path: Path,
-    student: "Student",
-    optimizer: "torch.optim.Optimizer",
-    scaler: "torch.amp.GradScaler",
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     config: Config,
 ) -> RunState:
     """Restores weights, optimizer and random states from `path`; returns the run's state.
 
     Raises UserError if the checkpoint is damaged, or of a run with other settings than `config`.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -124,13 +157,12 @@ def load_checkpoint(
     return state
 
 
-def _flatten_optimizer(optimizer: "torch.optim.Optimizer", names: list[str]) -> tuple[dict, dict[str, dict[str, Any]]]:
+def _flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict, dict[str, dict[str, Any]]]:
     """Returns the optimizer's state as tensors named `parameter|key` and, by parameter, what is not a tensor.
 
     The live state, not `state_dict()`, in which bitsandbytes wraps its own. Its quantisation maps are one tensor for all
     parameters, which safetensors refuses: each gets a copy.
     """
-    import torch
 
     tensors, values = {}, {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -144,7 +176,7 @@ def _flatten_optimizer(optimizer: "torch.optim.Optimizer", names: list[str]) -> 
 
 
 def _restore_optimizer(
-    optimizer: "torch.optim.Optimizer", names: list[str], tensors: dict, values: dict[str, dict[str, Any]]
+    optimizer: torch.optim.Optimizer, names: list[str], tensors: dict, values: dict[str, dict[str, Any]]
 ) -> None:
     parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
     optimizer.state.clear()
@@ -158,8 +190,6 @@ def _restore_optimizer(
 
 
 def _random_state() -> tuple[dict, dict[str, Any]]:
-    import numpy as np
-    import torch
 
     tensors = {"torch": torch.get_rng_state()}
     for i, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
@@ -170,8 +200,6 @@ def _random_state() -> tuple[dict, dict[str, Any]]:
 
 
 def _restore_random_state(tensors: dict, values: dict[str, Any]) -> None:
-    import numpy as np
-    import torch
 
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available():

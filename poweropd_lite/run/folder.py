@@ -9,6 +9,7 @@ from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.config_files import dump_yaml
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_text
+from poweropd_lite.run.checkpoint import checkpoints, recover
 
 
 class RunFolder:
@@ -96,7 +97,6 @@ def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
 
     Raises UserError for a folder that is no run, or for new steps under a schedule that depends on their number.
     """
-    from poweropd_lite.run.checkpoint import checkpoints, recover
 
     path = Path(folder)
     if not (path / "config.yaml").is_file():

@@ -9,18 +9,18 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from poweropd_lite.base.config import Config
+from poweropd_lite.base.files import write_text
 from poweropd_lite.base.progress import clock
+from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.method.update import Objective, StepTokens
 
-if TYPE_CHECKING:
-    import torch
 
-
-def distribution(name: str, values: "torch.Tensor") -> dict[str, float]:
+def distribution(name: str, values: torch.Tensor) -> dict[str, float]:
     """Returns mean, standard deviation, min, p05, p95 and max of `values` [N] as metrics of one group."""
-    import torch
 
     marks = torch.tensor([0.0, 0.05, 0.95, 1.0], device=values.device)
     # torch.quantile refuses more than 16 million values, which a step of one card never has.
@@ -28,6 +28,26 @@ def distribution(name: str, values: "torch.Tensor") -> dict[str, float]:
     mean, std = values.double().mean().item(), values.double().std(correction=0).item()
     keys = ("mean", "std", "min", "p05", "p95", "max")
     return {f"{name}/{key}": v for key, v in zip(keys, (mean, std, low, p05, p95, high), strict=True)}
+
+
+def describe(tokens: StepTokens, objective: Objective) -> dict[str, float]:
+    """Returns what a step learnt about its tokens as metrics."""
+    facts = {
+        **distribution("reward", tokens.reward),
+        **distribution("log_ratio", tokens.log_p - tokens.log_q),
+        "reward/positive_share": (tokens.reward > 0).double().mean().item(),
+        "logprob/teacher": tokens.log_p.mean().item(),
+        "logprob/student": tokens.log_q.mean().item(),
+        "entropy": tokens.entropy.mean().item(),
+        "sampling/kept_mass": tokens.kept_mass.mean().item(),
+    }
+    if REWARDS[objective.reward].pay is not None:  # else the teacher sees every id, kept or not
+        facts["sampling/added_share"] = tokens.added.mean().item()
+    if objective.importance_cap is not None:
+        facts["importance/mean"] = objective.importance(tokens.log_q, tokens.engine).mean().item()
+        capped = (tokens.log_q - tokens.engine).nan_to_num(0.0).exp() > objective.importance_cap
+        facts["importance/capped_share"] = capped.double().mean().item()
+    return facts
 
 
 class JsonLines:
@@ -41,7 +61,6 @@ class JsonLines:
 
         Lines end at "\\n" alone: a sampled text may hold other characters that Python counts as line ends.
         """
-        from poweropd_lite.base.files import write_text
 
         kept = []
         for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []:

@@ -21,14 +21,6 @@ def due(step: int, steps: int) -> bool:
     return step <= AT_FIRST or step % EVERY == 0 or step == steps
 
 
-def reward_range(reward: str, clip_limit: float) -> tuple[float, float]:
-    """Returns the range of the histogram: all that a bounded reward can be, or what an unbounded one seldom leaves."""
-    if reward == "clip":
-        return -clip_limit, clip_limit
-    unbounded = {"log_ratio": (-40.0, 10.0), "zscore": (-10.0, 10.0), "full_kl": (-40.0, 0.0)}
-    return unbounded.get(reward, (-1.0, 1.0))
-
-
 def token_stats(rewards: Tensor, lengths: Sequence[int], bounds: tuple[float, float], longest: int) -> dict[str, Any]:
     """Returns counts, sums and extremes of a step's N rewards [N], as JSON.
 

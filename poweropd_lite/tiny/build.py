@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from poweropd_lite.problems.bundled import problems
 from poweropd_lite.tiny.base_text import careless_answer
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
@@ -82,7 +85,6 @@ def make_tokenizer(eos: str) -> "PreTrainedTokenizerFast":
 
 def new_model(part: str, tokenizer: "PreTrainedTokenizerFast") -> "Qwen3ForCausalLM":
     """Returns the untrained Qwen3 model of one part, seeded, float32."""
-    import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     hidden, layers, head, mlp = SHAPES[part]
@@ -130,12 +132,11 @@ def student_text(seed: int, count: int, phase: int, eos: str) -> list[tuple[str,
 
 def batches(
     tokenizer: "PreTrainedTokenizerFast", texts: Callable[[int, int], list[tuple[str, str]]], seed: int, pool: int = 16
-) -> Iterator[tuple["Tensor", "Tensor"]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (ids, labels), each [64, T] int64, for ever; prompt and padding carry the label -100.
 
     `pool` batches are drawn at once and sorted by length, which saves most of the padding.
     """
-    import torch
 
     pool_size = pool * BATCH
     for draw in range(10**6):
@@ -169,8 +170,6 @@ def pretrain(
     model: "Qwen3ForCausalLM", stream: Iterator, steps: int, name: str, peak: float = 1.0, warmup: int = 60
 ) -> None:
     """Trains every weight: Muon (lr 0.02) on the matrices, AdamW (2e-3) on the rest; warm-up, then a cosine to zero."""
-    import torch
-    import torch.nn.functional as F
 
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -209,7 +208,6 @@ def pretrain(
 
 def greedy_accuracy(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", count: int = 256) -> float:
     """Returns the share of `count` held-out problems that greedy decoding answers right."""
-    import torch
 
     held_out = problems(0, count, held_out=True)
     tokenizer.padding_side = "left"
@@ -224,7 +222,6 @@ def greedy_accuracy(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFa
 
 def build(part: str, out: Path) -> None:
     """Trains one part ("teacher" or "student") and writes it with its tokenizer to `out`/`part`."""
-    import torch
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)

@@ -99,7 +99,7 @@ def test_adapters_for_vllm_go_where_there_is_room_and_those_of_killed_processes_
 
 def test_the_sizes_vllm_is_given():
     config = load_config("bundled")  # 128 + 112 tokens, 32 of them; 3 layers of 2 heads of 32, keys and values
-    shape = read_shape("bundled", "student", config)
+    shape = read_shape("bundled", "student", config.trust_remote_code)
     assert cache_bytes(shape, config, torch.float32) == 32 * (240 + 128) * 3 * 2 * 2 * 32 * 4
     # a tied head of 512 x 128; a layer's attention, MLP and norms; the last norm
     layer = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 384 + 2 * 128 + 2 * 32

@@ -210,7 +210,7 @@ def test_paper_rows():
 
 def test_the_end_of_turn_comes_from_the_template(pair):
     assert pair.tokenizer.convert_ids_to_tokens(end_of_turn(pair.tokenizer)) == "<|im_end|>"
-    plain = load_tokenizer("bundled", "student", load_config("bundled"))
+    plain = load_tokenizer("bundled", "student")
     plain.chat_template = None
     assert end_of_turn(plain) is None
 

@@ -29,7 +29,7 @@ def test_worked_values(p, q, alpha, power, ratio, clipped, tanh):
     log_p, log_q = logs(p, q)
     assert reward.power(log_p, log_q, alpha=alpha).item() == pytest.approx(power, abs=1e-9)
     assert reward.log_ratio(log_p, log_q).item() == pytest.approx(ratio, abs=1e-6)
-    assert reward.clip(log_p, log_q, limit=1.0).item() == pytest.approx(clipped, abs=1e-6)
+    assert reward.clip(log_p, log_q, clip_limit=1.0).item() == pytest.approx(clipped, abs=1e-6)
     assert reward.tanh(log_p, log_q, tau=5.0).item() == pytest.approx(tanh, abs=1e-6)
 
 
@@ -81,7 +81,7 @@ def test_no_gradient_flows_through_any_reward():
     rewards = [
         reward.power(log_p, log_q, alpha=10),
         reward.log_ratio(log_p, log_q),
-        reward.clip(log_p, log_q, limit=1),
+        reward.clip(log_p, log_q, clip_limit=1),
         reward.tanh(log_p, log_q, tau=5),
         reward.zscore(log_p, log_q, mean=one, std=one),
     ]

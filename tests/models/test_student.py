@@ -96,7 +96,7 @@ def test_a_4_bit_student_has_the_gradients_of_its_dequantised_weights():
     import bitsandbytes.functional as bnb
 
     student = load(student_bits=4)
-    plain = load_causal_lm("bundled", "student", load_config("bundled"), torch.float32)
+    plain = load_causal_lm("bundled", "student", torch.float32)
     with torch.no_grad():
         student.hidden(IDS)
         for name, module in student.model.get_base_model().named_modules():
@@ -154,7 +154,7 @@ def test_the_adapter_starts_at_zero_from_the_seed():
     one, same, other = load(seed=1), load(seed=1), load(seed=2)
     a, b, c = (next(iter(s.trainable().values())) for s in (one, same, other))
     assert torch.equal(a, b) and not torch.equal(a, c)
-    plain = load_causal_lm("bundled", "student", load_config("bundled"), torch.float32)
+    plain = load_causal_lm("bundled", "student", torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(one.model(input_ids=IDS).logits, plain(input_ids=IDS).logits)
 

@@ -34,7 +34,10 @@ def run_plan(*flags, cwd=None):
 
 
 def memory_of(config, dtype=torch.float32, cuda=False, **options):
-    configs = read_config(config.student, "student", config), read_config(config.teacher, "teacher", config)
+    configs = (
+        read_config(config.student, "student", config.trust_remote_code),
+        read_config(config.teacher, "teacher", config.trust_remote_code),
+    )
     return plan_memory(config, Traces(*configs, dtype), cuda, **options)
 
 
@@ -90,7 +93,7 @@ def test_appendix_b_to_the_digit_and_the_true_cost():
     # 2 x 32,768 tokens x 151,936 rows x 2,560 = 25.5 and x 1,024 = 10.2.
     config = load_config("qwen3-0.6b-4b")
     bodies = [
-        sum(body_flops(read_shape(getattr(config, role), role, config), 32, 1152)) / 1e12
+        sum(body_flops(read_shape(getattr(config, role), role, config.trust_remote_code), 32, 1152)) / 1e12
         for role in ("teacher", "student")
     ]
     assert [f"{b:.1f}" for b in bodies] == ["280.4", "37.3"]
@@ -215,7 +218,7 @@ def test_architectures_whose_configs_say_less(tmp_path):
         teacher = save_random(tmp_path / name, shape)
         report, _ = plan(load_config("bundled", teacher=teacher), PlanConfig(gpu="24"), say=print)
         assert report["fits"] and report["paper_tflops"]["teacher"] > 0
-        assert read_shape(teacher, "teacher", load_config("bundled")).linear_elements == 2 * 12 * 64 * 64
+        assert read_shape(teacher, "teacher").linear_elements == 2 * 12 * 64 * 64
 
 
 def test_a_score_and_a_rollout_allocate_what_was_traced(bundled):

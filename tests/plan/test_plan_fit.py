@@ -34,7 +34,9 @@ def test_the_change_that_fits_is_needed_and_enough(tmp_path):
     assert text.startswith("# Qwen/Qwen3-0.6B-Base <- Qwen/Qwen3-4B, LoRA: fits 8 GB")
     small = load_config(tmp_path / "small.yaml")
     limit = 0.91 * 8 * GIB
-    traces = Traces(*(read_config(getattr(small, r), r, small) for r in ("student", "teacher")), torch.bfloat16)
+    traces = Traces(
+        *(read_config(getattr(small, r), r, small.trust_remote_code) for r in ("student", "teacher")), torch.bfloat16
+    )
 
     def needed(config):
         return plan_memory(config, traces, cuda=True).needed
@@ -70,7 +72,7 @@ def test_what_changes_no_result_is_enough(gpu, settings, changes):
 def test_vllm_that_does_not_fit_gives_way_to_the_loop():
     """2 GiB of vLLM's own beside a pair of a few MiB: nothing but another engine makes it fit 1.5 GiB."""
     config = load_config("bundled", engine="vllm")
-    configs = [read_config(getattr(config, role), role, config) for role in ("student", "teacher")]
+    configs = [read_config(getattr(config, role), role, config.trust_remote_code) for role in ("student", "teacher")]
     traces = Traces(*configs, torch.bfloat16)
 
     def memory(of):

@@ -8,15 +8,21 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from poweropd_lite.base.progress import Counting
 from poweropd_lite.base.stop import StopRequest, end_cell
 from poweropd_lite.checks.machine import own_threads
+from poweropd_lite.evaluate.agenda import Agenda, make_agenda
+from poweropd_lite.evaluate.folder import EvalFolder, read_settings
+from poweropd_lite.evaluate.results import complete_benchmarks, earlier_ks, evaluation_in, grade_folder, write_results
+from poweropd_lite.evaluate.sampling import as_answer, sample_answers
+from poweropd_lite.evaluate.serve import serve_engine
 from poweropd_lite.evaluate.settings import EvalConfig, load_eval_config
-
-if TYPE_CHECKING:
-    from poweropd_lite.evaluate.folder import EvalFolder
-    from poweropd_lite.evaluate.plan import Plan
+from poweropd_lite.evaluate.tables import markdown, screen_table
+from poweropd_lite.method.logprobs import Sampling
 
 _one_at_a_time = threading.Lock()  # transformers does not load two models at once
 STOPPING = "stopping after this batch; started again, it goes on (once more to stop at once)"
@@ -33,62 +39,54 @@ class Evaluated:
 
 def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluated:
     """Evaluates a model, or goes on with it; raises UserError for what the user can mend, Stopped in Jupyter if stopped."""
-    from poweropd_lite.evaluate.folder import EvalFolder
-    from poweropd_lite.evaluate.plan import make_plan
 
     with _one_at_a_time, own_threads():
-        plan = make_plan(config, say)
-        with StopRequest(STOPPING) as stop, EvalFolder(plan.path) as folder:
-            folder.settle(plan.settings, plan.about)
-            sample_missing(plan, folder, stop, say)
-            names = [part.name for part in plan.parts]
+        agenda = make_agenda(config, say)
+        with StopRequest(STOPPING) as stop, EvalFolder(agenda.path) as folder:
+            folder.settle(agenda.settings, agenda.about)
+            sample_missing(agenda, folder, stop, say)
+            names = [part.name for part in agenda.parts]
             results = None
             if not stop:
                 results = grade_and_score(folder, config.ks, names, False, config.official_grading, say, stop)
         if results is None:
             end_cell(stop.signal)
-        return Evaluated(plan.path, results, 0 if results else stop.signal)
+        return Evaluated(agenda.path, results, 0 if results else stop.signal)
 
 
-def sample_missing(plan: "Plan", folder: "EvalFolder", stop: StopRequest, say: Callable[[str], None]) -> None:
+def sample_missing(agenda: Agenda, folder: EvalFolder, stop: StopRequest, say: Callable[[str], None]) -> None:
     """Samples the batches that are not in the folder yet, until all are or a stop is asked for."""
     missing = []
-    for part in plan.parts:
+    for part in agenda.parts:
         here = folder.samples(part.name, part.batches)
         missing += [(part, batch) for batch in part.batches if batch[0] not in here]
     if not missing:
-        say(f"every sample is in {plan.path} already")
+        say(f"every sample is in {agenda.path} already")
         return
-    import torch
 
-    from poweropd_lite.base.progress import Counting
-    from poweropd_lite.engines.choose import serve_engine
-    from poweropd_lite.evaluate.sampling import as_answer, sample_answers
-    from poweropd_lite.method.logprobs import Sampling
-
-    config, tokenizer = plan.config, plan.vocabulary.tokenizer
+    config, tokenizer = agenda.config, agenda.vocabulary.tokenizer
     say(
-        f"{plan.target.kind} {plan.target.name}, {plan.engine.name} ({plan.engine.why}), {plan.settings['dtype']}, into {plan.path}"
+        f"{agenda.target.kind} {agenda.target.name}, {agenda.serving.engine.name} ({agenda.serving.engine.why}), {agenda.settings['dtype']}, into {agenda.path}"
     )
-    forbidden = torch.tensor(plan.vocabulary.forbidden, dtype=torch.long, device=plan.device)
+    forbidden = torch.tensor(agenda.vocabulary.forbidden, dtype=torch.long, device=agenda.serving.device)
     sampling = Sampling(config.temperature, config.top_k, config.top_p, forbidden)
     left = sum(len(batch) for _, batch in missing)
-    stops = plan.vocabulary.stop_ids
-    with closing(serve_engine(plan.target, plan.engine_config, plan.device, plan.dtype, stops, say)) as engine:
+    stops = agenda.vocabulary.stop_ids
+    with closing(serve_engine(agenda.target, agenda.serving, stops, say)) as engine:
         engine.sync()
-        with Counting("answer", plan.total, plan.total - left) as counting:
+        with Counting("answer", agenda.total, agenda.total - left) as counting:
             for part, batch in missing:
                 if stop:
                     return
                 prompts = part.problems.prompts
-                rollouts = sample_answers(engine, prompts, batch, sampling, part.longest, plan.settings["seed"])
+                rollouts = sample_answers(engine, prompts, batch, sampling, part.longest, agenda.settings["seed"])
                 records = []
                 for (i, k), rollout in zip(batch, rollouts, strict=True):
                     p, prompt = prompts[i], tokenizer.decode(list(prompts[i].ids))
                     asked = {"question": p.question, "prompt": prompt, "gold": p.answer, "tolerance": p.tolerance}
                     records.append({"problem": i, "sample": k, **asked, **asdict(as_answer(rollout, tokenizer))})
                 folder.append(part.name, records)
-                counting.show(part.name, counting.done + len(batch), plan.total)
+                counting.show(part.name, counting.done + len(batch), agenda.total)
 
 
 class _Stopped(Exception):
@@ -96,7 +94,7 @@ class _Stopped(Exception):
 
 
 def grade_and_score(
-    folder: "EvalFolder",
+    folder: EvalFolder,
     ks: list[int],
     names: list[str] | None,
     again: bool,
@@ -108,9 +106,6 @@ def grade_and_score(
 
     The table is of the benchmarks `names`, or of all that are finished.
     """
-    from poweropd_lite.base.progress import Counting
-    from poweropd_lite.evaluate.results import complete_benchmarks, grade_folder, write_results
-    from poweropd_lite.evaluate.tables import markdown, screen_table
 
     complete = complete_benchmarks(folder.path)
     with Counting("answer") as counting:
@@ -137,8 +132,6 @@ def regrade(
     folder: str | Path, official: bool = False, k: str | None = None, say: Callable[[str], None] = print
 ) -> Evaluated:
     """Grades the samples of an evaluation again and writes its results anew."""
-    from poweropd_lite.evaluate.folder import EvalFolder, read_settings
-    from poweropd_lite.evaluate.results import earlier_ks, evaluation_in
 
     path = evaluation_in(folder)
     ks = earlier_ks(path) if k is None else []

@@ -1,6 +1,6 @@
 """What an evaluation will do, settled before any weights are loaded: model, problems, engine, folder, batches.
 
-Everything that can be wrong is found here, so a plan that was made can be carried out.
+Everything that can be wrong is found here, so an agenda that was made can be carried out.
 """
 
 import json
@@ -8,19 +8,25 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from poweropd_lite.base.config import BUNDLED, Config
+import torch
+
+import poweropd_lite
+from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.memory import machine_bytes
+from poweropd_lite.checks.machine import compute_dtype
+from poweropd_lite.engines.choose import choose_sampler, hush_bitsandbytes, installed
+from poweropd_lite.evaluate.folder import free_folder, problems_record
+from poweropd_lite.evaluate.paper import paper_row
+from poweropd_lite.evaluate.sampling import Key, batches
+from poweropd_lite.evaluate.serve import Serving, served_bits, vllm_unfit_for
 from poweropd_lite.evaluate.settings import EvalConfig
-
-if TYPE_CHECKING:
-    import torch
-
-    from poweropd_lite.engines.choose import Choice
-    from poweropd_lite.evaluate.sampling import Key
-    from poweropd_lite.evaluate.target import Target, Vocabulary
-    from poweropd_lite.problems.benchmarks import Problems
+from poweropd_lite.evaluate.target import Target, Vocabulary, find_target, fingerprint, load_vocabulary
+from poweropd_lite.models.loading import model_path
+from poweropd_lite.models.shape import read_shape
+from poweropd_lite.problems.benchmarks import ALL, Problems, find_benchmarks, load_problems
 
 BATCH = {"vllm": 512, "cuda": 64, "cpu": 256}  # answers at once: vLLM's, and the built-in loop's on either device
 
@@ -39,9 +45,9 @@ class PromptSettings:
 class Part:
     """A benchmark to be sampled: its problems, the most tokens an answer gets, and the batches."""
 
-    problems: "Problems"
+    problems: Problems
     longest: int
-    batches: "list[list[Key]]"
+    batches: list[list[Key]]
 
     @property
     def name(self) -> str:
@@ -50,17 +56,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Agenda:
     """An evaluation that can be carried out."""
 
     config: EvalConfig
-    target: "Target"
-    vocabulary: "Vocabulary"
+    target: Target
+    vocabulary: Vocabulary
     parts: list[Part]
-    engine: "Choice"
-    engine_config: Config  # what loaders and engines read their settings from
-    device: "torch.device"
-    dtype: "torch.dtype"
+    serving: Serving
     path: Path
     settings: dict[str, Any]  # what the samples depend on, beside the problems
     about: dict[str, Any]  # what is good to know of them
@@ -71,22 +74,13 @@ class Plan:
         return sum(len(batch) for part in self.parts for batch in part.batches)
 
 
-def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
-    """Returns the plan of an evaluation, having said what is odd about it; raises UserError for what can't work."""
-    from poweropd_lite.evaluate.target import engine_config, find_target, fingerprint, load_vocabulary
-    from poweropd_lite.problems.benchmarks import ALL, find_benchmarks, load_problems
+def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
+    """Returns the agenda of an evaluation, having said what is odd about it; raises UserError for what can't work."""
 
     benchmarks = find_benchmarks(config.benchmarks, config.benchmark_folder) if config.benchmarks else None
-    target = find_target(config)
+    target = find_target(config.model, config.base, config.trust_remote_code)
 
-    import torch
     import transformers
-
-    from poweropd_lite.checks.machine import compute_dtype
-    from poweropd_lite.engines.choose import choose_engine, hush_bitsandbytes
-    from poweropd_lite.evaluate.folder import problems_record
-    from poweropd_lite.evaluate.sampling import batches
-    from poweropd_lite.models.loading import model_path
 
     hush_bitsandbytes()
     transformers.utils.logging.disable_progress_bar()
@@ -102,7 +96,7 @@ def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
         say(f"benchmarks: {names} (--benchmarks takes others)")
         benchmarks = find_benchmarks(names, config.benchmark_folder)
 
-    vocabulary = load_vocabulary(target, config)
+    vocabulary = load_vocabulary(target, config.trust_remote_code)
     if not vocabulary.tokenizer.chat_template:
         say(f"{target.name} has no chat template: problems are put as plain text")
     asking = _prompt_settings(config, target, vocabulary.positions, say)
@@ -111,13 +105,12 @@ def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
     longest = [_longest(s, config, vocabulary, say) for s in sets]
 
     room = max(max(len(p.ids) for p in s.prompts) + most for s, most in zip(sets, longest, strict=True))
-    settings = engine_config(target, config, room, max(longest))
-    dtype = compute_dtype(settings, device)
-    engine = choose_engine(settings, device, "peft", training=False)
-    size = config.batch_size or _batch_size(engine.name, settings, device, dtype)
+    dtype, bits = compute_dtype(config, device), served_bits(target, config.bits)
+    engine = choose_sampler(config.engine, device, vllm_unfit_for(target, bits))
+    size = config.batch_size or _batch_size(engine.name, target, room, device, dtype, config.trust_remote_code)
     seed = config.seed if config.seed is not None else target.run.seed if target.run else 0
     wanted = {
-        "weights": fingerprint(target, config, say),
+        "weights": fingerprint(target, config.trust_remote_code, say),
         "n": config.n,
         "seed": seed,
         **{key: getattr(config, key) for key in ("temperature", "top_k", "top_p")},
@@ -127,41 +120,36 @@ def make_plan(config: EvalConfig, say: Callable[[str], None]) -> Plan:
         "device": device.type,
         "chat_template": bool(vocabulary.tokenizer.chat_template),
         "dtype": str(dtype).removeprefix("torch."),
-        "bits": settings.student_bits,
+        "bits": bits,
         "batch_size": size,
     }
     problems = {s.benchmark.name: problems_record(s.prompts, m) for s, m in zip(sets, longest, strict=True)}
-    return Plan(
+    return Agenda(
         config=config,
         target=target,
         vocabulary=vocabulary,
         parts=[Part(s, most, batches(s.prompts, range(config.n), size)) for s, most in zip(sets, longest, strict=True)],
-        engine=engine,
-        engine_config=settings.model_copy(update={"engine": engine.name, "batch_size": size, "eval_batch_size": size}),
-        device=device,
-        dtype=dtype,
+        serving=Serving(engine, device, dtype, bits, room, size, seed, config.trust_remote_code),
         path=_output(config, target, wanted, problems),
         settings=wanted,
         about=_about(target, sets) | {"benchmarks": problems},
     )
 
 
-def _batch_size(engine: str, settings: Config, device: "torch.device", dtype: "torch.dtype") -> int:
+def _batch_size(
+    engine: str, target: Target, room: int, device: torch.device, dtype: torch.dtype, remote_code: bool
+) -> int:
     """As many answers at once as are usual, or as a quarter of the memory holds keys and values for."""
-    import torch
-
-    from poweropd_lite.base.memory import machine_bytes
-    from poweropd_lite.models.shape import read_shape
 
     if engine == "vllm":
         return BATCH["vllm"]
-    one = read_shape(settings.student, "student", settings).cache_bytes(1, settings.longest_rollout, dtype.itemsize)
+    one = read_shape(target.base, "model", remote_code).cache_bytes(1, room, dtype.itemsize)
     memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_bytes()
     return max(1, min(BATCH[device.type], memory // 4 // one))
 
 
 def _prompt_settings(
-    config: EvalConfig, target: "Target", positions: int | None, say: Callable[[str], None]
+    config: EvalConfig, target: Target, positions: int | None, say: Callable[[str], None]
 ) -> PromptSettings:
     def pick(name: str, otherwise: Any) -> Any:
         asked = getattr(config, name)
@@ -176,7 +164,7 @@ def _prompt_settings(
     return PromptSettings(pick("prompt_suffix", ""), pick("system_prompt", ""), pick("enable_thinking", False), longest)
 
 
-def _longest(problems: "Problems", config: EvalConfig, vocabulary: "Vocabulary", say: Callable[[str], None]) -> int:
+def _longest(problems: Problems, config: EvalConfig, vocabulary: Vocabulary, say: Callable[[str], None]) -> int:
     """The most new tokens of an answer: as asked, and never more than the model has positions for."""
     benchmark, asked = problems.benchmark, config.max_new_tokens
     prompt = max(len(p.ids) for p in problems.prompts)
@@ -195,11 +183,8 @@ def _longest(problems: "Problems", config: EvalConfig, vocabulary: "Vocabulary",
     return room
 
 
-def _about(target: "Target", sets: "Sequence[Problems]") -> dict[str, Any]:
+def _about(target: Target, sets: Sequence[Problems]) -> dict[str, Any]:
     """What is good to know of a result, but does not change a sample."""
-    import poweropd_lite
-    from poweropd_lite.engines.choose import installed
-    from poweropd_lite.evaluate.paper import paper_row
 
     packages = ("torch", "transformers", "peft", "vllm", "math-verify")
     run = target.run
@@ -221,8 +206,7 @@ def _about(target: "Target", sets: "Sequence[Problems]") -> dict[str, Any]:
     }
 
 
-def _output(config: EvalConfig, target: "Target", wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
-    from poweropd_lite.evaluate.folder import free_folder
+def _output(config: EvalConfig, target: Target, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
 
     if config.output is not None:
         path = Path(config.output)
