@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     config = load_export_config(**flags)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
-    from poweropd_lite.export.run import export
+    from poweropd_lite.export.make import export
 
     export(config, say=lambda text: print(text, flush=True))
     return 0

@@ -2,20 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from poweropd_lite.base.files import write_text
 from poweropd_lite.export.history import base_name
-
-if TYPE_CHECKING:
-    from poweropd_lite.export.plan import Plan
+from poweropd_lite.export.job import Job
+from poweropd_lite.models.vllm_sizes import LORA_RANKS
 
 LICENCES = {"qwen/qwen3": "apache-2.0", "bundled": "apache-2.0"}  # of models that the configs name
 
 
-def write_card(plan: "Plan", folder: Path, report: dict[str, Any]) -> None:
+def write_card(job: Job, folder: Path, report: dict[str, Any]) -> None:
     """Writes README.md into an export."""
-    parts = [_header(plan, report), f"# {plan.name}", _what(plan, report)]
+    parts = [_header(job, report), f"# {job.name}", _what(job, report)]
     if rows := report["training"]:
         parts += [
             "## Training",
@@ -25,50 +24,50 @@ def write_card(plan: "Plan", folder: Path, report: dict[str, Any]) -> None:
         parts += ["## Evaluation", "Of the trained model itself, not of this file.", report["evaluation"]]
     parts += [
         "## Loading",
-        _loading(plan, folder, report),
+        _loading(job, folder, report),
         "## Proof",
         _proof(report),
         "## Licence",
-        _licence(plan),
+        _licence(job),
     ]
     write_text(folder / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")
 
 
-def _header(plan: "Plan", report: dict[str, Any]) -> str:
+def _header(job: Job, report: dict[str, Any]) -> str:
     import yaml
 
-    library = {"adapter": "peft", "gguf": "gguf"}.get(plan.config.to, "transformers")
+    library = {"adapter": "peft", "gguf": "gguf"}.get(job.config.to, "transformers")
     tags = ["on-policy-distillation", "poweropd"] if report["training"] else []
-    tags += ["lora"] if plan.config.to == "adapter" else []
+    tags += ["lora"] if job.config.to == "adapter" else []
     fields: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
-    licence = _known_licence(_origin(plan))
+    licence = _known_licence(_origin(job))
     if licence is not None:
         fields["license"] = licence
-    if not Path(plan.target.base).exists():
-        fields["base_model"] = plan.target.base
+    if not Path(job.target.base).exists():
+        fields["base_model"] = job.target.base
         relation = {"adapter": "adapter", "merged-16bit": "finetune"}
-        fields["base_model_relation"] = relation.get(plan.config.to, "quantized")
-    run = plan.target.run
+        fields["base_model_relation"] = relation.get(job.config.to, "quantized")
+    run = job.target.run
     if run is not None and "/" in run.data and not Path(run.data).exists():
         fields["datasets"] = [run.data]
     return "---\n" + yaml.safe_dump(fields, sort_keys=False) + "---"
 
 
-def _origin(plan: "Plan") -> str:
+def _origin(job: Job) -> str:
     """The model that was trained, or that is exported as it is."""
-    run = plan.target.run
-    return base_name(run.student if run is not None and plan.target.adapter is None else plan.target.base)
+    run = job.target.run
+    return base_name(run.student if run is not None and job.target.adapter is None else job.target.base)
 
 
-def _what(plan: "Plan", report: dict[str, Any]) -> str:
-    merged = ", adapter merged" if plan.target.adapter else ""
+def _what(job: Job, report: dict[str, Any]) -> str:
+    merged = ", adapter merged" if job.target.adapter else ""
     kinds = {
         "adapter": "A LoRA adapter in PEFT's format",
         "merged-16bit": f"One model in {report['weights']}{merged}",
         "merged-4bit": f"One model in NF4 (bitsandbytes){merged}",
         "gguf": f"A GGUF file ({report['weights']}) for llama.cpp and Ollama{merged}",
     }
-    revision = f" at revision {plan.revision}" if plan.revision else ""
+    revision = f" at revision {job.revision}" if job.revision else ""
     how = ""
     if rows := report["training"]:
         formula = " (p^alpha - q^alpha)" if rows["reward"].startswith("power") else ""
@@ -78,16 +77,16 @@ def _what(plan: "Plan", report: dict[str, Any]) -> str:
         )
     notes = "".join(f"\n\nNote: {note}." for note in report["notes"])
     version = report["versions"]["poweropd_lite"]
-    origin = _origin(plan)
-    return f"{kinds[plan.config.to]}, of {origin}{revision}.{how} Made by poweropd_lite {version}.{notes}"
+    origin = _origin(job)
+    return f"{kinds[job.config.to]}, of {origin}{revision}.{how} Made by poweropd_lite {version}.{notes}"
 
 
-def _loading(plan: "Plan", folder: Path, report: dict[str, Any]) -> str:
-    place = plan.config.push or "."
-    inside = "" if plan.config.push else "From inside this folder:\n\n"
+def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
+    place = job.config.push or "."
+    inside = "" if job.config.push else "From inside this folder:\n\n"
     ask = (
         'text = tokenizer.apply_chat_template([{"role": "user", "content": "What is 12 * 7?"}], tokenize=False, add_generation_prompt=True)\n'
-        if plan.vocabulary.tokenizer.chat_template
+        if job.vocabulary.tokenizer.chat_template
         else 'text = "What is 12 * 7?"\n'
     )
     ask += (
@@ -95,28 +94,28 @@ def _loading(plan: "Plan", folder: Path, report: dict[str, Any]) -> str:
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))\n```"
     )
     stops = sorted(report["stop_tokens"].values())
-    if plan.config.to == "adapter":
+    if job.config.to == "adapter":
         return inside + (
             f"```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{plan.target.base}", dtype="auto")\n'
+            f'base = AutoModelForCausalLM.from_pretrained("{job.target.base}", dtype="auto")\n'
             f'model = PeftModel.from_pretrained(base, "{place}")\ntokenizer = AutoTokenizer.from_pretrained("{place}")\n'
             f'model.generation_config = GenerationConfig.from_pretrained("{place}")  # it stops at {stops}\n{ask}\n\n'
-            f"vLLM: `vllm serve {plan.target.base} --enable-lora --max-lora-rank {_vllm_rank(plan)} --lora-modules {_plain(plan.name)}={place}`; it takes its stop "
+            f"vLLM: `vllm serve {job.target.base} --enable-lora --max-lora-rank {_vllm_rank(job)} --lora-modules {_plain(job.name)}={place}`; it takes its stop "
             f'tokens from the base, so send `"stop_token_ids": {stops}` with each request, and give it the chat template here (`--chat-template`).\n\n'
             "`reference.json` holds what training saw of this adapter: `python -m poweropd_lite.export` checks it before it makes anything of it."
         )
-    if plan.config.to == "gguf":
+    if job.config.to == "gguf":
         file = next(folder.glob("*.gguf")).name
         return inside + (
             f"llama.cpp: `llama-cli -m {file} -cnv --jinja`; Python: `llama_cpp.Llama('{file}')`.\n\n"
-            f"Ollama: `ollama create {_plain(plan.name)} -f Modelfile` with the [Modelfile](Modelfile) here, then `ollama run {_plain(plan.name)}`.\n\n"
-            f'transformers: `AutoModelForCausalLM.from_pretrained("{place}", gguf_file="{file}", config=AutoConfig.from_pretrained("{plan.target.base}"))` '
+            f"Ollama: `ollama create {_plain(job.name)} -f Modelfile` with the [Modelfile](Modelfile) here, then `ollama run {_plain(job.name)}`.\n\n"
+            f'transformers: `AutoModelForCausalLM.from_pretrained("{place}", gguf_file="{file}", config=AutoConfig.from_pretrained("{job.target.base}"))` '
             "(without the config it takes 128 for the size of a head)."
         )
     return inside + (
         f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")\ntokenizer = AutoTokenizer.from_pretrained("{place}")\n{ask}\n\n'
-        + (f"vLLM: `vllm serve {place}`." if plan.config.to == "merged-16bit" else "It needs bitsandbytes.")
+        + (f"vLLM: `vllm serve {place}`." if job.config.to == "merged-16bit" else "It needs bitsandbytes.")
     )
 
 
@@ -125,10 +124,9 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.") or "model"
 
 
-def _vllm_rank(plan: "Plan") -> int:
-    from poweropd_lite.engines.vllm import LORA_RANKS
+def _vllm_rank(job: Job) -> int:
 
-    saved = plan.target.adapter_config or {}
+    saved = job.target.adapter_config or {}
     rank = max([saved.get("r") or 8, *(saved.get("rank_pattern") or {}).values()])
     return next((limit for limit in LORA_RANKS if rank <= limit), rank)
 
@@ -149,8 +147,8 @@ def _known_licence(model: str) -> str | None:
     return next((licence for start, licence in LICENCES.items() if model.lower().startswith(start)), None)
 
 
-def _licence(plan: "Plan") -> str:
-    run, models = plan.target.run, {"base": _origin(plan)}
+def _licence(job: Job) -> str:
+    run, models = job.target.run, {"base": _origin(job)}
     if run is not None:
         models |= {"teacher": run.teacher, "data": run.data}
     lines = []

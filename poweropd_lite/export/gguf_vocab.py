@@ -8,12 +8,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.evaluate.target import Vocabulary, end_of_turn
+from poweropd_lite.export.job import Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from poweropd_lite.evaluate.target import Vocabulary
-    from poweropd_lite.export.plan import Plan
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,11 +44,11 @@ def pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> tuple[str | None, str
     return name, None
 
 
-def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
+def add_vocabulary(writer: Any, job: Job, rows: int) -> None:
     """Adds a tokenizer with its template and stop tokens to a GGUF writer; `rows` is the number of the embedding's rows."""
     from gguf import TokenType
 
-    tokenizer = plan.vocabulary.tokenizer
+    tokenizer = job.vocabulary.tokenizer
     added = tokenizer.added_tokens_decoder
     names = {i: token for token, i in tokenizer.get_vocab().items()}
     tokens, types = [], []
@@ -70,7 +70,7 @@ def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-    eos, others = stops(plan.vocabulary)
+    eos, others = stops(job.vocabulary)
     writer.add_eos_token_id(eos)
     for add, token in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
         add(token)
@@ -78,7 +78,7 @@ def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     first = tokenizer("a")["input_ids"][0]
     begins = tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else plan.model_config.bos_token_id
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else job.model_config.bos_token_id
     if begin is not None:
         writer.add_bos_token_id(begin)
     writer.add_add_bos_token(begins)
@@ -87,9 +87,8 @@ def add_vocabulary(writer: Any, plan: "Plan", rows: int) -> None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def stops(vocabulary: "Vocabulary") -> tuple[int, list[int]]:
+def stops(vocabulary: Vocabulary) -> tuple[int, list[int]]:
     """Returns the end-of-sequence id and the other ids that end an answer; raises UserError for more than GGUF can name."""
-    from poweropd_lite.evaluate.target import end_of_turn
 
     tokenizer, ids = vocabulary.tokenizer, vocabulary.stop_ids
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ids else min(ids)

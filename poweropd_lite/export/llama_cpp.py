@@ -4,15 +4,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.export.folders import Tick, write_common, write_merged
+from poweropd_lite.export.job import Job
 from poweropd_lite.export.settings import OWN_GGUF, ExportConfig
-
-if TYPE_CHECKING:
-    from poweropd_lite.export.folders import Tick
-    from poweropd_lite.export.plan import Plan
-    from poweropd_lite.export.source import Source
+from poweropd_lite.export.source import Source
 
 CONVERTER = "convert_hf_to_gguf.py"
 QUANTISER = "llama-quantize"
@@ -37,25 +34,24 @@ def _quantiser(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def convert(plan: "Plan", file: Path, source: "Source", tick: "Tick") -> None:
+def convert(job: Job, file: Path, source: Source, tick: Tick) -> None:
     """Writes `file` from the merged model in float32, which is removed again: for models that gguf.py does not know."""
-    from poweropd_lite.export.folders import write_common, write_merged
 
-    own = plan.gguf_type in OWN_GGUF
+    own = job.gguf_type in OWN_GGUF
     merged, whole = file.with_name(".merged"), file if own else file.with_name(".whole.gguf")
     merged.mkdir()
-    write_merged(plan, merged, source, "float32", tick)
-    write_common(plan, merged)
-    kind = plan.gguf_type if own else "f32"
-    script = str(_checkout(plan) / CONVERTER)
+    write_merged(job, merged, source, "float32", tick)
+    write_common(job, merged)
+    kind = job.gguf_type if own else "f32"
+    script = str(_checkout(job) / CONVERTER)
     _run([sys.executable, script, str(merged), "--outfile", str(whole), "--outtype", kind], CONVERTER)
     shutil.rmtree(merged)
-    _note_stops(plan, whole, source)
+    _note_stops(job, whole, source)
     if not own:
-        quantise(plan, whole, file)
+        quantise(job, whole, file)
 
 
-def _note_stops(plan: "Plan", file: Path, source: "Source") -> None:
+def _note_stops(job: Job, file: Path, source: Source) -> None:
     """The converter reads the tokenizer's end token alone."""
     import gguf
 
@@ -65,21 +61,21 @@ def _note_stops(plan: "Plan", file: Path, source: "Source") -> None:
         for key in (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
         if key in fields
     }
-    if lost := sorted(plan.vocabulary.stop_ids - named):
-        words = ", ".join(plan.vocabulary.tokenizer.convert_ids_to_tokens(lost))
+    if lost := sorted(job.vocabulary.stop_ids - named):
+        words = ", ".join(job.vocabulary.tokenizer.convert_ids_to_tokens(lost))
         source.notes.append(
             f"llama.cpp's converter did not write the stop tokens {words}: where an answer does not end with them, name them to your program"
         )
 
 
-def quantise(plan: "Plan", whole: Path, file: Path) -> None:
+def quantise(job: Job, whole: Path, file: Path) -> None:
     """Writes `file` in the plan's kind of weights from a file in wider ones, which is removed."""
-    _run([str(_quantiser(_checkout(plan))), str(whole), str(file), plan.gguf_type.upper()], QUANTISER)
+    _run([str(_quantiser(_checkout(job))), str(whole), str(file), job.gguf_type.upper()], QUANTISER)
     whole.unlink()
 
 
-def _checkout(plan: "Plan") -> Path:
-    return Path(plan.config.llama_cpp).resolve()
+def _checkout(job: Job) -> Path:
+    return Path(job.config.llama_cpp).resolve()
 
 
 def _run(command: list[str], name: str) -> None:

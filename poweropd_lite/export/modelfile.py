@@ -1,35 +1,30 @@
 """Ollama's Modelfile: which GGUF file, how a turn is put, and where an answer stops."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from poweropd_lite.base.files import write_text
-
-if TYPE_CHECKING:
-    from poweropd_lite.export.plan import Plan
+from poweropd_lite.export.job import Job
 
 _SYSTEM, _USER, _ANSWER = "@@system@@", "@@user@@", "@@answer@@"
 
 
-def write_modelfile(plan: "Plan", folder: Path, gguf_name: str) -> None:
+def write_modelfile(job: Job, folder: Path, gguf_name: str) -> None:
     """Writes Modelfile into a folder: `ollama create NAME -f Modelfile`."""
     lines = [f"FROM ./{gguf_name}", "PARAMETER temperature 0.6"]
-    tokenizer = plan.vocabulary.tokenizer
-    lines += [
-        f'PARAMETER stop "{token}"' for token in tokenizer.convert_ids_to_tokens(sorted(plan.vocabulary.stop_ids))
-    ]
-    lines.append(f'TEMPLATE """{turn_template(plan)}"""')
+    tokenizer = job.vocabulary.tokenizer
+    lines += [f'PARAMETER stop "{token}"' for token in tokenizer.convert_ids_to_tokens(sorted(job.vocabulary.stop_ids))]
+    lines.append(f'TEMPLATE """{turn_template(job)}"""')
     write_text(folder / "Modelfile", "\n".join(lines) + "\n")
 
 
-def turn_template(plan: "Plan") -> str:
+def turn_template(job: Job) -> str:
     """Returns the chat template's rendering of one turn, in Ollama's notation; the prompt alone if there is no template."""
     from jinja2 import TemplateError
 
-    tokenizer = plan.vocabulary.tokenizer
+    tokenizer = job.vocabulary.tokenizer
     if not tokenizer.chat_template:
         return "{{ .Prompt }}{{ .Response }}"
-    thinking = plan.target.run.enable_thinking if plan.target.run is not None else False
+    thinking = job.target.run.enable_thinking if job.target.run is not None else False
 
     def rendered(messages: list[dict[str, str]], answering: bool = True) -> str:
         return tokenizer.apply_chat_template(

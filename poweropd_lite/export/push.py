@@ -3,12 +3,10 @@
 import glob
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from poweropd_lite.base.errors import UserError
-
-if TYPE_CHECKING:
-    from poweropd_lite.export.plan import Plan
+from poweropd_lite.export.job import Job
 
 IN_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 # What an export may write: with --overwrite, such files of an earlier one are replaced or removed, and no others.
@@ -19,80 +17,80 @@ WRITTEN = re.compile(
 )
 
 
-def check_push(plan: "Plan") -> None:
+def check_push(job: Job) -> None:
     """Raises UserError if the upload could not be made: asked before the work."""
-    if plan.config.push is None:
+    if job.config.push is None:
         return
     from httpx import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        _api(plan).whoami()
-        there = set(_files(plan)) - IN_A_NEW_REPOSITORY
-        shown = bool(there) and plan.config.private and not _api(plan).repo_info(plan.config.push).private
+        _api(job).whoami()
+        there = set(_files(job)) - IN_A_NEW_REPOSITORY
+        shown = bool(there) and job.config.private and not _api(job).repo_info(job.config.push).private
     except OfflineModeIsEnabled:
         raise UserError("--push uploads, and HF_HUB_OFFLINE says not to; unset it, or leave out --push") from None
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"the hub can't be reached or does not take the token: {_reason(error, plan)}; check HF_TOKEN"
+            f"the hub can't be reached or does not take the token: {_reason(error, job)}; check HF_TOKEN"
         ) from None
-    if there and not plan.config.overwrite:
+    if there and not job.config.overwrite:
         raise UserError(
-            f"{plan.config.push} holds {len(there)} files already (for one {sorted(there)[0]}); type --push with a new name, or --overwrite to "
+            f"{job.config.push} holds {len(there)} files already (for one {sorted(there)[0]}); type --push with a new name, or --overwrite to "
             "upload over it"
         )
     if shown:
         raise UserError(
-            f"{plan.config.push} is there already and public; type --no-private to upload to it, or --push with a new name"
+            f"{job.config.push} is there already and public; type --no-private to upload to it, or --push with a new name"
         )
     if strange := sorted(name for name in there if not WRITTEN.fullmatch(name)):
         raise UserError(
-            f"{plan.config.push} holds files that no export writes (for one {strange[0]}), so it is not written over; type --push with a new name"
+            f"{job.config.push} holds files that no export writes (for one {strange[0]}), so it is not written over; type --push with a new name"
         )
 
 
-def push(plan: "Plan", say: Callable[[str], None]) -> str:
+def push(job: Job, say: Callable[[str], None]) -> str:
     """Uploads the export's folder in one commit; returns its address. Raises UserError, with the folder left as it is."""
     from httpx import HTTPError
     from huggingface_hub.errors import HfHubHTTPError
 
-    api, name = _api(plan), plan.config.push
-    say(f"uploading {plan.out} to {name}")
-    kept = {".gitattributes", *(file.name for file in plan.out.iterdir())}
+    api, name = _api(job), job.config.push
+    say(f"uploading {job.out} to {name}")
+    kept = {".gitattributes", *(file.name for file in job.out.iterdir())}
     try:
-        api.create_repo(name, private=plan.config.private, exist_ok=True)
+        api.create_repo(name, private=job.config.private, exist_ok=True)
         done = api.upload_folder(
             repo_id=name,
-            folder_path=plan.out,
+            folder_path=job.out,
             commit_message="Upload by poweropd_lite",
             ignore_patterns=[".*"],
-            delete_patterns=[glob.escape(name) for name in _files(plan) if name not in kept] or None,
+            delete_patterns=[glob.escape(name) for name in _files(job) if name not in kept] or None,
         )
     except (HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"the upload to {name} failed: {_reason(error, plan)}\nThe export itself is whole, in {plan.out}; to try again, type: "
-            f"hf upload {name} {plan.out}{' --private' if plan.config.private else ''}"
+            f"the upload to {name} failed: {_reason(error, job)}\nThe export itself is whole, in {job.out}; to try again, type: "
+            f"hf upload {name} {job.out}{' --private' if job.config.private else ''}"
         ) from None
     url = str(getattr(done, "repo_url", None) or done)
     say(f"uploaded to {url}")
     return url
 
 
-def _api(plan: "Plan") -> Any:
+def _api(job: Job) -> Any:
     from huggingface_hub import HfApi
 
-    return HfApi(token=plan.token)
+    return HfApi(token=job.token)
 
 
-def _files(plan: "Plan") -> list[str]:
+def _files(job: Job) -> list[str]:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return _api(plan).list_repo_files(plan.config.push)
+        return _api(job).list_repo_files(job.config.push)
     except RepositoryNotFoundError:
         return []
 
 
-def _reason(error: Exception, plan: "Plan") -> str:
-    text = " ".join(str(error).replace(plan.token, "HF_TOKEN").split())  # whatever a library puts into its messages
+def _reason(error: Exception, job: Job) -> str:
+    text = " ".join(str(error).replace(job.token, "HF_TOKEN").split())  # whatever a library puts into its messages
     return text[:300]

@@ -8,12 +8,11 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
+
+import torch
 
 from poweropd_lite.base.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ROWS = 1 << 22  # elements that are read, merged and written at a time
@@ -46,7 +45,7 @@ class Checkpoint:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} can't be read: {error}; is the download whole?") from None
 
-    def rows(self, name: str, rows: slice) -> "torch.Tensor":
+    def rows(self, name: str, rows: slice) -> torch.Tensor:
         """Returns some rows of a tensor (all of a scalar)."""
         from safetensors import safe_open
 
@@ -111,8 +110,7 @@ class ShardWriter:
         if kind is None and not whole:
             raise RuntimeError("a shard was closed before all of its tensors were written")
 
-    def append(self, rows: "torch.Tensor") -> None:
+    def append(self, rows: torch.Tensor) -> None:
         """Writes the next rows."""
-        import torch
 
         self.file.write(rows.contiguous().view(torch.uint8).numpy().tobytes() if rows.numel() else b"")

@@ -6,19 +6,17 @@ The live model is the base with the adapter put on by PEFT, unmerged. It is aske
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.evaluate.serve import load_target
+from poweropd_lite.export.gap import KEPT, gap, kept, within
+from poweropd_lite.export.job import Job
 from poweropd_lite.export.shards import Checkpoint, row_blocks
 from poweropd_lite.models.merge import Change, changes_of
 from poweropd_lite.models.probe import Probe, probe, probe_texts, read_reference
-
-if TYPE_CHECKING:
-    from poweropd_lite.export.plan import Plan
 
 
 @dataclass
@@ -68,17 +66,17 @@ class Source:
         return torch.cat(list(self.blocks(name)))
 
 
-def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
+def read_source(job: Job, say: Callable[[str], None]) -> Source:
     """Loads the live model, asks it and reads its adapter; raises UserError for one that is not what was trained."""
-    target, notes = plan.target, list(plan.notes)
-    checkpoint = Checkpoint(target.base if plan.config.to != "adapter" else None)
-    texts = probe_texts(plan.vocabulary.tokenizer)
-    stored = plan.model_config.dtype or torch.float32
-    live_model = _load(plan, 16, stored)
+    target, notes = job.target, list(job.notes)
+    checkpoint = Checkpoint(target.base if job.config.to != "adapter" else None)
+    texts = probe_texts(job.vocabulary.tokenizer)
+    stored = job.model_config.dtype or torch.float32
+    live_model = _load(job, 16, stored)
     live = probe(live_model, texts)
     known, ends, tied = _anatomy(live_model)
     strange = sorted(set(checkpoint.tensors) - known)
-    if strange and plan.config.to != "adapter":
+    if strange and job.config.to != "adapter":
         notes.append(
             f"{len(strange)} tensors in the base's files are no part of the model and are left out, such as {strange[0]}"
         )
@@ -89,7 +87,7 @@ def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
     if target.adapter is None:
         source = Source(checkpoint, {}, live, live, live, tied, known, ends, notes)
         if target.run is not None:
-            _check_reference(plan, live_model, source, read_reference(Path(target.base)), say)
+            _check_reference(job, live_model, source, read_reference(Path(target.base)), say)
         return source
     with live_model.disable_adapter():
         base = probe(live_model, texts, live)
@@ -104,7 +102,7 @@ def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
                 "the adapter changes the embedding or the head alone, so the two are untied: the export has a head of its own"
             )
     except UserError:
-        if plan.config.to != "adapter":
+        if job.config.to != "adapter":
             raise
         changes, merged = {}, live
     if tied:  # one matrix, by the embedding's name
@@ -115,36 +113,28 @@ def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
     trained_on = getattr(torch, seen.base_dtype) if seen is not None else stored
     if seen is not None and seen.base_bits == 16 and trained_on not in (stored, torch.float32):
         del live_model  # the base was narrowed for training
-        live_model = _load(plan, 16, trained_on)
+        live_model = _load(job, 16, trained_on)
     if seen is not None and seen.base_bits == 4:
         del live_model
-        live_model = _load(plan, 4, torch.float32)
+        live_model = _load(job, 4, torch.float32)
         notes.append(
             "the adapter was trained on its base in 4 bits, and is exported on the 16-bit weights of that base, which it has "
             "not seen in training"
         )
-    _check_reference(plan, live_model, source, seen, say)
+    _check_reference(job, live_model, source, seen, say)
     absent = sorted(set(changes) - set(source.tensors()))
-    if absent and plan.config.to != "adapter":
+    if absent and job.config.to != "adapter":
         raise UserError(
             f"the adapter changes {absent[0]}, which the files of {target.base} don't hold under that name; a merge here can't "
             "tell where it belongs. Load the base with transformers, save it with save_pretrained, and type --base with that folder"
         )
-    if source.is_zero and plan.config.to != "adapter":
+    if source.is_zero and job.config.to != "adapter":
         source.notes.append("the adapter is zero: what is exported is its base")
     return source
 
 
-def _load(plan: "Plan", bits: int, dtype: torch.dtype) -> "torch.nn.Module":
-    from poweropd_lite.evaluate.target import load_target
-
-    config = Config(
-        student=plan.target.base,
-        teacher=plan.target.base,
-        student_bits=bits,
-        trust_remote_code=plan.config.trust_remote_code,
-    )
-    return load_target(plan.target, config, device(), dtype).model
+def _load(job: Job, bits: int, dtype: torch.dtype) -> "torch.nn.Module":
+    return load_target(job.target, bits, device(), dtype, job.config.trust_remote_code).model
 
 
 def device() -> torch.device:
@@ -152,12 +142,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _original(module: "torch.nn.Module") -> "torch.nn.Module":
+def _original(module: torch.nn.Module) -> torch.nn.Module:
     """The base's own module under what PEFT put around it."""
     return getattr(module, "base_layer", None) or getattr(module, "original_module", None) or module
 
 
-def _anatomy(model: "torch.nn.Module") -> tuple[set[str], tuple[str, str], bool]:
+def _anatomy(model: torch.nn.Module) -> tuple[set[str], tuple[str, str], bool]:
     """Returns the names of a base's weights, those of its embedding and its head, and whether the two are one matrix."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = {name.replace(".base_layer.", ".").replace(".original_module.", ".") for name in base.state_dict()}
@@ -167,7 +157,7 @@ def _anatomy(model: "torch.nn.Module") -> tuple[set[str], tuple[str, str], bool]
     return known, (names[id(ends[0])], names[id(ends[1])]), tied
 
 
-def _uses(model: "torch.nn.Module", changes: dict[str, Change]) -> dict[tuple[str, int], Change]:
+def _uses(model: torch.nn.Module, changes: dict[str, Change]) -> dict[tuple[str, int], Change]:
     """Returns the changes by how and where the base uses the weight."""
     base, uses = model.get_base_model(), {}
     kinds = {torch.nn.Embedding: "embedding", torch.nn.Linear: "linear"}
@@ -192,12 +182,11 @@ def _stays_tied(changes: dict[str, Change], ends: tuple[str, str], tied: bool) -
 
 
 def _check_reference(
-    plan: "Plan", model: "torch.nn.Module", source: Source, seen: Probe | None, say: Callable[[str], None]
+    job: Job, model: torch.nn.Module, source: Source, seen: Probe | None, say: Callable[[str], None]
 ) -> None:
     """Raises UserError unless the weights say what training saw of them; says so, or notes that it can't be known."""
-    from poweropd_lite.export.proof import KEPT, gap, kept, within
 
-    folder = plan.target.adapter or Path(plan.target.base)
+    folder = job.target.adapter or Path(job.target.base)
     if seen is None:
         source.notes.append(
             "no reference.json lies beside the weights, so only what the files say could be compared, not what training saw"
@@ -205,12 +194,12 @@ def _check_reference(
         return
     if seen.texts != source.live.texts:
         raise UserError(
-            f"the tokenizer of {plan.target.name} turns the reference's texts into other ids than in training; put back the "
+            f"the tokenizer of {job.target.name} turns the reference's texts into other ids than in training; put back the "
             "tokenizer that the run handed over"
         )
     now = probe(model, seen.texts, seen)
     without = now
-    if plan.target.adapter is not None:
+    if job.target.adapter is not None:
         with model.disable_adapter():
             without = probe(model, seen.texts, seen)
     found, effect = gap(now, seen), gap(without, seen)
@@ -218,12 +207,12 @@ def _check_reference(
     exact = seen.arithmetic == "float32" and seen.base_bits == 16
     mean, largest = within((1e-4, 2e-3), effect, 200) if exact else (0.15, 4.0)
     # Under a wide limit another adapter, or none, could hide: the effect must be the one that was trained.
-    share = kept(now, seen, without, without) if plan.target.adapter is not None else None
+    share = kept(now, seen, without, without) if job.target.adapter is not None else None
     other = share is not None and effect.mean > mean / 2 and not KEPT[0] <= share <= KEPT[1]
     if not (found.mean <= mean and found.largest <= largest) or other:
         raise UserError(
             f"the weights in {folder} do not say what they said at the end of training: its next-token log-probs are off by {found.mean:.3g} nats "
             f"on average ({found.largest:.3g} at most), and {mean:.2g} is allowed. Its weights, its lora_alpha or rank, or its base "
-            f"({plan.target.base}) are not those of the run; export the run's own folder, with --base for the right base"
+            f"({job.target.base}) are not those of the run; export the run's own folder, with --base for the right base"
         )
     say(f"the weights say what training saw: log-probs within {found.largest:.1e} nats")

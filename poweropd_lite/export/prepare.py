@@ -4,64 +4,38 @@ import math
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.evaluate.target import Target, find_target, load_vocabulary
+from poweropd_lite.export.gguf import check_gguf
+from poweropd_lite.export.gguf_vocab import stops
 from poweropd_lite.export.handover import check_place
+from poweropd_lite.export.job import Job
 from poweropd_lite.export.settings import OWN_GGUF, ExportConfig
+from poweropd_lite.export.shards import Checkpoint
+from poweropd_lite.models.loading import load_model_config
+from poweropd_lite.models.probe import REFERENCE
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from poweropd_lite.evaluate.target import Target, Vocabulary
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "nf4": 0.6}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """An export that can be carried out."""
-
-    config: ExportConfig
-    target: "Target"
-    vocabulary: "Vocabulary"
-    model_config: "PretrainedConfig"  # of the base
-    out: Path
-    kind: str  # what the weights are written as; a key of proof.LIMITS
-    revision: str | None  # the base's commit on the hub
-    token: str | None  # the hub's
-    notes: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """What to call the export."""
-        if self.config.push:
-            return self.config.push.split("/")[1]
-        own, run = self.out.resolve().name, self.target.run_folder
-        return f"{run.resolve().name}-{own}" if run is not None and self.config.out is None else own
-
-    @property
-    def gguf_type(self) -> str:
-        """The kind of weights in a GGUF file."""
-        return self.config.gguf_type.lower()
-
-
-def make_plan(config: ExportConfig) -> Plan:
-    """Returns the plan of an export; raises UserError for what can't work."""
-    from poweropd_lite.evaluate.target import find_target, load_vocabulary
-    from poweropd_lite.models.loading import load_model_config
-    from poweropd_lite.models.probe import REFERENCE
+def prepare_job(config: ExportConfig) -> Job:
+    """Returns what an export will do; raises UserError for what can't work."""
 
     token = _token(config)
-    target = find_target(config)
+    target = find_target(config.model, config.base, config.trust_remote_code)
     if config.to == "adapter" and target.adapter is None:
         raise UserError(
             f"{target.name} is a whole model, and --to adapter is for adapters; type --to merged-16bit, merged-4bit or gguf"
         )
     out = _out(config, target)
-    vocabulary = load_vocabulary(target, config)
+    vocabulary = load_vocabulary(target, config.trust_remote_code)
     model_config, _ = load_model_config(target.base, "model", config.trust_remote_code)
     if getattr(model_config, "quantization_config", None) is not None and config.to != "adapter":
         raise UserError(
@@ -81,9 +55,6 @@ def make_plan(config: ExportConfig) -> Plan:
         notes.append(f"its base is a folder of this machine ({target.base}); elsewhere name that machine's copy of it")
     kind = _kind(config, model_config)
     if config.to == "gguf":
-        from poweropd_lite.export.gguf import check_gguf
-        from poweropd_lite.export.gguf_vocab import stops
-
         check_gguf(config, model_config, vocabulary.tokenizer)
         stops(vocabulary)
     _check_disk(config, target, out, kind)
@@ -95,10 +66,10 @@ def make_plan(config: ExportConfig) -> Plan:
             f"the adapter was trained on {target.base} at revision {pinned}, and what is loaded is {revision}; download that revision into a "
             "folder of the same name and type --base with it"
         )
-    return Plan(config, target, vocabulary, model_config, out, kind, revision, token, tuple(notes))
+    return Job(config, target, vocabulary, model_config, out, kind, revision, token, tuple(notes))
 
 
-def _settle_thinking(tokenizer: "PreTrainedTokenizerBase", target: "Target") -> bool:
+def _settle_thinking(tokenizer: "PreTrainedTokenizerBase", target: Target) -> bool:
     """Makes training's enable_thinking the chat template's default; returns whether it was another one."""
     if target.run is None or not tokenizer.chat_template:
         return False
@@ -149,7 +120,7 @@ def _kind(config: ExportConfig, model_config: "PretrainedConfig") -> str:
     return stored if stored in ("float16", "bfloat16") else "bfloat16"
 
 
-def _out(config: ExportConfig, target: "Target") -> Path:
+def _out(config: ExportConfig, target: Target) -> Path:
     """The folder to write, which is new, empty or (with --overwrite) an earlier export."""
     name = config.to if config.to != "gguf" else f"gguf-{config.gguf_type.lower()}"
     if config.out is not None:
@@ -169,9 +140,8 @@ def _out(config: ExportConfig, target: "Target") -> Path:
     return path
 
 
-def _check_disk(config: ExportConfig, target: "Target", out: Path, kind: str) -> None:
+def _check_disk(config: ExportConfig, target: Target, out: Path, kind: str) -> None:
     """Raises UserError if the disk has no room for the export."""
-    from poweropd_lite.export.shards import Checkpoint
 
     if config.to == "adapter":
         need = sum(f.stat().st_size for f in target.adapter.iterdir() if f.is_file())
