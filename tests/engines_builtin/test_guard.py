@@ -185,7 +185,7 @@ def test_in_half_precision_the_limit_follows_the_first_gap():
     first = bench.step()["parity/gap"]
     assert 1e-4 < first < 0.05
     assert bench.guard.limit == pytest.approx(max(4 * first, 0.02))
-    assert Guard(bench.engine, bench.student, bench.sampling, bench.config, 0.01).limit == pytest.approx(0.04)
+    assert Guard(bench.engine, bench.student, bench.sampling, Stops(), 1, 0.01).limit == pytest.approx(0.04)
     assert Bench().guard.limit == 1e-4
 
 

@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from poweropd_lite.base.config import load_config
+from poweropd_lite.method.logprobs import Sampling
+from poweropd_lite.method.rollout import TRAINING, Draws
 from poweropd_lite.models.teacher import load_teacher
+from poweropd_lite.problems.prompts import step_indices
 from poweropd_lite.rehearse.audit_stats import intervals, log_prob_error, reward_error
 
 R = torch.tensor([0.5, -0.5, 0.2, 0.0, -0.8], dtype=torch.float64)
@@ -152,13 +155,19 @@ def half_logprobs(role, rollouts):
 
 
 def test_rollouts_are_those_that_training_draws_first():
-    """Two steps of training's own sampling, by its own function, with the student unchanged."""
-    from poweropd_lite.run.session import load_session
-    from poweropd_lite.train.loop import sample_rollouts
+    """Two steps of a run's first rollouts, by hand: the prompts of the step, and its own random numbers."""
+    from poweropd_lite.run.session import load_sampler, prepare
 
     config = load_config("bundled", batch_size=8, seed=5, temperature=0.9, eval_benchmarks=None, eval_every=0)
-    session = load_session(config, say=print)
-    theirs = [sample_rollouts(session, step) for step in (0, 1)]
+    ready = prepare(config, print)
+    _, engine = load_sampler(ready, print)
+    engine.sync()
+    theirs = []
+    for step in (0, 1):
+        prompts = [ready.prompts[i].ids for i in step_indices(len(ready.prompts), 8, 5, step)]
+        draws = Draws(5, TRAINING, step, tuple(range(8)))
+        sampling = Sampling(0.9, forbidden=torch.tensor(ready.pair.forbidden))
+        theirs.append(engine.sample(prompts, draws, sampling, config.max_new_tokens))
     _, ours = drawn_rollouts(config, 12)  # the second batch is cut short
     assert [[r.completion_ids for r in step] for step in ours] == [
         [r.completion_ids for r in step] for step in (theirs[0], theirs[1][:4])
