@@ -132,8 +132,9 @@ def make_sampler(engine: str, student, config: Config, stops: frozenset[int]):
         built = LoopEngine(student, stops, say=print)
     else:
         from poweropd_lite.engines.vllm import VllmEngine
+        from poweropd_lite.models.vllm_sizes import served_run
 
-        built = VllmEngine(student, config, stops)
+        built = VllmEngine(student, served_run(config), stops)
 
     def sample(prompts, draws, sampling, longest):
         built.sync()  # as in every step of training

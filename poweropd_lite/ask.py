@@ -1,10 +1,9 @@
-"""One question to a run, an adapter or a model: `ask("runs/power10-seed0", "Compute 12 + 30 - 7.")` (evaluate/ask.py)."""
+"""One question: `ask("runs/power10-seed0", "Compute 12 + 30 - 7.")`, or `python -m poweropd_lite.ask RUN "..."`."""
 
-from typing import Any
+from poweropd_lite.cli import run_command
+from poweropd_lite.evaluate.ask import ask, main
 
+__all__ = ["ask", "main"]
 
-def ask(model: Any, question: str, *, max_new_tokens: int | None = None) -> str:
-    """Returns the greedy answer to a question, as evaluate.ask.ask does."""
-    from poweropd_lite.evaluate.ask import ask
-
-    return ask(model, question, max_new_tokens=max_new_tokens)
+if __name__ == "__main__":
+    run_command(main)

@@ -10,10 +10,15 @@ from shapes import SHAPES, device, make_student, make_teacher, model_config, pro
 
 from poweropd_lite.base.config_files import changed
 from poweropd_lite.method import update
+from poweropd_lite.method.batch import Stops
 from poweropd_lite.method.rollout import Draws, Rollout
+from poweropd_lite.method.update import Objective
 from poweropd_lite.models.loading import final_hidden
+from poweropd_lite.models.vllm_sizes import served_run
 from poweropd_lite.plan.memory import plan_memory
 from poweropd_lite.plan.trace import Traces
+from poweropd_lite.run.metrics import describe
+from poweropd_lite.run.session import reward_settings
 
 GIB = 2**30
 
@@ -139,7 +144,7 @@ def make_engine(name: str, student, config):
 
         folder = tempfile.TemporaryDirectory()
         student.model.get_base_model().save_pretrained(folder.name)
-        return VllmEngine(student, changed(config, student=folder.name), frozenset({7})), folder
+        return VllmEngine(student, served_run(changed(config, student=folder.name)), frozenset({7})), folder
     from poweropd_lite.engines.loop import LoopEngine
 
     engine = LoopEngine(student, frozenset({7}), print)
@@ -153,7 +158,11 @@ def ours(student, teacher, optimizer, scaler, rollouts, plain_sampling, config, 
     names, standing = iter(("teacher", "student", "optimizer")), update._finish
     update._finish = lambda where: phases.end(next(names))
     try:
-        return update.update(student, teacher, optimizer, scaler, rollouts, plain_sampling, 7, config)
+        stops = Stops(config.stop_mode, 7)
+        objective = Objective(config.reward, reward_settings(config), plain_sampling, config.score, stops)
+        gradient = update.accumulate(student, teacher, rollouts, objective, config.token_budget, scaler)
+        metrics = update.take_step(student, optimizer, gradient, config.max_grad_norm, scaler)
+        return metrics | describe(gradient.tokens, objective)
     finally:
         update._finish = standing
 

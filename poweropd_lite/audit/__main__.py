@@ -6,8 +6,8 @@ Takes all of training's settings too. From Python: `audit(load_config("bundled",
 """
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.base.errors import run_command
 from poweropd_lite.base.flags import config_parser
+from poweropd_lite.cli import run_command
 from poweropd_lite.rehearse.audit import audit
 from poweropd_lite.rehearse.command import run_for_report
 from poweropd_lite.rehearse.settings import AuditConfig

@@ -69,7 +69,6 @@ def _dtype(dtype: str, config: Config, cuda: bool) -> Finding:
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     """Returns the compute dtype of a config on a device; raises UserError for one that it does not have."""
-
     cuda = device.type == "cuda"
     if config.dtype == "auto":
         if not cuda:
@@ -84,7 +83,6 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 def device_name(device: torch.device) -> str:
     """Returns a device's name for a user."""
-
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -94,7 +92,6 @@ def device_name(device: torch.device) -> str:
 @contextmanager
 def own_threads() -> Iterator[None]:
     """Gives torch's number of threads back at the end of the block."""
-
     before = torch.get_num_threads()
     try:
         yield

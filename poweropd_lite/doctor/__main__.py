@@ -12,9 +12,10 @@ import textwrap
 
 from poweropd_lite.base.config import BUNDLED, Config, config_to_check, names_models
 from poweropd_lite.base.config_files import checked
-from poweropd_lite.base.errors import UserError, run_command
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.flags import config_parser, given
 from poweropd_lite.checks.findings import Finding
+from poweropd_lite.cli import run_command
 from poweropd_lite.doctor.settings import DoctorConfig
 
 WIDTH = 118

@@ -5,8 +5,9 @@ the paper has such a run. Every sample is kept; started again, it goes on where 
 evaluations, `--regrade DIR` grades without sampling again. From Python: `evaluate(load_eval_config(model=...))`.
 """
 
-from poweropd_lite.base.errors import UserError, run_command
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.cli import run_command
 from poweropd_lite.evaluate.settings import EvalConfig, load_eval_config
 
 

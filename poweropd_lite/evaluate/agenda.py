@@ -76,7 +76,6 @@ class Agenda:
 
 def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     """Returns the agenda of an evaluation, having said what is odd about it; raises UserError for what can't work."""
-
     benchmarks = find_benchmarks(config.benchmarks, config.benchmark_folder) if config.benchmarks else None
     target = find_target(config.model, config.base, config.trust_remote_code)
 
@@ -140,7 +139,6 @@ def _batch_size(
     engine: str, target: Target, room: int, device: torch.device, dtype: torch.dtype, remote_code: bool
 ) -> int:
     """As many answers at once as are usual, or as a quarter of the memory holds keys and values for."""
-
     if engine == "vllm":
         return BATCH["vllm"]
     one = read_shape(target.base, "model", remote_code).cache_bytes(1, room, dtype.itemsize)
@@ -185,7 +183,6 @@ def _longest(problems: Problems, config: EvalConfig, vocabulary: Vocabulary, say
 
 def _about(target: Target, sets: Sequence[Problems]) -> dict[str, Any]:
     """What is good to know of a result, but does not change a sample."""
-
     packages = ("torch", "transformers", "peft", "vllm", "math-verify")
     run = target.run
     row = paper_row(run) if run else None

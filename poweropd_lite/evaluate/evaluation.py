@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from poweropd_lite.base.progress import Counting
-from poweropd_lite.base.stop import StopRequest, end_cell
+from poweropd_lite.base.stop import Stopped, StopRequest, end_cell
 from poweropd_lite.checks.machine import own_threads
 from poweropd_lite.evaluate.agenda import Agenda, make_agenda
 from poweropd_lite.evaluate.folder import EvalFolder, read_settings
@@ -39,7 +39,6 @@ class Evaluated:
 
 def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluated:
     """Evaluates a model, or goes on with it; raises UserError for what the user can mend, Stopped in Jupyter if stopped."""
-
     with _one_at_a_time, own_threads():
         agenda = make_agenda(config, say)
         with StopRequest(STOPPING) as stop, EvalFolder(agenda.path) as folder:
@@ -89,10 +88,6 @@ def sample_missing(agenda: Agenda, folder: EvalFolder, stop: StopRequest, say: C
                 counting.show(part.name, counting.done + len(batch), agenda.total)
 
 
-class _Stopped(Exception):
-    """A signal came while answers were graded."""
-
-
 def grade_and_score(
     folder: EvalFolder,
     ks: list[int],
@@ -106,18 +101,16 @@ def grade_and_score(
 
     The table is of the benchmarks `names`, or of all that are finished.
     """
-
     complete = complete_benchmarks(folder.path)
     with Counting("answer") as counting:
 
         def tick(name: str, done: int, total: int) -> None:
-            if stop:
-                raise _Stopped
+            stop.check()
             counting.show(f"grading {name}", done, total)
 
         try:
             grade_folder(folder, names or complete, again, official, tick)
-        except _Stopped:
+        except Stopped:
             return None
     results = write_results(folder.path, ks, names or complete, markdown)
     say(screen_table(results))
@@ -132,7 +125,6 @@ def regrade(
     folder: str | Path, official: bool = False, k: str | None = None, say: Callable[[str], None] = print
 ) -> Evaluated:
     """Grades the samples of an evaluation again and writes its results anew."""
-
     path = evaluation_in(folder)
     ks = earlier_ks(path) if k is None else []
     ks = ks or load_eval_config(model=str(path), n=read_settings(path)["settings"]["n"], k=k).ks

@@ -60,7 +60,6 @@ def sample_answers(
     engine: Engine, prompts: Sequence[Prompt], batch: Sequence[Key], sampling: Sampling, longest: int, seed: int
 ) -> list[Rollout]:
     """Returns the rollouts of a batch, in order, from the weights of the engine's last sync."""
-
     draws = Draws(seed, EVALUATION, tuple(k for _, k in batch), tuple(i for i, _ in batch))
     return engine.sample([prompts[i].ids for i, _ in batch], draws, sampling, longest)
 
@@ -151,7 +150,6 @@ def evaluate_student(
     `eval_samples` sampled answers a problem, and a greedy one. `tick` is told how many answers of how many are there before
     each batch; when it says no, the evaluation ends and None is returned.
     """
-
     forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
     longest = config.eval_max_new_tokens or config.max_new_tokens
     ways = (

@@ -1,11 +1,11 @@
 """The command line of export: `python -m poweropd_lite.export RUN --to FORMAT`."""
 
 import signal
-import sys
-from typing import Any, NoReturn
 
-from poweropd_lite.base.errors import UserError, run_command
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.base.stop import stopped_at_once
+from poweropd_lite.cli import run_command
 from poweropd_lite.export.settings import ExportConfig, load_export_config
 
 
@@ -27,16 +27,11 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"found both {args.source} and --model {flags['model']}; type one of them")
         flags["model"] = args.source
     config = load_export_config(**flags)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
     from poweropd_lite.export.make import export
 
-    export(config, say=lambda text: print(text, flush=True))
+    with stopped_at_once(signal.SIGTERM, signal.SIGHUP):
+        export(config, say=lambda text: print(text, flush=True))
     return 0
-
-
-def _end(number: int, frame: Any) -> NoReturn:
-    sys.exit(128 + number)  # which lets open folders be removed
 
 
 if __name__ == "__main__":

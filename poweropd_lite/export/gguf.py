@@ -37,7 +37,6 @@ _HALF_LARGEST = 65504.0  # of float16
 
 def check_gguf(config: ExportConfig, model_config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises UserError for a model that neither this file nor the given llama.cpp checkout can write."""
-
     if config.llama_cpp is not None:
         check_checkout(config)
         return
@@ -51,7 +50,6 @@ def check_gguf(config: ExportConfig, model_config: "PretrainedConfig", tokenizer
 
 def unfit(c: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Returns why a model's GGUF file can't be written by this file, or None."""
-
     if c.model_type not in ARCHITECTURES:
         return f"its type is {c.model_type}, and {', '.join(ARCHITECTURES)} are known"
     rope = c.rope_parameters or {}
@@ -70,7 +68,6 @@ def unfit(c: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | 
 
 def export_gguf(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Probe, int | None]:
     """Writes the GGUF file and Ollama's Modelfile; returns what the file says, and how many tensors were read back equal, if any were."""
-
     file = folder / f"model-{job.gguf_type}.gguf"
     own = job.gguf_type in OWN_GGUF
     if job.config.llama_cpp is not None and unfit(job.model_config, job.vocabulary.tokenizer) is not None:
@@ -197,7 +194,6 @@ def _add_settings(writer: Any, job: Job) -> None:
 
 def _expected(job: Job) -> dict[str, Any]:
     """Some of what a reader must find, by the model's config and its tokenizer."""
-
     c, tokenizer = job.model_config, job.vocabulary.tokenizer
     eos, others = stops(job.vocabulary)
     ids = dict(zip(("eos", "eot", "eom"), (eos, *others), strict=False)) | {"padding": tokenizer.pad_token_id}

@@ -89,7 +89,6 @@ def add_vocabulary(writer: Any, job: Job, rows: int) -> None:
 
 def stops(vocabulary: Vocabulary) -> tuple[int, list[int]]:
     """Returns the end-of-sequence id and the other ids that end an answer; raises UserError for more than GGUF can name."""
-
     tokenizer, ids = vocabulary.tokenizer, vocabulary.stop_ids
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ids else min(ids)
     others = sorted(ids - {eos}, key=lambda i: (i != end_of_turn(tokenizer), i))

@@ -36,7 +36,6 @@ def _quantiser(folder: Path) -> Path | None:
 
 def convert(job: Job, file: Path, source: Source, tick: Tick) -> None:
     """Writes `file` from the merged model in float32, which is removed again: for models that gguf.py does not know."""
-
     own = job.gguf_type in OWN_GGUF
     merged, whole = file.with_name(".merged"), file if own else file.with_name(".whole.gguf")
     merged.mkdir()

@@ -68,7 +68,6 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
 
 def _write(job: Job, folder: Path, source: Source) -> dict[str, Any]:
     """Writes the format, reads it back and returns its proof."""
-
     with Counting("tensor") as counting:
         tick = counting.show
         if job.config.to == "gguf":

@@ -27,7 +27,6 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "f32": 4, "f16": 2, "bf16":
 
 def prepare_job(config: ExportConfig) -> Job:
     """Returns what an export will do; raises UserError for what can't work."""
-
     token = _token(config)
     target = find_target(config.model, config.base, config.trust_remote_code)
     if config.to == "adapter" and target.adapter is None:
@@ -142,7 +141,6 @@ def _out(config: ExportConfig, target: Target) -> Path:
 
 def _check_disk(config: ExportConfig, target: Target, out: Path, kind: str) -> None:
     """Raises UserError if the disk has no room for the export."""
-
     if config.to == "adapter":
         need = sum(f.stat().st_size for f in target.adapter.iterdir() if f.is_file())
     else:

@@ -112,5 +112,4 @@ class ShardWriter:
 
     def append(self, rows: torch.Tensor) -> None:
         """Writes the next rows."""
-
         self.file.write(rows.contiguous().view(torch.uint8).numpy().tobytes() if rows.numel() else b"")

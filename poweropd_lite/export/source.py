@@ -185,7 +185,6 @@ def _check_reference(
     job: Job, model: torch.nn.Module, source: Source, seen: Probe | None, say: Callable[[str], None]
 ) -> None:
     """Raises UserError unless the weights say what training saw of them; says so, or notes that it can't be known."""
-
     folder = job.target.adapter or Path(job.target.base)
     if seen is None:
         source.notes.append(

@@ -46,7 +46,6 @@ def adapter_modules(base: "PreTrainedModel", config: Config) -> tuple[list[str],
 
     all-linear is every linear module but the head, by name: Unsloth wants names.
     """
-
     modules = list(base.named_modules())
     linear = sorted({name.rsplit(".", 1)[-1] for name, m in modules if isinstance(m, torch.nn.Linear)} - {"lm_head"})
     targets = [t.strip() for t in config.lora_targets.split(",") if t.strip()]

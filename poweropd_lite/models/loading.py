@@ -81,7 +81,6 @@ def load_causal_lm(
 
 def quiet_dropout(model: "PreTrainedModel") -> None:
     """Turns every dropout off."""
-
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -140,7 +139,6 @@ def check_head(model: "PreTrainedModel", name: str) -> None:
 
     Soft-capped, scaled or biased logits would make every log-prob here silently wrong.
     """
-
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     ids = torch.arange(8, device=base.device)[None] % head_weight(model).shape[0]
     with torch.no_grad():

@@ -94,7 +94,6 @@ def read_config(name: str, role: str, remote_code: bool = False) -> "PretrainedC
 
 def read_shape(name: str, role: str, remote_code: bool = False) -> Shape:
     """Returns the shape of a model by its name; raises UserError."""
-
     return shape_of(empty_model(read_config(name, role, remote_code), torch.bfloat16, remote_code))
 
 

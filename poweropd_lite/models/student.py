@@ -47,7 +47,6 @@ class Student:
 
     def compute(self) -> AbstractContextManager:
         """The autocast context of every forward."""
-
         half = self.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
 
@@ -75,7 +74,6 @@ def load_student(
     `fast_inference` (Unsloth on CUDA) brings up vLLM on the same base weights. Raises UserError for target modules that
     the model does not have.
     """
-
     if loader == "unsloth":
         from poweropd_lite.models.unsloth import load_unsloth
 

@@ -31,7 +31,6 @@ class Teacher:
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T], without gradient."""
-
         with torch.no_grad():
             return final_hidden(self.model, ids)
 
@@ -54,7 +53,6 @@ def load_scorer(
 
     `places` is a device_map, for a teacher of 16 or 32 bits that need not fit on the device (offload.layer_map).
     """
-
     options = {}
     if config.teacher_bits == 4:
         options["quantization_config"] = nf4(dtype)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.engines.vllm import BESIDE_WEIGHTS, cache_bytes
 from poweropd_lite.models.shape import Shape
+from poweropd_lite.models.vllm_sizes import BESIDE_WEIGHTS, cache_bytes, served_run
 from poweropd_lite.plan.trace import Traced, Traces
 
 GIB = 2**30
@@ -131,7 +131,6 @@ def fullest_batch(config: Config) -> tuple[int, int]:
 
 def teacher_compute(config: Config, dtype: torch.dtype) -> torch.dtype:
     """Returns what the teacher computes in, as load_teacher chooses it."""
-
     if config.teacher_bits == 32:
         return torch.float32
     return torch.bfloat16 if config.teacher_bits == 16 and dtype == torch.float32 else dtype
@@ -141,10 +140,9 @@ def _engine_bytes(
     config: Config, traces: Traces, student: Traced, engine: str, shared: bool
 ) -> tuple[dict[str, int], dict[str, int], int]:
     """Returns what the engine needs in rollouts, in evaluation, and all the time."""
-
     dtype = traces.dtype
     if engine == "vllm":
-        cache = cache_bytes(student.shape, config, dtype)
+        cache = cache_bytes(student.shape, served_run(config), dtype)
         if shared:
             return {}, {}, cache + BESIDE_WEIGHTS
         awake = {

@@ -20,7 +20,6 @@ def planned_gib(
     On a card that is what tensors hold; on a CPU what this process already takes is added. More than the machine has is
     said and not refused: prompts may be shorter than the config allows, and running out of memory halves what is in the way.
     """
-
     cuda = device.type == "cuda"
     try:
         configs = (

@@ -72,7 +72,7 @@ def run_for_report(
     args = parser.parse(argv)
     settings = checked(kind, given(args, kind))
     config = config_to_check(args.config, given(args))
-    from poweropd_lite.rehearse.scored import Stopped
+    from poweropd_lite.base.stop import Stopped
 
     try:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():

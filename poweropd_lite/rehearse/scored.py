@@ -26,14 +26,6 @@ ALPHAS = (0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0, 500.0)  # the paper's sweep
 STOPPING = "stopping; nothing is written (once more to stop at once)"
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal asked to stop; `signal` is its number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = number
-
-
 class Pace:
     """Shows how far the work is, and ends it with Stopped when a signal came."""
 
@@ -42,8 +34,7 @@ class Pace:
 
     def check(self) -> None:
         """Raises Stopped if a signal came."""
-        if self.stop:
-            raise Stopped(self.stop.signal)
+        self.stop.check()
 
     def each(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
         """Yields the batches, as long as no signal comes."""

@@ -163,7 +163,6 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> tu
     The live state, not `state_dict()`, in which bitsandbytes wraps its own. Its quantisation maps are one tensor for all
     parameters, which safetensors refuses: each gets a copy.
     """
-
     tensors, values = {}, {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, parameter in zip(names, parameters, strict=True):

@@ -97,7 +97,6 @@ def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
 
     Raises UserError for a folder that is no run, or for new steps under a schedule that depends on their number.
     """
-
     path = Path(folder)
     if not (path / "config.yaml").is_file():
         inside = [parent for parent in path.parents if (parent / "config.yaml").is_file()]

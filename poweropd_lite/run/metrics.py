@@ -21,7 +21,6 @@ from poweropd_lite.method.update import Objective, StepTokens
 
 def distribution(name: str, values: torch.Tensor) -> dict[str, float]:
     """Returns mean, standard deviation, min, p05, p95 and max of `values` [N] as metrics of one group."""
-
     marks = torch.tensor([0.0, 0.05, 0.95, 1.0], device=values.device)
     # torch.quantile refuses more than 16 million values, which a step of one card never has.
     low, p05, p95, high = torch.quantile(values.double(), marks.double()).tolist()
@@ -61,7 +60,6 @@ class JsonLines:
 
         Lines end at "\\n" alone: a sampled text may hold other characters that Python counts as line ends.
         """
-
         kept = []
         for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []:
             try:

@@ -137,7 +137,6 @@ def batches(
 
     `pool` batches are drawn at once and sorted by length, which saves most of the padding.
     """
-
     pool_size = pool * BATCH
     for draw in range(10**6):
         pairs = texts(seed * 10**6 + draw, pool_size)
@@ -170,7 +169,6 @@ def pretrain(
     model: "Qwen3ForCausalLM", stream: Iterator, steps: int, name: str, peak: float = 1.0, warmup: int = 60
 ) -> None:
     """Trains every weight: Muon (lr 0.02) on the matrices, AdamW (2e-3) on the rest; warm-up, then a cosine to zero."""
-
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
@@ -208,7 +206,6 @@ def pretrain(
 
 def greedy_accuracy(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", count: int = 256) -> float:
     """Returns the share of `count` held-out problems that greedy decoding answers right."""
-
     held_out = problems(0, count, held_out=True)
     tokenizer.padding_side = "left"
     inputs = tokenizer([prompt_text(tokenizer, p.question) for p in held_out], return_tensors="pt", padding=True)
@@ -222,7 +219,6 @@ def greedy_accuracy(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFa
 
 def build(part: str, out: Path) -> None:
     """Trains one part ("teacher" or "student") and writes it with its tokenizer to `out`/`part`."""
-
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     tokenizer = make_tokenizer("<|im_end|>" if part == "teacher" else "<|endoftext|>")

@@ -15,7 +15,6 @@ from poweropd_lite.problems.benchmarks import find_benchmarks, load_problems
 
 def measure(role: str, problems: int = 256, samples: int = 8) -> dict[str, float]:
     """Returns the scores of the shipped "teacher" or "student", in float32, on the first held-out problems."""
-
     config = load_config("bundled", eval_problems=problems, eval_samples=samples)
     pair = load_pair(config)
     (benchmark,) = find_benchmarks("bundled")

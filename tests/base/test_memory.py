@@ -24,7 +24,7 @@ def limited(*args):
         resource.setrlimit(resource.RLIMIT_AS, (size * 1024 + room * 2**20,) * 2)
     return real(*args)
 setattr(owner, phase, limited)
-from poweropd_lite.base.errors import run_command
+from poweropd_lite.cli import run_command
 run_command(lambda: command.main(sys.argv[3:]))
 """
 

@@ -218,7 +218,7 @@ def test_an_export_can_be_exported_again_and_replaced_only_when_asked(exports, t
 def test_a_killed_export_leaves_nothing_that_looks_finished(exports, tmp_path, number):
     code = (
         "import time, sys; import poweropd_lite.export.folders as f; from poweropd_lite.export.__main__ import main\n"
-        "from poweropd_lite.base.errors import run_command\n"
+        "from poweropd_lite.cli import run_command\n"
         "def slow(*_): print('HERE', flush=True); time.sleep(60)\n"
         "f.check_merged = slow\n"
         "run_command(lambda: main(sys.argv[1:]))"
