@@ -122,10 +122,17 @@ def test_what_a_reader_finds(audited):
     there = sorted(report["candidates"] | report["not_audited"])
     assert there == ["16-bit teacher", "4-bit teacher", "8-bit teacher", "student bfloat16"]
     assert set(report["not_audited"]) <= {"8-bit teacher"}  # LLM.int8 on a CPU is bitsandbytes' to offer
-    assert report["verdict"]["sound"] and report["verdict"]["candidate"] == "4-bit teacher"
-    text = (folder / "audit.md").read_text()
+    assert report["verdict"]["sound"] and report["verdict"]["line"].startswith("yes: 4-bit teacher at power 10: ")
+    whose = {name: (c["model"], c["bits"]) for name, c in report["candidates"].items()}
+    assert whose["4-bit teacher"] == ("teacher", 4) and whose["student bfloat16"] == ("student", 16)
     own = report["candidates"]["4-bit teacher"]["rewards"]["power 10"]
-    assert f"| power 10 | {100 * own['flipped_mass']:.2f}% |" in text and "yes: 4-bit teacher at power 10" in text
+    assert own["passes"] and (own["reward"], own["alpha"]) == ("power", 10.0)
+    text = (folder / "audit.md").read_text()
+    line = next(line for line in text.split("## 4-bit teacher")[1].splitlines() if line.startswith("| power 10 |"))
+    bounds = [*own["interval"]["flipped_mass"], *own["interval"]["correlation"]]
+    values = [value for key, value in own.items() if isinstance(value, float) and key != "alpha"] + bounds
+    assert len(values) == 13 and line == "| power 10 | " + " | ".join(f"{value:.6g}" for value in values) + " |"
+    assert f"- {report['verdict']['line']}" in text
     assert (folder / "audit.png").read_bytes().startswith(b"\x89PNG")
     assert "student float32  40/40" in done.stderr and "files   report: audit.json  audit.md  audit.png" in done.stderr
     errors = {name: rows["log_prob_error"]["mean_abs"] for name, rows in report["candidates"].items()}
@@ -190,9 +197,11 @@ def test_a_teacher_that_four_bits_spoil_is_found(other, tmp_path):
     report = json.loads((tmp_path / "report" / "audit.json").read_text())
     assert done.returncode == 1, done.stdout + done.stderr
     verdict = report["verdict"]
-    assert not verdict["sound"] and verdict["correlation"] < 0.9
+    by_bits = {bits: report["candidates"][f"{bits}-bit teacher"]["rewards"] for bits in (4, 16)}
+    assert not verdict["sound"] and by_bits[4]["power 10"]["correlation"] < 0.9
     assert "no: 4-bit teacher at power 10" in done.stdout and "type --teacher-bits 16" in done.stdout
-    assert verdict["would_pass"]["4-bit teacher"] == [] and "power 10" in verdict["would_pass"]["16-bit teacher"]
+    assert not any(row["passes"] for row in by_bits[4].values()) and by_bits[16]["power 10"]["passes"]
+    assert f"{100 * by_bits[4]['power 10']['flipped_mass']:.2f}%!" in done.stdout  # marked in the table
     exact = token_logprobs(
         float64_model("teacher"), [r for s in drawn_rollouts(load_config("bundled"), 32)[1] for r in s]
     )
@@ -206,7 +215,9 @@ def test_a_teacher_that_four_bits_spoil_is_found(other, tmp_path):
 def test_limits_are_the_users(tmp_path):
     done = run_audit("--rollouts", "16", "--min-correlation", "0.99999", "--out", "report", cwd=tmp_path)
     assert done.returncode == 1 and "at least 0.99999" in done.stdout
-    assert "4-bit teacher: passes at none of them" in done.stdout
+    report = json.loads((tmp_path / "report" / "audit.json").read_text())
+    assert not any(row["passes"] for row in report["candidates"]["4-bit teacher"]["rewards"].values())
+    assert "16 rollouts are too few to be sure of anything: type --rollouts 256" in done.stdout
 
 
 def test_layers_that_do_not_fit_are_streamed_and_say_the_same(tmp_path):
