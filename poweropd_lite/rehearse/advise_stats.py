@@ -66,7 +66,7 @@ def effective_share(weights: Tensor) -> float | None:
 
 
 def truncation(mass: Tensor, kept: Tensor, bias: Tensor) -> dict[str, float]:
-    """Returns what a sampling keeps at N positions: the ids' `mass`, 1 in `kept` if the token is one, `bias` ||s - q||."""
+    """Returns what a sampling keeps at N positions: its ids' `mass`, 1 in `kept` for one of them, `bias` ||s - q||."""
     return {
         "kept_mass": mass.mean().item(),
         "kept_mass_p05": float(numpy.quantile(mass.numpy(), 0.05)),

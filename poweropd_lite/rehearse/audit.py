@@ -137,7 +137,7 @@ def score_students(ready: Prepared, settings: AuditConfig, pace: Pace) -> tuple[
 
 
 def score_teacher(ready: Prepared, bits: int, room: float | None, drawn: Drawn, pace: Pace) -> tuple[Tensor, int]:
-    """Returns log p [N] by the teacher in `bits`, and its streamed layers: in 16 and 32 bits what `room` bytes don't hold."""
+    """Returns log p [N] by the teacher in `bits`, and its streamed layers: in 16 and 32 bits, beyond `room` bytes."""
     config, dtypes = changed(ready.config, teacher_bits=bits), {16: torch.bfloat16, 32: torch.float32}
     try:
         places = layer_map(config, ready.device, dtypes[bits], room) if bits in dtypes else None

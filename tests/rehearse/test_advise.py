@@ -231,8 +231,9 @@ def made_up(**changes):
         "min": -0.9, "max": 0.8, "top_gradient": 0.1, "sparse": False, "heavy": False, "mean_norm": 0.2,
         "gradient": {"norm": [0.1, 0.3], "cosine_full_kl": 0.5, "cosine_between_batches": 0.1},
     }  # fmt: skip
-    named = {"power 1": ("power", 1.0), "power 10": ("power", 10.0), **{n: (n, None) for n in ("log_ratio", "zscore", "full_kl")}}  # fmt: skip
-    rows = {label: {**row, "reward": reward, "alpha": alpha, **changes.get(label, {})} for label, (reward, alpha) in named.items()}  # fmt: skip
+    named = {"power 1": ("power", 1.0), "power 10": ("power", 10.0)}
+    named |= {reward: (reward, None) for reward in ("log_ratio", "zscore", "full_kl")}
+    rows = {label: row | {"reward": r, "alpha": a} | changes.get(label, {}) for label, (r, a) in named.items()}
     push = {name: {"push": 0.25, "net_push": -0.2} for name in rows if name != "full_kl"}
     cut = {"kept_mass": 1.0, "kept_mass_p05": 0.99, "tokens_outside": 0.0, "full_score_push": push}
     return {

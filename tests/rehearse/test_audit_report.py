@@ -56,7 +56,7 @@ def test_the_verdict_on_made_up_numbers():
 
 
 def test_both_limits_decide():
-    """Log ratios 2, -2, 1, -1 against 2, -2, -1, 1: 2 of the mass 6 flips; the products sum to 6, both squares to 10."""
+    """Log ratios 2, -2, 1, -1 against 2, -2, -1, 1: 2 of the mass 6 flips; products sum to 6, squares to 10 each."""
     log_q, reward = torch.zeros(4), load_config("bundled", reward="log_ratio")
     reference, other = torch.tensor([2.0, -2.0, 1.0, -1.0]), torch.tensor([2.0, -2.0, -1.0, 1.0])
 
@@ -72,7 +72,7 @@ def test_both_limits_decide():
 
 
 def test_ways_out_that_can_be_taken():
-    """No 16-bit teacher passes: 32 bits are named, unless the reference itself did not fit; and no alpha above the config's."""
+    """No 16-bit teacher passes: 32 bits are named, unless the reference did not fit; and no alpha above the config's."""
     bad = row("power", 10.0, 0.2, 0.5, (0.1, 0.3), (0.4, 0.6), passes=False)
     report = made_up()
     for candidate in report["candidates"].values():
