@@ -64,8 +64,8 @@ def screen(report: Advice) -> str:
     legend = (
         f"live: |r| > {limits['live_reward']:g} (!: under {limits['few_live_share']:.0%}); its mass: of sum |r|; "
         f"top 1%: of the tokens' gradient (!: over {limits['heavy_share']:.0%}); norm (clipped at "
-        f"{run['max_grad_norm']:g}), cos (with full_kl's), batches (between two): gradients of the first {report['gradient_rollouts']} "
-        "rollouts; *: the config's own"
+        f"{run['max_grad_norm']:g}), cos (with full_kl's), batches (between two): gradients of the first "
+        f"{report['gradient_rollouts']} rollouts; *: the config's own"
     )
     which = [r for r in dict.fromkeys((report["own"], "log_ratio")) if r in cuts[sampling]["full_score_push"]]
     kept = {name: cut | {r: push["push"] for r, push in cut["full_score_push"].items()} for name, cut in cuts.items()}
