@@ -10,6 +10,7 @@ out-of-memory handling, the guard against stale weights, float16, Unsloth and vL
 import argparse
 
 import torch
+import transformers
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.checks.pair import load_pair
@@ -30,6 +31,7 @@ def main(steps: int, problems: int) -> float:
     config = load_config("bundled", steps=steps, eval_problems=problems)
     device, dtype = torch.device("cpu"), torch.float32
     torch.set_num_threads(1)  # the faster at this size
+    transformers.utils.logging.disable_progress_bar()
 
     # The pair: one vocabulary, which ids are never sampled, where a completion ends. Then prompts and problems.
     pair = load_pair(config)
@@ -38,7 +40,7 @@ def main(steps: int, problems: int) -> float:
     held_out = load_problems(benchmark, pair.tokenizer, config, problems, (None, None), print)
 
     # A LoRA student, what samples from it, a frozen 4-bit teacher, and what is to be learnt.
-    student, teacher = load_student(config, device, dtype), load_teacher(config, device, dtype)
+    student, teacher = load_student(config, device, dtype), load_teacher("bundled", 4, device, dtype)
     engine = LoopEngine(student, pair.stop_ids, print)
     sampling = Sampling(temperature=1.0, forbidden=torch.tensor(pair.forbidden))
     objective = Objective("power", {"alpha": 10.0}, sampling, stops=Stops("mask", pair.teacher_stop))

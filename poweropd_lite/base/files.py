@@ -1,6 +1,7 @@
 """Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -29,6 +30,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON; NaN and infinity are refused, for they are not JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """Makes and returns PARENT/NAME, or the first of PARENT/NAME-2, NAME-3, ... that is not taken."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    return path
 
 
 @contextlib.contextmanager

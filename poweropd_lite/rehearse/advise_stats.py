@@ -1,7 +1,7 @@
 """What a reward does to a set of tokens: pure maths on float64 tensors of N tokens.
 
-r is the reward, g = ||onehot - q|| the norm of a token's score function with respect to the logits: |r| g is the norm of
-the token's own gradient there. "Top 1%" is the ceil(N / 100) largest.
+r is the reward, g = ||onehot - q|| the norm of a token's score function with respect to the logits: |r| g is the norm
+of the token's own gradient there. "Top 1%" is the ceil(N / 100) largest.
 """
 
 import math
@@ -43,7 +43,7 @@ def reward_facts(r: Tensor, pull: Tensor | None, log_ratio: Tensor | None, live:
 
 
 def by_decile(r: Tensor, pull: Tensor, log_ratio: Tensor, place: Tensor, live: float) -> list[dict[str, Any] | None]:
-    """Returns reward_facts of each tenth of the completions, given each token's `place` [N] (0 to 9); None for an empty one."""
+    """Returns reward_facts of each tenth of the completions by tokens' `place` [N] (0 to 9); None: an empty one."""
     parts = [place == i for i in range(DECILES)]
     return [reward_facts(r[p], pull[p], log_ratio[p], live) if p.any() else None for p in parts]
 
@@ -66,7 +66,7 @@ def effective_share(weights: Tensor) -> float | None:
 
 
 def truncation(mass: Tensor, kept: Tensor, bias: Tensor) -> dict[str, float]:
-    """Returns what a sampling keeps at N positions: `mass` of the ids kept, 1 in `kept` if the token is one, `bias` ||s - q||."""
+    """Returns what a sampling keeps at N positions: its ids' `mass`, 1 in `kept` for one of them, `bias` ||s - q||."""
     return {
         "kept_mass": mass.mean().item(),
         "kept_mass_p05": float(numpy.quantile(mass.numpy(), 0.05)),
@@ -76,9 +76,9 @@ def truncation(mass: Tensor, kept: Tensor, bias: Tensor) -> dict[str, float]:
 
 
 def truncation_push(r: Tensor, pull: Tensor, kept: Tensor, bias: Tensor) -> dict[str, float | None]:
-    """Returns the push of score `full` that comes from the truncation alone, as a share of the gradient: see docs/advise.md.
+    """Returns the push of score `full` that comes from the truncation alone, as a share of the gradient.
 
-    `push` is sum |r| ||s - q|| / sum |r| g, `net_push` sum r ||s - q|| / sum |r| g, over the tokens that could be drawn.
+    `push` is sum |r| ||s - q|| / sum |r| g, `net_push` sum r ||s - q|| / sum |r| g, over tokens that could be drawn.
     """
     inside = kept > 0
     r, pull, bias = r[inside], pull[inside], bias[inside]

@@ -1,7 +1,7 @@
 """How far rewards from one model are from those of another: pure maths on float64 tensors of N tokens.
 
-The reference's rewards are r, the candidate's s. Sums run over all N tokens. A reward of exactly 0 has no sign: a token flips
-only from above zero to below, or back.
+The reference's rewards are r, the candidate's s. Sums run over all N tokens. A reward of exactly 0 has no sign: a token
+flips only from above zero to below, or back.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Numbers = dict[str, float | None]
 
 
 def log_prob_error(reference: Tensor, candidate: Tensor) -> dict[str, float]:
-    """Returns mean, mean absolute, 95th percentile of the absolute and largest absolute error of log-probs [N], nats."""
+    """Returns mean, mean absolute, 95th percentile of the absolute, and largest error of log-probs [N], nats."""
     error = candidate.double() - reference.double()
     size = error.abs()
     return {
@@ -28,8 +28,8 @@ def log_prob_error(reference: Tensor, candidate: Tensor) -> dict[str, float]:
 def reward_error(r: Tensor, s: Tensor) -> Numbers:
     """Returns what docs/audit.md lists of the candidate's rewards `s` against the reference's `r`, both [N].
 
-    None where a number is not defined: shares of the reward mass sum |r| when that is 0, the correlation when r or s is the
-    same for every token.
+    None where a number is not defined: shares of the reward mass sum |r| when that is 0, the correlation when r or s is
+    the same for every token.
     """
     mass, count = r.abs().sum().item(), len(r)
     flipped, vanished, appeared = (r.sign() * s.sign()) < 0, (r != 0) & (s == 0), (r == 0) & (s != 0)
@@ -52,8 +52,8 @@ def reward_error(r: Tensor, s: Tensor) -> Numbers:
 def intervals(r: Tensor, s: Tensor, lengths: Sequence[int], resamples: int, seed: int) -> dict[str, list[float] | None]:
     """Returns 95% percentile intervals of flipped_mass and correlation, by drawing whole rollouts with replacement.
 
-    `lengths` are the tokens of each rollout, whose sum is N. Tokens of one rollout hang together, so drawing tokens would
-    make the intervals too narrow. None where a number is not defined in every resample.
+    `lengths` are the tokens of each rollout, whose sum is N. Tokens of one rollout hang together, so drawing tokens
+    would make the intervals too narrow. None where a number is not defined in every resample.
     """
     x, y = r - r.mean(), s - s.mean()  # centred once: no difference of large sums below
     flipped = r.abs() * ((r.sign() * s.sign()) < 0)

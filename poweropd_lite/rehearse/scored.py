@@ -131,12 +131,7 @@ def reward_configs(config: Config, *others: str) -> dict[str, Config]:
     wanted = [{"reward": "power", "alpha": alpha} for alpha in sorted({*ALPHAS, config.alpha})]
     wanted += [{"reward": name} for name in (*others, config.reward)]
     made = [checked(Config, {**config.model_dump(), **values}) for values in wanted]
-    return {label(one): one for one in made}
-
-
-def label(config: Config) -> str:
-    """Returns the name of a config's reward, such as "power 10" or "tanh"."""
-    return config.reward_label
+    return {one.reward_label: one for one in made}
 
 
 def rewards(config: Config, log_p: Tensor, log_q: Tensor, sizes: tuple[int, ...]) -> Tensor:

@@ -29,12 +29,11 @@ class AuditConfig(BaseModel):
     reference_gib: float | None = Field(
         None,
         ge=0,
-        description="memory that the full-precision teacher may take on the device, in GiB; layers that don't fit are streamed; if not given, what is free",
+        description="memory that the full-precision teacher may take on the device, in GiB; layers that don't fit are "
+        "streamed; if not given, what is free",
     )
     out: str | None = Field(
-        None,
-        min_length=1,
-        description="folder of the report; if not given, a new one under audits/",
+        None, min_length=1, description="folder of the report; if not given, a new one under audits/"
     )
 
 
@@ -58,17 +57,10 @@ class AdviseConfig(BaseModel):
     min_live_share: float = Field(
         0.01, ge=0, le=1, description="refused if fewer of the tokens are live under the config's own reward"
     )
-    few_live_share: float = Field(
-        0.05, ge=0, le=1, description="a reward with fewer live tokens than this is called sparse"
-    )
+    few_live_share: float = Field(0.05, ge=0, le=1, description="a reward with fewer live tokens than this is marked")
     heavy_share: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="a reward whose top 1% of tokens carry more of the gradient is called carried by a few",
+        0.25, ge=0, le=1, description="a reward whose top 1% of tokens carry more of the gradient is marked"
     )
     out: str | None = Field(
-        None,
-        min_length=1,
-        description="folder of the report; if not given, a new one under advice/",
+        None, min_length=1, description="folder of the report; if not given, a new one under advice/"
     )

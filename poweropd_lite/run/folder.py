@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from poweropd_lite.base.config import Config, load_config
-from poweropd_lite.base.config_files import dump_yaml
+from poweropd_lite.base.config_files import changed, dump_yaml
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import write_text
+from poweropd_lite.base.files import free_folder, write_text
 from poweropd_lite.run.checkpoint import checkpoints, recover
 
 
@@ -74,22 +74,10 @@ def new_run(config: Config) -> RunFolder:
             raise UserError(f"can't make the run folder {path}: {error.strerror}; type another --output") from None
     else:
         reward = config.reward_label.replace(" ", "")
-        path = _free_folder(Path("runs"), f"{reward}-seed{config.seed}")
+        path = free_folder(Path("runs"), f"{reward}-seed{config.seed}")
     run = RunFolder(path)
-    write_text(path / "config.yaml", dump_yaml(config.model_copy(update={"output": str(path)})))
+    write_text(path / "config.yaml", dump_yaml(changed(config, output=str(path))))
     return run
-
-
-def _free_folder(parent: Path, name: str) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 10**6):
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise UserError(f"{parent} holds a million runs named {name}; type --output")
 
 
 def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
@@ -119,4 +107,4 @@ def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
         raise UserError(f"{path} has a summary but no checkpoint to go on from; start a new run with another --output")
     if not saved:
         print(f"{path} has no checkpoint yet: starting at step 0")
-    return run, config.model_copy(update={"output": str(path)})
+    return run, changed(config, output=str(path))

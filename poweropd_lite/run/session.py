@@ -174,7 +174,7 @@ def load_session(ready: Prepared, say: Callable[[str], None]) -> Session:
     config, device, dtype = ready.config, ready.device, ready.dtype
     student, engine = load_sampler(ready, say)  # asleep while the teacher is quantised
     try:
-        teacher = load_teacher(config, device, dtype)
+        teacher = load_teacher(config.teacher, config.teacher_bits, device, dtype, config.trust_remote_code)
     except BaseException:
         engine.close()
         raise

@@ -58,7 +58,11 @@ def allocated(work):
 def bundled():
     """The bundled student and teacher as a run loads them, and their config; rollouts of 240 tokens, four a micro-batch."""
     config = load_config("bundled", eval_benchmarks=None, eval_every=0)
-    return load_student(config, CPU, torch.float32), load_teacher(config, CPU, torch.float32), config
+    return (
+        load_student(config, CPU, torch.float32),
+        load_teacher(config.teacher, config.teacher_bits, CPU, torch.float32),
+        config,
+    )
 
 
 def one_update(student, lines=4, width=240, teacher=None):
@@ -166,7 +170,10 @@ def test_shorter_rollouts_fill_the_budget_and_are_planned_for():
 
 def test_a_teacher_in_half_precision_allocates_what_was_traced():
     config = load_config("bundled", teacher_bits=16)
-    teacher, (lines, width) = load_teacher(config, CPU, torch.float32), fullest_batch(config)
+    teacher, (lines, width) = (
+        load_teacher(config.teacher, config.teacher_bits, CPU, torch.float32),
+        fullest_batch(config),
+    )
     assert teacher.head.dtype == torch.bfloat16
     one_score(teacher, lines, width)
     planned = memory_of(config).phases["score"]["activations"]
