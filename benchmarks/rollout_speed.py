@@ -132,7 +132,7 @@ def make_sampler(engine: str, student, config: Config, stops: frozenset[int]):
         built = LoopEngine(student, stops, say=print)
     else:
         from poweropd_lite.engines.vllm import VllmEngine
-        from poweropd_lite.models.vllm_sizes import served_run
+        from poweropd_lite.models.shape import served_run
 
         built = VllmEngine(student, served_run(config), stops)
 

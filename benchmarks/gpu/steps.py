@@ -14,7 +14,7 @@ from poweropd_lite.method.batch import Stops
 from poweropd_lite.method.rollout import Draws, Rollout
 from poweropd_lite.method.update import Objective
 from poweropd_lite.models.loading import final_hidden
-from poweropd_lite.models.vllm_sizes import served_run
+from poweropd_lite.models.shape import served_run
 from poweropd_lite.plan.memory import plan_memory
 from poweropd_lite.plan.trace import Traces
 from poweropd_lite.run.metrics import describe

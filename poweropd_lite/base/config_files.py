@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Settings = TypeVar("Settings", bound="BaseModel")
-RENAMED = dict.fromkeys(
-    ("eval_data", "eval_subset", "eval_split"), "; it is eval_benchmarks now: a name, a file or ID:SUBSET:SPLIT"
-)
 
 
 def nearest(name: str, names: Any) -> str:
@@ -46,16 +43,6 @@ def shipped_configs() -> list[str]:
     return sorted(path.stem for path in config_folder().glob("*.yaml"))
 
 
-def translated(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a file with the names of before eval_benchmarks in today's."""
-    old = {key: values.pop(key) for key in ("eval_data", "eval_subset", "eval_split") if key in values}
-    if data := old.get("eval_data"):
-        subset, split = old.get("eval_subset") or "", old.get("eval_split") or "test"
-        hub = "/" in data and not Path(data).exists() and Path(data).suffix not in (".json", ".jsonl", ".parquet")
-        values["eval_benchmarks"] = f"{data}:{subset}:{split}" if hub else data
-    return values
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns a YAML file's mapping; raises UserError where it is not one, or names a key twice."""
     import yaml
@@ -79,7 +66,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'setting: value' lines, but it is a {type(values).__name__}")
-    return translated(values)
+    return values
 
 
 def checked(kind: type[Settings], values: dict[str, Any], where: str = "") -> Settings:
@@ -89,9 +76,7 @@ def checked(kind: type[Settings], values: dict[str, Any], where: str = "") -> Se
     fields = kind.model_fields
     unknown = [key for key in values if key not in fields]
     if unknown:
-        raise UserError(
-            "\n".join(f"unknown setting '{key}'{where}{RENAMED.get(key) or nearest(key, fields)}" for key in unknown)
-        )
+        raise UserError("\n".join(f"unknown setting '{key}'{where}{nearest(key, fields)}" for key in unknown))
     for key, value in values.items():  # YAML's yes and no, which would count as 1 and 0
         if isinstance(value, bool) and fields[key].annotation not in (bool, bool | None):
             raise UserError(f"{key}: found {value}, but it is not a switch; --help says what it takes")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from poweropd_lite.base.notebook import in_notebook
+from poweropd_lite.base.progress import in_notebook
 
 
 class Stopped(KeyboardInterrupt):

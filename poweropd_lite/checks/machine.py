@@ -7,8 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.base.errors import UserError
-from poweropd_lite.checks.findings import Finding
+from poweropd_lite.base.errors import Finding, UserError
 
 
 def check_machine(config: Config, device: torch.device) -> list[Finding]:

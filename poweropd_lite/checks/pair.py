@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.checks.findings import Finding, notices, refuse
+from poweropd_lite.base.errors import Finding, notices, refuse
 from poweropd_lite.checks.pair_checks import (
     PROBE,
     Side,

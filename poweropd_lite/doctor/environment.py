@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 
 from poweropd_lite.base.config import load_config
-from poweropd_lite.checks.findings import Finding
+from poweropd_lite.base.errors import Finding
 from poweropd_lite.engines.choose import choose_engine, choose_loader, hush_bitsandbytes, installed
 
 # what it is for, and how to get it

@@ -9,8 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.config import BUNDLED, Config
-from poweropd_lite.base.errors import UserError
-from poweropd_lite.checks.findings import Finding
+from poweropd_lite.base.errors import Finding, UserError
 from poweropd_lite.checks.machine import check_machine
 from poweropd_lite.checks.pair import examine_pair, read_sides, settle_pair
 from poweropd_lite.checks.pair_checks import PROBE, Side, check_prompt_tokens

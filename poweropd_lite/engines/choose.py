@@ -16,8 +16,8 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.engines.vllm import VllmEngine
 from poweropd_lite.method.rollout import Engine
+from poweropd_lite.models.shape import LORA_RANKS, served_run
 from poweropd_lite.models.student import Student
-from poweropd_lite.models.vllm_sizes import LORA_RANKS, served_run
 
 
 @dataclass(frozen=True)

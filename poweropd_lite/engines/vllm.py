@@ -20,9 +20,16 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Draws, Rollout
-from poweropd_lite.models.shape import read_shape
+from poweropd_lite.models.shape import (
+    BESIDE_WEIGHTS,
+    GIB,
+    Served,
+    cache_bytes,
+    lora_rank_limit,
+    memory_share,
+    read_shape,
+)
 from poweropd_lite.models.student import Student
-from poweropd_lite.models.vllm_sizes import BESIDE_WEIGHTS, GIB, Served, cache_bytes, lora_rank_limit, memory_share
 
 MOST_FORBIDDEN = 1024  # logit biases a request, in vLLM's CUDA runner
 ALONE_LINES = 256  # answers at once of a vLLM that has the machine to itself

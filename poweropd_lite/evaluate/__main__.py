@@ -6,8 +6,7 @@ evaluations, `--regrade DIR` grades without sampling again. From Python: `evalua
 """
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.flags import config_parser, given
-from poweropd_lite.cli import run_command
+from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.evaluate.settings import EvalConfig, load_eval_config
 
 

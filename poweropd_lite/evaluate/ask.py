@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from poweropd_lite.base.flags import Parser
+from poweropd_lite.cli import Parser
 
 
 def ask(model: str | Path, question: str, *, max_new_tokens: int | None = None) -> str:

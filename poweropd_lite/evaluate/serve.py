@@ -13,8 +13,8 @@ from poweropd_lite.engines.vllm import VllmServer
 from poweropd_lite.evaluate.target import Target
 from poweropd_lite.method.rollout import Engine
 from poweropd_lite.models.loading import load_causal_lm, nf4, stay_unpacked
+from poweropd_lite.models.shape import Served
 from poweropd_lite.models.student import Student
-from poweropd_lite.models.vllm_sizes import Served
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -3,9 +3,8 @@
 import signal
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.flags import config_parser, given
 from poweropd_lite.base.stop import stopped_at_once
-from poweropd_lite.cli import run_command
+from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.export.settings import ExportConfig, load_export_config
 
 

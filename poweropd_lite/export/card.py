@@ -7,7 +7,7 @@ from typing import Any
 from poweropd_lite.base.files import write_text
 from poweropd_lite.export.history import base_name
 from poweropd_lite.export.job import Job
-from poweropd_lite.models.vllm_sizes import LORA_RANKS
+from poweropd_lite.models.shape import LORA_RANKS
 
 LICENCES = {"qwen/qwen3": "apache-2.0", "bundled": "apache-2.0"}  # of models that the configs name
 

@@ -19,10 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.loading import final_hidden
-from poweropd_lite.models.merge import Change
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from poweropd_lite.models.merge import Change
 
 REFERENCE = "reference.json"  # its file, beside an adapter
 TOP = 8  # log-probs that are compared at each position: of the likeliest tokens of the model compared with
@@ -102,7 +103,7 @@ def probe(
     model: "PreTrainedModel",
     texts: Sequence[Sequence[int]],
     like: Probe | None = None,
-    changes: dict[tuple[str, int], Change] | None = None,
+    changes: "dict[tuple[str, int], Change] | None" = None,
     arithmetic: Any = None,
 ) -> Probe:
     """Returns what `model` says on `texts`, at the ids of `like` or else at its own likeliest.
@@ -141,7 +142,7 @@ def _likeliest(logits: Tensor, ids: list[list[int]] | None, part: int) -> tuple[
 class Float32Arithmetic(TorchFunctionMode):
     """A context in which products with half-precision weights are of float32, with `changes` merged into the weights."""
 
-    def __init__(self, changes: dict[tuple[str, int], Change]) -> None:
+    def __init__(self, changes: "dict[tuple[str, int], Change]") -> None:
         super().__init__()
         self.changes = changes
 
@@ -158,7 +159,7 @@ class Float32Arithmetic(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, change: Change | None = None) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, change: "Change | None" = None) -> Tensor:
     """x [..., D] times weight [V, D] transposed, float32, a few rows of the weight at a time."""
     out = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32)
     step = max(1, _ROWS // weight.shape[1])

@@ -12,7 +12,7 @@ from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.adapter import adapter_modules, explained_adapter
 from poweropd_lite.models.loading import explained_load, model_path, quiet_dropout
-from poweropd_lite.models.vllm_sizes import lora_rank_limit, memory_share, served_run
+from poweropd_lite.models.shape import lora_rank_limit, memory_share, served_run
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from poweropd_lite.base.config import BUNDLED, Config, config_to_check
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.flags import config_parser, given
-from poweropd_lite.cli import run_command
+from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.plan.settings import PlanConfig
 
 if TYPE_CHECKING:

@@ -4,13 +4,14 @@ A phase's bytes are the most that tensors hold at once in it; the peak is the la
 CUDA context and what the allocator can't use (`MemoryPlan.needed`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.models.shape import Shape
-from poweropd_lite.models.vllm_sizes import BESIDE_WEIGHTS, cache_bytes, served_run
+from poweropd_lite.base.memory import machine_bytes, peak_gib
+from poweropd_lite.models.shape import BESIDE_WEIGHTS, Shape, cache_bytes, read_config, served_run
 from poweropd_lite.plan.trace import Traced, Traces
 
 GIB = 2**30
@@ -200,3 +201,40 @@ def _export(student: Traced, dtype: torch.dtype, cuda: bool) -> dict[str, int]:
 
 def _without(items: dict[str, int], name: str) -> dict[str, int]:
     return {item: size for item, size in items.items() if item != name}
+
+
+def planned_gib(
+    config: Config, device: torch.device, dtype: torch.dtype, engine: str, shared: bool, say: Callable[[str], None]
+) -> float | None:
+    """Returns the planned peak of a run, GiB, as `recorder.peak_gib` measures it, having said it; None if it can't be planned.
+
+    On a card that is what tensors hold; on a CPU what this process already takes is added. More than the machine has is
+    said and not refused: prompts may be shorter than the config allows, and running out of memory halves what is in the way.
+    """
+    cuda = device.type == "cuda"
+    try:
+        configs = (
+            read_config(config.student, "student", config.trust_remote_code),
+            read_config(config.teacher, "teacher", config.trust_remote_code),
+        )
+        found = plan_memory(config, Traces(*configs, dtype), cuda, engine, shared)
+    except Exception as error:  # a model's own code on tensors without memory: no reason not to train it
+        say(f"memory not planned ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+        return None
+    if not cuda:
+        found = replace(found, runtime=round(peak_gib() * GIB))
+    planned = (found.peak + (0 if cuda else found.runtime)) / GIB
+    has = _memory(device) if cuda else machine_bytes()
+    if found.needed > has:
+        say(
+            f"memory planned: {found.needed / GIB:.1f} GiB at the worst ({found.peak_phase}), and {has / GIB:.1f} are here; "
+            "python -m poweropd_lite.plan with the same settings finds what fits"
+        )
+    else:
+        say(f"memory planned: peak {planned:.2f} GiB at the worst ({found.peak_phase})")
+    return planned
+
+
+def _memory(device: torch.device) -> int:
+
+    return torch.cuda.get_device_properties(device).total_memory

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from poweropd_lite.base.config import Config, config_to_check
 from poweropd_lite.base.config_files import checked
-from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.cli import config_parser, given
 
 if TYPE_CHECKING:
     from poweropd_lite.rehearse.report import Report

@@ -5,8 +5,7 @@ side by side. It reads run folders, also of runs that still go on. From Python: 
 """
 
 from poweropd_lite.base.config_files import checked
-from poweropd_lite.base.flags import config_parser, given
-from poweropd_lite.cli import run_command
+from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.report.settings import ReportConfig
 
 

@@ -11,8 +11,7 @@ from poweropd_lite.base.config_files import dump_yaml
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_json, write_text
 from poweropd_lite.base.memory import peak_gib
-from poweropd_lite.base.notebook import in_notebook
-from poweropd_lite.base.progress import clock
+from poweropd_lite.base.progress import clock, in_notebook
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.method.batch import loss_lengths
 from poweropd_lite.method.reward import REWARDS
@@ -20,9 +19,8 @@ from poweropd_lite.method.rollout import Rollout
 from poweropd_lite.run.checkpoint import RunState
 from poweropd_lite.run.folder import RunFolder
 from poweropd_lite.run.live import show_progress
-from poweropd_lite.run.metrics import JsonLines, Tracker
+from poweropd_lite.run.metrics import JsonLines, Tracker, due, pieces, rounded, token_stats
 from poweropd_lite.run.session import Session
-from poweropd_lite.run.token_stats import due, pieces, rounded, token_stats
 
 MAX_DROPPED_IN_A_ROW = 10
 

@@ -12,7 +12,7 @@ import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import changed
-from poweropd_lite.checks.findings import refuse
+from poweropd_lite.base.errors import refuse
 from poweropd_lite.checks.machine import check_machine, compute_dtype, device_name
 from poweropd_lite.checks.pair import Pair, check_prompts, load_pair
 from poweropd_lite.engines.choose import Choice, choose_engine, choose_loader, hush_bitsandbytes, load_engine

@@ -8,7 +8,7 @@ from typing import Any
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.stop import StopRequest, end_cell
-from poweropd_lite.plan.planned import planned_gib
+from poweropd_lite.plan.memory import planned_gib
 from poweropd_lite.run.checkpoint import Checkpoints
 from poweropd_lite.run.folder import check_output, new_run, open_run
 from poweropd_lite.run.handover import hand_over

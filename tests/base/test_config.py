@@ -9,8 +9,8 @@ import torch
 
 from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.config_files import config_folder, dump_yaml, shipped_configs
-from poweropd_lite.base.flags import config_parser, given
 from poweropd_lite.checks.machine import compute_dtype
+from poweropd_lite.cli import config_parser, given
 from poweropd_lite.run.session import learning_rate
 
 

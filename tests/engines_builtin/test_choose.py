@@ -15,8 +15,7 @@ from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.engines import choose as backends
 from poweropd_lite.engines.vllm import _adapter_folder
-from poweropd_lite.models.shape import read_shape
-from poweropd_lite.models.vllm_sizes import cache_bytes, lora_rank_limit, served_run
+from poweropd_lite.models.shape import cache_bytes, lora_rank_limit, read_shape, served_run
 
 CPU = torch.device("cpu")
 

@@ -316,19 +316,6 @@ def test_python_gives_the_same_and_leaves_torch_s_threads_alone(evaluated, tmp_p
     assert done.folder == Path("evaluations/bundled-student") and "pass@3" in done.results["mean"]
 
 
-def test_a_run_of_before_eval_benchmarks_is_read(trained, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(trained / "run", run)
-    text = (
-        (run / "config.yaml")
-        .read_text()
-        .replace("eval_benchmarks: bundled", "eval_data: bundled\neval_subset: null\neval_split: test")
-    )
-    (run / "config.yaml").write_text(text)
-    assert load_config(run / "config.yaml").eval_benchmarks == "bundled"
-    assert run_evaluate("--model", "run", "--problems", "2", "--n", "1", cwd=tmp_path).returncode == 0
-
-
 def test_defaults_are_the_paper_s():
     config = EvalConfig(model="x")
     assert (config.n, config.temperature, config.top_k, config.top_p) == (8, 0.6, 0, 1.0)

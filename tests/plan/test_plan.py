@@ -336,14 +336,14 @@ def test_a_run_logs_the_planned_beside_the_measured_peak(tmp_path):
 
 
 def test_a_model_that_cannot_be_traced_is_trained_all_the_same(monkeypatch):
-    from poweropd_lite.plan import planned, trace
+    from poweropd_lite.plan import memory, trace
 
     def fail(*_):
         raise NotImplementedError("no kernel for a fake tensor")
 
     monkeypatch.setattr(trace, "trace_student", fail)
     said = []
-    found = planned.planned_gib(load_config("bundled"), CPU, torch.float32, "loop", False, said.append)
+    found = memory.planned_gib(load_config("bundled"), CPU, torch.float32, "loop", False, said.append)
     assert found is None and said == ["memory not planned (NotImplementedError: no kernel for a fake tensor)"]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from poweropd_lite.method.reward import REWARDS
-from poweropd_lite.run.token_stats import due, pieces, token_stats
+from poweropd_lite.run.metrics import due, pieces, token_stats
 
 
 def test_five_rewards_by_hand():
