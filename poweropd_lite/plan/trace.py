@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _CPU = torch.device("cpu")
+_TRACED = [name for name in Config.model_fields if name not in marked("untraced")]
 
 
 class Traces:
@@ -53,10 +54,9 @@ class Traces:
         return self._once(trace_rollout, self.student_config, config, self.dtype, lines, prompt, new)
 
     def _once(self, trace: Callable, model_config: "PretrainedConfig", config: Config, *rest: Any) -> Any:
-        part = config.model_copy(update={name: Config.model_fields[name].default for name in marked("untraced")})
-        key = (trace, part, *rest)
+        key = (trace, *(getattr(config, name) for name in _TRACED), *rest)
         if key not in self._made:
-            self._made[key] = trace(model_config, part, *rest)
+            self._made[key] = trace(model_config, config, *rest)
         return self._made[key]
 
 
