@@ -12,6 +12,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
     ""  # these are a CPU's tests, on a machine with a card too; benchmarks/gpu is a card's
 )
 
+import forked
 import pytest
 import torch
 import transformers
@@ -22,7 +23,16 @@ torch.set_num_threads(1)
 transformers.utils.logging.get_logger()  # takes the stderr of now, not one that a test captures and closes
 
 TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
-QUICK = {"steps": 4, "eval_problems": 8, "eval_samples": 2, "eval_every": 2, "batch_size": 8, "save_every": 2}
+DATA = str(Path(__file__).parent / "problems.jsonl")  # the first 256 bundled problems: all 8,192 take a second to read
+QUICK = {
+    "steps": 4,
+    "eval_problems": 8,
+    "eval_samples": 2,
+    "eval_every": 2,
+    "batch_size": 8,
+    "save_every": 2,
+    "data": DATA,
+}
 
 
 @pytest.fixture
@@ -89,22 +99,24 @@ def make_rollouts(model, prompts, pair, sampling=None, longest=60, rows=None):
     return make_engine(model, pair).sample([p.ids for p in prompts], draws, sampling, longest)
 
 
-def run_train(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+def run_python(*args: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+    """Runs a Python started anew to its end: for what is read or measured at its very start, and to compare with."""
+    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+def run_train(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
     """Runs the real train command to its end."""
-    command = [sys.executable, "-m", "poweropd_lite.train", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    return forked.run("-m", "poweropd_lite.train", *flags, cwd=cwd)
 
 
-def run_evaluate(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+def run_evaluate(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
     """Runs the real evaluate command to its end."""
-    command = [sys.executable, "-m", "poweropd_lite.evaluate", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    return forked.run("-m", "poweropd_lite.evaluate", *flags, cwd=cwd)
 
 
-def run_export(*flags: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+def run_export(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
     """Runs the real export command to its end."""
-    command = [sys.executable, "-m", "poweropd_lite.export", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    return forked.run("-m", "poweropd_lite.export", *flags, cwd=cwd)
 
 
 def quick_flags(**changes) -> list[str]:

@@ -1,11 +1,11 @@
 """The GPU benchmark, in small shapes on this CPU: it runs from source, is right, and counts what it says it counts."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
+from conftest import run_python
 
 RUN = Path(__file__).parent.parent / "benchmarks" / "gpu" / "run.py"
 
@@ -13,13 +13,21 @@ RUN = Path(__file__).parent.parent / "benchmarks" / "gpu" / "run.py"
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("gpu")
-    parts = ["card", "correct", "lora-0.6b-4b-b8", "full_kl-0.6b-4b-b8", "plain-0.6b-4b-b8", "full-0.6b-4b-b8"]
-    flags = [word for part in parts for word in ("--part", part)]
-    done = subprocess.run(
-        [sys.executable, str(RUN), "--tiny", "--out", str(out), *flags], capture_output=True, text=True, cwd=out
+    measured, steps = (
+        ["card", "correct"],
+        ["lora-0.6b-4b-b8", "full_kl-0.6b-4b-b8", "plain-0.6b-4b-b8", "full-0.6b-4b-b8"],
     )
+
+    def flags(*parts):
+        return [str(RUN), "--tiny", "--out", str(out), *(word for part in parts for word in ("--part", part))]
+
+    done = run_python(*flags(*measured), cwd=out)  # each in a process that it starts
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, {part: json.loads((out / f"{part}.json").read_text()) for part in parts}
+    for part in steps:  # what these processes run
+        done = forked.run(*flags(part), "--here", cwd=out)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = forked.run(*flags(), "--table", cwd=out)
+    return done.stdout, {part: json.loads((out / f"{part}.json").read_text()) for part in [*measured, *steps]}
 
 
 def test_bfloat16_is_right_against_float32(results):
@@ -52,8 +60,8 @@ def test_the_table_has_a_line_a_part(results):
     assert [row.split(" | ")[0] for row in rows] == ["| lora-0.6b-4b-b8", "| full-0.6b-4b-b8", "| full_kl-0.6b-4b-b8", "| plain-0.6b-4b-b8"]  # fmt: skip
 
 
-def test_qwen_shapes_have_qwens_numbers_of_weights():
+def test_qwen_shapes_have_qwens_numbers_of_weights(tmp_path):
     """0.44, 1.41, 3.63 and 6.95 billion weights in projections, by hand from the published configs."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import steps; print([steps.body_weights(n) for n in ('0.6b', '1.7b', '4b', '8b')])"
-    done = subprocess.run([sys.executable, "-c", code, str(RUN.parent)], capture_output=True, text=True)
+    done = forked.run("-c", code, str(RUN.parent), cwd=tmp_path)
     assert json.loads(done.stdout) == [440_401_920, 1_409_286_144, 3_633_315_840, 6_945_767_424]

@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     config = load_export_config(**flags)
     from poweropd_lite.export.make import export
 
-    with stopped_at_once(signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: a shell has it ignored in what a script starts in the background.
+    with stopped_at_once(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         export(config, say=lambda text: print(text, flush=True))
     return 0
 

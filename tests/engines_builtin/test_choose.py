@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from conftest import run_train
@@ -111,8 +110,7 @@ def test_the_sizes_vllm_is_given():
 
 
 def test_doctor_says_what_is_here_and_what_a_run_would_use(tmp_path):
-    command = [sys.executable, "-m", "poweropd_lite.doctor", "--env"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = forked.run("-m", "poweropd_lite.doctor", "--env", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"torch         {torch.__version__}" in done.stdout
     assert "a run would use\n  dtype " in done.stdout and "\n  loader " in done.stdout and "\n  engine " in done.stdout

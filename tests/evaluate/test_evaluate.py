@@ -3,14 +3,12 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from conftest import quick_flags, run_evaluate, run_train
+from conftest import quick_flags, run_evaluate, run_python, run_train
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.evaluate import evaluate
@@ -48,8 +46,9 @@ def test_a_run_scores_what_its_training_said(trained):
     assert scores["truncated"] == pytest.approx(1 - summary["stop_share"])
     assert results["title"] == "bundled <- bundled, power 10" and results["kind"] == "run"
     assert results["settings"]["stop_tokens"] == ["<|endoftext|>", "<|im_end|>"]
-    # Its adapter alone is the same model.
-    alone = run_evaluate("--model", "run/adapter", "--problems", "8", "--n", "2", "--output", "alone", cwd=trained)
+    # Its adapter alone is the same model, and a Python started anew says the same.
+    flags = ["--model", "run/adapter", "--problems", "8", "--n", "2", "--output", "alone"]
+    alone = run_python("-m", "poweropd_lite.evaluate", *flags, cwd=trained)
     assert alone.returncode == 0, alone.stderr
     texts = [
         [r["text"] for r in read(folder / "bundled.jsonl")]
@@ -89,20 +88,31 @@ def test_the_files_hold_every_sample_and_the_scores_follow_from_them(evaluated):
     )
 
 
+# Runs the evaluate command in a process that sends itself a signal once a file of samples has so many lines.
+SIGNALLED = """
+import os, sys
+from poweropd_lite.cli import run_command
+from poweropd_lite.evaluate.__main__ import main
+from poweropd_lite.evaluate.folder import EvalFolder
+number, lines = map(int, sys.argv[1:3])
+real = EvalFolder.append
+def append(self, name, records):
+    real(self, name, records)
+    if (self.path / f"{name}.jsonl").read_text().count("\\n") >= lines:
+        os.kill(os.getpid(), number)
+EvalFolder.append = append
+run_command(lambda: main(sys.argv[3:]))
+"""
+
+
 def test_killed_and_started_again_it_gives_the_same(evaluated, tmp_path):
-    """SIGKILL after the first batch and in the middle of a line; then Ctrl-C; then to the end."""
+    """SIGKILL after two batches, of which a batch and four lines and a torn one are left; then Ctrl-C; then to the end."""
     flags = ["--model", "bundled-student", *SMALL]
     whole = evaluated / "evaluations" / "bundled-student"
     file = tmp_path / "evaluations" / "bundled-student" / "bundled.jsonl"
-    command = [sys.executable, "-m", "poweropd_lite.evaluate", *flags]
-    for number, lines in ((signal.SIGKILL, 16), (signal.SIGINT, 32)):  # batches of 16
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while not file.exists() or file.read_text().count("\n") < lines:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(number)
-        process.communicate()
-        assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        done = forked.run("-c", SIGNALLED, str(int(number)), "32", *flags, cwd=tmp_path)  # of 48, in batches of 16
+        assert done.returncode == code and file.read_text().count("\n") == 32, done.stderr
         if number == signal.SIGKILL:
             first = file.read_text().splitlines()[:20]
             file.write_text("\n".join(first) + "\n" + first[0][:50])  # four of the next batch, and a torn line
@@ -266,7 +276,7 @@ def test_a_comparison_says_what_differs_and_takes_pass_at_the_smaller_n(evaluate
 
 
 def test_a_signal_while_grading_stops_and_loses_no_sample(tmp_path):
-    """Answers that take a second each: SIGTERM comes while they are graded."""
+    """Answers that take a second each: SIGTERM comes when the first of them is graded."""
     rows = [{"problem": f"Compute {i} + 2.", "answer": f"\\int_0^{{{i + 1}}} x^{{x^{{x}}}} dx"} for i in range(8)]
     (tmp_path / "slow.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = [
@@ -281,17 +291,24 @@ def test_a_signal_while_grading_stops_and_loses_no_sample(tmp_path):
         "--output",
         "e",
     ]
-    command = [sys.executable, "-m", "poweropd_lite.evaluate", *flags]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    file = tmp_path / "e" / "slow.jsonl"
-    while not file.exists() or file.read_text().count("\n") < 64:
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(2.5)  # the processes that grade have started
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output
-    assert len(read(file)) == 64 and not (tmp_path / "e" / "results.json").exists()
+    signalled = """
+import os, signal, sys
+from poweropd_lite.cli import run_command
+from poweropd_lite.evaluate.__main__ import main
+from poweropd_lite.grade.judges import Judges
+real = Judges.decide
+def decide(self, questions, tick):
+    def told(done, total):
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        tick(done, total)
+    return real(self, questions, told)
+Judges.decide = decide
+run_command(lambda: main(sys.argv[1:]))
+"""
+    done = forked.run("-c", signalled, *flags, cwd=tmp_path)
+    assert done.returncode == 143, done.stdout + done.stderr
+    assert len(read(tmp_path / "e" / "slow.jsonl")) == 64 and not (tmp_path / "e" / "results.json").exists()
 
 
 def test_a_model_without_a_chat_template_is_said_to_be_one(tmp_path, student_model, pair):

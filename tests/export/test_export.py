@@ -6,13 +6,12 @@ The reference is plain PEFT on plain transformers, on texts of this file, over t
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from conftest import quick_flags, run_export, run_train
+from conftest import quick_flags, run_export, run_python, run_train
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -199,7 +198,8 @@ def test_the_card_says_what_it_is(exports):
 
 def test_an_export_can_be_exported_again_and_replaced_only_when_asked(exports, tmp_path):
     shutil.copytree(exports["adapter"], tmp_path / "a")
-    again = run_export("a", "--to", "merged-16bit", "--out", "m", cwd=tmp_path)
+    flags = ["a", "--to", "merged-16bit", "--out", "m"]
+    again = run_python("-m", "poweropd_lite.export", *flags, cwd=tmp_path)  # started anew, to write the same bytes
     card = (tmp_path / "m" / "README.md").read_text()
     assert "| steps | 16 of 16 rollouts" in card and "| after training |" in card  # carried over from the first export
     assert again.returncode == 0 and "what training saw" in again.stdout, again.stderr
@@ -216,22 +216,25 @@ def test_an_export_can_be_exported_again_and_replaced_only_when_asked(exports, t
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_export_leaves_nothing_that_looks_finished(exports, tmp_path, number):
-    code = (
-        "import time, sys; import poweropd_lite.export.folders as f; from poweropd_lite.export.__main__ import main\n"
-        "from poweropd_lite.cli import run_command\n"
-        "def slow(*_): print('HERE', flush=True); time.sleep(60)\n"
-        "f.check_merged = slow\n"
-        "run_command(lambda: main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, str(exports["run"]), "--to", "merged-16bit", "--out", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if "HERE" in line:
-            break
-    process.send_signal(number)
-    code = process.wait(30)
+    """Started with SIGINT ignored, as a shell starts what a script puts in the background."""
+    code = """
+import os, signal, sys, time
+from poweropd_lite.export import folders
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+def killed(*_):
+    os.kill(os.getpid(), int(sys.argv[-1]))
+    while True:
+        time.sleep(0.01)
+folders.check_merged = killed
+from poweropd_lite.cli import run_command
+from poweropd_lite.export.__main__ import main
+run_command(lambda: main(sys.argv[1:-1]))
+"""
+    flags = [str(exports["run"]), "--to", "merged-16bit", "--out", "out"]
+    code = forked.run("-c", code, *flags, str(int(number)), cwd=tmp_path).returncode
     assert not (tmp_path / "out").exists()
     if number == signal.SIGKILL:
+        assert code == -number
         done = run_export(str(exports["run"]), "--to", "merged-16bit", "--out", "out", cwd=tmp_path)
         assert done.returncode == 0, done.stderr  # what was left behind is in nobody's way
         assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]

@@ -8,6 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import run_export
 
@@ -97,25 +98,31 @@ class Hub(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
-@pytest.fixture
-def hub():
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """The stand-in, and a server of commands whose libraries know of no other hub."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.repos, server.tokens, server.full = {}, set(), False
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        "HF_HOME": str(tmp_path_factory.mktemp("home")),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    server.commands = forked.Server(server.env)
     yield server
+    server.commands.close()
     server.shutdown()
 
 
+@pytest.fixture
+def hub(stand_in):
+    stand_in.repos, stand_in.tokens, stand_in.full = {}, set(), False
+    return stand_in
+
+
 def pushed(hub, folder: Path, *flags: str, token: str = TOKEN):
-    names = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
-    address = f"http://127.0.0.1:{hub.server_address[1]}"
-    env = names | {
-        "HF_ENDPOINT": address,
-        "HF_TOKEN": token,
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    return run_export("a", "--to", "adapter", "--out", "out", "--push", "me/power10", *flags, cwd=folder, env=env)
+    flags = ["a", "--to", "adapter", "--out", "out", "--push", "me/power10", *flags]
+    return hub.commands.run("-m", "poweropd_lite.export", *flags, cwd=folder, env=hub.env | {"HF_TOKEN": token})
 
 
 @pytest.fixture
@@ -134,7 +141,7 @@ def test_the_upload_is_the_export_and_the_token_stays_where_it_was(hub, adapter)
     assert hub.repos["me/power10"]["private"] is True and hub.tokens - {None} == {f"Bearer {TOKEN}"}
     assert b"# power10" in files["README.md"]
     assert TOKEN not in done.stdout + done.stderr
-    everything = [p for p in adapter.rglob("*") if p.is_file()]
+    everything = [p for place in (adapter, Path(hub.env["HF_HOME"])) for p in place.rglob("*") if p.is_file()]
     assert not any(TOKEN.encode() in p.read_bytes() for p in everything)
     # There it is not uploaded over unless asked for, and then nothing of an earlier format stays, and nothing of the user's goes.
     hub.repos["me/power10"]["files"]["model-q8_0.gguf"] = b"old"
@@ -171,14 +178,7 @@ def test_a_failed_upload_keeps_the_export_and_says_how_to_go_on(hub, adapter):
     assert TOKEN not in done.stderr and (adapter / "out" / "export.json").exists()
 
 
-def test_offline_is_said(adapter):
-    done = run_export(
-        "a",
-        "--to",
-        "adapter",
-        "--push",
-        "me/x",
-        cwd=adapter,
-        env=os.environ | {"HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"},
-    )
+def test_offline_is_said(adapter, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    done = run_export("a", "--to", "adapter", "--push", "me/x", cwd=adapter)  # as all tests, with HF_HUB_OFFLINE=1
     assert done.returncode == 2 and "HF_HUB_OFFLINE" in done.stderr

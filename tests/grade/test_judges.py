@@ -4,9 +4,9 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
+import forked
 import pytest
 
 from poweropd_lite.grade import Sample, grade, is_correct, is_hostile
@@ -103,12 +103,12 @@ def test_a_killed_worker_or_parent_costs_one_answer_at_most():
     assert mine.process.poll() is not None
 
 
-def test_the_processes_end_with_the_program_however_it_ends():
+def test_the_processes_end_with_the_program_however_it_ends(tmp_path):
     code = (
         "import os, signal\nfrom poweropd_lite.grade import is_correct\nfrom poweropd_lite.grade.judges import judges\n"
         "assert is_correct('\\\\boxed{x+1}', '1+x')\nprint(judges().process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = forked.run("-c", code, cwd=tmp_path)
     parent = int(done.stdout)
     for _ in range(100):
         if not os.path.exists(f"/proc/{parent}"):

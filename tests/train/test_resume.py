@@ -3,14 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from conftest import quick_flags, run_train
+from conftest import quick_flags, run_python, run_train
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
@@ -18,7 +17,8 @@ from poweropd_lite.run.checkpoint import checkpoints
 from poweropd_lite.run.metrics import JsonLines
 from poweropd_lite.train import train
 
-FLAGS = ["--config", "bundled", *quick_flags(steps=6), "--output", "run"]
+SHORT = {"max_new_tokens": 40, "eval_max_new_tokens": 40}
+FLAGS = ["--config", "bundled", *quick_flags(steps=6, **SHORT), "--output", "run"]
 
 # Runs the train command in a process that kills itself, for good, just before os.fsync or os.replace of a given path.
 KILLED = """
@@ -35,19 +35,38 @@ from poweropd_lite.train import __main__ as train
 sys.exit(train.main(sys.argv[3:]))
 """
 
+# Runs the train command in a process that sends itself a signal when the rollouts of a step are sampled.
+SIGNALLED = """
+import os, sys
+from poweropd_lite.cli import run_command
+from poweropd_lite.run.session import Prepared
+from poweropd_lite.train import __main__ as command
+number, left = map(int, sys.argv[1:3])
+real = Prepared.sample
+def sampled(*args):
+    global left
+    rollouts = real(*args)
+    if left == 0:
+        os.kill(os.getpid(), number)
+    left -= 1
+    return rollouts
+Prepared.sample = sampled
+run_command(lambda: command.main(sys.argv[3:]))
+"""
+
 
 def killed_at(call: str, end: str, folder: Path) -> list[str]:
     """Runs the command until it kills itself there; returns the names of the whole checkpoints it leaves."""
-    command = [sys.executable, "-c", KILLED, call, end, *FLAGS]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = forked.run("-c", KILLED, call, end, *FLAGS, cwd=folder)
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
     return [path.name for path in checkpoints(folder / "run" / "checkpoints")]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
+    """By a Python started anew: what the others are compared with was forked (tests/forked.py)."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = run_train(*FLAGS, cwd=folder)
+    done = run_python("-m", "poweropd_lite.train", *FLAGS, cwd=folder)
     assert done.returncode == 0, done.stderr
     return result(folder / "run")
 
@@ -55,7 +74,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def four_steps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("four")
-    done = run_train("--config", "bundled", *quick_flags(steps=4), "--output", "run", cwd=folder)
+    done = run_train("--config", "bundled", *quick_flags(steps=4, **SHORT), "--output", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -83,19 +102,13 @@ def resume(folder: Path):
     ("number", "after", "code"), [(signal.SIGINT, 3, 130), (signal.SIGINT, 2, 130), (signal.SIGTERM, 1, 143)]
 )
 def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, uninterrupted, number, after, code):
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "poweropd_lite.train", *FLAGS], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line.startswith(f"step {after}/6"):
-            process.send_signal(number)
-            break
-    rest = process.stdout.read()
-    assert process.wait() == code
-    assert "stopping after this step" in rest and "--resume run" in rest
+    """The signal comes in the middle of the step behind `after`, when its rollouts are sampled."""
+    done = forked.run("-c", SIGNALLED, str(int(number)), str(after), *FLAGS, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert "stopping after this step" in done.stdout and "--resume run" in done.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["finished"] is False and after <= summary["steps"] < 6
-    assert f"resuming run at step {summary['steps']} of 6" in resume(tmp_path)
+    assert summary["finished"] is False and summary["steps"] == after + 1
+    assert f"resuming run at step {after + 1} of 6" in resume(tmp_path)
     assert result(tmp_path / "run") == uninterrupted
 
 
@@ -200,19 +213,24 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, four_steps):
 
 
 def test_two_runs_never_write_into_one_folder(tmp_path):
-    flags = ["--config", "bundled", *quick_flags(steps=200), "--output", "run"]
-    first = subprocess.Popen(
-        [sys.executable, "-u", "-m", "poweropd_lite.train", *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
+    held = """
+import sys, time
+from poweropd_lite.run.session import Prepared
+from poweropd_lite.train import __main__ as command
+def sample(*_):
+    print("HERE", flush=True)
+    time.sleep(1000)
+Prepared.sample = sample
+command.main(sys.argv[1:])
+"""
+    first = forked.start("-c", held, *FLAGS, cwd=tmp_path)
     try:
-        for line in first.stdout:
-            if line.startswith("evaluation at step 0"):
-                break
+        assert "HERE\n" in first.stdout
         before = (tmp_path / "run" / "config.yaml").stat().st_mtime_ns
         second = run_train("--resume", "run", cwd=tmp_path)
         assert second.returncode == 2
         assert "another process is training in run" in second.stderr
-        again = run_train(*flags, cwd=tmp_path)
+        again = run_train(*FLAGS, cwd=tmp_path)
         assert again.returncode == 2 and "run is not empty" in again.stderr
         assert (tmp_path / "run" / "config.yaml").stat().st_mtime_ns == before
     finally:
@@ -232,12 +250,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path, four_steps):
 def test_a_disk_that_takes_no_more_ends_the_run_without_a_half_checkpoint(tmp_path):
     """No file may grow beyond 200 kB, as on a full disk: the weights of a checkpoint have 470 kB."""
 
-    def limit():
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    done = run_train(*FLAGS, cwd=tmp_path, preexec_fn=limit)
+    limited = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+runpy.run_module("poweropd_lite.train", run_name="__main__")
+"""
+    done = forked.run("-c", limited, *FLAGS, cwd=tmp_path)
     assert done.returncode == 2
     assert "can't write run/checkpoints/step_000002" in done.stderr and "Traceback" not in done.stderr
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

@@ -23,7 +23,7 @@ def finished(tmp_path_factory):
     done = run_train(
         "--alpha",
         "10",
-        *quick_flags(sample_every=2, tracker="tensorboard", guard_every=2, importance_cap=2),
+        *quick_flags(data="bundled", sample_every=2, tracker="tensorboard", guard_every=2, importance_cap=2),
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr

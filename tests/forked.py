@@ -1,0 +1,233 @@
+"""`python -m module`, `python -c code` and `python script.py` as processes of their own that start in 50 milliseconds instead of seconds.
+
+A server that has imported the libraries and our modules, and done nothing with them, forks itself for every command. What it
+forks has its own number, signals, exit code, folder and limits. Two things differ from Python started anew: environment
+variables that are read at an import are those the server began with, and modules are not torn down at the end.
+"""
+
+import atexit
+import functools
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import types
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = [
+    "torch",
+    "numpy",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "safetensors.torch",
+    "gguf",
+    "math_verify",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.qwen3.modeling_qwen3",
+    "transformers.integrations.bitsandbytes",
+]
+LONGEST = 200_000  # bytes of one request
+
+
+class Process:
+    """A started command. `stdout` gives what it prints, to stderr too, unless that goes to files."""
+
+    def __init__(self, connection: socket.socket, stdout: IO[str] | None) -> None:
+        self.stdout, self.returncode, self._connection = stdout, None, connection
+        self.pid = int(connection.recv(100))
+
+    def wait(self, timeout: float = 300) -> int:
+        """Returns the exit code, or minus the signal that ended it; raises TimeoutError."""
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise TimeoutError(f"process {self.pid} has not ended after {timeout} s")
+            self.returncode = int(self._connection.recv(100))
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, unless the process has ended."""
+        if self.returncode is None and not select.select([self._connection], [], [], 0)[0]:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        self.send_signal(signal.SIGKILL)
+
+
+class Server:
+    """Forks commands; `env` is what its imports read."""
+
+    def __init__(self, env: dict[str, str] | None = None) -> None:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command, handle = [sys.executable, __file__, str(theirs.fileno())], theirs.fileno()
+        self._process = subprocess.Popen(
+            command, pass_fds=[handle], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        theirs.close()
+        atexit.register(self.close)
+
+    def _fork(self, args: tuple[str, ...], cwd: Path, env: dict | None, stdout: int, stderr: int) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        request = json.dumps({"args": args, "cwd": str(cwd), "env": dict(os.environ if env is None else env)}).encode()
+        assert len(request) < LONGEST
+        socket.send_fds(self._requests, [request], [stdout, stderr, theirs.fileno()])
+        theirs.close()
+        return ours
+
+    def start(self, *args: str, cwd: Path, env: dict[str, str] | None = None) -> Process:
+        """Starts `python *args`, where args are -m module, -c code or a script, and what follows them."""
+        reads, writes = os.pipe()
+        connection = self._fork(args, cwd, env, writes, writes)
+        os.close(writes)
+        return Process(connection, open(reads, encoding="utf-8"))
+
+    def run(
+        self, *args: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess:
+        """Runs `python *args` to its end and returns what subprocess.run would."""
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            process = Process(self._fork(args, cwd, env, out.fileno(), err.fileno()), None)
+            try:
+                process.wait(timeout)
+            finally:
+                process.kill()
+            for file in (out, err):
+                file.seek(0)
+            return subprocess.CompletedProcess(args, process.returncode, out.read(), err.read())
+
+    def close(self) -> None:
+        """Ends the server and what it has forked."""
+        atexit.unregister(self.close)
+        self._requests.close()
+        self._process.wait()
+
+
+@functools.cache
+def server() -> Server:
+    """The server of these tests, started when first asked for."""
+    return Server()
+
+
+def start(*args: str, cwd: Path) -> Process:
+    """`Server.start`, in this environment."""
+    return server().start(*args, cwd=cwd)
+
+
+def run(*args: str, cwd: Path) -> subprocess.CompletedProcess:
+    """`Server.run`, in this environment."""
+    return server().run(*args, cwd=cwd)
+
+
+def _import_all() -> None:
+    import poweropd_lite
+
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(poweropd_lite.__path__, "poweropd_lite."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+
+
+def _serve(requests: socket.socket) -> dict:
+    """Forks for every request and tells how each process ended; returns, in the new process, what it is to run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this
+    running: dict[int, tuple[int, socket.socket]] = {}  # by pidfd
+    selector = selectors.DefaultSelector()
+    selector.register(requests, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is not requests:
+                pid, connection = running.pop(key.fd)
+                selector.unregister(key.fd)
+                os.close(key.fd)
+                connection.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+                connection.close()
+                continue
+            request, handles, _, _ = socket.recv_fds(requests, LONGEST, 3)
+            if not request:  # the tests have ended
+                for pid, _ in running.values():
+                    os.kill(pid, signal.SIGKILL)
+                os._exit(0)
+            stdout, stderr, number = handles
+            connection = socket.socket(fileno=number)
+            pid = os.fork()
+            if pid == 0:
+                selector.close()
+                for each in (requests, connection, *(other for _, other in running.values())):
+                    each.close()
+                for pidfd in running:
+                    os.close(pidfd)
+                for handle, place in ((stdout, 1), (stderr, 2)):
+                    os.dup2(handle, place)
+                    os.close(handle)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                return json.loads(request)
+            os.close(stdout)
+            os.close(stderr)
+            connection.send(str(pid).encode())
+            pidfd = os.pidfd_open(pid)
+            running[pidfd] = pid, connection
+            selector.register(pidfd, selectors.EVENT_READ)
+
+
+def _run(args: list[str], cwd: str, env: dict[str, str]) -> None:
+    """Does what Python does with its command line."""
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    how, *rest = args
+    sys.argv, sys.path[0] = args, cwd
+    if how == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif how == "-c":
+        sys.argv = [how, *rest[1:]]
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), main.__dict__)
+    else:
+        sys.path[0] = str(Path(how).parent)
+        runpy.run_path(how, run_name="__main__")
+
+
+def _end(error: BaseException | None) -> None:
+    """Ends the process as Python does, but leaves modules to the system: tearing them down takes 0.4 s."""
+    code = error.code if isinstance(error, SystemExit) else None
+    if error is not None and not isinstance(error, SystemExit) or isinstance(code, str):
+        print(code, file=sys.stderr) if code is not None else traceback.print_exception(error)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code or 0)
+
+
+if __name__ == "__main__":
+    sys.path.insert(1, str(ROOT))
+    _import_all()
+    gc.collect()
+    gc.freeze()
+    _asked = _serve(socket.socket(fileno=int(sys.argv[1])))
+    _raised = None
+    try:
+        _run(**_asked)
+    except BaseException as _error:
+        _raised = _error
+    _end(_raised)
