@@ -15,10 +15,10 @@ RENAMED = dict.fromkeys(
 )
 
 
-def nearest(name: str, names: Any) -> str:
-    """Returns '; did you mean ...?' for the closest of `names`, or where to find them all."""
+def nearest(name: str, names: Any, otherwise: str = "; --help lists them all") -> str:
+    """Returns '; did you mean ...?' for the closest of `names`; `otherwise` says where to find them all."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else "; --help lists them all"
+    return f"; did you mean '{close[0]}'?" if close else otherwise
 
 
 def config_folder() -> Path:

@@ -6,15 +6,15 @@ what mends it; train refuses what is refused here, but for worked answers, which
 
 import contextlib
 import json
-import shlex
 import sys
 import textwrap
 
 from poweropd_lite.base.config import BUNDLED, Config, config_to_check, names_models
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError, run_command
-from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.base.flags import as_flags, config_parser, given
 from poweropd_lite.checks.findings import Finding
+from poweropd_lite.doctor.packages import check_versions
 from poweropd_lite.doctor.settings import DoctorConfig
 
 WIDTH = 118
@@ -39,19 +39,18 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--env examines no pair: it takes no other flag; leave them out, or leave out --env")
         print("\n".join(environment()))
         return 0
-    config = config_to_check(args.config, flags)
-
-    from poweropd_lite.doctor.environment import check_versions
-    from poweropd_lite.doctor.examine import as_json, examine
-    from poweropd_lite.engines.choose import hush_bitsandbytes
-
-    hush_bitsandbytes()
+    rows, config = checked(DoctorConfig, asked).rows, config_to_check(args.config, flags)
     try:
+        from poweropd_lite.doctor.examine import as_json, examine
+        from poweropd_lite.engines.choose import hush_bitsandbytes
+
+        hush_bitsandbytes()
         with contextlib.redirect_stdout(sys.stderr):
-            findings = examine(config, checked(DoctorConfig, asked), say=lambda text: print(text, flush=True))
-    except ImportError as error:  # of packages that don't go together
-        faults = [f"{f.found}; {f.mend}" for f in check_versions() if f.level != "ok"]
-        raise UserError(f"a package can't be imported: {error}\n" + "\n".join(faults)) from error
+            findings = examine(config, rows, say=lambda text: print(text, flush=True))
+    except ImportError as error:  # of packages that are missing or don't go together
+        versions = check_versions()
+        fault = f"\n{versions}" if versions.level != "ok" else ""
+        raise UserError(f"a package can't be imported: {error}{fault}") from error
     report = as_json(config, findings)
     if args.json:
         print(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False))
@@ -63,29 +62,16 @@ def main(argv: list[str] | None = None) -> int:
             how = {"config": args.config or BUNDLED, **flags}
             if names_models({}, flags) and not args.config:
                 del how["config"]  # two models that are named are taken on top of the defaults
-            print(f"next    python -m poweropd_lite.train {_as_flags(how)}")
+            print(f"next    python -m poweropd_lite.train {as_flags(how)}")
     return 0 if report["sound"] else 1
-
-
-def _as_flags(settings: dict[str, object]) -> str:
-    parts = []
-    for name, value in settings.items():
-        flag = "--" + name.replace("_", "-")
-        on_off = flag if value else flag.replace("--", "--no-", 1)
-        text = "none" if value is None else shlex.quote(str(value))
-        parts.append(on_off if isinstance(value, bool) else f"{flag} {text}")
-    return " ".join(parts)
 
 
 def shown(finding: Finding) -> list[str]:
     """Returns a finding as lines for a screen."""
-    head = f"{finding.level:8}{finding.check}: "
-    lines = []
-    for part in (head + finding.found).split("\n"):
-        indent = "" if not lines else " " * 8
-        lines += textwrap.wrap(
-            part.strip(), WIDTH, initial_indent=indent, subsequent_indent=" " * 8, break_long_words=False
-        )
+    text, lines = f"{finding.level:8}{finding.check}: {finding.found}", []
+    for part in text.split("\n"):
+        start = " " * 8 if lines else ""
+        lines += textwrap.wrap(part.strip(), WIDTH, initial_indent=start, subsequent_indent=" " * 8, break_long_words=False)  # fmt: skip
     if finding.mend:
         lines += textwrap.wrap(finding.mend, WIDTH, initial_indent="        mend: ", subsequent_indent=" " * 14)
     return lines

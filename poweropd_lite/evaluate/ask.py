@@ -29,7 +29,7 @@ def ask(model: str | Path, question: str, *, max_new_tokens: int | None = None) 
     from poweropd_lite.method.logprobs import Sampling
     from poweropd_lite.method.rollout import EVALUATION, Draws
     from poweropd_lite.models.loading import model_path
-    from poweropd_lite.problems.prompts import make_prompt
+    from poweropd_lite.problems.prompts import Skipped, make_prompt
 
     hush_bitsandbytes()
     unsloth_fault()  # imports it where it is installed: a run that begins later in this process wants it before the models
@@ -39,8 +39,8 @@ def ask(model: str | Path, question: str, *, max_new_tokens: int | None = None) 
     as_trained = target.run or load_config(BUNDLED if bundled else None)
     vocabulary = load_vocabulary(target, config)
     prompt = make_prompt(question, vocabulary.tokenizer, as_trained, "question")
-    if isinstance(prompt, str):
-        raise UserError(f"the question can't be asked: {prompt}")
+    if isinstance(prompt, Skipped):
+        raise UserError(f"the question can't be asked: {prompt.reason}")
     longest = max_new_tokens or as_trained.max_new_tokens
     if vocabulary.positions is not None and len(prompt.ids) + longest > vocabulary.positions:
         raise UserError(

@@ -5,7 +5,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.loading import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
 from poweropd_lite.models.offload import streamed
 
@@ -39,11 +38,9 @@ class Teacher:
 def load_teacher(config: Config, device: "torch.device", dtype: "torch.dtype") -> Teacher:
     """Returns the teacher of a config on `device`, in evaluation mode.
 
-    teacher_bits 4 is NF4 with double quantisation, computed in `dtype`; 8 is LLM.int8, for CUDA; 16 is the compute dtype
-    (bfloat16 where that is float32); 32 is float32. Raises UserError where the choice can't run.
+    teacher_bits 4 is NF4 with double quantisation, computed in `dtype`; 8 is LLM.int8, which checks/machine.py refuses to
+    train with but on CUDA; 16 is the compute dtype (bfloat16 where that is float32); 32 is float32.
     """
-    if config.teacher_bits == 8 and device.type != "cuda":
-        raise UserError("teacher_bits 8 (LLM.int8) needs a CUDA card; type --teacher-bits 4, 16 or 32")
     return load_scorer(config, device, dtype)
 
 
