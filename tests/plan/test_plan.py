@@ -16,8 +16,8 @@ from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
 from poweropd_lite.models.shape import nf4_bytes, read_config, read_shape
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
-from poweropd_lite.plan.__main__ import plan
-from poweropd_lite.plan.cards import CARDS, find_card, known_card
+from poweropd_lite.plan import plan
+from poweropd_lite.plan.cards import CARDS, Machine, find_card, known_card
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
 from poweropd_lite.plan.memory import GIB, fullest_batch, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
@@ -289,9 +289,9 @@ def test_a_named_card_gives_an_estimate_by_its_published_figures():
     assert seconds["step"]["rollout"] == pytest.approx(decode + products, rel=1e-6)
     assert seconds["run"] == pytest.approx(1500 * sum(seconds["step"].values()) + 7 * seconds["evaluation"])
     for name in ("RTX 4090", "rtx-4090", "RTX_4090", "4090"):
-        assert find_card(name) == ("rtx4090", card, card.gib)
-    assert find_card("24GB") == ("24 GB", None, 22.0) and find_card("a100 80gb")[0] == "a100-80gb"
-    assert find_card("20") == ("20 GB", None, pytest.approx(18.2))
+        assert find_card(name) == Machine("rtx4090", True, card, card.gib)
+    assert find_card("24GB") == Machine("24 GB", True, None, 22.0) and find_card("a100 80gb").name == "a100-80gb"
+    assert find_card("20") == Machine("20 GB", True, None, pytest.approx(18.2))
 
 
 def test_vllm_asleep_and_awake():

@@ -12,7 +12,7 @@ from test_plan import PAIRS, memory_of, run_plan
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.shape import read_config
-from poweropd_lite.plan.__main__ import plan
+from poweropd_lite.plan import plan
 from poweropd_lite.plan.fit import config_text, fit
 from poweropd_lite.plan.memory import GIB, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
