@@ -16,7 +16,7 @@ from exact import drawn_rollouts, float64_model, nf4_model, token_logprobs, toke
 from poweropd_lite.base.config import load_config
 from poweropd_lite.report.pictures import pictures
 from poweropd_lite.report.read import Reference, read_runs
-from poweropd_lite.report.run import gather
+from poweropd_lite.report.write import gather
 from poweropd_lite.train import train
 
 REWARDS = {

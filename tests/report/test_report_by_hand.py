@@ -11,8 +11,8 @@ from poweropd_lite.report import report
 from poweropd_lite.report.page import STYLE, coloured
 from poweropd_lite.report.pictures import pictures
 from poweropd_lite.report.read import read_runs, read_teacher
-from poweropd_lite.report.run import gather, sentences
 from poweropd_lite.report.series import by_step, density, first_step_at, landscape, phases, steps_to
+from poweropd_lite.report.write import gather, sentences
 
 
 def planted(folder, evaluations, steps=(), **settings):
