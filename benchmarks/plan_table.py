@@ -1,4 +1,4 @@
-"""Which card holds which pair, as docs/plan.md shows it: 12 to 80 GB, four pairs, LoRA and every weight. No GPU, no weights.
+"""Which card holds which pair, as docs/plan.md shows it: 12 to 80 GB, four pairs, LoRA and every weight. No GPU needed.
 
     python benchmarks/plan_table.py
 

@@ -55,7 +55,7 @@ def _dtype(config: Config, cuda: bool, bfloat16: bool, name: str) -> Finding:
 
 
 def dtype_name(asked: str, cuda: bool, bfloat16: bool, name: str) -> str:
-    """Returns the compute dtype of a setting `dtype` on the device `name`; raises UserError for one that it does not have."""
+    """Returns the compute dtype of a setting `dtype` on the device `name`; raises UserError for one that it lacks."""
     if asked == "auto":
         return "float32" if not cuda else "bfloat16" if bfloat16 else "float16"
     if asked == "bfloat16" and cuda and not bfloat16:
@@ -66,7 +66,7 @@ def dtype_name(asked: str, cuda: bool, bfloat16: bool, name: str) -> str:
 
 
 def compute_dtype(config: Config, device: "torch.device") -> "torch.dtype":
-    """Returns the compute dtype of a config on a device of this machine; raises UserError for one that it does not have."""
+    """Returns the compute dtype of a config on a device of this machine; raises UserError for one that it lacks."""
     import torch
 
     return getattr(torch, dtype_name(config.dtype, device.type == "cuda", has_bfloat16(device), device_name(device)))

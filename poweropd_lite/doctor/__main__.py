@@ -1,7 +1,8 @@
 """Says whether a pair, its data and this machine are sound: `python -m poweropd_lite.doctor --config qwen3-0.6b-4b`.
 
-From tokenizers, configs and data alone, in seconds: no weights are loaded. Each finding is ok, a warning or a refusal, with
-what mends it; train refuses what is refused here, but for worked answers, which it does not read. `--env` says what is installed and what a run would use.
+From tokenizers, configs and data alone, in seconds: no weights are loaded. Each finding is ok, a warning or a refusal,
+with what mends it; train refuses what is refused here, but for worked answers, which it does not read. `--env` says
+what is installed and what a run would use.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 sound, 1 something is refused, 2 bad input."""
     parser = config_parser(
         "python -m poweropd_lite.doctor",
-        f"{__doc__.splitlines()[0]}\n\nAny setting of training may follow; without a config that names models it is the bundled pair's.",
+        f"{__doc__.splitlines()[0]}\n\n"
+        "Any setting of training may follow; without a config that names models it is the bundled pair's.",
         DoctorConfig,
         Config,
     )
@@ -68,10 +70,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def shown(finding: Finding) -> list[str]:
     """Returns a finding as lines for a screen."""
-    text, lines = f"{finding.level:8}{finding.check}: {finding.found}", []
-    for part in text.split("\n"):
+    lines: list[str] = []
+    for part in f"{finding.level:8}{finding.check}: {finding.found}".split("\n"):
         start = " " * 8 if lines else ""
-        lines += textwrap.wrap(part.strip(), WIDTH, initial_indent=start, subsequent_indent=" " * 8, break_long_words=False)  # fmt: skip
+        lines += textwrap.wrap(
+            part.strip(), WIDTH, initial_indent=start, subsequent_indent=" " * 8, break_long_words=False
+        )
     if finding.mend:
         lines += textwrap.wrap(finding.mend, WIDTH, initial_indent="        mend: ", subsequent_indent=" " * 14)
     return lines

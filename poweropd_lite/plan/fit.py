@@ -1,8 +1,8 @@
 """The smallest change that makes a run fit: settings lowered one step at a time, the harmless ones first.
 
 A phase that is too large is met by its own setting, which changes how a step is cut and not what it computes: fewer
-completions at once, smaller micro-batches. Only when these are used up come the changes that a result may show, in the order
-of `LAST_RESORTS`.
+completions at once, smaller micro-batches. Only when these are used up come the changes that a result may show, in the
+order of `LAST_RESORTS`.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def fit(
     say: Callable[[str], None],
     runs: Callable[[Config], bool] = lambda config: True,
 ) -> Config | None:
-    """Returns a config that needs at most `limit` bytes and `runs` on the machine; None where nothing here is enough."""
+    """Returns a config that needs at most `limit` bytes and `runs` on the machine; None if nothing here is enough."""
     asked, found = config, plan(config)
     least = found.teacher.weight_bytes(4) + found.student.shape.weight_bytes(4) + found.runtime
     if least > limit:
@@ -140,8 +140,9 @@ LAST_RESORTS: tuple[Change, ...] = (
     lambda c: {"full_finetune": False, "lr": None} if c.full_finetune else {},
 )
 RESTORED_FIRST = (
-    ("max_new_tokens",), ("student_bits",), ("lora_rank", "lora_alpha"), ("max_prompt_tokens",), ("optimizer",), ("teacher_bits",),
-    ("token_budget",), ("engine",), ("gradient_checkpointing",), ("decode_batch_size",), ("eval_batch_size",),
+    ("max_new_tokens",), ("student_bits",), ("lora_rank", "lora_alpha"), ("max_prompt_tokens",), ("optimizer",),
+    ("teacher_bits",), ("token_budget",), ("engine",), ("gradient_checkpointing",), ("decode_batch_size",),
+    ("eval_batch_size",),
 )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """Floating-point operations of a step, a multiplication and an addition counting two: the true ones, and the paper's.
 
-True: every product that this program makes, from the real shapes. A sampled token's probability needs the logits of the whole
-vocabulary, so the head's product is made for every reward; query and output projections are heads x head size wide, which in
-Qwen3 is not the hidden size; a frozen matrix has no weight gradient; checkpointing makes the forward twice.
+True: every product that this program makes, from the real shapes. A sampled token's probability needs the logits of the
+whole vocabulary, so the head's product is made for every reward; query and output projections are heads x head size
+wide, in Qwen3 not the hidden size; a frozen matrix has no weight gradient; checkpointing makes the forward twice.
 
-The paper's (PowerOPD, appendix B) counts a forward without its head, takes the hidden size for the query's width, and three
-student forwards an update.
+The paper's (PowerOPD, appendix B) counts a forward without its head, takes the hidden size for the query's width, and
+three student forwards an update.
 """
 
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def head_flops(shape: "Shape", tokens: int) -> float:
 
 
 def paper_forward(config: "PretrainedConfig", lines: int, length: int) -> float:
-    """Returns appendix B's operations of one forward of B sequences of S tokens: B L (4 S d^2 + 4 S d d_kv + 2 S^2 d + 6 S d m)."""
+    """Returns appendix B's operations of a forward of B x S tokens: B L (4 S d^2 + 4 S d d_kv + 2 S^2 d + 6 S d m)."""
     d = config.hidden_size
     m = getattr(config, "intermediate_size", None) or 4 * d  # where a config does not say it, as GPT-2's
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -81,10 +81,9 @@ def paper_forward(config: "PretrainedConfig", lines: int, length: int) -> float:
 
 
 def paper_update(teacher: "Shape", student: "Shape", lines: int, lengths: Lengths) -> dict[str, float]:
-    """Returns appendix B's table for a pair, TFLOPs: of the "teacher", the "student", an "update" on sampled tokens (teacher + 3 student),
-    one over the "full_vocabulary" (the products with both heads besides, 2 B T d_T V and 3 2 B T d_S V), and the share "saved".
-
-    Figures are rounded before they are added, as in the paper.
+    """Returns appendix B's table for a pair, TFLOPs: of the "teacher", the "student", an "update" on sampled tokens
+    (teacher + 3 student) and over the "full_vocabulary" (the products with both heads besides, 2 B T d_T V and
+    3 2 B T d_S V), and the share "saved". Figures are rounded before they are added, as in the paper.
     """
     new = lines * lengths.completion
     t, s = (_as_printed(paper_forward(shape.config, lines, lengths.total)) for shape in (teacher, student))

@@ -22,9 +22,9 @@ from poweropd_lite.plan.trace import Traces
 def plan(
     config: Config, asked: PlanConfig | None = None, say: Callable[[str], None] = print
 ) -> tuple[dict[str, Any], Config | None]:
-    """Returns the report of a run (docs/plan.md) and a config that fits: its own, a changed one, or None if nothing here helps.
+    """Returns the report of a run (docs/plan.md) and a config that fits: its own, a changed one, or None if none does.
 
-    Raises UserError for models whose configs can't be read, for cards that are not known, and for what train refuses there.
+    Raises UserError for models whose configs can't be read, cards that are not known, and what train refuses there.
     """
     hush_bitsandbytes()
     asked = asked or PlanConfig()

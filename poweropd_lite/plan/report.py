@@ -24,7 +24,7 @@ def report(
     """Returns everything that a plan says, as JSON; `changes` make it fit, None says that nothing here does."""
     new = min(asked.completion_tokens or config.max_new_tokens, config.max_new_tokens)  # no rollout is longer
     lengths = Lengths(min(asked.prompt_tokens, config.max_prompt_tokens), new)
-    out = {
+    out: dict[str, Any] = {
         "student": config.student,
         "teacher": config.teacher,
         "teacher_bits": config.teacher_bits,
@@ -63,29 +63,33 @@ def report(
 def words(r: dict[str, Any], steps: int) -> str:
     """Returns a report as it is shown on a screen."""
     lines = [
-        f"{r['student']} ({r['trains']}: {r['trained']:,} trained, {r['dtype']}) <- {r['teacher']} ({r['teacher_bits']}-bit); "
-        f"rollouts by {'vLLM' if r['engine'] == 'vllm' else 'the built-in loop'}",
+        "{student} ({trains}: {trained:,} trained, {dtype}) <- {teacher} ({teacher_bits}-bit); rollouts by ".format(**r)
+        + ("vLLM" if r["engine"] == "vllm" else "the built-in loop"),
         "",
         _memory_table(r["phases"]),
         "",
-        f"peak    {_gib(r['peak_bytes'])} GiB of tensors ({r['peak_phase']}); it needs {_gib(r['needed_bytes'])} GiB{_beside(r)}",
+        f"peak    {_gib(r['peak_bytes'])} GiB of tensors ({r['peak_phase']}); "
+        f"it needs {_gib(r['needed_bytes'])} GiB{_beside(r)}",
         f"fits    {_fit(r)}",
         "TFLOPs  of a step ({prompt} + {completion:,} tokens a rollout): ".format(**r["lengths"])
         + ", ".join(f"{phase} {value:,.4g}" for phase, value in r["tflops"].items()),
-        "        by the paper's convention (appendix B): teacher {teacher:,.4g}, student {student:,.4g}; update {update:,.4g} on sampled "
-        "tokens, {full_vocabulary:,.4g} over the full vocabulary ({saved:.1%} saved)".format(**r["paper_tflops"]),
+        "        by the paper's convention (appendix B): teacher {teacher:,.4g}, student {student:,.4g}; update "
+        "{update:,.4g} on sampled tokens, {full_vocabulary:,.4g} over the full vocabulary ({saved:.1%} saved)".format(
+            **r["paper_tflops"]
+        ),
     ]
     if s := r["seconds"]:
         parts = ", ".join(f"{phase} {value:.1f}" for phase, value in s["step"].items() if value >= 0.05)
         scoring = f", {clock(s['evaluation'])} an evaluation" if s["evaluations"] else ""
         lines += [
-            f"time    about {sum(s['step'].values()):.1f} s a step ({parts}){scoring}; {clock(s['run'])} for {steps:,} steps and "
-            f"{s['evaluations']} evaluations on {r['machine']}",
-            f"        an estimate, not measured: {s['assumed']['compute_share']:.0%} of {s['card']['tflops']:g} TFLOP/s and "
-            f"{s['assumed']['bandwidth_share']:.0%} of {s['card']['bandwidth']:,g} GB/s",
+            f"time    about {sum(s['step'].values()):.1f} s a step ({parts}){scoring}; {clock(s['run'])} for "
+            f"{steps:,} steps and {s['evaluations']} evaluations on {r['machine']}",
+            "        an estimate, not measured: {compute_share:.0%} of {tflops:g} TFLOP/s and {bandwidth_share:.0%} of "
+            "{bandwidth:,g} GB/s".format(**s["assumed"], **s["card"]),
         ]
     if r["changes"]:
-        lines.append(f"change  {as_flags({k: v for k, (_, v) in r['changes'].items()})}   (--write FILE makes a config of it)")  # fmt: skip
+        flags = as_flags({name: after for name, (_, after) in r["changes"].items()})
+        lines.append(f"change  {flags}   (--write FILE makes a config of it)")
     elif r["changes"] is None:
         lines.append("change  no setting here makes it fit; take a smaller student or teacher, or a larger card")
     return "\n".join(lines)

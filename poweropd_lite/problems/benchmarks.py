@@ -1,7 +1,7 @@
-"""The problems that a model is scored on: the seven maths benchmarks of the paper, the bundled held-out set, anyone's own.
+"""The problems that a model is scored on: the paper's seven maths benchmarks, the bundled held-out set, anyone's own.
 
-A benchmark comes from the hub or from a copy in a folder; a set of another size than the original is said to be one, for
-its score is not comparable. Problems are read row by row, and one that can't be used is counted and named.
+A benchmark comes from the hub or from a copy in a folder; a set of another size than the original is said to be one,
+for its score is not comparable. Problems are read row by row, and one that can't be used is counted and named.
 """
 
 import math
@@ -86,7 +86,8 @@ def find_benchmarks(text: str, folder: str | None = None, flag: str = "--benchma
     for name in (b.name for b in found):
         if name in RESERVED or not re.fullmatch(r"[\w][\w. -]{0,99}", name):
             raise UserError(
-                f"a benchmark can't be named '{name}': results go by its name; rename the file (letters, digits, '.', '_', '-')"
+                f"a benchmark can't be named '{name}': results go by its name; rename the file "
+                "(letters, digits, '.', '_', '-')"
             )
     for name in (b.name for b in found):
         if sum(b.name == name for b in found) > 1:
@@ -178,7 +179,8 @@ def _column(row: dict, asked: str | None, usual: tuple[str, ...], flag: str, ben
         if name in row:
             return name
     raise UserError(
-        f"{benchmark.source.data} has no column {' or '.join(wanted)}; it has {', '.join(map(str, row))}; type {flag} with one of them"
+        f"{benchmark.source.data} has no column {' or '.join(wanted)}; it has {', '.join(map(str, row))}; "
+        f"type {flag} with one of them"
     )
 
 

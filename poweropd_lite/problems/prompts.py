@@ -57,7 +57,7 @@ class Source:
 def load_prompts(
     config: Config, tokenizer: "PreTrainedTokenizerBase", limit: int | None = None
 ) -> tuple[list[Prompt], list[Skipped]]:
-    """Returns the usable training prompts (the first `limit`, if given) and each row before them that could not be used.
+    """Returns the usable training prompts (the first `limit`, if given) and the rows among them that can't be used.
 
     Raises UserError when the data can't be read, lacks the columns, or has no usable row.
     """
@@ -179,9 +179,9 @@ def prompt_text(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerB
     return _rendered(messages, tokenizer, add_generation_prompt=True, enable_thinking=thinking)
 
 
-def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", **options: bool) -> str:
+def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", **options: Any) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # a template is a program, which fails in ways of its own
         raise TemplateFault(f"{type(error).__name__}: {error}") from error
 

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ FEW = 12  # points that a line is too short without marks for
 BOUND = 1.0  # of bounded rewards: beyond it an axis of rewards is logarithmic
 Styles = dict[str, dict[str, Any]]  # colour and dash, by run
 Numbers = dict[str, Any]  # what is drawn, by run
-Lines = dict[str, tuple[Sequence[float], Sequence[float]]]  # x and y, by run
+Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # x and y, by run
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def new_figure(
     return figure, axes
 
 
-def plot(lines: Lines, styles: Styles, across: str, up: str, few: float = FEW, **how: Any) -> Axes:
-    """Returns axes with a line a run, marked where it has at most `few` points."""
-    _, axes = new_figure()
+def plot(lines: Lines, styles: Styles, across: str, up: str, few: float = FEW, **how: Any) -> tuple[Figure, Axes]:
+    """Returns a figure and its axes with a line a run, marked where it has at most `few` points."""
+    figure, axes = new_figure()
     for name, (x, y) in lines.items():
         marks = {"marker": "o", "markersize": 3.5} if len(x) <= few else {}
         axes.plot(x, y, label=label(name), **marks | how, **styles[name])
     axes.set(xlabel=across, ylabel=up)
-    return axes
+    return figure, axes
 
 
 def with_legend(figure: Figure, columns: int = 2) -> Figure:

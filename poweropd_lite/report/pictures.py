@@ -54,7 +54,7 @@ def _there(found: Numbers) -> Numbers:
 def _accuracy(runs: Numbers, styles: Styles, samples: str, teacher: Reference | None) -> Drawn:
     """Avg@k by step, with the base (before training) and the teacher as lines."""
     lines = {name: (found["step"], [100 * avg for avg in found["avg"]]) for name, found in runs.items()}
-    axes = plot(lines, styles, "step", f"Avg@{samples}, %", few=math.inf)
+    figure, axes = plot(lines, styles, "step", f"Avg@{samples}, %", few=math.inf)
     bases = {found["avg"][0] for found in runs.values() if found["step"][0] == 0}
     if len(bases) == 1:
         axes.axhline(100 * min(bases), color="0.6", linewidth=1, linestyle=":", label="base (before training)")
@@ -64,19 +64,21 @@ def _accuracy(runs: Numbers, styles: Styles, samples: str, teacher: Reference | 
     caption = "Avg@k on the held-out problems."
     if len(bases) > 1:
         caption += " No line for the base: the runs differ in what they had before training."
-    return Drawn(with_legend(axes.figure), "Accuracy by step", caption, "accuracy")
+    return Drawn(with_legend(figure), "Accuracy by step", caption, "accuracy")
 
 
 def _by_step(runs: Numbers, styles: Styles, key: str, up: str, log: bool = False, floor: float | None = None) -> Figure:
     """One number by step, a line a run."""
-    axes = plot({name: (found["step"], found[key]) for name, found in runs.items()}, styles, "step", up, linewidth=1.2)
+    figure, axes = plot(
+        {name: (found["step"], found[key]) for name, found in runs.items()}, styles, "step", up, linewidth=1.2
+    )
     if floor is not None:
         axes.set_ylim(bottom=floor)
     if log and any(value > 0 for found in runs.values() for value in found[key]):
         axes.set_yscale("log")
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
-    return with_legend(axes.figure)
+    return with_legend(figure)
 
 
 def _gradient(runs: Numbers, styles: Styles, clips: set[float]) -> Drawn:
@@ -95,16 +97,16 @@ def _steps_to(found: dict[str, Any], styles: Styles, samples: str) -> Drawn:
     """Steps that each run needs for the accuracies that the baseline reaches (the paper's Fig. 1)."""
     lines = {}
     for name, steps in found["steps"].items():
-        points = [(step, 100 * level) for step, level in zip(steps, found["levels"], strict=True) if step is not None]
-        if points:
-            lines[name] = tuple(zip(*points, strict=True))
-    axes = plot(lines, styles, "steps needed", f"Avg@{samples} reached, %", few=math.inf, markersize=4)
+        there = [i for i, step in enumerate(steps) if step is not None]
+        if there:
+            lines[name] = [steps[i] for i in there], [100 * found["levels"][i] for i in there]
+    figure, axes = plot(lines, styles, "steps needed", f"Avg@{samples} reached, %", few=math.inf, markersize=4)
     axes.set_xlim(left=0)
     caption = f"Steps that each run takes to the accuracies that {found['baseline']} comes to"
     caption += ", on straight lines between evaluations."
     never = [name for name in found["steps"] if name not in lines]
     caption += f" Never there: {', '.join(never)}." if never else ""
-    return Drawn(with_legend(axes.figure), "Steps to an accuracy", caption, "steps")
+    return Drawn(with_legend(figure), "Steps to an accuracy", caption, "steps")
 
 
 def _time(runs: dict[str, dict[str, float]]) -> Drawn:

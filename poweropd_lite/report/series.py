@@ -62,10 +62,8 @@ def first_step_at(found: Series, level: float) -> float | None:
 
 def steps_to(runs: Sequence[Run], baseline: Run) -> dict[str, Any]:
     """Returns, for every accuracy that the baseline newly reaches, the steps that each run needs (paper's Fig. 1)."""
-    base, levels = accuracy(baseline), []
-    for avg in base["avg"][1:]:
-        if avg > max([base["avg"][0], *levels]):
-            levels.append(avg)
+    reached = accuracy(baseline)["avg"]
+    levels = [avg for i, avg in enumerate(reached) if i and avg > max(reached[:i])]
     found = {run.name: [first_step_at(accuracy(run), level) for level in levels] for run in runs}
     return {"baseline": baseline.name, "levels": levels, "steps": found}
 
