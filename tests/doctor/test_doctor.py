@@ -69,10 +69,9 @@ def test_the_bundled_pair_is_sound_and_all_is_looked_at():
     from poweropd_lite.problems.bundled import problems
 
     tokenizer = AutoTokenizer.from_pretrained(TINY / "student")
-    lengths = [
-        len(tokenizer.apply_chat_template([{"role": "user", "content": p.question}], add_generation_prompt=True, enable_thinking=False)["input_ids"])
-        for p in problems(0, 1000, False)
-    ]  # fmt: skip
+    asked = [[{"role": "user", "content": problem.question}] for problem in problems(0, 1000, False)]
+    how = {"add_generation_prompt": True, "enable_thinking": False}
+    lengths = [len(tokenizer.apply_chat_template(messages, **how)["input_ids"]) for messages in asked]
     assert by_check["prompts"]["evidence"]["longest"] == max(lengths)
 
 
@@ -361,6 +360,12 @@ print("code", main(["--env"]))
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from poweropd_lite.doctor.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = """
+import contextlib, sys
+from poweropd_lite.doctor.__main__ import main
+with contextlib.suppress(SystemExit):
+    main(["--help"])
+assert "torch" not in sys.modules
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "--rows" in done.stdout and "--env" in done.stdout, done.stderr
