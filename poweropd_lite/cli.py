@@ -8,6 +8,7 @@ import argparse
 import errno
 import importlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -133,6 +134,19 @@ def given(args: argparse.Namespace, kind: type[BaseModel] = Config) -> dict[str,
     typed = {name: getattr(args, name) for name in kind.model_fields if getattr(args, name) is not None}
     may_be_unset = {name for name, field in kind.model_fields.items() if type(None) in get_args(field.annotation)}
     return {name: None if value == "none" and name in may_be_unset else value for name, value in typed.items()}
+
+
+def as_flags(settings: dict[str, Any]) -> str:
+    """Returns settings as the flags to type, quoted for a shell."""
+    parts = []
+    for name, value in settings.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            text = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+            parts.append(f"{flag} {shlex.quote(text)}")
+    return " ".join(parts)
 
 
 def _metavar(annotation: Any) -> str:

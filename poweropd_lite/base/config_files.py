@@ -1,6 +1,7 @@
 """Where config files are found and how they are read; what their settings mean is config.py's."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound="BaseModel")
 
 
-def nearest(name: str, names: Any) -> str:
-    """Returns '; did you mean ...?' for the closest of `names`, or where to find them all."""
+def nearest(name: object, names: Iterable[str], otherwise: str = "; --help lists them all") -> str:
+    """Returns '; did you mean ...?' for the closest of `names`; `otherwise` says where to find them all."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else "; --help lists them all"
+    return f"; did you mean '{close[0]}'?" if close else otherwise
 
 
 def config_folder() -> Path:

@@ -19,7 +19,7 @@ from poweropd_lite.evaluate.target import find_target, load_vocabulary
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import EVALUATION, Draws
 from poweropd_lite.models.loading import model_path
-from poweropd_lite.problems.prompts import make_prompt
+from poweropd_lite.problems.prompts import Skipped, make_prompt
 
 
 def answer(model: str | Path, question: str, max_new_tokens: int | None) -> str:
@@ -35,8 +35,8 @@ def answer(model: str | Path, question: str, max_new_tokens: int | None) -> str:
     as_trained = target.run or load_config(BUNDLED if bundled else None)
     vocabulary = load_vocabulary(target)
     prompt = make_prompt(question, vocabulary.tokenizer, as_trained, "question")
-    if isinstance(prompt, str):
-        raise UserError(f"the question can't be asked: {prompt}")
+    if isinstance(prompt, Skipped):
+        raise UserError(f"the question can't be asked: {prompt.reason}")
     longest = max_new_tokens or as_trained.max_new_tokens
     if vocabulary.positions is not None and len(prompt.ids) + longest > vocabulary.positions:
         raise UserError(

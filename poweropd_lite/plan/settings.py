@@ -13,7 +13,8 @@ class PlanConfig(BaseModel):
     gpu: str | None = Field(
         None,
         min_length=1,
-        description="the card: its memory in GB, such as 24, or a name, such as rtx4090 (with a time estimate), or cpu; if not given, the card of this machine",
+        description="the card: its memory in GB, such as 24, or a name, such as rtx4090 (with a time estimate), or "
+        "cpu; if not given, the card of this machine",
         json_schema_extra=section("plan"),
     )
     prompt_tokens: int = Field(

@@ -1,7 +1,7 @@
-"""The problems that a model is scored on: the seven maths benchmarks of the paper, the bundled held-out set, anyone's own.
+"""The problems that a model is scored on: the paper's seven maths benchmarks, the bundled held-out set, anyone's own.
 
-A benchmark comes from the hub or from a copy in a folder; a set of another size than the original is said to be one, for
-its score is not comparable. Problems are read row by row, and one that can't be used is counted and named.
+A benchmark comes from the hub or from a copy in a folder; a set of another size than the original is said to be one,
+for its score is not comparable. Problems are read row by row, and one that can't be used is counted and named.
 """
 
 import math
@@ -15,7 +15,16 @@ from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.config_files import nearest
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.grade.answers import boxed_answer
-from poweropd_lite.problems.prompts import BUNDLED_PROBLEMS, Prompt, Source, make_prompt, rows, say_skipped, usable
+from poweropd_lite.problems.prompts import (
+    BUNDLED_PROBLEMS,
+    Prompt,
+    Skipped,
+    Source,
+    make_prompt,
+    rows,
+    say_skipped,
+    usable,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +41,10 @@ _HUB = {
 }
 PROMPT_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "solution")
+COLUMN_FLAGS = {  # which name columns, by the flag that named the problems
+    "--benchmarks": ("--prompt-column", "--answer-column"),
+    "--eval-benchmarks": ("--eval-prompt-column", "--eval-answer-column"),
+}
 SUFFIXES = (".jsonl", ".json", ".parquet")
 RESERVED = ("mean", "settings", "results")  # names of the evaluation's own
 LONGEST_ANSWER = 4096  # tokens, as in the paper
@@ -73,7 +86,8 @@ def find_benchmarks(text: str, folder: str | None = None, flag: str = "--benchma
     for name in (b.name for b in found):
         if name in RESERVED or not re.fullmatch(r"[\w][\w. -]{0,99}", name):
             raise UserError(
-                f"a benchmark can't be named '{name}': results go by its name; rename the file (letters, digits, '.', '_', '-')"
+                f"a benchmark can't be named '{name}': results go by its name; rename the file "
+                "(letters, digits, '.', '_', '-')"
             )
     for name in (b.name for b in found):
         if sum(b.name == name for b in found) > 1:
@@ -105,7 +119,7 @@ def _find(name: str, folder: str | None, flag: str) -> Benchmark:
         subset, _, split = rest.partition(":")
         return Benchmark(hub.rsplit("/", 1)[-1], Source(hub, subset or None, split or "test", held_out=True, flag=flag))
     raise UserError(
-        f"no benchmark named '{name}'{nearest(name, (*ALL, 'all', BUNDLED)).replace('; --help lists them all', '')}; known are "
+        f"no benchmark named '{name}'{nearest(name, (*ALL, 'all', BUNDLED), otherwise='')}; known are "
         f"{', '.join(ALL)}, all of them as 'all', {BUNDLED}, and files of problems such as my.jsonl"
     )
 
@@ -126,7 +140,7 @@ def load_problems(
     found = rows(benchmark.source, limit)
     prompts, skipped, more = usable(found, lambda row: _read(row, benchmark, tokenizer, settings, columns), limit)
     if not prompts:
-        reasons = "\n  ".join(skipped[:5]) or "it has no rows"
+        reasons = "\n  ".join(map(str, skipped[:5])) or "it has no rows"
         raise UserError(f"no usable problem in {benchmark.source.data}:\n  {reasons}\ncheck {benchmark.source.flag}")
     say_skipped(skipped, len(prompts), benchmark.source.data, say)
     count = len(prompts)
@@ -140,19 +154,19 @@ def load_problems(
     return Problems(benchmark, prompts, whole)
 
 
-def _read(row: dict, benchmark: Benchmark, tokenizer: Any, settings: Any, columns: tuple) -> Prompt | str:
+def _read(row: dict, benchmark: Benchmark, tokenizer: Any, settings: Any, columns: tuple) -> Prompt | Skipped:
     hub = _HUB.get(benchmark.name, ("",))[0] == benchmark.source.data  # whose columns are known
     asked, answered = (None, None) if hub or benchmark.source.data == BUNDLED else columns
-    flag = benchmark.source.flag.replace("benchmarks", "")
-    prompt_column = _column(row, asked, PROMPT_COLUMNS, f"{flag}prompt-column", benchmark)
+    prompt_flag, answer_flag = COLUMN_FLAGS[benchmark.source.flag]
+    prompt_column = _column(row, asked, PROMPT_COLUMNS, prompt_flag, benchmark)
     # GSM8K and AIME 2024 on the hub have their answers at the end of a text; a row may have several of the columns.
-    answer_column = _column(row, answered, ANSWER_COLUMNS, f"{flag}answer-column", benchmark)
+    answer_column = _column(row, answered, ANSWER_COLUMNS, answer_flag, benchmark)
     answer = gold_answer(row[answer_column], answer_column)
     if answer is None:
-        return f"no reference answer in '{answer_column}'"
+        return Skipped(f"no reference answer in '{answer_column}'")
     tolerance = row.get("error")
     if tolerance not in (None, "") and _tolerance(tolerance) is None and str(tolerance).lower() not in ("none", "nan"):
-        return f"'error' is {tolerance!r}, and should be the largest difference allowed, such as 1e-1"
+        return Skipped(f"'error' is {tolerance!r}, and should be the largest difference allowed, such as 1e-1")
     prompt = make_prompt(row[prompt_column], tokenizer, settings, prompt_column)
     if not isinstance(prompt, Prompt):
         return prompt
@@ -165,7 +179,8 @@ def _column(row: dict, asked: str | None, usual: tuple[str, ...], flag: str, ben
         if name in row:
             return name
     raise UserError(
-        f"{benchmark.source.data} has no column {' or '.join(wanted)}; it has {', '.join(map(str, row))}; type {flag} with one of them"
+        f"{benchmark.source.data} has no column {' or '.join(wanted)}; it has {', '.join(map(str, row))}; "
+        f"type {flag} with one of them"
     )
 
 

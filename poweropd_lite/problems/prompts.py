@@ -33,6 +33,18 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A row that can't be a prompt; as text, where it stands and why."""
+
+    reason: str
+    too_long: bool = False  # it has more tokens than max_prompt_tokens
+    where: str = ""  # such as "problems.jsonl, line 7"
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Source:
     """Where rows are read from."""
 
@@ -45,24 +57,24 @@ class Source:
 
 def load_prompts(
     config: Config, tokenizer: "PreTrainedTokenizerBase", limit: int | None = None
-) -> tuple[list[Prompt], list[str]]:
-    """Returns the usable training prompts (the first `limit`, if given) and a line on each row that could not be used.
+) -> tuple[list[Prompt], list[Skipped]]:
+    """Returns the usable training prompts (the first `limit`, if given) and the rows among them that can't be used.
 
     Raises UserError when the data can't be read, lacks the columns, or has no usable row.
     """
     source = Source(config.data, config.data_subset, config.data_split)
     column = "problem" if config.data == BUNDLED else config.prompt_column
 
-    def read(row: dict) -> Prompt | str:
+    def read(row: dict) -> Prompt | Skipped:
         if column not in row:
-            return f"no column '{column}' among {', '.join(map(str, row))}"
+            return Skipped(f"no column '{column}' among {', '.join(map(str, row))}")
         answer = row.get(config.answer_column)
         prompt = make_prompt(row[column], tokenizer, config, column)
         return replace(prompt, answer=str(answer)) if isinstance(prompt, Prompt) and answer is not None else prompt
 
     prompts, skipped, _ = usable(rows(source), read, limit)
     if not prompts:
-        reasons = "\n  ".join(skipped[:5]) or "it has no rows"
+        reasons = "\n  ".join(map(str, skipped[:5])) or "it has no rows"
         raise UserError(
             f"no usable problem in {source.data}:\n  {reasons}\ncheck --data, --prompt-column and --max-prompt-tokens"
         )
@@ -70,23 +82,23 @@ def load_prompts(
 
 
 def usable(
-    numbered: Iterator[tuple[str, Any]], read: Callable[[dict], Prompt | str], limit: int | None
-) -> tuple[list[Prompt], list[str], bool]:
-    """Returns the rows that can be read as prompts (the first `limit`), a line on each other one, and if there are more."""
+    numbered: Iterator[tuple[str, Any]], read: Callable[[dict], Prompt | Skipped], limit: int | None
+) -> tuple[list[Prompt], list[Skipped], bool]:
+    """Returns the rows that can be read as prompts (the first `limit`), those that can't, and if there are more."""
     prompts: list[Prompt] = []
-    skipped: list[str] = []
+    skipped: list[Skipped] = []
     for where, row in numbered:
         if limit is not None and len(prompts) == limit:
             return prompts, skipped, True
-        prompt = row if isinstance(row, str) else read(row)
+        prompt = Skipped(row) if isinstance(row, str) else read(row)
         if isinstance(prompt, Prompt):
             prompts.append(prompt)
         else:
-            skipped.append(f"{where}: {prompt}")
+            skipped.append(replace(prompt, where=where))
     return prompts, skipped, False
 
 
-def say_skipped(skipped: list[str], used: int, data: str, say: Callable[[str], None]) -> None:
+def say_skipped(skipped: list[Skipped], used: int, data: str, say: Callable[[str], None]) -> None:
     """Says how many rows could not be used, and why not the first of them."""
     if skipped:
         shown = "".join(f"\n  {line}" for line in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
@@ -119,8 +131,8 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
     return _permutations[key]
 
 
-def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any, column: str) -> Prompt | str:
-    """Returns a question (a text, or a list of messages) as a Prompt, or the reason why it can't be one.
+def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any, column: str) -> Prompt | Skipped:
+    """Returns a question (a text, or a list of messages) as a Prompt, or why it can't be one.
 
     `settings` has the fields prompt_suffix, system_prompt, enable_thinking and max_prompt_tokens.
     """
@@ -129,12 +141,12 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
     elif isinstance(value, list) and value and all(_is_message(m) for m in value):
         messages = [{"role": m["role"], "content": m["content"]} for m in value]
         if messages[-1]["role"] != "user":
-            return f"the last message is the {messages[-1]['role']}'s; a prompt must end with the user's"
+            return Skipped(f"the last message is the {messages[-1]['role']}'s; a prompt must end with the user's")
     else:
-        return f"'{column}' holds neither a text nor a list of messages with a role and a text as content"
+        return Skipped(f"'{column}' holds neither a text nor a list of messages with a role and a text as content")
     question = messages[-1]["content"]
     if not question.strip():
-        return f"'{column}' is empty"
+        return Skipped(f"'{column}' is empty")
     messages[-1]["content"] += settings.prompt_suffix
     if settings.system_prompt and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": settings.system_prompt})
@@ -142,14 +154,15 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
         text = prompt_text(messages, tokenizer, settings.enable_thinking)
         text.encode()
     except TemplateFault as error:
-        return f"the chat template refuses it: {error}"
+        return Skipped(f"the chat template refuses it: {error}")
     except UnicodeEncodeError:
-        return "it holds half of a character (a lone surrogate), which is not text"
+        return Skipped("it holds half of a character (a lone surrogate), which is not text")
     ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if not ids:
-        return "the tokenizer makes no token of it"
+        return Skipped("the tokenizer makes no token of it")
     if len(ids) > settings.max_prompt_tokens:
-        return f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {settings.max_prompt_tokens}"
+        reason = f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {settings.max_prompt_tokens}"
+        return Skipped(reason, too_long=True)
     return Prompt(ids, question, None, messages=tuple((m["role"], m["content"]) for m in messages))
 
 
@@ -167,9 +180,9 @@ def prompt_text(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerB
     return _rendered(messages, tokenizer, add_generation_prompt=True, enable_thinking=thinking)
 
 
-def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", **options: bool) -> str:
+def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", **options: Any) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # a template is a program, which fails in ways of its own
         raise TemplateFault(f"{type(error).__name__}: {error}") from error
 

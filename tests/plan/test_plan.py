@@ -1,4 +1,4 @@
-"""The plan against what is really allocated, counted by torch's profiler and FLOP counter, and against the paper's appendix B."""
+"""The plan against what is really allocated, by torch's profiler and FLOP counter, and against appendix B."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
 from poweropd_lite.models.shape import nf4_bytes, read_config, read_shape
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
-from poweropd_lite.plan.__main__ import plan
-from poweropd_lite.plan.cards import CARDS, find_card, known_card
+from poweropd_lite.plan import plan
+from poweropd_lite.plan.cards import CARDS, Machine, find_card, known_card
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
 from poweropd_lite.plan.memory import GIB, fullest_batch, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
@@ -56,7 +56,7 @@ def allocated(work):
 
 @pytest.fixture(scope="module")
 def bundled():
-    """The bundled student and teacher as a run loads them, and their config; rollouts of 240 tokens, four a micro-batch."""
+    """The bundled student and teacher as a run loads them, and their config: rollouts of 240 tokens, four at once."""
     config = load_config("bundled", eval_benchmarks=None, eval_every=0)
     return (
         load_student(config, CPU, torch.float32),
@@ -133,7 +133,7 @@ def test_weights_are_what_bitsandbytes_and_the_optimizer_really_hold(bundled):
 
 @pytest.mark.parametrize("shape", [(2560, 9728), (1024, 3072), (96, 130)])
 def test_nf4_bytes_of_a_matrix(shape):
-    """Half a byte a weight, a byte of scale for 64, four for 256 scales, and the tables, as bitsandbytes quantises it."""
+    """Half a byte a weight, a byte of scale for 64, four for 256 scales, and tables, as bitsandbytes quantises it."""
     from bitsandbytes.functional import quantize_4bit
 
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -161,7 +161,8 @@ def test_an_update_allocates_what_was_traced(reward, checkpointing):
 
 def test_shorter_rollouts_fill_the_budget_and_are_planned_for():
     """Longest rollouts of 513 tokens leave half of a budget of 1,024 unused; eight of 128 do not."""
-    config = load_config("bundled", max_prompt_tokens=256, max_new_tokens=257, eval_max_new_tokens=112, eval_benchmarks=None, eval_every=0)  # fmt: skip
+    lengths = {"max_prompt_tokens": 256, "max_new_tokens": 257, "eval_max_new_tokens": 112}
+    config = load_config("bundled", **lengths, eval_benchmarks=None, eval_every=0)
     assert fullest_batch(config) == (2, 512)
     student = load_student(config, CPU, torch.float32)
     one_update(student, 8, 128)
@@ -191,7 +192,7 @@ def save_random(folder, model_config):
 
 
 def test_a_student_that_transformers_decodes_is_planned_too(tmp_path):
-    """Gemma's shape, with one key head: rollouts run through transformers' forward, whose activations are most of it."""
+    """Gemma's shape, with one key head: rollouts run through transformers' forward, with most in activations."""
     from transformers import GemmaConfig
 
     from poweropd_lite.engines.any_model import AnyDecoder
@@ -299,13 +300,13 @@ def test_a_named_card_gives_an_estimate_by_its_published_figures():
     assert seconds["step"]["rollout"] == pytest.approx(decode + products, rel=1e-6)
     assert seconds["run"] == pytest.approx(1500 * sum(seconds["step"].values()) + 7 * seconds["evaluation"])
     for name in ("RTX 4090", "rtx-4090", "RTX_4090", "4090"):
-        assert find_card(name) == ("rtx4090", card, card.gib)
-    assert find_card("24GB") == ("24 GB", None, 22.0) and find_card("a100 80gb")[0] == "a100-80gb"
-    assert find_card("20") == ("20 GB", None, pytest.approx(18.2))
+        assert find_card(name) == Machine("rtx4090", True, card, card.gib)
+    assert find_card("24GB") == Machine("24 GB", True, None, 22.0) and find_card("a100 80gb").name == "a100-80gb"
+    assert find_card("20") == Machine("20 GB", True, None, pytest.approx(18.2))
 
 
 def test_vllm_asleep_and_awake():
-    """With vLLM a copy of the base and a cache for 32 completions are there in rollouts; asleep it keeps what it can't give."""
+    """With vLLM a copy of the base and a cache for 32 completions are there in rollouts; asleep it keeps 1 GiB."""
     config = load_config("qwen3-0.6b-4b", engine="vllm")
     found = memory_of(config, torch.bfloat16, cuda=True, engine="vllm")
     phases = found.phases

@@ -1,6 +1,5 @@
 """The report of some runs: everything read and computed first, then one folder, whole or not at all."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,11 @@ from typing import Any
 from poweropd_lite.base.config import marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder, write_json, write_text
+from poweropd_lite.report.drawing import rendered
+from poweropd_lite.report.page import page
+from poweropd_lite.report.pictures import HEALTH, pictures
 from poweropd_lite.report.read import Reference, Run, read_runs, read_teacher
+from poweropd_lite.report.rewards import has_alpha
 from poweropd_lite.report.series import accuracy, by_step, density, landscape, phases, positions, steps_to
 from poweropd_lite.report.table import differing_settings, table
 
@@ -22,20 +25,27 @@ def report(
     baseline: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Makes the report of run folders, finished or not, and returns its folder: index.html, report.json, PNG and SVG pictures.
+    """Makes the report of run folders, finished or not; returns its folder: index.html, report.json, PNGs and SVGs.
 
-    `out`: the folder, if not RUN/report for one run or a name under reports/ for several; an earlier report in it is replaced.
-    `teacher`: the folder of the teacher's evaluation, or its accuracy in percent. `baseline`: the name or folder of the run that
-    differences are taken from; the first, if not given. Raises UserError for what the user can mend.
+    `out`: the folder, if not RUN/report for one run or a name under reports/ for several; an earlier one is replaced.
+    `teacher`: the folder of the teacher's evaluation, or its accuracy in percent. `baseline`: the name or folder of the
+    run that differences are taken from; the first, if not given. Raises UserError for what the user can mend.
     """
     found = read_runs([runs] if isinstance(runs, str | Path) else runs)
     base = _baseline(found, baseline)
     reference = None if teacher is None else read_teacher(str(teacher), found)
     folder = _folder(found, out)
     numbers = gather(found, base, reference)
-    summary = sentences(found, reference)
+    summary, shown = sentences(found, reference), []
     with whole_folder(folder) as beside:
-        write_page(beside, found, numbers, reference, summary)
+        for drawn in pictures(found, numbers, reference):
+            svg = rendered(drawn.figure, "svg")
+            if drawn.file:
+                (beside / f"{drawn.file}.svg").write_bytes(svg)
+                (beside / f"{drawn.file}.png").write_bytes(rendered(drawn.figure, "png"))
+            if drawn.on_page:
+                shown.append((drawn, svg))
+        write_text(beside / "index.html", page(found, numbers, summary, shown))
         write_json(beside / "report.json", numbers)
     for sentence in summary:
         say(sentence)
@@ -46,11 +56,11 @@ def report(
 def gather(runs: Sequence[Run], baseline: Run, teacher: Reference | None) -> dict[str, Any]:
     """Returns the numbers of the page as JSON: the table, and those under every figure, by the name of the run."""
     kept = [run for run in runs if run.tokens]
-    alphas = sorted({*ALPHAS, *(run.config.alpha for run in runs if run.config.reward == "power")})
+    alphas = sorted({*ALPHAS, *(run.config.alpha for run in runs if has_alpha(run.config.reward))})
     rewards = ("reward/min", "reward/p05", "reward/p95", "reward/max")
-    health = ("rollout/length", "rollout/stop_share", "sampling/kept_mass", "parity/gap", "time/tokens_per_second")
+    about = [(run, run.config.reward_label, run.config.model_dump()) for run in runs]
     return {
-        "runs": [{"name": run.name, "folder": str(run.path), "reward": run.reward, "config": run.config.model_dump()} for run in runs],
+        "runs": [{"name": r.name, "folder": str(r.path), "reward": label, "config": c} for r, label, c in about],
         "baseline": baseline.name,
         "teacher": teacher and {"accuracy": teacher.accuracy, "source": teacher.source},
         "table": table(runs, baseline, teacher),
@@ -63,29 +73,30 @@ def gather(runs: Sequence[Run], baseline: Run, teacher: Reference | None) -> dic
         "density_at_the_end": {run.name: density(run.tokens[-1]) for run in kept},
         "positions": {run.name: positions(run.tokens[0]) for run in kept},
         "landscape": landscape(alphas),
-        "by_step": {key: {run.name: by_step(run, key) for run in runs} for key in health},
+        "by_step": {key: {run.name: by_step(run, key) for run in runs} for key in HEALTH},
         "seconds": {run.name: phases(run) for run in runs},
-    }  # fmt: skip
+    }
 
 
 def sentences(runs: Sequence[Run], teacher: Reference | None) -> list[str]:
     """Returns what came out of each run, in a sentence."""
     out = []
     for run in runs:
-        found, k = accuracy(run), run.config.eval_samples
-        taken = run.steps[-1]["step"] if run.steps else 0
-        text = f"{run.name} ({run.reward}), {taken} of {run.config.steps} steps"
-        if not found["step"] and run.scored:
-            parts = [f"Avg@{n} {avg:.1%} on {name} at step {step}" for name, (n, avg, step) in run.scored.items()]
-            text += f": {', '.join(parts)} by evaluate"
-        elif not found["step"]:
-            text += ": not evaluated"
-        elif len(found["step"]) == 1:
-            text += f": Avg@{k} {found['avg'][0]:.1%} at step {found['step'][0]}"
-        else:
-            text += f": Avg@{k} {found['avg'][0]:.1%} -> {found['avg'][-1]:.1%}"
-            text += f" (step {found['step'][0]} -> {found['step'][-1]})" if found["step"][-1] != taken else ""
+        found, k, taken = accuracy(run), run.config.eval_samples, run.steps[-1]["step"] if run.steps else 0
+        steps, avg = found["step"], [f"{avg:.1%}" for avg in found["avg"]]
+        text = f"{run.name} ({run.config.reward_label}), {taken} of {run.config.steps} steps: "
+        if len(steps) > 1:
+            text += f"Avg@{k} {avg[0]} -> {avg[-1]}" + (
+                f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != taken else ""
+            )
             text += f", {found['avg'][-1] / teacher.accuracy:.1%} of the teacher's" if teacher else ""
+        elif steps:
+            text += f"Avg@{k} {avg[0]} at step {steps[0]}"
+        elif run.scored:
+            parts = (f"Avg@{n} {of:.1%} on {name} at step {step}" for name, (n, of, step) in run.scored.items())
+            text += f"{', '.join(parts)} by evaluate"
+        else:
+            text += "not evaluated"
         out.append(text + ("" if run.tokens else "; it kept no rewards by token (made by an earlier version)") + ".")
     scored = [run for run in runs if accuracy(run)["step"]]
     if differing := [name for name in differing_settings(scored) if name in marked("scores")]:
@@ -93,27 +104,6 @@ def sentences(runs: Sequence[Run], teacher: Reference | None) -> list[str]:
     if teacher is not None:
         out.append(f"Teacher: {teacher.accuracy:.1%}, {teacher.source}.")
     return out
-
-
-def write_page(
-    folder: Path, runs: Sequence[Run], numbers: dict[str, Any], teacher: Reference | None, summary: list[str]
-) -> None:
-    """Draws every figure from `numbers` and writes index.html and the pictures into `folder`."""
-    import poweropd_lite
-    from poweropd_lite.report.drawing import svg_of, write_figure
-    from poweropd_lite.report.page import Picture, page
-    from poweropd_lite.report.pictures import pictures
-
-    shown = []
-    for drawn in pictures(runs, numbers, teacher):
-        if drawn.file:
-            write_figure(drawn.figure, folder, drawn.file)
-        if drawn.on_page:
-            shown.append(Picture(drawn.title, drawn.caption, svg_of(drawn.figure, drawn.title)))
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    made = f"Made by poweropd_lite {poweropd_lite.__version__} on {time.strftime('%Y-%m-%d %H:%M')}."
-    text = page(title, summary, runs, numbers["table"], numbers["settings"] if len(runs) > 1 else {}, shown, made)
-    write_text(folder / "index.html", text)
 
 
 def _baseline(runs: Sequence[Run], asked: str | None) -> Run:
@@ -127,15 +117,10 @@ def _baseline(runs: Sequence[Run], asked: str | None) -> Run:
 
 def _folder(runs: Sequence[Run], out: str | Path | None) -> Path:
     """The folder to write, which may hold an earlier report and nothing else."""
-    if out is not None:
-        folder = Path(out)
-    elif len(runs) == 1:
-        folder = runs[0].path / "report"
-    else:
-        name = "+".join(run.name.replace("/", "_") for run in runs)
-        folder = Path("reports") / (
-            name if len(name) <= 100 else f"{runs[0].name.replace('/', '_')}+{len(runs) - 1}-more"
-        )
+    first, *others = (run.name.replace("/", "_") for run in runs)
+    name = "+".join([first, *others])
+    name = name if len(name) <= 100 else f"{first}+{len(others)}-more"
+    folder = Path(out) if out is not None else Path("reports") / name if others else runs[0].path / "report"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder for a report; type --out with the name of a new folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").is_file():
