@@ -15,7 +15,7 @@ from poweropd_lite.base.config import BUNDLED, Config, config_to_check
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError, run_command
 from poweropd_lite.base.flags import config_parser, given
-from poweropd_lite.plan.settings import PlanConfig
+from poweropd_lite.plan.settings import CannotPlan, PlanConfig
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,8 @@ def plan(
 ) -> tuple[dict[str, Any], Config | None]:
     """Returns the report of a run (docs/plan.md) and a config that fits: its own, a changed one, or None if nothing here helps.
 
-    Raises UserError for models whose configs can't be read and for cards that are not known.
+    Raises UserError for models whose configs can't be read and for cards that are not known, CannotPlan (a UserError) for models
+    that can't be traced.
     """
     from poweropd_lite.engines.choose import hush_bitsandbytes
 
@@ -67,7 +68,7 @@ def plan(
         raise
     except Exception as error:  # a model's own code on tensors without memory
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(
+        raise CannotPlan(
             f"{config.student} <- {config.teacher} can't be planned ({reason}); train runs without a plan, and says so"
         ) from error
 

@@ -8,7 +8,7 @@ All of training's settings are flags too, and go to every run. From Python: `rep
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import run_command
 from poweropd_lite.base.flags import config_parser, given
-from poweropd_lite.reproduce.run import reproduce
+from poweropd_lite.reproduce import reproduce
 from poweropd_lite.reproduce.settings import ReproduceConfig
 
 

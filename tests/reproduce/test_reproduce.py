@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from poweropd_lite.reproduce.grid import DONE, FAILED, WAITING
 from poweropd_lite.reproduce.settings import split_settings
 from poweropd_lite.reproduce.settle import settle
-from poweropd_lite.reproduce.state import DONE, FAILED, WAITING
 
 COMMAND = [sys.executable, "-m", "poweropd_lite.reproduce"]
 ONE_RUN = {
@@ -35,7 +35,7 @@ def run(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def states(out: Path) -> dict[str, str]:
-    return {name: r["state"] for name, r in json.loads((out / "queue.json").read_text())["runs"].items()}
+    return {name: r["state"] for name, r in json.loads((out / "queue.json").read_text())["tasks"].items()}
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -64,7 +64,7 @@ def in_training(out: Path) -> bool:
 
 def in_evaluation(out: Path) -> bool:
     """A run is being scored."""
-    runs = json.loads((out / "queue.json").read_text())["runs"].values() if (out / "queue.json").exists() else []
+    runs = json.loads((out / "queue.json").read_text())["tasks"].values() if (out / "queue.json").exists() else []
     return any(r["state"] == "running" and r["stage"] == "evaluate" and r["role"] == "run" for r in runs)
 
 
@@ -146,7 +146,7 @@ def test_the_smoke_tables_hold_what_its_runs_found(smoke):
     assert float(cost["power"]["seconds_median"]) == pytest.approx((times[4] + times[5]) / 2, rel=1e-4)
     assert cost["power"]["steps"] == "10" and cost["power"]["paper_seconds"] == ""
     said = (smoke / "said.txt").read_text()
-    assert "the first steps will tell" in said and "4 of 4 done" in said
+    assert "the first that is done will tell" in said and "4 of 4 done" in said
 
 
 def test_the_same_command_again_runs_nothing_and_more_of_the_grid_joins(smoke):
@@ -207,7 +207,7 @@ def test_a_training_that_gives_up_says_why(tmp_path):
     flags = [*TINY_GRID, "--steps", "14", "--lr", "1e30", "--out", "q"]
     done = run(*flags, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
-    message = json.loads((tmp_path / "q/queue.json").read_text())["runs"]["bundled-power10-plain-seed0"]["message"]
+    message = json.loads((tmp_path / "q/queue.json").read_text())["tasks"]["bundled-power10-plain-seed0"]["message"]
     assert message.startswith("train ended with code 2: "), message
     assert states(tmp_path / "q")["bundled-teacher"] == DONE
     assert (
