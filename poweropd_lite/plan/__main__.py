@@ -29,8 +29,8 @@ def plan(
 ) -> tuple[dict[str, Any], Config | None]:
     """Returns the report of a run (docs/plan.md) and a config that fits: its own, a changed one, or None if nothing here helps.
 
-    Raises UserError for models whose configs can't be read and for cards that are not known, CannotPlan (a UserError) for models
-    that can't be traced.
+    Raises UserError for models whose configs can't be read and for cards that are not known, and
+    CannotPlan, which is one too, for models that can't be traced.
     """
     from poweropd_lite.engines.choose import hush_bitsandbytes
 

@@ -1,9 +1,9 @@
 """The paper's tables on one card: `python -m poweropd_lite.reproduce --preset smoke`, or `reproduce(preset="smoke")`.
 
-A resumable queue of train and evaluate runs in one folder. Read in this order: settings.py (what may be asked for), grid.py
-(the tasks that it means), state.py (the state file), settle.py (what is asked for, and what is there), sitting.py (the whole),
-forecast.py (whether it fits, for how long it runs), work.py and child.py (processes); then results.py, stats.py and rows.py
-(numbers), tables.py, cost.py and sheets.py (files).
+A resumable queue of train and evaluate runs in one folder. Read in this order: settings.py (what may be asked for),
+grid.py (the tasks that it means), state.py (the queue and its file), settle.py (what is asked for, and what is there),
+sitting.py (the whole), forecast.py (does it fit, how long is left), work.py and child.py (processes); then results.py,
+stats.py and rows.py (numbers), tables.py, cost.py and sheets.py (files).
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def reproduce(say: Callable[[str], None] = print, **settings: Any) -> "Reproduced":
-    """Trains and scores a grid of runs, or goes on with it, and writes its tables: `reproduce(preset="smoke", lr=4e-3)`.
+    """Trains and scores a grid of runs, or goes on with it, and writes its tables.
 
-    Takes the settings of ReproduceConfig and, but for what the grid sets, of training's Config. Raises UserError for what the
-    user can mend; runs that fail are kept, and said.
+    Takes the settings of ReproduceConfig and, but for what the grid sets, of training's Config. Raises UserError for
+    what the user can mend; runs that fail are kept, and said.
     """
     from poweropd_lite.reproduce import sitting
 

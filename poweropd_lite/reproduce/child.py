@@ -2,10 +2,9 @@
 
     python -m poweropd_lite.reproduce.child PARENT FILE poweropd_lite.train --config ...
 
-A queue that is killed with SIGKILL can't tell its children; the kernel sends them SIGTERM (Linux), on which a run saves.
+A queue that is killed with SIGKILL can't tell its children; the kernel sends them SIGTERM (Linux), and a run saves.
 """
 
-import contextlib
 import ctypes
 import importlib
 import os
@@ -22,8 +21,10 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def start(command: list[str], failure: Path, **how: Any) -> subprocess.Popen:
-    """Starts a command (module and flags), `how` being Popen's. The file `failure` will hold the `kind` of the exception
-    that ends it and its `message`, if one does."""
+    """Starts a command (module and flags); `how` is Popen's.
+
+    If an exception ends it, the file `failure` holds its class as `kind`, and its `message`.
+    """
     failure.unlink(missing_ok=True)
     child = [sys.executable, "-m", "poweropd_lite.reproduce.child", str(os.getpid()), str(failure), *command]
     # A session of its own: a terminal's Ctrl-C reaches the queue alone, which passes on one.
@@ -44,8 +45,7 @@ def main(argv: list[str]) -> None:
         except Exception as error:
             kind = type(error).__name__
             message = str(error) if isinstance(error, UserError) else f"{kind}: {error}"
-            with contextlib.suppress(OSError):  # a full disk
-                write_json(Path(failure), {"kind": kind, "message": " ".join(message.split())})
+            write_json(Path(failure), {"kind": kind, "message": message})
             raise
 
     run_command(command)

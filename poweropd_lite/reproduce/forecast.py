@@ -18,8 +18,7 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.plan.settings import CannotPlan
 from poweropd_lite.reproduce import child
-from poweropd_lite.reproduce.commands import as_flags
-from poweropd_lite.reproduce.grid import DONE, RUNNING, WAITING, Stage, Task, in_order
+from poweropd_lite.reproduce.grid import DONE, RUNNING, WAITING, Stage, Task, as_flags, in_order
 from poweropd_lite.reproduce.results import read_json
 from poweropd_lite.reproduce.state import Forecast, Queue, write_pairs
 
@@ -46,8 +45,7 @@ def make_forecasts(queue: Queue, gpu: str | None, jobs: int, say: Callable[[str]
 
         def ask(key: tuple[str, str]) -> Forecast | None:
             pair, failure, scored = key[0], folder / f"{' '.join(key)}.json", None
-            flags = [f"--config={folder / pair}.yaml", *as_flags(tasks[key].settings())]
-            flags += [f"--gpu={gpu}"] if gpu else []
+            flags = as_flags({"config": f"{folder / pair}.yaml", "gpu": gpu, **tasks[key].settings()})
             try:
                 report = _plan(pair, flags, failure, stop)
                 if report and report["seconds"] and firsts[pair] == key:
@@ -66,13 +64,15 @@ def make_forecasts(queue: Queue, gpu: str | None, jobs: int, say: Callable[[str]
 
 
 def _scoring_flags(queue: Queue, pair: str) -> list[str]:
-    how = queue.scoring
-    values = {
-        "eval_benchmarks": how["benchmarks"] or (BUNDLED if queue.pairs[pair].student == BUNDLED else "all"),
-        "eval_samples": how["n"],
-        "eval_problems": how["problems"] or 10**6,
-    }
-    return as_flags(values | ({"eval_max_new_tokens": how["answer_tokens"]} if how["answer_tokens"] else {}))
+    scoring = queue.scoring
+    return as_flags(
+        {
+            "eval_benchmarks": scoring["benchmarks"] or (BUNDLED if queue.pairs[pair].student == BUNDLED else "all"),
+            "eval_samples": scoring["n"],
+            "eval_problems": scoring["problems"] or 10**6,
+            "eval_max_new_tokens": scoring["answer_tokens"],
+        }
+    )
 
 
 def _plan(pair: str, flags: list[str], failure: Path, stop: StopRequest) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ from typing import Any, Final, Literal
 from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
 from poweropd_lite.base.config_files import config_path, read_yaml
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.reproduce.commands import model_flags
 from poweropd_lite.reproduce.settings import COLUMNS, PAPER_PAIRS, REWARDS, TRUNCATED, ReproduceConfig
 
 Role = Literal["run", "base", "teacher"]
@@ -61,8 +60,13 @@ class Task:
     def settings(self) -> dict[str, Any]:
         """What the grid sets in this run, beside its pair's settings."""
         column = COLUMNS["truncated-full" if self.column == TRUNCATED else self.column]
-        alpha = {} if self.alpha is None else {"alpha": self.alpha}
+        alpha = {"alpha": self.alpha} if self.alpha else {}
         return {"reward": self.reward, **alpha, "seed": self.seed, **column}
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Returns settings as they are typed; None is left out."""
+    return [f"--{key.replace('_', '-')}={value}" for key, value in values.items() if value is not None]
 
 
 def pair_settings(pair: Config) -> dict[str, Any]:
@@ -76,7 +80,7 @@ def run_config(pair: Config, task: Task) -> Config:
 
 
 def load_pair(config: str | None, values: dict[str, Any]) -> Config:
-    """Returns a pair: a config with `values` on top. Its score goes with every stop mode; the grid's is checked a run at a time."""
+    """Returns a pair: a config with `values` on top. Its score, which the grid sets, goes with every stop mode."""
     return load_config(config, **{**values, "score": "full"})
 
 
@@ -158,3 +162,24 @@ def _model_title(pair: Config, role: Role) -> str:
     if role == "base":
         return "bundled-student" if pair.student == BUNDLED else f"base-{student.lower()}"
     return "bundled-teacher" if pair.teacher == BUNDLED else f"teacher-{teacher.lower()}-{pair.teacher_bits}bit"
+
+
+def model_flags(pair: Config, role: Role) -> list[str]:
+    """Returns evaluate's flags for a pair's base student or teacher: the teacher in the bits that it scores with."""
+    base = role == "base"
+    model, bits = (pair.student, pair.student_bits) if base else (pair.teacher, pair.teacher_bits)
+    values = {
+        "model": model if model != BUNDLED else "bundled-student" if base else "bundled-teacher",
+        "bits": 4 if bits == 4 else 16,  # evaluate knows no 8 bits: docs/reproduce.md
+        "prompt_suffix": pair.prompt_suffix,
+        "system_prompt": pair.system_prompt,
+    }
+    thinking = "--enable-thinking" if pair.enable_thinking else "--no-enable-thinking"
+    return [*as_flags(values), thinking, "--seed=0", *machine_flags(pair, "float32" if bits == 32 else pair.dtype)]
+
+
+def machine_flags(pair: Config, dtype: str) -> list[str]:
+    """Returns evaluate's flags for where and how a pair's models run."""
+    values = {"dtype": dtype, "engine": pair.engine, "threads": pair.threads or "auto"}
+    flags = as_flags({key: value for key, value in values.items() if value != "auto"})
+    return flags + ["--trust-remote-code"] * pair.trust_remote_code

@@ -1,4 +1,4 @@
-"""From tasks to rows: for every pair and column, each reward over its seeds, with the paper's own beside. No text yet."""
+"""From tasks to rows: for every pair and column, each reward over its seeds, with the paper's beside. No text yet."""
 
 from dataclasses import dataclass
 from typing import Any

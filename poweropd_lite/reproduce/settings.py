@@ -42,7 +42,12 @@ def _names(flag: str, known: Iterable[str]) -> BeforeValidator:
     return BeforeValidator(chosen)
 
 
-ascending = AfterValidator(lambda values: sorted(set(values)))
+_ascending = AfterValidator(lambda values: sorted(set(values)))
+Pairs = Annotated[list[str] | None, BeforeValidator(_listed)]
+Rewards = Annotated[list[str], _names("rewards", REWARDS)]
+Alphas = Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], BeforeValidator(_listed), _ascending]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], BeforeValidator(_listed), _ascending]
+Columns = Annotated[list[str], _names("columns", COLUMNS)]
 
 
 class ReproduceConfig(BaseModel):
@@ -56,28 +61,28 @@ class ReproduceConfig(BaseModel):
         "bundled pair's table, smoke a minute's try",
         json_schema_extra=section("reproduce"),
     )
-    pairs: Annotated[list[str] | None, BeforeValidator(_listed)] = Field(
+    pairs: Pairs = Field(
         None,
         min_length=1,
         description="joined by commas: shipped configs such as qwen3-0.6b-4b, bundled, YAML files; all: the paper's "
         "four as LoRA",
     )
-    rewards: Annotated[list[str], _names("rewards", REWARDS)] = Field(
+    rewards: Rewards = Field(
         "all",
         min_length=1,
         validate_default=True,
         description="joined by commas: power, log_ratio, clip, tanh, zscore, full_kl; all: these six",
     )
-    alphas: Annotated[list[Annotated[float, Field(gt=0, le=1e6)]], BeforeValidator(_listed), ascending] = Field(
+    alphas: Alphas = Field(
         "0.1,0.5,1,5,10,50,100,500",
         min_length=1,
         validate_default=True,
         description="exponents of the power reward, joined by commas",
     )
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], BeforeValidator(_listed), ascending] = Field(
+    seeds: Seeds = Field(
         "0,1,2", min_length=1, validate_default=True, description="seeds of every run, joined by commas"
     )
-    columns: Annotated[list[str], _names("columns", COLUMNS)] = Field(
+    columns: Columns = Field(
         "plain",
         min_length=1,
         validate_default=True,
@@ -86,7 +91,7 @@ class ReproduceConfig(BaseModel):
     )
 
     benchmarks: str | None = Field(
-        None, min_length=1, description="as --benchmarks of the evaluate command", json_schema_extra=section("scores")
+        None, description="as --benchmarks of the evaluate command", json_schema_extra=section("scores")
     )
     benchmark_folder: str | None = Field(None, description="as --benchmark-folder of the evaluate command")
     problems: int | None = Field(
@@ -96,16 +101,10 @@ class ReproduceConfig(BaseModel):
     answer_tokens: int | None = Field(None, ge=1, description="longest answer, as --max-new-tokens of evaluate")
 
     jobs: int = Field(1, ge=1, le=64, description="runs side by side", json_schema_extra=section("queue"))
-    out: str | None = Field(
-        None, min_length=1, description="folder of the queue; if not given, reproductions/ and the preset's name"
-    )
+    out: str | None = Field(None, description="folder of the queue; if not given, reproductions/ and the preset's name")
     retry_failed: bool = Field(False, description="try the runs that failed once more")
     dry_run: bool = Field(False, description="say what would be run and how long it takes, and write nothing")
-    gpu: str | None = Field(
-        None,
-        min_length=1,
-        description="the card that --dry-run is about, as --gpu of plan; if not given, this machine's",
-    )
+    gpu: str | None = Field(None, description="the card that --dry-run is about, as --gpu of plan; or this machine's")
     tables_only: bool = Field(False, description="make the tables of what is done, and run nothing")
 
     @model_validator(mode="after")
@@ -148,9 +147,8 @@ def split_settings(settings: dict[str, Any]) -> tuple[ReproduceConfig, dict[str,
 
     Raises UserError for what the grid sets itself, flags that mean nothing beside each other, or a bad value.
     """
-    for key, value in settings.items():  # from Python
-        if isinstance(value, list | tuple | Path):
-            settings = settings | {key: ",".join(map(str, value)) if not isinstance(value, Path) else str(value)}
+    lists = {key: ",".join(map(str, value)) for key, value in settings.items() if isinstance(value, list | tuple)}
+    settings = settings | lists | {key: str(value) for key, value in settings.items() if isinstance(value, Path)}
     typed = {key for key, value in settings.items() if value is not None and value is not False}
     for name in typed:
         if name in INSTEAD:

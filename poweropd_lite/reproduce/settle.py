@@ -14,12 +14,10 @@ from poweropd_lite.reproduce.settings import AXES, SCORING, ReproduceConfig
 from poweropd_lite.reproduce.state import Queue
 
 
-def settle(
-    config: ReproduceConfig, training: dict[str, Any], given: set[str], there: Queue | None, out: Path
-) -> tuple[Queue, int]:
-    """Returns the queue with what is asked for in it, and how many of its tasks are new; nothing is written.
+def settle(config: ReproduceConfig, training: dict[str, Any], given: set[str], there: Queue | None, out: Path) -> Queue:
+    """Returns the queue with what is asked for in it; nothing is written.
 
-    What was not given (by a flag or the preset) is as in the folder; UserError is raised for settings that differ from its.
+    What was not given (by a flag or the preset) is as in the folder. Raises UserError for settings that are others.
     """
     queue = there or Queue(out)
     if there is None and not config.pairs:
@@ -27,9 +25,8 @@ def settle(
             f"nothing to reproduce yet, for {out} holds no queue to go on with; type --preset smoke (a minute), "
             "--preset tiny (an hour on two cores), --preset paper, or --pairs with the pairs that are meant"
         )
-    now = {
-        name: changed(pair, **training) for name, pair in queue.pairs.items()
-    }  # settings typed now are of every pair
+    # Settings of training that are typed now are those of every pair in the folder.
+    now = {name: changed(pair, **training) for name, pair in queue.pairs.items()}
     pairs = load_pairs(config.pairs, queue.training | training) if "pairs" in given and config.pairs else now
     differing: dict[str, tuple[Any, Any]] = {}  # by setting: there, now
     for name, pair in queue.pairs.items():
@@ -52,12 +49,12 @@ def settle(
         find_benchmarks(queue.scoring["benchmarks"], queue.scoring["benchmark_folder"])
     queue.training |= training
     queue.pairs |= pairs
-    before = len(queue.tasks)
     for task in make_tasks(config, pairs, queue.pairs):
-        queue.add(task)
+        kept = queue.tasks.setdefault(task.name, task)
+        kept.pairs = list(dict.fromkeys([*kept.pairs, *task.pairs]))
     for axis in AXES:
         queue.axes[axis] = list(dict.fromkeys([*queue.axes[axis], *getattr(config, axis)]))
-    return queue, len(queue.tasks) - before
+    return queue
 
 
 def set_right(queue: Queue, retry: bool) -> list[str]:

@@ -69,13 +69,11 @@ def _section(sheet: Sheet) -> str:
         columns = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
         lines.append(f'<tr class="{kind}"><th scope="row">{_text(label)}</th>{columns}</tr>')
     notes = "<ul>" + "".join(f"<li>{_text(note)}</li>" for note in sheet.notes) + "</ul>" if sheet.notes else ""
-    return "\n".join(
-        (
-            f'<section>\n<h2>{_text(sheet.title)}</h2>\n<p class="about">{_text(sheet.about)}</p>',
-            f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>',
-            *(lines or [""]),
-            f"</tbody></table></div>\n{notes}\n</section>",
-        )
+    return (
+        f'<section>\n<h2>{_text(sheet.title)}</h2>\n<p class="about">{_text(sheet.about)}</p>\n'
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(lines)
+        + f"\n</tbody></table></div>\n{notes}\n</section>"
     )
 
 

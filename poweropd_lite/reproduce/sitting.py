@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.progress import clock
@@ -12,7 +12,7 @@ from poweropd_lite.reproduce.forecast import make_forecasts, seconds_left
 from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, WAITING, State
 from poweropd_lite.reproduce.settings import split_settings
 from poweropd_lite.reproduce.settle import set_right, settle
-from poweropd_lite.reproduce.state import Queue, in_use, is_locked, locked, read_queue, write_pairs
+from poweropd_lite.reproduce.state import Queue, locked, read_queue, write_pairs
 from poweropd_lite.reproduce.tables import write_tables
 from poweropd_lite.reproduce.work import Workers
 
@@ -25,11 +25,6 @@ class Reproduced:
     states: dict[str, State]
     signal: int = 0
 
-    @property
-    def failed(self) -> list[str]:
-        """The names of the tasks that failed."""
-        return [name for name, state in self.states.items() if state == FAILED]
-
 
 def reproduce(say: Callable[[str], None], settings: dict[str, Any]) -> Reproduced:
     """See `poweropd_lite.reproduce.reproduce`."""
@@ -40,40 +35,41 @@ def reproduce(say: Callable[[str], None], settings: dict[str, Any]) -> Reproduce
         if there is None:
             raise UserError(f"{out} holds no queue yet; type --out with a folder that a queue was run in")
         return _finish(there, 0, say)
-    asked, _ = settle(config, training, given, there, out)
-    if is_locked(out):
-        raise in_use(out)
+    asked = settle(config, training, given, there, out)
+    if (out / ".lock").exists():
+        with locked(out):  # which raises where another process holds it: before anything is planned
+            pass
     with StopRequest("stopping: nothing was begun") as stop:
         make_forecasts(asked, config.gpu, config.jobs, say, stop)
-    if stop or config.dry_run:
-        if not stop:
-            _say_size(asked, 0, config.jobs, say)
+    if stop:
         end_cell(stop.signal)
         return _result(asked, stop.signal)
+    if config.dry_run:
+        _say_size(asked, config.jobs, say)
+        return _result(asked)
     with locked(out):  # read once more, for another process may have come between
-        queue, added = settle(config, training, given, read_queue(out) if (out / "queue.json").exists() else None, out)
+        queue = settle(config, training, given, read_queue(out) if (out / "queue.json").exists() else None, out)
         queue.forecasts = asked.forecasts
         for line in set_right(queue, config.retry_failed):
             say(line)
         write_pairs(out / "pairs", queue.pairs)
         (out / "runs").mkdir(exist_ok=True)
         queue.save()
-        _say_size(queue, added if there else 0, config.jobs, say)
+        _say_size(queue, config.jobs, say)
         done = _finish(queue, Workers(queue, config.jobs, say).work(), say)
     end_cell(done.signal)
     return done
 
 
-def _result(queue: Queue, stopped: int) -> Reproduced:
+def _result(queue: Queue, stopped: int = 0) -> Reproduced:
     return Reproduced(queue.out, {name: task.state for name, task in queue.tasks.items()}, stopped)
 
 
-def _say_size(queue: Queue, added: int, jobs: int, say: Callable[[str], None]) -> None:
+def _say_size(queue: Queue, jobs: int, say: Callable[[str], None]) -> None:
     runs = sum(task.role == "run" for task in queue.tasks.values())
-    text = f"{runs} runs to train and score, {len(queue.tasks) - runs} models to score, in {queue.out}"
-    done, failed = len(queue.in_state(DONE)), len(queue.in_state(FAILED))
-    text += f"; {done} done" * bool(done) + f"; {failed} failed (--retry-failed tries them again)" * bool(failed)
-    say(text + f" ({added} new)" * bool(added))
+    counts = {state: len(queue.in_state(state)) for state in get_args(State)}
+    text = "".join(f"; {count} {state}" for state, count in counts.items() if count and state != WAITING)
+    say(f"{runs} runs to train and score, {len(queue.tasks) - runs} models to score, in {queue.out}{text}")
     left = seconds_left(queue, {})
     if left is None:
         say("no estimate: plan knows no time for this machine; the first that is done will tell")

@@ -58,11 +58,6 @@ class Queue:
         del data["out"]  # a folder may be moved
         write_json(self.out / "queue.json", data)
 
-    def add(self, task: Task) -> None:
-        """Puts a task in the queue, or another pair into the tables of one that is there."""
-        there = self.tasks.setdefault(task.name, task)
-        there.pairs = list(dict.fromkeys([*there.pairs, *task.pairs]))
-
     def in_state(self, *states: State) -> list[Task]:
         """Returns the tasks in any of `states`."""
         return [task for task in self.tasks.values() if task.state in states]
@@ -85,8 +80,6 @@ def read_queue(out: Path) -> Queue | None:
         return _queue(out, json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         pass
-    except NotADirectoryError:
-        raise UserError(f"{out} is a file; type --out with the name of a folder") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} can't be read ({reason}); its runs are whole: type --out with a new folder") from None
@@ -96,7 +89,7 @@ def read_queue(out: Path) -> Queue | None:
 
 
 def _queue(out: Path, data: dict[str, Any]) -> Queue:
-    """Raises an error of some kind for what no queue writes: a file that was cut or edited would make tables of less."""
+    """Raises an error of some kind for what no queue writes: a file that was cut would make tables of less."""
     if data["version"] != VERSION:
         raise ValueError(f"it is of version {data['version']}, and this program reads {VERSION}")
     for name, values in data["pairs"].items():
@@ -133,20 +126,15 @@ def locked(out: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"can't write into {out}: {error.strerror}; type --out with another folder") from None
     if lock is None:
-        raise in_use(out)
+        raise UserError(f"another process is working on the queue in {out}; wait for it, or type another --out")
     try:
         yield
     finally:
         os.close(lock)
 
 
-def in_use(out: Path) -> UserError:
-    """Returns the error of a folder that another process has."""
-    return UserError(f"another process is working on the queue in {out}; wait for it, or type another --out")
-
-
 def try_lock(path: Path) -> int | None:
-    """Returns an open file that holds a lock, None if another process has it. The lock goes with its last holder."""
+    """Returns an open file that holds a lock, None if another process has it; the lock goes with its last holder."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,13 +144,3 @@ def try_lock(path: Path) -> int | None:
             return None
         raise UserError(f"can't lock {path}: {error.strerror}; type --out on a disk with file locks") from None
     return handle
-
-
-def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock of a folder (a queue's, a run's, an evaluation's)."""
-    if not (path / ".lock").exists():
-        return False
-    lock = try_lock(path / ".lock")
-    if lock is not None:
-        os.close(lock)
-    return lock is None

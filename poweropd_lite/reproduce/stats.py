@@ -1,7 +1,7 @@
 """Means over seeds, and their 95% Student-t intervals. Numbers in, numbers out.
 
-Seeds are few and drawn alike, so the interval is the textbook's: mean +- t * sd / sqrt(n), t with n - 1 degrees of freedom
-(12.7 for two seeds, 4.3 for three). It holds what training and sampling vary; not what other problems would change.
+Seeds are few and drawn alike, so the interval is the textbook's: mean +- t * sd / sqrt(n), t with n - 1 degrees of
+freedom (12.7 for two seeds, 4.3 for three). It holds what training and sampling vary; not what other problems would.
 """
 
 import math

@@ -53,7 +53,7 @@ def write_tables(queue: Queue) -> tuple[str, ...]:
 
 
 def score_sheets(queue: Queue, blocks: list[Block]) -> list[Sheet]:
-    """Returns a table a pair and column, and for pairs of several columns, or bundled ones, the columns side by side."""
+    """Returns a table a pair and column; for pairs of several columns, or bundled ones, these side by side too."""
     sheets = [_sheet(queue, block) for block in blocks]
     for name in dict.fromkeys(block.name for block in blocks):
         same = [block for block in blocks if block.name == name]

@@ -1,7 +1,7 @@
 """The queue at work: a process for every stage of every task, some side by side, until all are done or a signal comes.
 
-A process holds an inherited lock as long as it lives, so that one which a killed queue left behind is seen and waited for.
-A run that fails is kept and does not stop the others.
+A process holds an inherited lock as long as it lives, so that one which a killed queue left behind is seen and waited
+for. A run that fails is kept and does not stop the others.
 """
 
 import os
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from poweropd_lite.base.config import Config, load_config, marked
@@ -17,29 +17,34 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.reproduce import child
-from poweropd_lite.reproduce.commands import evaluate_command, train_command
 from poweropd_lite.reproduce.forecast import seconds_left
-from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, WAITING, Stage, Task, in_order, run_config
+from poweropd_lite.reproduce.grid import (
+    DONE,
+    FAILED,
+    RUNNING,
+    WAITING,
+    Task,
+    as_flags,
+    in_order,
+    machine_flags,
+    model_flags,
+    run_config,
+)
 from poweropd_lite.reproduce.results import is_trained, read_json, read_scores
-from poweropd_lite.reproduce.state import Queue, is_locked, try_lock
+from poweropd_lite.reproduce.state import Queue, try_lock
 
 NOTICE = "stopping: each run finishes its step or batch and saves (once more to stop at once)"
 POLL = 0.2  # seconds between looks at the processes
+PATIENCE = 10  # seconds for a process that is to end at once
 
 
 @dataclass
 class Job:
-    """A process that is at a stage of a task."""
+    """A process that is at a task's stage."""
 
     task: Task
-    stage: Stage
     process: subprocess.Popen
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def seconds(self) -> float:
-        """For how long it has been running."""
-        return time.monotonic() - self.started
+    started: float  # by time.monotonic
 
 
 class Workers:
@@ -72,7 +77,14 @@ class Workers:
                         return stop.signal
                     time.sleep(POLL)
             except BaseException:  # a second signal, or a fault of our own: nothing goes on unseen
-                self._end_at_once()
+                for job in self.jobs:
+                    job.process.terminate()  # the second one, where a first was passed on
+                for job in self.jobs:
+                    try:
+                        job.process.wait(PATIENCE)
+                    except subprocess.TimeoutExpired:
+                        job.process.kill()
+                        job.process.wait()
                 raise
 
     def _fill(self) -> None:
@@ -87,29 +99,27 @@ class Workers:
                     self._ended(task)
 
     def _start(self, task: Task) -> None:
-        """Starts the next stage of a task, unless a process that a killed queue left behind is still at it.
+        """Starts a task's stage, unless a process that a killed queue left behind is still at it.
 
         Raises UserError for a run folder that is another run's.
         """
-        folders = self.queue.run_folder(task), self.queue.scores_folder(task)
         lock = try_lock(self._hidden(task, "lock"))
+        if lock is None:
+            if task.name not in self.waited_for:
+                self.waited_for.add(task.name)
+                self.say(f"{task.name}: a process of an earlier start is still at it; waiting until it has saved")
+            return
         try:
-            if lock is None or any(map(is_locked, folders)):
-                if task.name not in self.waited_for:
-                    self.waited_for.add(task.name)
-                    self.say(f"{task.name}: a process of an earlier start is still at it; waiting until it has saved")
-                return
-            command = self._command(task)
+            command = next_command(self.queue, task)
             with open(self.queue.out / task.log, "a", encoding="utf-8") as log:
                 log.write(f"$ python -m {' '.join(command)}\n")
                 log.flush()
                 how = {"stdout": log, "stderr": subprocess.STDOUT, "pass_fds": [lock]}
-                self.jobs.append(Job(task, task.stage, child.start(command, self._hidden(task, "json"), **how)))
+                self.jobs.append(Job(task, child.start(command, self._hidden(task, "json"), **how), time.monotonic()))
         finally:
-            if lock is not None:
-                os.close(lock)  # the child's copy holds it
+            os.close(lock)  # the child's copy holds it
         for job in self.jobs:
-            if job.stage == "train":
+            if job.task.stage == "train":
                 job.task.side_by_side = max(job.task.side_by_side, len(self.jobs))
         task.state = RUNNING
         self.queue.save()
@@ -118,29 +128,18 @@ class Workers:
     def _hidden(self, task: Task, suffix: str) -> Path:
         return self.queue.out / "logs" / f".{task.name}.{suffix}"
 
-    def _command(self, task: Task) -> list[str]:
-        if task.stage == "train":
-            folder = self.queue.run_folder(task)
-            begun = (folder / "config.yaml").is_file()
-            if begun:
-                check_same_run(folder, run_config(self.queue.pairs[task.pair], task))
-            if not is_trained(self.queue, task):
-                return train_command(self.queue, task, begun)
-            task.stage = "evaluate"
-        return evaluate_command(self.queue, task)
-
     def _end(self, job: Job, stopped: bool) -> None:
         """Writes down how a process ended."""
         task, code = job.task, job.process.returncode
-        task.seconds[job.stage] = round(task.seconds.get(job.stage, 0.0) + job.seconds, 1)
-        left_all = is_trained(self.queue, task) if job.stage == "train" else read_scores(self.queue, task) is not None
+        task.seconds[task.stage] = round(task.seconds.get(task.stage, 0.0) + time.monotonic() - job.started, 1)
+        left_all = is_trained(self.queue, task) if task.stage == "train" else read_scores(self.queue, task)
         if code == 0 and left_all:
-            task.state, task.message = (WAITING if job.stage == "train" else DONE), None
-            task.stage = "evaluate"
+            task.state = WAITING if task.stage == "train" else DONE
+            task.stage, task.message = "evaluate", None
         elif code != 0 and stopped:
             task.state = WAITING
         else:
-            task.state, task.message = FAILED, f"{job.stage} {self._why(task, code)}"
+            task.state, task.message = FAILED, f"{task.stage} {self._why(task, code)}"
         self._ended(task)
 
     def _why(self, task: Task, code: int) -> str:
@@ -153,7 +152,7 @@ class Workers:
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             return f"was stopped by {signal.Signals(code - 128).name} from elsewhere; --retry-failed goes on"
         message = (read_json(self._hidden(task, "json")) or {"message": "its log may say why"})["message"]
-        return f"ended with code {code}: {message.replace(f'{self.queue.out}/', '')[:600]}"
+        return f"ended with code {code}: {' '.join(message.split()).replace(f'{self.queue.out}/', '')[:600]}"
 
     def _ended(self, task: Task) -> None:
         """Saves the queue, and says of a task how it ended, if it has."""
@@ -163,31 +162,40 @@ class Workers:
         elif task.state == DONE and (scores := read_scores(self.queue, task)):
             row = list(scores.benchmarks.values())[-1]
             count = f"{len(self.queue.in_state(DONE))} of {len(self.queue.tasks)} done"
-            left = seconds_left(self.queue, {job.task.name: job.seconds for job in self.jobs})
+            left = seconds_left(self.queue, {job.task.name: time.monotonic() - job.started for job in self.jobs})
             self.say(
                 f"{task.name}: Avg@{scores.n} {row['avg']:.1f}%, {row['length']:.0f} tokens "
                 f"({clock(sum(task.seconds.values()))})   {count}"
                 + (f"; ETA {clock(left / self.limit)}" if left else "")
             )
 
-    def _end_at_once(self) -> None:
-        for job in self.jobs:
-            job.process.send_signal(signal.SIGTERM)  # the second one, where a first was passed on
-        limit = time.monotonic() + 10
-        for job in self.jobs:
-            try:
-                job.process.wait(max(0.1, limit - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                job.process.kill()
-                job.process.wait()
-            job.task.state = WAITING
-        self.queue.save()
+
+def next_command(queue: Queue, task: Task) -> list[str]:
+    """Returns the module and flags of a task's stage, having set it to the next one where the run is trained already.
+
+    Raises UserError for a run folder that is another run's.
+    """
+    pair, folder = queue.pairs[task.pair], queue.run_folder(task)
+    if task.stage == "train":
+        begun = (folder / "config.yaml").is_file()
+        if begun:
+            check_same_run(folder, run_config(pair, task))
+        if not is_trained(queue, task):
+            config = ["--config", str(queue.out / "pairs" / f"{task.pair}.yaml"), *as_flags(task.settings())]
+            return ["poweropd_lite.train", *(["--resume"] if begun else [*config, "--output"]), str(folder)]
+        task.stage = "evaluate"
+    scoring = as_flags({"max_new_tokens" if k == "answer_tokens" else k: v for k, v in queue.scoring.items()})
+    if task.role == "run":
+        flags = ["--model", str(folder), *scoring, *machine_flags(pair, pair.dtype)]
+    else:
+        flags = [*model_flags(pair, task.role), *scoring]
+    return ["poweropd_lite.evaluate", *flags, "--output", str(queue.scores_folder(task))]
 
 
-def check_same_run(folder: Path, wanted: Config) -> None:
-    """Raises UserError for a run folder whose settings are not those `wanted`."""
+def check_same_run(folder: Path, here: Config) -> None:
+    """Raises UserError for a run folder whose settings are not those of `here`."""
     there = load_config(folder / "config.yaml")
-    names = [n for n in Config.model_fields if n not in marked("found") and getattr(there, n) != getattr(wanted, n)]
+    names = [n for n in Config.model_fields if n not in marked("found") and getattr(there, n) != getattr(here, n)]
     if names:
-        differing = "; ".join(f"{n} {getattr(there, n)} there, {getattr(wanted, n)} here" for n in names)
+        differing = "; ".join(f"{n} {getattr(there, n)} there, {getattr(here, n)} here" for n in names)
         raise UserError(f"{folder} holds another run ({differing}); move it away, and type --retry-failed")

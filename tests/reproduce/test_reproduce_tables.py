@@ -1,4 +1,4 @@
-"""The reproduce command's numbers: intervals against mpmath, tables and estimates by hand from planted runs, what is refused."""
+"""The reproduce command's numbers: intervals against mpmath, tables and estimates by hand, what is refused."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ def test_intervals_by_hand():
 def planted(out: Path, **settings) -> Queue:
     """A queue whose runs are all waiting."""
     asked, training, given = split_settings(settings)
-    queue = settle(asked, training, given, None, out)[0]
+    queue = settle(asked, training, given, None, out)
     queue.save()
     return queue
 
@@ -182,9 +182,9 @@ def test_the_presets_grids():
     """paper: 4 pairs x (5 rewards + 8 alphas) x 3 seeds; two students and two teachers. tiny: 6 sampled rewards x 3 x 3, full_kl x 2 x 3."""
     for preset, runs, models in (("paper", 156, 4), ("tiny", 60, 2), ("smoke", 2, 2)):
         asked, training, given = split_settings({"preset": preset})
-        queue, added = settle(asked, training, given, None, Path("nowhere"))
+        queue = settle(asked, training, given, None, Path("nowhere"))
         roles = [task.role for task in queue.tasks.values()]
-        assert (roles.count("run"), len(roles) - roles.count("run"), added) == (runs, models, runs + models)
+        assert (roles.count("run"), len(roles) - roles.count("run")) == (runs, models)
     order = in_order(queue.tasks.values())
     assert [task.name for task in order[:3]] == ["bundled-power10-plain-seed0", "bundled-student", "bundled-teacher"]
     pairs = load_pairs(["all"], {})
@@ -228,7 +228,7 @@ def test_what_can_not_be_asked_for(settings, words, tmp_path):
         return settle(*split_settings(settings), None, tmp_path / "out")
 
     if words is None:  # a name typed twice is one pair
-        assert list(ask()[0].pairs) == ["bundled"]
+        assert list(ask().pairs) == ["bundled"]
         return
     with pytest.raises(UserError) as error:
         ask()
@@ -248,7 +248,7 @@ def test_pairs_of_ones_own(tmp_path):
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_anything_starts():
-    task = settle(*split_settings({"preset": "smoke"}), None, Path("nowhere"))[0].tasks["bundled-power10-plain-seed0"]
+    task = settle(*split_settings({"preset": "smoke"}), None, Path("nowhere")).tasks["bundled-power10-plain-seed0"]
     made = Forecast("a card", 30 * 2**30, 23 * 2**30, False, {"token_budget": 2048}, 1.0, 1.0, None)
     with pytest.raises(UserError, match="needs 30.0 GiB, and 23.0 can be used; it does with --token-budget=2048"):
         check_fit(task, made, 1)
