@@ -15,7 +15,7 @@ from poweropd_lite.plan.cards import Machine, find_machine
 from poweropd_lite.plan.fit import differences, fit
 from poweropd_lite.plan.memory import GIB, MemoryPlan, plan_memory
 from poweropd_lite.plan.report import report
-from poweropd_lite.plan.settings import PlanConfig
+from poweropd_lite.plan.settings import CannotPlan, PlanConfig
 from poweropd_lite.plan.trace import Traces
 
 
@@ -55,7 +55,7 @@ def plan(
         raise
     except Exception as error:  # a model's own code on tensors without memory
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(
+        raise CannotPlan(
             f"{config.student} <- {config.teacher} can't be planned ({reason}); train runs without a plan, and says so"
         ) from error
 

@@ -3,6 +3,11 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from poweropd_lite.base.config import section
+from poweropd_lite.base.errors import UserError
+
+
+class CannotPlan(UserError):
+    """A model can't be traced on tensors without memory; that is no reason not to train it."""
 
 
 class PlanConfig(BaseModel):
