@@ -31,7 +31,10 @@ def plan(
     machine = find_machine(asked.gpu, wants_card=config.student != BUNDLED)
     if faults := _refusals(config, machine):
         raise UserError("\n".join(faults))
-    configs = read_config(config.student, "student", config), read_config(config.teacher, "teacher", config)
+    configs = (
+        read_config(config.student, "student", config.trust_remote_code),
+        read_config(config.teacher, "teacher", config.trust_remote_code),
+    )
     dtype = dtype_name(config.dtype, machine.cuda, machine.bfloat16, machine.name)
     traces = Traces(*configs, getattr(torch, dtype))
     here = machine.cuda and torch.cuda.is_available() and asked.gpu is None
