@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poweropd_lite.base.config import Config
+from poweropd_lite.method.reward import REWARDS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -42,7 +43,8 @@ def step_flops(config: Config, student: "Traced", teacher: "Shape", lengths: Len
     body, attention = body_flops(shape, lines, lengths.total)
     adapter = 2.0 * student.adapter * tokens
     head, teacher_head = head_flops(shape, new), head_flops(teacher, new)
-    kl = config.reward == "full_kl"
+    reward = REWARDS[config.reward]
+    kl = reward.pay is None
 
     recompute = body + attention + adapter if config.gradient_checkpointing else 0.0
     # Gradients of activations; of weights, where they are trained. Attention's backward is two forwards.
@@ -53,7 +55,7 @@ def step_flops(config: Config, student: "Traced", teacher: "Shape", lengths: Len
     update = body + attention + adapter + recompute + backward + head_passes * head
     if kl:  # the teacher's head is multiplied beside the student's
         update += (2 if head_trains else 1) * teacher_head
-    if config.reward == "zscore":  # a pass for the step's mean and deviation
+    if reward.of_step:  # a pass for the step's mean and deviation
         update += body + attention + adapter + head
     scoring = sum(body_flops(teacher, lines, lengths.total)) + (0.0 if kl else teacher_head)
     return {"rollout": body + attention + adapter + head, "score": scoring, "update": update}

@@ -11,6 +11,7 @@ import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.memory import machine_bytes, peak_gib
+from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.shape import BESIDE_WEIGHTS, Shape, cache_bytes, read_config, served_run
 from poweropd_lite.plan.trace import Traced, Traces
 
@@ -92,7 +93,7 @@ def plan_memory(
     if always:
         resident["engine"] = always
     kept = config.batch_size * config.max_new_tokens * teacher.head[1] * teacher_dtype.itemsize
-    kept = {"teacher's hidden states": kept} if config.reward == "full_kl" else {}
+    kept = {"teacher's hidden states": kept} if REWARDS[config.reward].pay is None else {}
     gradients = {"gradients": 4 * student.trained}
     copy = _head_copy(config, student, dtype) if cuda else {}
     base = _unpacked(config.student_bits, student.shape, dtype)

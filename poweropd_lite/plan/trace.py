@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from poweropd_lite.base.config import Config, marked
 from poweropd_lite.engines.loop import bare_decoder, draw
 from poweropd_lite.method.logprobs import Sampling, float_logits, reverse_kl, score_tokens
+from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.adapter import with_adapter
 from poweropd_lite.models.loading import final_hidden, head_weight, quiet_dropout
 from poweropd_lite.models.shape import Shape, empty_model, shape_of
@@ -139,7 +140,7 @@ def _backward(
     rows = torch.zeros(lines * width, dtype=torch.long)
     hidden = student.hidden(ids)[rows, rows]
     sampling = _sampling(config)
-    if config.reward == "full_kl":
+    if REWARDS[config.reward].pay is None:
         loss = reverse_kl(hidden, student.head, *teacher, rows, rows, sampling).kl.sum()
     else:
         loss = score_tokens(hidden, student.head, rows, sampling, config.score).score.sum()

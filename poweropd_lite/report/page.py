@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import poweropd_lite
+from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.report.drawing import Drawn
 from poweropd_lite.report.read import Line, Run
-from poweropd_lite.report.rewards import bound
 from poweropd_lite.report.table import Row, difference_in_words, in_words
+from poweropd_lite.run.session import reward_settings
 
 HEAD, TAIL = 400, 100  # tokens shown of a long completion
 SHADES = 20  # of blue and of orange
@@ -97,7 +98,8 @@ def _samples(run: Run) -> str:
     kept = [sample for sample in run.samples if sample.get("rewards") is not None]
     chosen = [kept[i] for i in sorted({0, len(kept) // 2, len(kept) - 1})] if kept else []
     scored = [sample for sample in run.samples if sample["kind"] == "eval"][-1:]
-    limit = bound(run.config) or UNBOUNDED
+    entry = REWARDS[run.config.reward]
+    limit = entry.limits(reward_settings(run.config))[1] if entry.bounded else UNBOUNDED
     parts = [f"<h3>{_(run.name)} <span class='quiet'>full colour at {limit:g}</span></h3>"]
     for sample in [*chosen, *scored]:
         end = "ended by a stop token" if sample["finish"] == "stop" else "cut at the length limit"

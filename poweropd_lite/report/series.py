@@ -8,8 +8,10 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
+
+from poweropd_lite.method.reward import log_ratio, power
 from poweropd_lite.report.read import Line, Run
-from poweropd_lite.report.rewards import formulas
 
 Series = dict[str, list]
 MOST_POINTS = 400  # of a line: more are not told apart on a page
@@ -108,10 +110,12 @@ def landscape(alphas: Sequence[float], points: int = 41) -> dict[str, Any]:
     """
     end = math.log(9999)
     grid = [1 / (1 + math.exp(end - 2 * end * i / (points - 1))) for i in range(points)]
-    size = {
-        name: [[float(f"{abs(reward(p, q)):.4g}") for q in grid] for p in grid]
-        for name, reward in formulas(alphas).items()
+    log = torch.tensor(grid, dtype=torch.float64).log()
+    paid = {
+        "log_ratio": log_ratio(log[:, None], log),
+        **{f"power {a:g}": power(log[:, None], log, alpha=a) for a in alphas},
     }
+    size = {name: [[float(f"{x:.4g}") for x in row] for row in r.abs().tolist()] for name, r in paid.items()}
     return {"q": grid, "p": grid, "size": size}
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.tables import percent
+from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.report.read import Reference, Run
-from poweropd_lite.report.rewards import has_alpha
 from poweropd_lite.report.series import accuracy, first_step_at, phases, with_finite
 
 DECIMALS = {"tokens": ".1f", "steps": ".1f", "s": ".3f", "GiB": ".2f"}  # of others, three digits
@@ -96,7 +96,7 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     found = {name: [dump[name] for dump in dumps] for name in (dumps[0] if dumps else ())}
     found = {name: values for name, values in found.items() if any(value != values[0] for value in values)}
     if "alpha" in found:
-        found["alpha"] = [dump["alpha"] if has_alpha(dump["reward"]) else "ignored" for dump in dumps]
+        found["alpha"] = [dump["alpha"] if "alpha" in REWARDS[dump["reward"]].settings else "ignored" for dump in dumps]
     return found
 
 

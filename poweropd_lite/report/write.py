@@ -7,11 +7,11 @@ from typing import Any
 from poweropd_lite.base.config import marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder, write_json, write_text
+from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.report.drawing import rendered
 from poweropd_lite.report.page import page
 from poweropd_lite.report.pictures import HEALTH, pictures
 from poweropd_lite.report.read import Reference, Run, read_runs, read_teacher
-from poweropd_lite.report.rewards import has_alpha
 from poweropd_lite.report.series import accuracy, by_step, density, landscape, phases, positions, steps_to
 from poweropd_lite.report.table import differing_settings, table
 
@@ -56,7 +56,7 @@ def report(
 def gather(runs: Sequence[Run], baseline: Run, teacher: Reference | None) -> dict[str, Any]:
     """Returns the numbers of the page as JSON: the table, and those under every figure, by the name of the run."""
     kept = [run for run in runs if run.tokens]
-    alphas = sorted({*ALPHAS, *(run.config.alpha for run in runs if has_alpha(run.config.reward))})
+    alphas = sorted({*ALPHAS, *(run.config.alpha for run in runs if "alpha" in REWARDS[run.config.reward].settings)})
     rewards = ("reward/min", "reward/p05", "reward/p95", "reward/max")
     about = [(run, run.config.reward_label, run.config.model_dump()) for run in runs]
     return {

@@ -8,6 +8,7 @@ from typing import Any
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.stop import StopRequest, end_cell
+from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.plan.memory import planned_gib
 from poweropd_lite.run.checkpoint import Checkpoints
 from poweropd_lite.run.folder import check_output, new_run, open_run
@@ -30,7 +31,7 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, **c
         if changes:
             raise UserError(f"{', '.join(changes)} change a run that is resumed; a new one takes them in its config")
         check_output(config)
-        if config.reward != "power" and "alpha" in config.model_fields_set:
+        if "alpha" in config.model_fields_set and "alpha" not in REWARDS[config.reward].settings:
             print(f"note: alpha {config.alpha:g} is ignored: reward {config.reward} has no exponent")
     with StopRequest() as stop, ExitStack() as held:
         run = None
