@@ -138,9 +138,7 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
         n = results["n"]
         accuracy, benchmarks = float(results["mean"][f"avg@{n}"]), list(results["benchmarks"])
     except (OSError, ValueError, KeyError, TypeError):
-        how = (
-            "the folder that `python -m poweropd_lite.evaluate --model TEACHER` named, or with its accuracy in percent"
-        )
+        how = "the folder that `python -m poweropd_lite.evaluate --model TEACHER` named, or its accuracy in percent"
         raise UserError(f"{given} holds no results of an evaluation; type --teacher with {how}") from None
     for run in runs:
         theirs = [name.strip() for name in (run.config.eval_benchmarks or "").split(",") if name.strip()]
