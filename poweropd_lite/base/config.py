@@ -44,7 +44,7 @@ def marked(*marks: str) -> frozenset[str]:
     - "scores": accuracies are comparable only where it is the same;
     - "untraced": the memory of a micro-batch of given size does not depend on it.
     """
-    extras = {name: field.json_schema_extra or {} for name, field in Config.model_fields.items()}
+    extras: dict[str, Any] = {name: field.json_schema_extra or {} for name, field in Config.model_fields.items()}
     return frozenset(name for name, extra in extras.items() if set(marks) & set(extra.get("marks", ())))
 
 

@@ -1,6 +1,7 @@
 """Where config files are found and how they are read; what their settings mean is config.py's."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound="BaseModel")
 
 
-def nearest(name: str, names: Any) -> str:
+def nearest(name: object, names: Iterable[str]) -> str:
     """Returns '; did you mean ...?' for the closest of `names`, or where to find them all."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else "; --help lists them all"

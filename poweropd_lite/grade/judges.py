@@ -95,6 +95,7 @@ class Judges:
         command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(self.workers)]
         # A session of its own: Ctrl-C is the run's to handle.
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        assert self.process.stdin is not None and self.process.stdout is not None
         self._to, self._from = self.process.stdin, self.process.stdout
         if self._from.readline() != b"ready\n":
             raise RuntimeError(
@@ -167,11 +168,10 @@ class _Parent:
                 with contextlib.suppress(OSError):  # it has died in the meantime: undecided, as the pipe will say
                     worker.sendall(line + b"\n")
             for key, _ in self.selector.select():
-                if key.fileobj == 0:
-                    if not self._read():
-                        return
-                else:
+                if isinstance(key.fileobj, socket.socket):
                     self._hear(key.fileobj)
+                elif not self._read():
+                    return
 
     def _read(self) -> bool:
         chunk = os.read(0, 2**20)
@@ -196,15 +196,9 @@ class _Parent:
         self.selector.unregister(worker)
         del self.answered[worker]
         worker.close()
-        while self._reap():
-            pass
-
-    @staticmethod
-    def _reap() -> bool:
-        try:
-            return os.waitpid(-1, os.WNOHANG)[0] != 0
-        except ChildProcessError:
-            return False
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
     def _fork(self) -> socket.socket:
         ours, theirs = socket.socketpair()
