@@ -54,11 +54,7 @@ class AnyDecoder:
         body = model_body(self.student.model)
         with self.student.compute():
             out = body(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
             )
         return out.last_hidden_state[:, -1].to(self.dtype)
 

@@ -78,7 +78,7 @@ class FastDecoder:
         self.heads = config.num_attention_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.embed, self.norm, self.eps = body.embed_tokens, body.norm, config.rms_norm_eps
-        self.cos, self.sin = _rotary_table(config, student.device, self.dtype)
+        self.cos, self.sin = _rotary_table(config, self.head_size, student.device, self.dtype)
         try:
             self.layers = [_Layer(layer, self.dtype) for layer in body.layers]
         except AttributeError as error:
@@ -118,9 +118,7 @@ class FastDecoder:
         self.head = torch.empty(0)
 
     @torch.no_grad()
-    def _forward(
-        self, ids: Tensor, positions: Tensor, column: int | slice | Tensor, width: int, mask: Tensor
-    ) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, at: int | slice | Tensor, width: int, mask: Tensor) -> Tensor:
         lines, new = ids.shape
         group, size = self.heads // self.kv_heads, self.head_size
         x = F.embedding(ids, _weight(self.embed)).view(lines * new, -1)
@@ -134,11 +132,11 @@ class FastDecoder:
             qk = torch.addcmul(qk * cos, qk.roll(size // 2, -1), sin)
             q, k = qk[:, :, : self.heads], qk[:, :, self.heads :].transpose(1, 2)
             keys, values = self.keys[i], self.values[i]
-            if isinstance(column, Tensor):
-                keys.index_copy_(2, column, k)
-                values.index_copy_(2, column, v.transpose(1, 2))
+            if isinstance(at, Tensor):
+                keys.index_copy_(2, at, k)
+                values.index_copy_(2, at, v.transpose(1, 2))
             else:
-                place = column if isinstance(column, slice) else slice(column, column + 1)
+                place = at if isinstance(at, slice) else slice(at, at + 1)
                 keys[:, :, place], values[:, :, place] = k, v.transpose(1, 2)
             keys, values = keys[:, :, :width], values[:, :, :width]
             if new == 1:  # the query heads of a group stand where queries of one head would
@@ -197,9 +195,8 @@ class _Projection:
         full = all(type(base) is nn.Linear for base in self.bases)
         # A matrix of our own: in float32, merged; where the master weights are wider than what is computed in, cast.
         self.owned = full and (dtype == torch.float32 or any(w.dtype != dtype for w in weights))
-        self.weight = torch.empty(
-            0
-        )  # [in, out]: on a CPU a few rows times this are up to twice as fast as times [out, in]
+        # [in, out]: on a CPU a few rows times this are up to twice as fast as times [out, in]. Empty until `sync`.
+        self.weight = torch.empty(0)
         self.bias: Tensor | None = None
         self.down: Tensor | None = None  # the adapter's A matrices, where they are not merged [sum of ranks, in]
 
@@ -258,13 +255,12 @@ def _weight(module: Any) -> Tensor:
     return module.modules_to_save[ADAPTER].weight if hasattr(module, "modules_to_save") else module.weight
 
 
-def _rotary_table(config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _rotary_table(config: Any, size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Returns cos and sin [positions, Dh], sin with rotate_half's sign in it."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if kind == "default" and rope.get("partial_rotary_factor", 1.0) == 1.0:
         exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
         frequencies, scale = 1.0 / (rope["rope_theta"] ** exponents), 1.0

@@ -38,7 +38,7 @@ class LoopEngine:
         self.student, self.stop_ids, self.say, self.dtype = student, stop_ids, say, student.dtype
         self.decoder = make_decoder(student, say)
         cuda = student.device.type == "cuda"
-        self.fixed, self.graphs = cuda and self.decoder.graphs, cuda and self.decoder.graphs
+        self.fixed = self.graphs = cuda and self.decoder.graphs
         self.most_lines = most_lines  # of a batch; fewer after running out of memory
 
     def sync(self) -> None:
@@ -228,29 +228,20 @@ def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Ten
     return ids.squeeze(-1), (logits.gather(-1, ids) - total).squeeze(-1)
 
 
-def make_decoder(student: Student, say: Callable[[str], None]) -> Decoder:
-    """Returns the fast decoder, if its hidden states are the model's own on a few ids, or the one for any model."""
+def make_decoder(student: Student, say: Callable[[str], None] | None) -> Decoder:
+    """Returns the fast decoder, if its hidden states are the model's own on a few ids, or the one for any model.
+
+    `say` is told of the second. Without it nothing is checked: plan/ asks for the memory of a student without numbers.
+    """
     try:
         decoder = FastDecoder(student)
-        _check(decoder, student)
+        if say is not None:
+            _check(decoder, student)
         return decoder
-    except Unlike as reason:
-        say(
-            "rollouts by transformers' own forward, which is slower: the built-in decoder does not know this model "
-            f"({reason})"
-        )
-        return _any_decoder(student)
-
-
-def bare_decoder(student: Student) -> Decoder:
-    """Returns what make_decoder does, of a student without numbers to check: plan/ asks for its memory alone."""
-    try:
-        return FastDecoder(student)
-    except Unlike:
-        return _any_decoder(student)
-
-
-def _any_decoder(student: Student) -> Decoder:
+    except Unlike as unlike:
+        reason = f"the built-in decoder does not know this model ({unlike})"
+    if say is not None:
+        say(f"rollouts by transformers' own forward, which is slower: {reason}")
     # Its file imports transformers, which must not come before Unsloth.
     from poweropd_lite.engines.any_model import AnyDecoder
 

@@ -44,9 +44,9 @@ class VllmEngine:
     def __init__(self, student: Student, served: Served, stop_ids: frozenset[int]) -> None:
         self.stop_ids = sorted(stop_ids)
         self.model: Any = student.model
-        shared = getattr(self.model, "vllm_engine", None)  # Unsloth's fast inference
-        self.shared = shared is not None
-        self.llm: Any = shared if self.shared else _start(served, student.device, student.dtype)
+        theirs = getattr(self.model, "vllm_engine", None)  # Unsloth's fast inference
+        self.shared = theirs is not None
+        self.llm: Any = _start(served, student.device, student.dtype) if theirs is None else theirs
         self.dtype: torch.dtype = self.llm.llm_engine.model_config.dtype
         room = 4 * sum(p.numel() * p.element_size() for p in student.trainable().values())
         self.temporary = _adapter_folder(room)  # removed when the process ends, however it ends but by SIGKILL
@@ -144,12 +144,7 @@ class VllmServer(VllmEngine):
     """vLLM of a model whose weights stay as they are: whole, or a base with a saved adapter."""
 
     def __init__(
-        self,
-        served: Served,
-        device: torch.device,
-        dtype: torch.dtype,
-        stop_ids: frozenset[int],
-        adapter: Path | None,
+        self, served: Served, device: torch.device, dtype: torch.dtype, stop_ids: frozenset[int], adapter: Path | None
     ) -> None:
         self.stop_ids, self.shared, self.can_sleep, self.asleep = sorted(stop_ids), False, False, False
         self.llm = _start(served, device, dtype, alone=True)

@@ -94,11 +94,8 @@ def _said_answer(text: str) -> str | None:
 
 
 def _hashed_answer(text: str) -> str | None:
-    if "####" in text:
-        line = text.rsplit("####", 1)[1].strip().split("\n")[0].strip()
-        if _HASHED.match(line):
-            return line
-    return None
+    line = text.rsplit("####", 1)[1].strip().split("\n")[0].strip() if "####" in text else ""
+    return line if _HASHED.match(line) else None
 
 
 def _last_number(text: str) -> str | None:

@@ -88,13 +88,11 @@ def probe_texts(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Returns the fixed texts as ids: a question in the model's chat template (or plain) and the beginning of an answer."""
     texts = []
     for question, answer in _TEXTS:
-        prompt = question + "\n"
+        prompt: Any = question + "\n"
         if tokenizer.chat_template:
             messages = [{"role": "user", "content": question}]
-            prompt = str(
-                tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, **_SOME_DAY
-                )
+            prompt = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, **_SOME_DAY
             )
         texts.append(tokenizer(prompt + answer, add_special_tokens=False)["input_ids"][:LONGEST])
     return texts
