@@ -31,8 +31,8 @@ def section(title: str) -> dict[str, Any]:
 
 def setting(default: Any, description: str, *, section: str = "", marks: str = "", **limits: Any) -> Any:
     """One setting of a run; for `section` and `marks`, words apart by spaces, see the functions beside this one."""
-    extra: dict[str, Any] = {"section": section} if section else {}
-    return Field(default, description=description, json_schema_extra={**extra, "marks": tuple(marks.split())}, **limits)
+    extra: dict[str, Any] = {"marks": marks.split(), **({"section": section} if section else {})}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
 def marked(*marks: str) -> frozenset[str]:
