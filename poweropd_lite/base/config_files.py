@@ -3,14 +3,14 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
 
 from poweropd_lite.base.errors import UserError
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-Settings = TypeVar("Settings", bound="BaseModel")
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def nearest(name: object, names: Iterable[str], otherwise: str = "; --help lists them all") -> str:
@@ -46,7 +46,6 @@ def shipped_configs() -> list[str]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns a YAML file's mapping; raises UserError where it is not one, or names a key twice."""
-    import yaml
 
     class UniqueKeys(yaml.SafeLoader):
         """PyYAML keeps the last of two equal keys without a word."""
@@ -72,8 +71,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def checked(kind: type[Settings], values: dict[str, Any], where: str = "") -> Settings:
     """Returns the `kind` (a pydantic model) of `values`; raises UserError with every fault found."""
-    from pydantic import ValidationError
-
     fields = kind.model_fields
     unknown = [key for key in values if key not in fields]
     if unknown:
@@ -98,16 +95,11 @@ def _explain(fault: Any, fields: dict[str, Any]) -> str:
     name = fault["loc"][0]
     field = fields[name]
     message = fault["msg"].replace("Input should be", "it should be").replace("String", "it").rstrip(".")
-    example = (
-        ""
-        if field.is_required() or field.default is None
-        else f"; the default is --{name.replace('_', '-')} {field.default}"
-    )
+    none = field.is_required() or field.default is None
+    example = "" if none else f"; the default is --{name.replace('_', '-')} {field.default}"
     return f"{name}: found {fault['input']!r}, but {message}{example}"
 
 
 def dump_yaml(config: Any) -> str:
     """Returns every setting as YAML, in the order of config.py; `load_config` reads it back to an equal Config."""
-    import yaml
-
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)

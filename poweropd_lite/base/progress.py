@@ -21,7 +21,6 @@ class Counting:
         from tqdm import tqdm
 
         self.say = say or (lambda text: print(text, flush=True))
-
         self.panel = Panel() if in_notebook() else None
         self.live = sys.stderr.isatty() and self.panel is None
         self.bar = tqdm(total=total, initial=done, unit=unit, disable=not self.live, dynamic_ncols=True)

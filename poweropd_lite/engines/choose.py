@@ -6,6 +6,7 @@ they are taken or refused with the reason.
 
 import importlib.metadata
 import importlib.util
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -30,14 +31,7 @@ class Choice:
 
 def choose_loader(config: Config) -> Choice:
     """Returns "unsloth" or "peft". To be asked before transformers is used: Unsloth changes its classes when imported."""
-    if config.loader == "peft":
-        return Choice("peft", "as asked")
-    fault = unsloth_fault()
-    if fault is None:
-        return Choice("unsloth", "as asked" if config.loader == "unsloth" else "it is installed and runs here")
-    if config.loader == "unsloth":
-        raise UserError(f"loader unsloth can't run: {fault}; type --loader peft")
-    return Choice("peft", fault)
+    return _choose("loader", config.loader, "unsloth", "peft", unsloth_fault)
 
 
 def choose_engine(config: Config, device: torch.device, loader: str) -> Choice:
@@ -51,14 +45,18 @@ def choose_engine(config: Config, device: torch.device, loader: str) -> Choice:
 
 def choose_sampler(asked: str, device: torch.device, unfit: str | None) -> Choice:
     """Returns "vllm" or "loop", as asked or ("auto") as this machine has it; `unfit` is why vLLM can't serve the weights."""
-    if asked == "loop":
-        return Choice("loop", "as asked")
-    fault = unfit or vllm_fault(device.type)
+    return _choose("engine", asked, "vllm", "loop", lambda: unfit or vllm_fault(device.type))
+
+
+def _choose(what: str, asked: str, fast: str, own: str, fault_of_fast: Callable[[], str | None]) -> Choice:
+    if asked == own:
+        return Choice(own, "as asked")
+    fault = fault_of_fast()
     if fault is None:
-        return Choice("vllm", "as asked" if asked == "vllm" else "it is installed and runs here")
-    if asked == "vllm":
-        raise UserError(f"engine vllm can't run: {fault}; type --engine loop")
-    return Choice("loop", fault)
+        return Choice(fast, "as asked" if asked == fast else "it is installed and runs here")
+    if asked == fast:
+        raise UserError(f"{what} {fast} can't run: {fault}; type --{what} {own}")
+    return Choice(own, fault)
 
 
 def vllm_unfit(rank: int, targets: Iterable[str], whole: Iterable[str], bits: int, shared: bool) -> str | None:
@@ -106,8 +104,6 @@ def unsloth_fault() -> str | None:
 
 def hush_bitsandbytes() -> None:
     """At its import bitsandbytes advises an optional CPU kernel, which nothing here uses."""
-    import logging
-
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

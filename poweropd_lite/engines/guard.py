@@ -88,9 +88,9 @@ class Guard:
             return {}  # nothing to compare; weights that gave NaN drop the step
         if not engine.isfinite().all():
             lost = int((~engine.isfinite()).sum())
-            raise RolloutMismatch(
-                f"{_RULE}: at step {step + 1} the {self.engine.name} engine gave no log-prob for {lost:,} of {len(engine):,} "
-                f"tokens (NaN or infinity).\n{self._advice()}"
+            raise self._mismatch(
+                f"at step {step + 1} the {self.engine.name} engine gave no log-prob for {lost:,} of {len(engine):,} tokens "
+                "(NaN or infinity)"
             )
         gap = (log_q - engine).abs()
         metrics = {"parity/gap": gap.mean().item(), "parity/gap_max": gap.max().item()}
@@ -112,10 +112,9 @@ class Guard:
         gaps = (engine - log_q).abs()
         gap = gaps.mean().item()
         if not self.passes(gaps):
-            raise RolloutMismatch(
-                f"{_RULE}: at step {step + 1} the {self.engine.name} engine's log-probs of {len(engine):,} sampled tokens are "
-                f"{gap:.3g} nats off the trainer's on average (at most {self.limit:.3g} passes). "
-                f"{self._whose(batches, engine, gap)}.\n{self._advice()}"
+            raise self._mismatch(
+                f"at step {step + 1} the {self.engine.name} engine's log-probs of {len(engine):,} sampled tokens are {gap:.3g} "
+                f"nats off the trainer's on average (at most {self.limit:.3g} passes). {self._whose(batches, engine, gap)}"
             )
         metrics = self._temperature(step, batches)
         if self._adapter_is_zero():
@@ -125,9 +124,9 @@ class Guard:
         effect, gap_off = (log_q - off).abs().mean().item(), (engine - off).abs().mean().item()
         floor = 0.0 if self.student.dtype == torch.float32 else HALF_FLOOR
         if effect > max(TOLD_APART * (self.first_gap or 0.0), floor) and gap_off < gap / 2:
-            raise RolloutMismatch(
-                f"{_RULE}: at step {step + 1} the {self.engine.name} engine's log-probs are nearer to those of the base without "
-                f"the adapter ({gap_off:.3g} nats) than with it ({gap:.3g}): the engine ignores the adapter.\n{self._advice()}"
+            raise self._mismatch(
+                f"at step {step + 1} the {self.engine.name} engine's log-probs are nearer to those of the base without the "
+                f"adapter ({gap_off:.3g} nats) than with it ({gap:.3g}): the engine ignores the adapter"
             )
         return metrics | {"parity/adapter_effect": effect}
 
@@ -174,14 +173,14 @@ class Guard:
         odds = (others.logsumexp(0) - math.log(len(others))).item()
         if odds > SURE:
             estimate = _peak(grid, self.evidence.tolist())
-            raise RolloutMismatch(
-                f"{_RULE}: at step {step + 1} the {self.engine.name} engine's tokens look drawn at temperature {estimate:.2f}, not "
-                f"{wanted.temperature:g} (they are e^{odds:.0f} times likelier so).\n{self._advice()}"
+            raise self._mismatch(
+                f"at step {step + 1} the {self.engine.name} engine's tokens look drawn at temperature {estimate:.2f}, not "
+                f"{wanted.temperature:g} (they are e^{odds:.0f} times likelier so)"
             )
         if not (share := 1.0 - possible.double().mean().item()) <= IMPOSSIBLE_SHARE:
-            raise RolloutMismatch(
-                f"{_RULE}: at step {step + 1} {share:.1%} of the {self.engine.name} engine's tokens could not have been drawn "
-                f"at temperature {wanted.temperature:g} with top-k {wanted.top_k} and top-p {wanted.top_p:g}.\n{self._advice()}"
+            raise self._mismatch(
+                f"at step {step + 1} {share:.1%} of the {self.engine.name} engine's tokens could not have been drawn at "
+                f"temperature {wanted.temperature:g} with top-k {wanted.top_k} and top-p {wanted.top_p:g}"
             )
         # Of this check alone: that a run was resumed shows in no metric.
         return {"parity/temperature": _peak(grid, here.tolist())} if here.min() < -TELLING else {}
@@ -189,21 +188,18 @@ class Guard:
     def _log_q(self, batches: list[MicroBatch], count: int) -> Tensor:
         return token_logprobs(self.student, batches, count, "student")
 
-    def _advice(self) -> str:
-        other = (
-            "Type" if self.engine.name == "loop" else "Type --engine loop to sample with the trainer's own weights, or"
-        )
-        return (
-            f"Nothing was learnt from this step; the weights before it are saved, and --resume goes on from them. {other} python "
-            "-m poweropd_lite.doctor --env, and report what it prints with this message"
+    def _mismatch(self, found: str) -> RolloutMismatch:
+        other = "" if self.engine.name == "loop" else " --engine loop to sample with the trainer's own weights, or"
+        return RolloutMismatch(
+            f"rollouts are not from the weights that are trained: {found}.\nNothing was learnt from this step; the weights "
+            f"before it are saved, and --resume goes on from them. Type{other} python -m poweropd_lite.doctor --env, and report "
+            "what it prints with this message"
         )
 
     def _same_dtype(self) -> None:
         if self.engine.dtype != self.student.dtype:
             ours, theirs = (str(d).removeprefix("torch.") for d in (self.student.dtype, self.engine.dtype))
-            raise RolloutMismatch(
-                f"{_RULE}: the {self.engine.name} engine computes in {theirs}, the trainer in {ours}.\n{self._advice()}"
-            )
+            raise self._mismatch(f"the {self.engine.name} engine computes in {theirs}, the trainer in {ours}")
 
     def _same_adapter(self, step: int) -> None:
         """Compares the adapter that was sent with the one being trained, bit for bit."""
@@ -214,9 +210,9 @@ class Guard:
         theirs = _read(sent)
         wrong = [n for n, p in ours.items() if n not in theirs or not torch.equal(theirs[n].to(p.device), p.detach())]
         if wrong or set(theirs) - set(ours):
-            raise RolloutMismatch(
-                f"{_RULE}: the adapter sent to {self.engine.name} before step {step + 1} is not the one being trained: "
-                f"{len(wrong)} of {len(ours)} tensors differ ({wrong[0] if wrong else 'some are extra'}).\n{self._advice()}"
+            raise self._mismatch(
+                f"the adapter sent to {self.engine.name} before step {step + 1} is not the one being trained: {len(wrong)} of "
+                f"{len(ours)} tensors differ ({wrong[0] if wrong else 'some are extra'})"
             )
 
     def _adapter_is_zero(self) -> bool:
@@ -237,9 +233,6 @@ class Guard:
             with torch.no_grad():
                 for name, p in ours.items():
                     p.copy_(kept[name])
-
-
-_RULE = "rollouts are not from the weights that are trained"
 
 
 def _saved_name(name: str) -> str:

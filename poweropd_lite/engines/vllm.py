@@ -42,14 +42,17 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, student: Student, served: Served, stop_ids: frozenset[int]) -> None:
-        self.student, self.stop_ids = student, sorted(stop_ids)
-        self.shared = hasattr(student.model, "vllm_engine")  # Unsloth's fast inference
-        self.llm = student.model.vllm_engine if self.shared else _start(served, student.device, student.dtype)
-        self.dtype = self.llm.llm_engine.model_config.dtype
+        self.stop_ids = sorted(stop_ids)
+        self.model: Any = student.model
+        theirs = getattr(self.model, "vllm_engine", None)  # Unsloth's fast inference
+        self.shared = theirs is not None
+        self.llm: Any = _start(served, student.device, student.dtype) if theirs is None else theirs
+        self.dtype: torch.dtype = self.llm.llm_engine.model_config.dtype
         room = 4 * sum(p.numel() * p.element_size() for p in student.trainable().values())
         self.temporary = _adapter_folder(room)  # removed when the process ends, however it ends but by SIGKILL
         self.folder = Path(self.temporary.name)
-        self.number, self.request, self.asleep = 0, None, False
+        self.number, self.asleep = 0, False
+        self.request: Any = None  # vLLM's LoRARequest of `sent`
         self.sent: Path | None = None  # the adapter that is being served
         self.sent_before: Path | None = None  # the one before it, by which the guard knows a stale one
         self.can_sleep = not self.shared and student.device.type == "cuda"
@@ -66,12 +69,12 @@ class VllmEngine:
         folder = self.folder / name
         with whole_folder(folder) as beside:
             # "auto" would ask the hub whether the embedding was resized.
-            self.student.model.save_pretrained(beside, save_embedding_layers=False)
+            self.model.save_pretrained(beside, save_embedding_layers=False)
         if self.sent_before is not None:
             shutil.rmtree(self.sent_before)
         self.sent, self.sent_before = folder, self.sent
         if self.shared:
-            self.request = self.student.model.load_lora(str(folder), load_tensors=False)
+            self.request = self.model.load_lora(str(folder), load_tensors=False)
         else:
             self.request = LoRARequest(name, self.number, str(folder))
 
@@ -82,7 +85,7 @@ class VllmEngine:
         biases = self._biases(sampling)
         params = [self._params(sampling, longest, biases, seed) for seed in draws.request_seeds()]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        generate = self.student.model.fast_generate if self.shared else self.llm.generate
+        generate = self.model.fast_generate if self.shared else self.llm.generate
         outputs = generate(inputs, sampling_params=params, use_tqdm=False, lora_request=self.request)
         return [self._rollout(prompt, out) for prompt, out in zip(prompts, outputs, strict=True)]
 
@@ -141,12 +144,7 @@ class VllmServer(VllmEngine):
     """vLLM of a model whose weights stay as they are: whole, or a base with a saved adapter."""
 
     def __init__(
-        self,
-        served: Served,
-        device: torch.device,
-        dtype: torch.dtype,
-        stop_ids: frozenset[int],
-        adapter: Path | None,
+        self, served: Served, device: torch.device, dtype: torch.dtype, stop_ids: frozenset[int], adapter: Path | None
     ) -> None:
         self.stop_ids, self.shared, self.can_sleep, self.asleep = sorted(stop_ids), False, False, False
         self.llm = _start(served, device, dtype, alone=True)
@@ -225,7 +223,6 @@ def _start(served: Served, device: torch.device, dtype: torch.dtype, alone: bool
 
 
 def _free(device: torch.device) -> str:
-
     if device.type != "cuda":
         return ""
     free, total = torch.cuda.mem_get_info(device)

@@ -100,5 +100,5 @@ def _micro_batch(group: list[tuple[Rollout, LossTokens, int]], device: torch.dev
         for part, new in zip(parts, ([line] * count, columns, tokens.student, tokens.teacher, order), strict=True):
             part.extend(new)
         engine += [*rollout.logprobs[: tokens.sampled], *[math.nan] * (count - tokens.sampled)]
-    indices = (torch.tensor(part, dtype=torch.long, device=device) for part in parts)
-    return MicroBatch(padded.to(device), *indices, torch.tensor(engine, device=device))
+    indices = (torch.tensor(part, dtype=torch.long) for part in parts)
+    return MicroBatch(*(t.to(device) for t in (padded, *indices, torch.tensor(engine))))

@@ -13,9 +13,9 @@ Shapes: N tokens, D hidden size, V rows of the head. Logits are float32 (float64
 the model: at alpha 500 an error of 0.005 in a log-prob is a factor of 12 in the reward.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -161,7 +161,7 @@ class _Rows(torch.autograd.Function):
     """One value a row of logits, chunk by chunk; `rows(logits, chunk, want_grad)` gives value, extras and d(value)."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, rows: "Callable") -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, rows: "_ScoreRows | _KLRows") -> tuple[Tensor, Tensor]:
         count, wide = hidden.shape[0], torch.float64 if weight.dtype == torch.float64 else torch.float32
         matrix = _matrix(hidden, weight)
         value = torch.empty(count, dtype=wide, device=hidden.device)
@@ -173,7 +173,7 @@ class _Rows(torch.autograd.Function):
             logits = float_logits(hidden[chunk], matrix)
             value[chunk], extras[chunk], dlogits = rows(logits, chunk, hidden_grad_now)
             del logits
-            if hidden_grad_now:
+            if dhidden is not None and dlogits is not None:
                 dhidden[chunk] = _pull_back(dlogits, matrix, hidden.dtype)
         ctx.mark_non_differentiable(extras)
         ctx.hidden_dtype = hidden.dtype
@@ -181,7 +181,7 @@ class _Rows(torch.autograd.Function):
         return value, extras
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if not ctx.head_trains:
             (dhidden,) = ctx.saved_tensors
             return (dhidden * grad[:, None]).to(ctx.hidden_dtype), None, None
@@ -226,11 +226,11 @@ class _ScoreRows:
         if self.as_sampled:
             temperature = self.sampling.temperature
             kept = kept.scatter(-1, target, True)
-            scaled = logits.div_(temperature).masked_fill_(~kept, -torch.inf)
-            del probs
+            probs = scaled = logits.div_(temperature).masked_fill_(~kept, -torch.inf)  # frees the softmax
             total = scaled.logsumexp(-1, keepdim=True)
             score = (scaled.gather(-1, target) - total).squeeze(-1).clamp_max(0.0)
-            probs = scaled.sub_(total).exp_() if want_grad else None
+            if want_grad:
+                probs = scaled.sub_(total).exp_()
         dlogits = None
         if want_grad:
             dlogits = probs.neg_()

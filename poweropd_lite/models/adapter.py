@@ -1,5 +1,6 @@
 """The LoRA adapter: which modules get one, and PEFT's way of putting it on."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,6 @@ from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -25,7 +24,7 @@ def with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # a float serves as well as PEFT's int
         lora_dropout=0.0,
         target_modules=wanted,
         modules_to_save=whole or None,
@@ -61,7 +60,7 @@ def adapter_modules(base: "PreTrainedModel", config: Config) -> tuple[list[str],
 
 
 @contextmanager
-def explained_adapter(config: Config) -> "Iterator[None]":
+def explained_adapter(config: Config) -> Iterator[None]:
     """Turns what PEFT says of impossible targets into a UserError."""
     try:
         yield

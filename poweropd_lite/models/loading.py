@@ -5,19 +5,18 @@ A causal LM is used as two parts: the body, which turns ids into final hidden st
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.method.logprobs import float_logits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -61,7 +60,7 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     with explained_load(name, role, "causal language model"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_path(name, role),
             dtype=dtype,
             attn_implementation="sdpa",
@@ -69,6 +68,7 @@ def load_causal_lm(
             output_loading_info=True,
             **options,
         )
+    model, info = loaded
     lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lost:
         raise UserError(
@@ -81,6 +81,7 @@ def load_causal_lm(
 
 def quiet_dropout(model: "PreTrainedModel") -> None:
     """Turns every dropout off."""
+    module: Any
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -93,10 +94,7 @@ def nf4(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 
@@ -106,27 +104,31 @@ def stay_unpacked(model: "PreTrainedModel | PeftModel") -> None:
     Repacked, they have bfloat16 scales and arithmetic (other numbers than elsewhere), are slower at small sizes, and give
     wrong gradients to what is trained through them.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
-def model_body(model: "PreTrainedModel") -> nn.Module:
-    """Returns the part of a causal LM (wrapped by PEFT or not) that makes the final hidden states."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.get_decoder()
+def unwrapped(model: Any) -> Any:
+    """Returns the PreTrainedModel of a PeftModel, or of one itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def head_weight(model: "PreTrainedModel") -> Tensor:
+def model_body(model: "PreTrainedModel | PeftModel") -> Any:
+    """Returns the module of a causal LM that makes the final hidden states."""
+    return unwrapped(model).get_decoder()
+
+
+def head_weight(model: "PreTrainedModel | PeftModel") -> Tensor:
     """Returns the head's weight [V, D]; the trained copy, where PEFT keeps one (`modules_to_save`)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = base.get_output_embeddings()
+    head = unwrapped(model).get_output_embeddings()
     if hasattr(head, "modules_to_save"):
         head = head.modules_to_save[head.active_adapters[0]]
     return head.weight
 
 
-def final_hidden(model: "PreTrainedModel", ids: Tensor) -> Tensor:
+def final_hidden(model: "PreTrainedModel | PeftModel", ids: Tensor) -> Tensor:
     """Returns the final hidden states [B, T, D] of right-padded ids [B, T].
 
     No mask is needed: under a causal mask no token sees the padding that follows it.
@@ -134,12 +136,12 @@ def final_hidden(model: "PreTrainedModel", ids: Tensor) -> Tensor:
     return model_body(model)(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def check_head(model: "PreTrainedModel", name: str) -> None:
+def check_head(model: "PreTrainedModel | PeftModel", name: str) -> None:
     """Raises UserError unless the model's logits are its final hidden states times its head, on a few ids.
 
     Soft-capped, scaled or biased logits would make every log-prob here silently wrong.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = unwrapped(model)
     ids = torch.arange(8, device=base.device)[None] % head_weight(model).shape[0]
     with torch.no_grad():
         logits = base(input_ids=ids, use_cache=False).logits[0].float()
@@ -161,7 +163,7 @@ def check_head(model: "PreTrainedModel", name: str) -> None:
 
 
 @contextlib.contextmanager
-def explained_load(name: str, role: str, what: str) -> "Iterator[None]":
+def explained_load(name: str, role: str, what: str) -> Iterator[None]:
     """Turns what the libraries raise for a model that can't be loaded into a UserError."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError

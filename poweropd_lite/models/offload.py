@@ -36,7 +36,8 @@ def layer_map(
     kinds = set(model._no_split_modules or ())
     layers = [name for name, module in model.named_modules() if type(module).__name__ in kinds]
     sizes = {name: sum(p.numel() * p.element_size() for p in model.get_submodule(name).parameters()) for name in layers}
-    others = [name for name, module in model.named_modules() if _own_tensors(module) and not _inside(name, layers)]
+    inside = tuple(f"{name}." for name in layers)
+    others = [n for n, module in model.named_modules() if _own_tensors(module) and not f"{n}.".startswith(inside)]
     fixed = sum(p.numel() * p.element_size() for p in model.parameters()) - sum(sizes.values())
     host = max(0, get_max_memory()["cpu"] - _SPARE)
     if room is None:
@@ -81,7 +82,3 @@ def _place(device: torch.device) -> str | int:
 
 def _own_tensors(module: torch.nn.Module) -> bool:
     return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
-
-
-def _inside(name: str, layers: list[str]) -> bool:
-    return any(name == layer or name.startswith(layer + ".") for layer in layers)

@@ -123,12 +123,8 @@ def shape_of(model: "PreTrainedModel") -> Shape:
             linear.append((m.nf, m.nx))
         elif isinstance(m, torch.nn.Linear) and m is not head:
             linear.append((m.out_features, m.in_features))
-    return Shape(
-        model.config.get_text_config(),
-        tuple(linear),
-        tuple(head.weight.shape),
-        sum(p.numel() for p in model.parameters()),
-    )
+    elements = sum(p.numel() for p in model.parameters())
+    return Shape(model.config.get_text_config(), tuple(linear), tuple(head.weight.shape), elements)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Both loaders give the same thing: a model whose trained parameters have PEFT's n
 and whose body makes the hidden states that logprobs.py takes. An adapter trained with one opens with the other.
 """
 
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,6 @@ from poweropd_lite.models.adapter import with_adapter
 from poweropd_lite.models.loading import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -57,11 +55,10 @@ class Student:
             # With float32 master weights the residual stream is float32; the head's product is of `dtype`, as any other.
             return final_hidden(self.model, ids).to(self.dtype)
 
-    @contextmanager
-    def without_adapter(self) -> "Iterator[None]":
+    def without_adapter(self) -> AbstractContextManager:
         """The base alone, inside the block; for a student that has an adapter."""
-        with self.model.disable_adapter():
-            yield
+        model: Any = self.model
+        return model.disable_adapter()
 
 
 def load_student(
@@ -92,14 +89,13 @@ def load_student(
 
 
 def _load_peft(config: Config, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel | PeftModel":
-
-    if config.student_bits == 4:
-        options = {"quantization_config": nf4(dtype), "device_map": {"": device}}
-        base = load_causal_lm(config.student, "student", dtype, config.trust_remote_code, **options)
+    nf4_here = {"quantization_config": nf4(dtype), "device_map": {"": device}} if config.student_bits == 4 else {}
+    kept = torch.float32 if config.full_finetune else dtype
+    base: Any = load_causal_lm(config.student, "student", kept, config.trust_remote_code, **nf4_here)
+    if nf4_here:
         stay_unpacked(base)
     else:
-        kept = torch.float32 if config.full_finetune else dtype
-        base = load_causal_lm(config.student, "student", kept, config.trust_remote_code).to(device)
+        base.to(device)
     model = base.requires_grad_(True) if config.full_finetune else with_adapter(base, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -54,7 +54,7 @@ def load_teacher(
         dtype = torch.float32
     if options:
         options.setdefault("device_map", {"": device})
-    model = load_causal_lm(name, "teacher", dtype, remote_code, **options)
+    model: Any = load_causal_lm(name, "teacher", dtype, remote_code, **options)
     if not options:
         model.to(device)
     stay_unpacked(model)

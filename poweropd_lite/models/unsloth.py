@@ -4,6 +4,7 @@ On a CPU it is Unsloth's own CPU backend (from 2026.10.9 on), which runs stock t
 transformers' classes when it is imported, so engines/choose.py imports it before anything else is loaded.
 """
 
+import json
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,8 +71,6 @@ def load_unsloth(
 
 def _check_whole(model: "PreTrainedModel", config: Config) -> None:
     """Raises UserError if the checkpoint lacks tensors of the model, which would then be random; Unsloth says nothing."""
-    import json
-
     from safetensors import safe_open
     from transformers.utils import cached_file
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from poweropd_lite.base.config import Config, marked
-from poweropd_lite.engines.loop import bare_decoder, draw
+from poweropd_lite.engines.loop import draw, make_decoder
 from poweropd_lite.method.logprobs import Sampling, float_logits, reverse_kl, score_tokens
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.adapter import with_adapter
@@ -172,7 +172,7 @@ def trace_rollout(
     prompts' forward, one token's forward and its draw.
     """
     with fake_student(model_config, config, dtype) as (student, live), torch.no_grad(), live.watch() as found:
-        decoder = bare_decoder(student)
+        decoder = make_decoder(student, None)
         decoder.sync()
         ids = torch.zeros(lines, prompt, dtype=torch.long)
         valid = torch.ones(lines, prompt + new, dtype=torch.bool)

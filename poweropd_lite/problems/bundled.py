@@ -95,12 +95,8 @@ def _shop(rng: random.Random) -> tuple[str, list[Step]]:
 
 def _sequence(rng: random.Random) -> tuple[str, list[Step]]:
     start, gap, n = rng.randint(1, 60), rng.randint(2, 9), rng.randint(4, 13)
-    steps = [
-        _apply(start + gap, "-", start),
-        _apply(n, "-", 1),
-        _apply(n - 1, "*", gap),
-        _apply((n - 1) * gap, "+", start),
-    ]
+    last = (n - 1) * gap
+    steps = [_apply(start + gap, "-", start), _apply(n, "-", 1), _apply(n - 1, "*", gap), _apply(last, "+", start)]
     return f"A sequence starts {start}, {start + gap}, {start + 2 * gap}. What is term {n}?", steps
 
 
@@ -117,16 +113,8 @@ def _travel(rng: random.Random) -> tuple[str, list[Step]]:
     return question, _two_products(a, b, c, d)
 
 
-KINDS: dict[str, Callable[[random.Random], tuple[str, list[Step]]]] = {
-    "chain": _chain,
-    "products": _products,
-    "linear": _linear,
-    "modular": _modular,
-    "shop": _shop,
-    "sequence": _sequence,
-    "rectangle": _rectangle,
-    "travel": _travel,
-}
+_MAKERS = (_chain, _products, _linear, _modular, _shop, _sequence, _rectangle, _travel)
+KINDS: dict[str, Callable[[random.Random], tuple[str, list[Step]]]] = {make.__name__[1:]: make for make in _MAKERS}
 
 
 def problems(seed: int, count: int, held_out: bool) -> list[Problem]:

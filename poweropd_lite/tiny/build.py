@@ -9,8 +9,9 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ BATCH = 64
 def make_tokenizer(eos: str) -> "PreTrainedTokenizerFast":
     """Trains the byte-level BPE (Qwen's pre-tokenizer regex, NFC, digits single) that teacher and student share."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2Tokenizer
 
     rng = random.Random(SEEDS["tokenizer"])
     corpus = []
@@ -71,11 +72,11 @@ def make_tokenizer(eos: str) -> "PreTrainedTokenizerFast":
     )
     core.train_from_iterator(corpus, trainer)
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    return Qwen2TokenizerFast(
+    return Qwen2Tokenizer(
         tokenizer_object=core,
         eos_token=eos,
         pad_token="<|endoftext|>",
-        unk_token=None,
+        unk_token=None,  # type: ignore[arg-type]  # Qwen's has none, whatever is declared
         bos_token=None,
         model_max_length=512,
         clean_up_tokenization_spaces=False,
@@ -111,6 +112,11 @@ def new_model(part: str, tokenizer: "PreTrainedTokenizerFast") -> "Qwen3ForCausa
     model.generation_config.eos_token_id = stops if part == "teacher" else tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def teacher_text(seed: int, count: int) -> list[tuple[str, str]]:
+    """Returns `count` (question, completion) pairs that the teacher learns: every solution as it should be."""
+    return [(p.question, p.solution + "<|im_end|>") for p in problems(seed, count, held_out=False)]
 
 
 def student_text(seed: int, count: int, phase: int, eos: str) -> list[tuple[str, str]]:
@@ -162,7 +168,8 @@ def batches(
 def prompt_text(tokenizer: "PreTrainedTokenizerFast", question: str) -> str:
     """Returns the chat template's text up to where the answer begins, with thinking off."""
     messages = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return str(text)
 
 
 def pretrain(
@@ -204,7 +211,7 @@ def pretrain(
             print(f"{name}: step {step}/{steps}  loss {mean_loss:.3f}  {left / 60:.1f} min left", flush=True)
 
 
-def greedy_accuracy(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", count: int = 256) -> float:
+def greedy_accuracy(model: Any, tokenizer: "PreTrainedTokenizerFast", count: int = 256) -> float:
     """Returns the share of `count` held-out problems that greedy decoding answers right."""
     held_out = problems(0, count, held_out=True)
     tokenizer.padding_side = "left"
@@ -225,17 +232,10 @@ def build(part: str, out: Path) -> None:
     model = new_model(part, tokenizer).train()
     print(f"{part}: {model.num_parameters() / 1e6:.2f} M parameters", flush=True)
     if part == "teacher":
-
-        def texts(seed: int, count: int) -> list[tuple[str, str]]:
-            return [(p.question, p.solution + "<|im_end|>") for p in problems(seed, count, held_out=False)]
-
-        pretrain(model, batches(tokenizer, texts, SEEDS[part]), TEACHER_STEPS, part)
+        pretrain(model, batches(tokenizer, teacher_text, SEEDS[part]), TEACHER_STEPS, part)
     else:
         for phase, (steps, *_, pool) in enumerate(STUDENT_PHASES):
-
-            def texts(seed: int, count: int, phase: int = phase) -> list[tuple[str, str]]:
-                return student_text(seed, count, phase, "<|endoftext|>")
-
+            texts = partial(student_text, phase=phase, eos="<|endoftext|>")
             stream = batches(tokenizer, texts, SEEDS[part] + phase, pool)
             pretrain(model, stream, steps, f"{part}, phase {phase + 1}", peak=1.0 if phase == 0 else 0.3)
     model = model.to(torch.bfloat16).eval()

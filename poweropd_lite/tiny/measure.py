@@ -23,17 +23,16 @@ def measure(role: str, problems: int = 256, samples: int = 8) -> dict[str, float
     cpu = torch.device("cpu")
     engine = LoopEngine(Student(model, cpu, torch.float32), pair.stop_ids, say=print)
     engine.sync()
-    result, _ = evaluate_student(engine, [held_out], pair, config, cpu)
-    return result.summary()
+    done = evaluate_student(engine, [held_out], pair, config, cpu)
+    assert done is not None, "nothing asked it to end"
+    return done[0].summary()
 
 
 def main() -> int:
     """Prints a row of docs/bundled_pair.md for each of the two."""
     for role in ("teacher", "student"):
         e = measure(role)
-        shares = " | ".join(
-            f"{100 * x:.1f}%" for x in map(e.get, ("greedy", "avg", "any", "stop_share", "answer_share"))
-        )
+        shares = " | ".join(f"{100 * e[x]:.1f}%" for x in ("greedy", "avg", "any", "stop_share", "answer_share"))
         print(f"| {role} | {shares} | {e['length']:.1f} |", flush=True)
     return 0
 

@@ -7,7 +7,7 @@ import torch
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.engines.decode import Decoder
+from poweropd_lite.engines.decode import FastDecoder
 from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.method.logprobs import Sampling, float_logits, score_tokens
 from poweropd_lite.method.rollout import Draws
@@ -32,7 +32,7 @@ def shake(student, seed=0):
 
 def decoded(student):
     """The logits of IDS by the decoder: a prompt of eight ids, then one id after the other."""
-    decoder = Decoder(student)
+    decoder = FastDecoder(student)
     decoder.sync()
     valid = torch.ones(1, 20, dtype=torch.bool)
     hidden = [decoder.prefill(IDS[:, :8], valid[:, :8], 20)]
