@@ -9,6 +9,8 @@ from poweropd_lite.base.config import number_of, section
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
 
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
 
 class EvalConfig(BaseModel):
     """One evaluation. Fields are flags of the evaluate command. Frozen."""
@@ -24,12 +26,8 @@ class EvalConfig(BaseModel):
     bits: Annotated[Literal[4, 16], BeforeValidator(number_of)] | None = Field(
         None, description="of the weights: 16 is the compute dtype, 4 is NF4; if not given, as the run trained, or 16"
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="compute dtype; auto: bfloat16 where the card has it, float32 on a CPU"
-    )
-    engine: Literal["auto", "vllm", "loop"] = Field(
-        "auto", description="what samples; auto: vLLM where it is installed and runs, the built-in loop elsewhere"
-    )
+    dtype: Dtype = Field("auto", description="it computes in; auto: bfloat16 where the card has it, float32 on a CPU")
+    engine: Literal["auto", "vllm", "loop"] = Field("auto", description="what samples; auto: vLLM where it runs")
     trust_remote_code: bool = Field(False, description="run Python code of a model; only for sources you trust")
 
     benchmarks: str | None = Field(
@@ -40,16 +38,10 @@ class EvalConfig(BaseModel):
         "CUDA, bundled without",
         json_schema_extra=section("benchmarks"),
     )
-    benchmark_folder: str | None = Field(
-        None, description="folder with copies of the benchmarks, such as math500.jsonl, to be read instead of the hub"
-    )
+    benchmark_folder: str | None = Field(None, description="of copies, such as math500.jsonl, read instead of the hub")
     problems: int | None = Field(None, ge=1, description="how many of each, from the first on; if not given, all")
-    prompt_column: str | None = Field(
-        None, description="column with the problem, in a file or hub id; if not given: problem, question or prompt"
-    )
-    answer_column: str | None = Field(
-        None, description="column with the answer; if not given: answer, final_answer or solution"
-    )
+    prompt_column: str | None = Field(None, description="if not given: problem, question or prompt")
+    answer_column: str | None = Field(None, description="if not given: answer, final_answer or solution")
     prompt_suffix: str | None = Field(
         None, description="added to the problem; if not given, as the run trained, or none"
     )
@@ -60,19 +52,12 @@ class EvalConfig(BaseModel):
     max_prompt_tokens: int = Field(2048, ge=1, description="longer problems are left out, counted and named")
 
     n: int = Field(8, ge=1, description="samples a problem", json_schema_extra=section("sampling"))
-    k: str | None = Field(
-        None,
-        description="also score Pass@k (unbiased) for these, joined by commas; if not given, powers of two below n",
-    )
+    k: str | None = Field(None, description="Pass@k too, joined by commas; if not given, powers of two below n")
     temperature: float = Field(0.6, gt=0, description="sampling temperature")
     top_k: int = Field(0, ge=0, description="sample among the k likeliest ids; 0: among all; 1: greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="sample among the fewest ids that hold this mass; 1: among all")
-    max_new_tokens: int | None = Field(
-        None, ge=1, description="longest answer in tokens; if not given, 4,096, and for the bundled problems 112"
-    )
-    batch_size: int | None = Field(
-        None, ge=1, description="answers at once; if not given, 512 for vLLM, 64 (CUDA) or 256 for the built-in loop"
-    )
+    max_new_tokens: int | None = Field(None, ge=1, description="longest answer; if not given, 4,096 (bundled: 112)")
+    batch_size: int | None = Field(None, ge=1, description="answers at once; else 512 (vLLM), 64 (CUDA) or 256 (CPU)")
     seed: int | None = Field(None, ge=0, lt=2**32, description="fixes the sampling; if not given, the run's own, or 0")
     official_grading: bool = Field(
         False, description="score by the released code's grading as well, in its own columns"
@@ -85,7 +70,7 @@ class EvalConfig(BaseModel):
         json_schema_extra=section("output"),
     )
     threads: int | None = Field(
-        None, ge=0, le=1024, description="CPU threads; 0: torch's own choice; if not given, 1 for the bundled pair"
+        None, ge=0, le=1024, description="0: torch's choice; if not given, 1 for the bundled pair"
     )
 
     @property

@@ -24,24 +24,24 @@ def base_name(model: str) -> str:
 
 def training(job: Job) -> dict[str, Any] | None:
     """Returns the lines of a card's training table; None if it is not known."""
-    run, bits = job.target.run, ""
+    run, trained = job.target.run, "every weight"
     if run is None:
-        return _earlier(job).get("training")
+        return _read(job.target.adapter or Path(job.target.base), REPORT).get("training")
     if not run.full_finetune:
-        bits = f"LoRA rank {run.lora_rank}, lora_alpha {run.lora_alpha:g}"
-        bits += ", on a 4-bit base" if run.student_bits == 4 else ""
-    steps, longest = _summary(job).get("steps", "unknown"), run.max_new_tokens
+        base = ", on a 4-bit base" if run.student_bits == 4 else ""
+        trained = f"LoRA rank {run.lora_rank}, lora_alpha {run.lora_alpha:g}{base}"
+    steps = _read(job.target.run_folder, "summary.json").get("steps", "unknown")
     return {
         "base": base_name(job.target.base if job.target.adapter else run.student),
         "teacher": f"{run.teacher} ({run.teacher_bits}-bit)",
         "reward": run.reward + (f", alpha {run.alpha:g}" if run.reward == "power" else ""),
         "score": run.score,
         "data": f"{run.data}{f' ({run.data_split})' if '/' in run.data else ''}",
-        "steps": f"{steps} of {run.batch_size} rollouts, at most {longest} new tokens each",
+        "steps": f"{steps} of {run.batch_size} rollouts, at most {run.max_new_tokens} new tokens each",
         "sampling": f"temperature {run.temperature:g}, top-k {run.top_k}, top-p {run.top_p:g}",
         "thinking": "on" if run.enable_thinking else "off (enable_thinking=False)",
         "learning rate": f"{run.learning_rate:g}, {run.lr_schedule}",
-        "trained": bits or "every weight",
+        "trained": trained,
         "seed": run.seed,
     }
 
@@ -50,9 +50,10 @@ def evaluation(job: Job) -> str | None:
     """Returns the run's evaluations as Markdown, or what training itself found before and after; None if there are none."""
     folder, run = job.target.run_folder, job.target.run
     if folder is None or run is None:
-        return _earlier(job).get("evaluation")
+        return _read(job.target.adapter or Path(job.target.base), REPORT).get("evaluation")
     tables, k = [], run.eval_samples
-    before, after = (_summary(job).get(f"evaluation_{name}") for name in ("before", "after"))
+    summary = _read(folder, "summary.json")
+    before, after = (summary.get(f"evaluation_{name}") for name in ("before", "after"))
     if before and after:
         lines = [
             f"Training's own, {run.eval_problems} problems of {run.eval_benchmarks} at most, {k} samples each:\n",
@@ -66,18 +67,10 @@ def evaluation(job: Job) -> str | None:
     return "\n\n".join(tables).replace("\n# ", "\n### ") or None
 
 
-def _summary(job: Job) -> dict[str, Any]:
-    return _read(job.target.run_folder / "summary.json") if job.target.run_folder else {}
-
-
-def _earlier(job: Job) -> dict[str, Any]:
-    """export.json of the export that this one is made of."""
-    return _read((job.target.adapter or Path(job.target.base)) / REPORT)
-
-
-def _read(file: Path) -> dict[str, Any]:
+def _read(folder: Path | None, name: str) -> dict[str, Any]:
+    """A JSON file in a run's folder, or of the export that this one is made of."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
         return values if isinstance(values, dict) else {}
     except (OSError, ValueError):  # a card without these lines is still true
         return {}

@@ -72,10 +72,9 @@ def unfit(c: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | 
 
 
 def export_gguf(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Probe, int | None]:
-    """Writes the GGUF file and Ollama's Modelfile; returns what the file says, and how many tensors were read back equal, if any were."""
-    kind = job.config.gguf_kind
+    """Writes the GGUF file and Ollama's Modelfile; returns what the file says, and how many tensors were read back, if any."""
+    kind, checked = job.config.gguf_kind, None
     file = folder / f"model-{kind}.gguf"
-    checked = None
     if job.config.llama_cpp is not None and unfit(job.model_config, job.vocabulary.tokenizer) is not None:
         convert(job, file, source, tick)
     elif kind in OWN_GGUF:
@@ -99,10 +98,8 @@ def write_gguf(job: Job, file: Path, source: Source, kind: str, tick: Tick) -> i
     writer = gguf.GGUFWriter(file, job.model_config.model_type)
     writer.add_name(job.name)
     for name, value in settings.items():
-        if isinstance(value, float):
-            writer.add_float32(name, value)
-        else:
-            writer.add_uint32(name, value)
+        add: Any = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        add(name, value)
     vocabulary = add_vocabulary(writer, job)
     for name, entry in entries.items():
         size = math.prod(gguf.quant_shape_to_byte_shape(entry.shape, entry.kind))
@@ -134,18 +131,16 @@ def write_gguf(job: Job, file: Path, source: Source, kind: str, tick: Tick) -> i
 
 
 def probe_gguf(job: Job, file: Path, source: Source) -> Probe:
-    """Returns what transformers' GGUF loader makes of a file; the config is the base's, for that loader does not read it whole."""
+    """Returns what transformers' GGUF loader makes of a file; the config is the base's, which that loader does not read whole."""
     from transformers import AutoModelForCausalLM
 
     config = type(job.model_config).from_dict(job.model_config.to_dict())
     config.tie_word_embeddings = source.tied
     # 16 bits hold what the file does: exactly for f16 and bf16, to far below a step of a quantised kind.
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}.get(job.config.gguf_kind, torch.float16)
-    model: Any
-    info: Any
     try:
         with redirect_stderr(StringIO()):  # a progress bar that transformers' settings don't reach
-            model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # with its loading info, a pair
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, config=config, dtype=dtype, output_loading_info=True
             )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
@@ -154,6 +149,7 @@ def probe_gguf(job: Job, file: Path, source: Source) -> Probe:
             f"transformers can't load the GGUF file back ({reason}), so it can't be proven, and nothing was handed over; type "
             "--to merged-16bit and convert that yourself"
         ) from None
+    model, info = loaded
     if odd := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise UserError(
             f"the GGUF file lacks {len(odd)} tensors of the model, for one {odd[0]}; nothing was handed over"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from poweropd_lite.base.config import section
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.evaluate.settings import Dtype
 
 FORMATS = ("adapter", "merged-16bit", "merged-4bit", "gguf")
 OWN_GGUF = ("f32", "f16", "bf16", "q8_0")  # written here; any other kind is made by llama.cpp's own tools
@@ -29,17 +30,13 @@ class ExportConfig(BaseModel):
         "gguf: one file for llama.cpp and Ollama",
     )
     base: str | None = Field(None, min_length=1, description="an adapter's base model; if not given, the one it names")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="weights of merged-16bit; auto: as the base has them, bfloat16 if that is float32"
-    )
+    dtype: Dtype = Field("auto", description="of merged-16bit; auto: as the base has it, bfloat16 for float32")
     gguf_type: str = Field(
         "q8_0",
         min_length=1,
         description="weights of gguf: f32, f16, bf16, q8_0, or with --llama-cpp what its quantiser knows, such as q4_k_m",
     )
-    llama_cpp: str | None = Field(
-        None, min_length=1, description="a llama.cpp checkout: for other --gguf-type, and models not known here"
-    )
+    llama_cpp: str | None = Field(None, min_length=1, description="a llama.cpp checkout: for other types and models")
     trust_remote_code: bool = Field(False, description="run Python code of a model; only for sources you trust")
 
     out: str | None = Field(
@@ -50,7 +47,7 @@ class ExportConfig(BaseModel):
     )
     overwrite: bool = Field(False, description="replace an earlier export in that folder, once the new one is proven")
     push: str | None = Field(
-        None, min_length=1, description="also upload it to the hub as ORG/NAME; the token is read from HF_TOKEN"
+        None, min_length=1, description="upload it to the hub as ORG/NAME, with the token HF_TOKEN"
     )
     private: bool = Field(True, description="whether a repository that --push makes is private")
 

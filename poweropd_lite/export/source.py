@@ -4,8 +4,7 @@ The live model is the base with the adapter put on by PEFT, unmerged. It is aske
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,30 +28,18 @@ class Source:
     """What is exported: the base's files and, by parameter name, what the adapter changes. Of the live model: what it says."""
 
     checkpoint: Checkpoint
+    tensors: dict[str, tuple[str, tuple[int, ...]]]  # by name: the base's tensor it is made of, shape
     changes: dict[str, Change]
     live: Probe
     base: Probe  # what the base says without the adapter
     merged: Probe  # what the base says with the changes merged in float32, without any rounding
     tied: bool  # whether head and embedding of the export are one matrix
-    known: set[str]  # the model's own names of its weights
-    ends: tuple[str, str]  # the names of embedding and head
-    notes: list[str] = field(default_factory=list)  # what a user should know
+    notes: list[str]  # what a user should know
 
     @property
     def is_zero(self) -> bool:
         """Whether the adapter changes nothing (or there is none)."""
         return all(change.is_zero for change in self.changes.values())
-
-    @cached_property
-    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The export's tensors: (the base's tensor it is made of, shape) by name."""
-        stored, (embedding, head) = self.checkpoint.tensors, self.ends
-        made = {name: (name, tensor.shape) for name, tensor in stored.items() if name in self.known}
-        if self.tied:
-            made.pop(head, None)
-        elif head not in made and embedding in made:
-            made[head] = (embedding, stored[embedding].shape)
-        return made
 
     def blocks(self, name: str) -> Iterator[Tensor]:
         """Gives a tensor of the export in float32, a few rows at a time."""
@@ -108,7 +95,12 @@ def read_source(job: Job, say: Callable[[str], None]) -> Source:
         if tied:  # one matrix, by the embedding's name
             changes.pop(ends[1], None)
         changes = {name: change.cpu() for name, change in changes.items()}
-    source = Source(checkpoint, changes, live, base, merged, tied, known, ends, notes)
+    tensors, (embedding, head) = {n: (n, t.shape) for n, t in checkpoint.tensors.items() if n in known}, ends
+    if tied:
+        tensors.pop(head, None)
+    elif embedding in tensors:
+        tensors.setdefault(head, tensors[embedding])
+    source = Source(checkpoint, tensors, changes, live, base, merged, tied, notes)
     if target.adapter is not None or target.run is not None:
         seen = read_reference(target.adapter or Path(target.base))
         trained_on = stored if seen is None else getattr(torch, seen.base_dtype)
@@ -123,8 +115,7 @@ def read_source(job: Job, say: Callable[[str], None]) -> Source:
             del model  # the base was narrowed for training
             model = _load(job, 16, trained_on)
         _check_reference(job, model, source, seen, say)
-    absent = sorted(set(changes) - set(source.tensors))
-    if absent and merging:
+    if merging and (absent := sorted(set(changes) - set(tensors))):
         raise UserError(
             f"the adapter changes {absent[0]}, which the files of {target.base} don't hold under that name; load the base with "
             "transformers, save it with save_pretrained, and type --base with that folder"
