@@ -117,9 +117,9 @@ def config_parser(prog: str, description: str, *kinds: type[BaseModel]) -> Parse
 def _add_fields(parser: Parser, kind: type[BaseModel]) -> None:
     group: Any = parser
     for name, field in kind.model_fields.items():
-        extra = field.json_schema_extra or {}
-        if "section" in extra:
-            group = parser.add_argument_group(extra["section"])
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and "section" in extra:
+            group = parser.add_argument_group(str(extra["section"]))
         flag = "--" + name.replace("_", "-")
         default = "" if field.is_required() or field.default in (None, "") else f" (default: {field.default})"
         text = f"{field.description}{default}".replace("%", "%%")

@@ -95,5 +95,5 @@ def settle_pair(config: Config, student: Side, teacher: Side, findings: Sequence
 
 def check_prompts(pair: Pair, config: Config, prompts: Sequence[Prompt]) -> None:
     """Raises UserError if the teacher can't read the prompts as the student does: a built-in line and the first 64 are cut by both."""
-    texts = [PROBE, *(pair.tokenizer.decode(list(prompt.ids)) for prompt in prompts[:CHECKED_PROMPTS])]
+    texts = [PROBE, *(str(pair.tokenizer.decode(list(prompt.ids))) for prompt in prompts[:CHECKED_PROMPTS])]
     refuse(check_prompt_tokens(config, *pair.sides, prompts, texts))

@@ -5,7 +5,7 @@ Nothing here knows Qwen's names: stop ids are what tokenizers, generation config
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import Finding
@@ -203,12 +203,12 @@ def check_templates(config: Config, student: Side, teacher: Side) -> list[Findin
     """The two chat templates on one question, token by token, and whether both heed the thinking mode."""
     ours, theirs = (bool(side.tokenizer.chat_template) for side in (student, teacher))
     if not ours or not theirs:
-        found = {
+        missing = {
             (False, False): "neither model has a chat template; prompts are plain text",
             (False, True): "the student has no chat template; prompts follow the teacher's",
             (True, False): "the teacher has no chat template; prompts follow the student's",
         }
-        return [Finding("warning", "chat template", found[ours, theirs], told=True)]
+        return [Finding("warning", "chat template", missing[ours, theirs], told=True)]
     question = [{"role": "user", "content": "x" + config.prompt_suffix}]
     if config.system_prompt:
         question.insert(0, {"role": "system", "content": config.system_prompt})
@@ -218,7 +218,7 @@ def check_templates(config: Config, student: Side, teacher: Side) -> list[Findin
             texts.append([prompt_text(question, side.tokenizer, on) for on in (False, True)])
         except TemplateFault as error:
             # Prompts follow the student's, so that the teacher's is not needed.
-            level = "refusal" if side is student else "warning"
+            level: Literal["refusal", "warning"] = "refusal" if side is student else "warning"
             found = f"the chat template of the {side.role} {side.name} can't render a question: {error}"
             return [Finding(level, "chat template", found, "mend its chat_template.jinja", told=True)]
     mine, other = (rendered[config.enable_thinking] for rendered in texts)

@@ -5,7 +5,7 @@ Everything that can be wrong is found here, so an agenda that was made can be ca
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ import torch
 import poweropd_lite
 from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import refuse_full
 from poweropd_lite.base.memory import machine_bytes
 from poweropd_lite.checks.machine import compute_dtype
 from poweropd_lite.engines.choose import choose_sampler, hush_bitsandbytes, installed
-from poweropd_lite.evaluate.folder import free_folder, problems_record
+from poweropd_lite.evaluate.folder import SETTINGS, free_folder, problems_record
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.evaluate.sampling import Key, batches
 from poweropd_lite.evaluate.serve import Serving, served_bits, vllm_unfit_for
 from poweropd_lite.evaluate.settings import EvalConfig
 from poweropd_lite.evaluate.target import Target, Vocabulary, find_target, fingerprint, load_vocabulary
-from poweropd_lite.models.loading import model_path
 from poweropd_lite.models.shape import read_shape
 from poweropd_lite.problems.benchmarks import ALL, Problems, find_benchmarks, load_problems
 
@@ -68,11 +68,6 @@ class Agenda:
     settings: dict[str, Any]  # what the samples depend on, beside the problems
     about: dict[str, Any]  # what is good to know of them
 
-    @property
-    def total(self) -> int:
-        """How many answers there will be."""
-        return sum(len(batch) for part in self.parts for batch in part.batches)
-
 
 def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     """Returns the agenda of an evaluation, having said what is odd about it; raises UserError for what can't work."""
@@ -86,12 +81,11 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":  # as in session.py: it would plan anew for each of the many lengths
         torch.backends.cuda.enable_cudnn_sdp(False)
-    bundled = target.base in (model_path(BUNDLED, "student"), model_path(BUNDLED, "teacher"))
     # One thread is the faster at the bundled pair's size.
-    if threads := config.threads if config.threads is not None else int(bundled):
+    if threads := config.threads if config.threads is not None else int(target.is_bundled):
         torch.set_num_threads(threads)
     if benchmarks is None:
-        names = BUNDLED if bundled or device.type == "cpu" else ",".join(ALL)
+        names = BUNDLED if target.is_bundled or device.type == "cpu" else ",".join(ALL)
         say(f"benchmarks: {names} (--benchmarks takes others)")
         benchmarks = find_benchmarks(names, config.benchmark_folder)
 
@@ -100,16 +94,17 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
         say(f"{target.name} has no chat template: problems are put as plain text")
     asking = _prompt_settings(config, target, vocabulary.positions, say)
     columns = (config.prompt_column, config.answer_column)
-    sets = [load_problems(b, vocabulary.tokenizer, asking, config.problems, columns, say) for b in benchmarks]
-    longest = [_longest(s, config, vocabulary, say) for s in sets]
+    loaded = [load_problems(b, vocabulary.tokenizer, asking, config.problems, columns, say) for b in benchmarks]
+    sets = [(problems, _longest(problems, config, vocabulary, say)) for problems in loaded]
 
-    room = max(max(len(p.ids) for p in s.prompts) + most for s, most in zip(sets, longest, strict=True))
+    room = max(max(len(p.ids) for p in s.prompts) + most for s, most in sets)
     dtype, bits = compute_dtype(config, device), served_bits(target, config.bits)
     engine = choose_sampler(config.engine, device, vllm_unfit_for(target, bits))
     size = config.batch_size or _batch_size(engine.name, target, room, device, dtype, config.trust_remote_code)
-    seed = config.seed if config.seed is not None else target.run.seed if target.run else 0
+    run = target.run
+    seed = config.seed if config.seed is not None else run.seed if run else 0
     wanted = {
-        "weights": fingerprint(target, config.trust_remote_code, say),
+        "weights": fingerprint(target, config.trust_remote_code),
         "n": config.n,
         "seed": seed,
         **{key: getattr(config, key) for key in ("temperature", "top_k", "top_p")},
@@ -122,16 +117,27 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
         "bits": bits,
         "batch_size": size,
     }
-    problems = {s.benchmark.name: problems_record(s.prompts, m) for s, m in zip(sets, longest, strict=True)}
+    row = paper_row(run) if run else None
+    problems = {s.benchmark.name: problems_record(s.prompts, most) for s, most in sets}
     return Agenda(
         config=config,
         target=target,
         vocabulary=vocabulary,
-        parts=[Part(s, most, batches(s.prompts, range(config.n), size)) for s, most in zip(sets, longest, strict=True)],
+        parts=[Part(s, most, batches(s.prompts, range(config.n), size)) for s, most in sets],
         serving=Serving(engine, device, dtype, bits, room, size, seed, config.trust_remote_code),
-        path=_output(config, target, wanted, problems),
+        path=_output(config.output, target, wanted, problems),
         settings=wanted,
-        about=_about(target, sets) | {"benchmarks": problems},
+        about={  # what does not change a sample
+            "model": target.name,
+            "kind": target.kind,
+            "base": target.base,
+            "title": f"{run.student} <- {run.teacher}, {run.reward_label}" if run else target.name,
+            "whole": {s.benchmark.name: s.whole for s in loaded},
+            "sources": {s.benchmark.name: s.benchmark.source.data for s in loaded},
+            "paper": asdict(row) if row else None,
+            "versions": versions("torch", "transformers", "peft", "vllm", "math-verify"),
+            "benchmarks": problems,
+        },
     )
 
 
@@ -149,70 +155,46 @@ def _batch_size(
 def _prompt_settings(
     config: EvalConfig, target: Target, positions: int | None, say: Callable[[str], None]
 ) -> PromptSettings:
-    def pick(name: str, otherwise: Any) -> Any:
-        asked = getattr(config, name)
-        return asked if asked is not None else getattr(target.run, name) if target.run else otherwise
-
+    """As asked, or as the run was trained, or plainly."""
+    values: dict[str, Any] = {"prompt_suffix": "", "system_prompt": "", "enable_thinking": False}
+    for name in values:
+        own, trained = getattr(config, name), target.run and getattr(target.run, name)
+        values[name] = next((value for value in (own, trained) if value is not None), values[name])
     longest = config.max_prompt_tokens
     if positions is not None:  # a longer prompt would leave no room for an answer: it is left out, and counted
         room = max(1, positions - min(config.max_new_tokens or positions, positions // 2))
         if room < longest and "max_prompt_tokens" in config.model_fields_set:
             say(f"prompts of at most {room} tokens, not {longest}: the model has {positions} positions")
         longest = min(longest, room)
-    return PromptSettings(pick("prompt_suffix", ""), pick("system_prompt", ""), pick("enable_thinking", False), longest)
+    return PromptSettings(**values, max_prompt_tokens=longest)
 
 
 def _longest(problems: Problems, config: EvalConfig, vocabulary: Vocabulary, say: Callable[[str], None]) -> int:
     """The most new tokens of an answer: as asked, and never more than the model has positions for."""
-    benchmark, asked = problems.benchmark, config.max_new_tokens
-    prompt = max(len(p.ids) for p in problems.prompts)
-    longest = asked or benchmark.longest
-    if vocabulary.positions is None or prompt + longest <= vocabulary.positions:
+    name, room = problems.benchmark.name, vocabulary.positions
+    prompt, longest = max(len(p.ids) for p in problems.prompts), config.max_new_tokens or problems.benchmark.longest
+    if room is None or prompt + longest <= room:
         return longest
-    room = vocabulary.positions - prompt
-    if asked is not None:
+    if config.max_new_tokens is not None:
         raise UserError(
-            f"an answer to {benchmark.name} may take {prompt} prompt and {longest} new tokens, but the model has "
-            f"{vocabulary.positions} positions; type --max-new-tokens {room}"
+            f"an answer to {name} may take {prompt} prompt and {longest} new tokens, but the model has {room} positions; type "
+            f"--max-new-tokens {room - prompt}"
         )
-    say(
-        f"{benchmark.name}: answers of at most {room} tokens, not {longest}: the model has {vocabulary.positions} positions"
-    )
-    return room
+    say(f"{name}: answers of at most {room - prompt} tokens, not {longest}: the model has {room} positions")
+    return room - prompt
 
 
-def _about(target: Target, sets: Sequence[Problems]) -> dict[str, Any]:
-    """What is good to know of a result, but does not change a sample."""
-    packages = ("torch", "transformers", "peft", "vllm", "math-verify")
-    run = target.run
-    row = paper_row(run) if run else None
-    reward = run and run.reward_label
-    return {
-        "model": target.name,
-        "kind": target.kind,
-        "base": target.base,
-        "title": f"{run.student} <- {run.teacher}, {reward}" if run else target.name,
-        "whole": {s.benchmark.name: s.whole for s in sets},
-        "sources": {s.benchmark.name: s.benchmark.source.data for s in sets},
-        "paper": asdict(row) if row else None,
-        "versions": {
-            "poweropd_lite": poweropd_lite.__version__,
-            "python": platform.python_version(),
-            **{name: version for name in packages if (version := installed(name))},
-        },
-    }
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of this package, of Python and of what is installed of `packages`."""
+    others = {name: version for name in packages if (version := installed(name))}
+    return {"poweropd_lite": poweropd_lite.__version__, "python": platform.python_version(), **others}
 
 
-def _output(config: EvalConfig, target: Target, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
-
-    if config.output is not None:
-        path = Path(config.output)
-        if path.is_file():
-            raise UserError(f"{path} is a file; type --output with the name of a folder")
-        strange = path.is_dir() and not (path / "settings.json").exists()
-        if strange and any(not file.name.startswith(".") for file in path.iterdir()):
-            raise UserError(f"{path} is not empty and holds no evaluation; type --output with the name of a new folder")
-        return path
+def _output(output: str | None, target: Target, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
+    if output is not None:
+        if not (Path(output) / SETTINGS).exists():
+            refuse_full(Path(output), "--output", "holds no evaluation")
+        return Path(output)
     if target.run_folder is None:
         path = Path(target.name)
         name = path.resolve().name if path.is_dir() else path.name

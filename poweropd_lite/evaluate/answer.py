@@ -18,7 +18,6 @@ from poweropd_lite.evaluate.settings import load_eval_config
 from poweropd_lite.evaluate.target import find_target, load_vocabulary
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import EVALUATION, Draws
-from poweropd_lite.models.loading import model_path
 from poweropd_lite.problems.prompts import Skipped, make_prompt
 
 
@@ -31,17 +30,16 @@ def answer(model: str | Path, question: str, max_new_tokens: int | None) -> str:
     unsloth_fault()  # imports it where it is installed: a run that begins later in this process wants it before the models
     transformers.utils.logging.disable_progress_bar()
     target = find_target(config.model)
-    bundled = target.base in (model_path(BUNDLED, "student"), model_path(BUNDLED, "teacher"))
-    as_trained = target.run or load_config(BUNDLED if bundled else None)
+    as_trained = target.run or load_config(BUNDLED if target.is_bundled else None)
     vocabulary = load_vocabulary(target)
     prompt = make_prompt(question, vocabulary.tokenizer, as_trained, "question")
     if isinstance(prompt, Skipped):
         raise UserError(f"the question can't be asked: {prompt.reason}")
-    longest = max_new_tokens or as_trained.max_new_tokens
-    if vocabulary.positions is not None and len(prompt.ids) + longest > vocabulary.positions:
+    longest, positions = max_new_tokens or as_trained.max_new_tokens, vocabulary.positions
+    if positions is not None and len(prompt.ids) + longest > positions:
         raise UserError(
-            f"a prompt of {len(prompt.ids)} and an answer of {longest} tokens are more than the model's {vocabulary.positions} "
-            f"positions; ask with max_new_tokens={vocabulary.positions - len(prompt.ids)}"
+            f"a prompt of {len(prompt.ids)} and an answer of {longest} tokens are more than the model's {positions} positions; "
+            f"ask with max_new_tokens={positions - len(prompt.ids)}"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, room = compute_dtype(config, device), len(prompt.ids) + longest

@@ -4,6 +4,7 @@ Every sample is kept, so a killed evaluation goes on where it stopped.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -12,12 +13,13 @@ from typing import Any
 
 import torch
 
+from poweropd_lite.base.files import write_json, write_text
 from poweropd_lite.base.progress import Counting
 from poweropd_lite.base.stop import Stopped, StopRequest, end_cell
 from poweropd_lite.checks.machine import own_threads
 from poweropd_lite.evaluate.agenda import Agenda, make_agenda
 from poweropd_lite.evaluate.folder import EvalFolder, read_settings
-from poweropd_lite.evaluate.results import complete_benchmarks, earlier_ks, evaluation_in, grade_folder, write_results
+from poweropd_lite.evaluate.results import complete_benchmarks, earlier_ks, evaluation_in, grade_folder, results_of
 from poweropd_lite.evaluate.sampling import as_answer, sample_answers
 from poweropd_lite.evaluate.serve import serve_engine
 from poweropd_lite.evaluate.settings import EvalConfig, load_eval_config
@@ -44,10 +46,8 @@ def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluate
         with StopRequest(STOPPING) as stop, EvalFolder(agenda.path) as folder:
             folder.settle(agenda.settings, agenda.about)
             sample_missing(agenda, folder, stop, say)
-            names = [part.name for part in agenda.parts]
-            results = None
-            if not stop:
-                results = grade_and_score(folder, config.ks, names, False, config.official_grading, say, stop)
+            names, official = [part.name for part in agenda.parts], config.official_grading
+            results = None if stop else grade_and_score(folder, config.ks, names, official, say, stop)
         if results is None:
             end_cell(stop.signal)
         return Evaluated(agenda.path, results, 0 if results else stop.signal)
@@ -55,7 +55,7 @@ def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluate
 
 def sample_missing(agenda: Agenda, folder: EvalFolder, stop: StopRequest, say: Callable[[str], None]) -> None:
     """Samples the batches that are not in the folder yet, until all are or a stop is asked for."""
-    missing = []
+    missing, total = [], sum(len(batch) for part in agenda.parts for batch in part.batches)
     for part in agenda.parts:
         here = folder.samples(part.name, part.batches)
         missing += [(part, batch) for batch in part.batches if batch[0] not in here]
@@ -63,43 +63,40 @@ def sample_missing(agenda: Agenda, folder: EvalFolder, stop: StopRequest, say: C
         say(f"every sample is in {agenda.path} already")
         return
 
-    config, tokenizer = agenda.config, agenda.vocabulary.tokenizer
-    say(
-        f"{agenda.target.kind} {agenda.target.name}, {agenda.serving.engine.name} ({agenda.serving.engine.why}), {agenda.settings['dtype']}, into {agenda.path}"
-    )
-    forbidden = torch.tensor(agenda.vocabulary.forbidden, dtype=torch.long, device=agenda.serving.device)
+    config, tokenizer, serving = agenda.config, agenda.vocabulary.tokenizer, agenda.serving
+    how = f"{serving.engine.name} ({serving.engine.why}), {agenda.settings['dtype']}"
+    say(f"{agenda.target.kind} {agenda.target.name}, {how}, into {agenda.path}")
+    forbidden = torch.tensor(agenda.vocabulary.forbidden, dtype=torch.long, device=serving.device)
     sampling = Sampling(config.temperature, config.top_k, config.top_p, forbidden)
     left = sum(len(batch) for _, batch in missing)
-    stops = agenda.vocabulary.stop_ids
-    with closing(serve_engine(agenda.target, agenda.serving, stops, say)) as engine:
+    with closing(serve_engine(agenda.target, serving, agenda.vocabulary.stop_ids, say)) as engine:
         engine.sync()
-        with Counting("answer", agenda.total, agenda.total - left) as counting:
+        with Counting("answer", total, total - left) as counting:
             for part, batch in missing:
                 if stop:
                     return
                 prompts = part.problems.prompts
-                rollouts = sample_answers(engine, prompts, batch, sampling, part.longest, agenda.settings["seed"])
+                rollouts = sample_answers(engine, prompts, batch, sampling, part.longest, serving.seed)
                 records = []
                 for (i, k), rollout in zip(batch, rollouts, strict=True):
                     p, prompt = prompts[i], tokenizer.decode(list(prompts[i].ids))
                     asked = {"question": p.question, "prompt": prompt, "gold": p.answer, "tolerance": p.tolerance}
                     records.append({"problem": i, "sample": k, **asked, **asdict(as_answer(rollout, tokenizer))})
                 folder.append(part.name, records)
-                counting.show(part.name, counting.done + len(batch), agenda.total)
+                counting.show(part.name, counting.done + len(batch), total)
 
 
 def grade_and_score(
     folder: EvalFolder,
     ks: list[int],
     names: list[str] | None,
-    again: bool,
     official: bool,
     say: Callable[[str], None],
     stop: StopRequest,
 ) -> dict[str, Any] | None:
-    """Grades what is not graded yet (all of it if `again`), writes the results and says them; returns them, None if stopped.
+    """Grades what is not graded yet, writes the results and says them; returns them, None if stopped.
 
-    The table is of the benchmarks `names`, or of all that are finished.
+    The table is of the benchmarks `names`, or, graded again from the start, of all that are finished.
     """
     complete = complete_benchmarks(folder.path)
     with Counting("answer") as counting:
@@ -109,10 +106,12 @@ def grade_and_score(
             counting.show(f"grading {name}", done, total)
 
         try:
-            grade_folder(folder, names or complete, again, official, tick)
+            grade_folder(folder, names or complete, names is None, official, tick)
         except Stopped:
             return None
-    results = write_results(folder.path, ks, names or complete, markdown)
+    results = results_of(folder.path, ks, names or complete) | {"graded": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_json(folder.path / "results.json", results)
+    write_text(folder.path / "results.md", markdown(results))
     say(screen_table(results))
     if others := [name for name in complete if name not in results["benchmarks"]]:
         say(f"also there, but not asked for now: {', '.join(others)}")
@@ -129,7 +128,7 @@ def regrade(
     ks = earlier_ks(path) if k is None else []
     ks = ks or load_eval_config(model=str(path), n=read_settings(path)["settings"]["n"], k=k).ks
     with StopRequest("stopping; what is graded so far is kept") as stop, EvalFolder(path) as opened:
-        results = grade_and_score(opened, ks, None, True, official, say, stop)
+        results = grade_and_score(opened, ks, None, official, say, stop)
     if results is None:
         end_cell(stop.signal)
     return Evaluated(path, results, 0 if results else stop.signal)

@@ -43,13 +43,13 @@ def adapter_rank(target: Target) -> int | None:
     """Returns the largest rank of the model's adapter, or None for a whole model."""
     if target.adapter is None:
         return None
-    saved = target.adapter_config or {}
-    return max([saved.get("r") or 1, *(saved.get("rank_pattern") or {}).values()])
+    saved = target.adapter_config
+    return max([saved.get("r") or 8, *(saved.get("rank_pattern") or {}).values()])  # 8 is PEFT's own
 
 
 def vllm_unfit_for(target: Target, bits: int) -> str | None:
     """Returns why vLLM can't serve the model, or None."""
-    saved = target.adapter_config or {}
+    saved = target.adapter_config
     targets = saved.get("target_modules") or []
     named = targets if isinstance(targets, list) else [targets]
     return vllm_unfit(adapter_rank(target) or 1, named, saved.get("modules_to_save") or [], bits, shared=False)
@@ -67,10 +67,8 @@ def load_target(
     target: Target, bits: int, device: torch.device, dtype: torch.dtype, remote_code: bool = False
 ) -> Student:
     """Returns the model, ready to be sampled from; raises UserError for an adapter that does not fit its base."""
-    options: dict[str, Any] = {}
-    if bits == 4:
-        options = {"quantization_config": nf4(dtype), "device_map": {"": device}}
-    model = load_causal_lm(target.base, "model", dtype, remote_code, **options)
+    options = {"quantization_config": nf4(dtype), "device_map": {"": device}} if bits == 4 else {}
+    model: Any = load_causal_lm(target.base, "model", dtype, remote_code, **options)
     if bits == 4:
         stay_unpacked(model)
     else:
@@ -99,15 +97,16 @@ def _with_saved_adapter(base: "PreTrainedModel", target: Target) -> Any:
         if "lora_" in name or ".modules_to_save." in name:  # before it is filled: it begins in the base's dtype
             parameter.data = parameter.data.float()
     # An adapter on the embedding may or may not bring the base's own beside it.
-    saved = get_peft_model_state_dict(model)
-    expected = {name: tuple(w.shape) for name, w in saved.items() if ".base_layer." not in name}
-    found = {name: tuple(w.shape) for name, w in weights.items() if ".base_layer." not in name}
-    if expected != found:
-        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        first = odd[0]
+    expected, found = (
+        {name: tuple(w.shape) for name, w in tensors.items() if ".base_layer." not in name}
+        for tensors in (get_peft_model_state_dict(model), weights)
+    )
+    if odd := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
+        is_there, should_be = (shapes.get(odd[0], "absent") for shapes in (found, expected))
         raise UserError(
-            f"the adapter in {target.adapter} does not fit {target.base}: {len(odd)} of {len(expected | found)} tensors differ (for one, {first} is "
-            f"{found.get(first, 'absent')} and should be {expected.get(first, 'absent')}); it was trained on another base model: type --base with that one"
+            f"the adapter in {target.adapter} does not fit {target.base}: {len(odd)} of {len(expected | found)} tensors differ "
+            f"(for one, {odd[0]} is {is_there} and should be {should_be}); it was trained on another base model: type --base "
+            "with that one"
         )
     set_peft_model_state_dict(model, weights)
     return model

@@ -6,18 +6,13 @@ chat model ends with either.
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.config import BUNDLED, Config, load_config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.models.loading import (
-    load_model_config,
-    load_tokenizer,
-    model_path,
-)
+from poweropd_lite.models.loading import load_model_config, load_tokenizer, model_path
 from poweropd_lite.models.probe import REFERENCE
 from poweropd_lite.problems.prompts import end_of_turn
 
@@ -26,12 +21,7 @@ if TYPE_CHECKING:
 
 
 SHIPPED = {"bundled": "student", "bundled-student": "student", "bundled-teacher": "teacher"}
-_PLACES = (
-    "base_model_name_or_path",
-    "_name_or_path",
-    "transformers_version",
-    "peft_version",
-)  # no part of what a model is
+_NO_PART = ("base_model_name_or_path", "_name_or_path", "transformers_version", "peft_version")  # of what a model is
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Target:
     name: str  # as typed
     base: str  # what transformers loads
     adapter: Path | None = None
-    adapter_config: dict | None = None
+    adapter_config: dict[str, Any] = field(default_factory=dict)
     run: Config | None = None  # of a run folder
     run_folder: Path | None = None
 
@@ -50,6 +40,11 @@ class Target:
         """A word for it."""
         return "run" if self.run is not None else "adapter" if self.adapter else "model"
 
+    @property
+    def is_bundled(self) -> bool:
+        """Whether it is of the pair in the package."""
+        return self.base in (model_path(BUNDLED, "student"), model_path(BUNDLED, "teacher"))
+
 
 def find_target(name: str, asked_base: str | None = None, remote_code: bool = False) -> Target:
     """Returns what `name` is: a run folder, an adapter, a model or a hub id; raises UserError where it is none of these.
@@ -57,17 +52,15 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
     `asked_base` is the base model of an adapter, if not the one that it names.
     """
     if name in SHIPPED:
-        if asked_base is not None:
-            raise UserError(f"{name} is a whole model, and --base is for adapters; leave it out")
-        return Target(name, model_path(BUNDLED, SHIPPED[name]))
+        return _whole(name, asked_base, model_path(BUNDLED, SHIPPED[name]))
     path = Path(name)
     if path.is_dir():
         if (path / "config.yaml").is_file():
             return _run(path, asked_base)
         if (path / "adapter_config.json").is_file():
             handed_over = path.resolve().name == "adapter" and (path.parent / "config.yaml").is_file()
-            inside = path.parent if handed_over and asked_base is None else None
-            return _run(inside, asked_base, name) if inside else _adapter(path, asked_base)
+            run = handed_over and asked_base is None
+            return _run(path.parent, asked_base, name) if run else _adapter(path, asked_base)
         if (path / "config.json").is_file():
             handed_over = path.name == "model" and (path.parent / "config.yaml").is_file()
             return _run(path.parent, asked_base, name) if handed_over else _whole(name, asked_base)
@@ -89,32 +82,30 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
         load_model_config(name, "model", remote_code)
     except UserError as error:
         adapter = _hub_adapter(name)
-        if adapter is None:
-            raise UserError(
-                f"{error}\n(no folder of that name is here; shipped are bundled-student and bundled-teacher)"
-            ) from None
-        return _adapter(adapter, asked_base, name)
+        if adapter is not None:
+            return _adapter(adapter, asked_base, name)
+        shipped = "(no folder of that name is here; shipped are bundled-student and bundled-teacher)"
+        raise UserError(f"{error}\n{shipped}") from None
     return _whole(name, asked_base)
 
 
-def _whole(name: str, asked_base: str | None) -> Target:
+def _whole(name: str, asked_base: str | None, model: str | None = None) -> Target:
     if asked_base is not None:
         raise UserError(f"{name} is a whole model, and --base is for adapters; leave it out")
-    return Target(name, name)
+    return Target(name, model or name)
 
 
 def _run(path: Path, asked_base: str | None, name: str | None = None) -> Target:
-    run = load_config(path / "config.yaml")
+    run, name = load_config(path / "config.yaml"), name or str(path)
     if asked_base is not None:
         raise UserError(f"{path} is a run, whose config.yaml names its base model ({run.student}); leave out --base")
-    base = model_path(run.student, "student")
     if (path / "adapter" / "adapter_config.json").is_file():
-        adapter = _adapter(path / "adapter", asked_base, base=base)
-        return Target(name or str(path), base, adapter.adapter, adapter.adapter_config, run, path)
+        adapter = _adapter(path / "adapter", None, name, model_path(run.student, "student"))
+        return replace(adapter, run=run, run_folder=path)
     if (path / "model" / "config.json").is_file():
-        return Target(name or str(path), str(path / "model"), run=run, run_folder=path)
+        return Target(name, str(path / "model"), run=run, run_folder=path)
     raise UserError(
-        f"the run in {path} has handed over no weights yet (no adapter/ or model/): it is still training or was killed; type "
+        f"the run in {path} has handed over no adapter/ or model/ yet: it is still training or was killed; type "
         f"python -m poweropd_lite.train --resume {path}"
     )
 
@@ -142,9 +133,8 @@ def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: 
         shipped = Path(named).parts[-3:] == ("poweropd_lite", "tiny", "student")
         base = model_path(BUNDLED, "student") if shipped else named
         if not base or (base.startswith(("/", ".", "~")) and not Path(base).is_dir()):
-            raise UserError(
-                f"the adapter in {path} names {named or 'no'} base model, which is not here; type --base with its base model"
-            )
+            here = f"names {named or 'no'} base model, which is not here"
+            raise UserError(f"the adapter in {path} {here}; type --base with its base model")
     return Target(name or str(path), base, path, saved)
 
 
@@ -155,13 +145,9 @@ def _last(name: str) -> str:
 def _hub_adapter(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
+    files = ["adapter_*", "*token*", "*.jinja", "generation_config.json", REFERENCE, "export.json"]
     try:
-        path = Path(
-            snapshot_download(
-                name,
-                allow_patterns=["adapter_*", "*token*", "*.jinja", "generation_config.json", REFERENCE, "export.json"],
-            )
-        )
+        path = Path(snapshot_download(name, allow_patterns=files))
     except (OSError, ValueError):  # no such adapter, or no hub: what the model's own error says is said
         return None
     return path if (path / "adapter_config.json").is_file() else None
@@ -180,19 +166,16 @@ class Vocabulary:
 def load_vocabulary(target: Target, remote_code: bool = False) -> Vocabulary:
     """Returns a model's tokenizer, from its own folder or else its base's, its stop ids and its room."""
     model_config, stops = load_model_config(target.base, "model", remote_code)
+    text = model_config.get_text_config()
     own = target.adapter is not None and (target.adapter / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(str(target.adapter) if own else target.base, "model", remote_code)
-    stops = [*stops, *_handed_over(target.adapter)]
-    ids = {*stops, tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
-    rows = model_config.get_text_config().vocab_size
-    ids = frozenset(i for i in ids if i < rows)
-    if not ids:
+    ids = {*stops, *_handed_over(target.adapter), tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
+    stop_ids = frozenset(i for i in ids if i < text.vocab_size)
+    if not stop_ids:
         raise UserError(f"neither tokenizer, generation config nor chat template of {target.name} names a stop token")
     known = set(tokenizer.get_vocab().values())
-    forbidden = tuple(i for i in range(rows) if i not in known)
-    return Vocabulary(
-        tokenizer, ids, forbidden, getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    )
+    forbidden = tuple(i for i in range(text.vocab_size) if i not in known)
+    return Vocabulary(tokenizer, stop_ids, forbidden, getattr(text, "max_position_embeddings", None))
 
 
 def _handed_over(adapter: Path | None) -> list[int]:
@@ -201,30 +184,26 @@ def _handed_over(adapter: Path | None) -> list[int]:
     if file is None or not file.is_file():
         return []
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} can't be read: {error}") from None
-    found = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(isinstance(i, int) for i in found):
-        raise UserError(f"{file} has eos_token_id {found!r}, which should be ids")
-    return found
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(isinstance(i, int) for i in ids):
+        raise UserError(f"{file} has eos_token_id {ids!r}, which should be ids")
+    return ids
 
 
-def fingerprint(target: Target, remote_code: bool, say: Callable[[str], None]) -> str:
+def fingerprint(target: Target, remote_code: bool) -> str:
     """Returns what tells these weights from others: a hash of the files, or the hub's commit."""
-    folders = [folder for folder in (target.adapter, Path(target.base)) if folder is not None and folder.is_dir()]
     digest = hashlib.sha256()
-    for folder in folders:
+    for folder in (f for f in (target.adapter, Path(target.base)) if f is not None and f.is_dir()):
         for name in ("config.json", "adapter_config.json"):
             if (folder / name).is_file():
                 settings = json.loads((folder / name).read_text(encoding="utf-8"))
-                settings = (
-                    {k: v for k, v in settings.items() if k not in _PLACES} if isinstance(settings, dict) else settings
-                )
+                if isinstance(settings, dict):
+                    settings = {k: v for k, v in settings.items() if k not in _NO_PART}
                 digest.update(json.dumps(settings, sort_keys=True).encode())
         for file in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".py")):
-            if file.stat().st_size > 2**30:
-                say(f"reading {file.name} once, to know these weights again")
             with open(file, "rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
     if not Path(target.base).is_dir():

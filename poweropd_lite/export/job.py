@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from poweropd_lite.evaluate.target import Target, Vocabulary
 from poweropd_lite.export.settings import ExportConfig
 
@@ -34,6 +36,6 @@ class Job:
         return f"{run.resolve().name}-{own}" if run is not None and self.config.out is None else own
 
     @property
-    def gguf_type(self) -> str:
-        """The kind of weights in a GGUF file."""
-        return self.config.gguf_type.lower()
+    def stored_dtype(self) -> torch.dtype:
+        """What the base's files hold."""
+        return self.model_config.dtype if isinstance(self.model_config.dtype, torch.dtype) else torch.float32

@@ -8,23 +8,22 @@ from pathlib import Path
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.export.folders import Tick, write_common, write_merged
 from poweropd_lite.export.job import Job
-from poweropd_lite.export.settings import OWN_GGUF, ExportConfig
+from poweropd_lite.export.settings import OWN_GGUF
 from poweropd_lite.export.source import Source
 
 CONVERTER = "convert_hf_to_gguf.py"
 QUANTISER = "llama-quantize"
 
 
-def check_checkout(config: ExportConfig) -> None:
-    """Raises UserError if the checkout lacks what this export takes from it."""
-    folder = Path(config.llama_cpp)
+def check_checkout(folder: Path, kind: str) -> None:
+    """Raises UserError if the checkout lacks what an export to a kind of weights takes from it."""
     if not (folder / CONVERTER).is_file():
         raise UserError(
             f"{folder} has no {CONVERTER}, so it is no llama.cpp checkout; type --llama-cpp with the folder of one"
         )
-    if config.gguf_type.lower() not in OWN_GGUF and _quantiser(folder) is None:
+    if kind not in OWN_GGUF and _quantiser(folder) is None:
         raise UserError(
-            f"{folder} has no built {QUANTISER}, which makes {config.gguf_type}; build it there (cmake -B build && cmake --build build "
+            f"{folder} has no built {QUANTISER}, which makes {kind}; build it there (cmake -B build && cmake --build build "
             f"--target {QUANTISER}), or type --gguf-type with one of {', '.join(OWN_GGUF)}"
         )
 
@@ -36,45 +35,37 @@ def _quantiser(folder: Path) -> Path | None:
 
 def convert(job: Job, file: Path, source: Source, tick: Tick) -> None:
     """Writes `file` from the merged model in float32, which is removed again: for models that gguf.py does not know."""
-    own = job.gguf_type in OWN_GGUF
+    import gguf
+
+    own = job.config.gguf_kind in OWN_GGUF
     merged, whole = file.with_name(".merged"), file if own else file.with_name(".whole.gguf")
     merged.mkdir()
     write_merged(job, merged, source, "float32", tick)
     write_common(job, merged)
-    kind = job.gguf_type if own else "f32"
-    script = str(_checkout(job) / CONVERTER)
+    kind, script = job.config.gguf_kind if own else "f32", str(_checkout(job) / CONVERTER)
     _run([sys.executable, script, str(merged), "--outfile", str(whole), "--outtype", kind], CONVERTER)
     shutil.rmtree(merged)
-    _note_stops(job, whole, source)
+    fields = gguf.GGUFReader(whole).fields
+    ends = [f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom")]
+    named = {fields[key].contents() for key in ends if key in fields}
+    if lost := sorted(job.vocabulary.stop_ids - named):  # it reads the tokenizer's end token alone
+        source.notes.append(
+            f"llama.cpp's converter did not write the stop tokens "
+            f"{', '.join(job.vocabulary.tokenizer.convert_ids_to_tokens(lost))}: where an answer does not end with them, "
+            "name them to your program"
+        )
     if not own:
         quantise(job, whole, file)
 
 
-def _note_stops(job: Job, file: Path, source: Source) -> None:
-    """The converter reads the tokenizer's end token alone."""
-    import gguf
-
-    fields = gguf.GGUFReader(file).fields
-    named = {
-        fields[key].contents()
-        for key in (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))
-        if key in fields
-    }
-    if lost := sorted(job.vocabulary.stop_ids - named):
-        words = ", ".join(job.vocabulary.tokenizer.convert_ids_to_tokens(lost))
-        source.notes.append(
-            f"llama.cpp's converter did not write the stop tokens {words}: where an answer does not end with them, name them to your program"
-        )
-
-
 def quantise(job: Job, whole: Path, file: Path) -> None:
-    """Writes `file` in the plan's kind of weights from a file in wider ones, which is removed."""
-    _run([str(_quantiser(_checkout(job))), str(whole), str(file), job.gguf_type.upper()], QUANTISER)
+    """Writes `file` in the asked kind of weights from a file in wider ones, which is removed."""
+    _run([str(_quantiser(_checkout(job))), str(whole), str(file), job.config.gguf_kind.upper()], QUANTISER)
     whole.unlink()
 
 
 def _checkout(job: Job) -> Path:
-    return Path(job.config.llama_cpp).resolve()
+    return Path(job.config.llama_cpp or "").resolve()
 
 
 def _run(command: list[str], name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import existing
 from poweropd_lite.evaluate.target import Target, find_target, load_vocabulary
 from poweropd_lite.export.gguf import check_gguf
 from poweropd_lite.export.gguf_vocab import stops
@@ -22,106 +23,99 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "nf4": 0.6}
+_GGUF_KINDS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "q8_0": 34 / 32, "nf4": 0.6, "llama.cpp": 2}
 
 
 def prepare_job(config: ExportConfig) -> Job:
     """Returns what an export will do; raises UserError for what can't work."""
     token = _token(config)
     target = find_target(config.model, config.base, config.trust_remote_code)
-    if config.to == "adapter" and target.adapter is None:
-        raise UserError(
-            f"{target.name} is a whole model, and --to adapter is for adapters; type --to merged-16bit, merged-4bit or gguf"
-        )
+    adapting, saved = config.to == "adapter", target.adapter_config
+    if adapting and target.adapter is None:
+        raise UserError(f"{target.name} is a whole model; type --to merged-16bit, merged-4bit or gguf")
     out = _out(config, target)
     vocabulary = load_vocabulary(target, config.trust_remote_code)
     model_config, _ = load_model_config(target.base, "model", config.trust_remote_code)
-    if getattr(model_config, "quantization_config", None) is not None and config.to != "adapter":
+    if getattr(model_config, "quantization_config", None) is not None and not adapting:
         raise UserError(
-            f"{target.base} is quantised already, and merging into rounded weights rounds twice; type --base with the 16-bit model "
-            "that it was made from"
+            f"{target.base} is quantised already, and merging into it would round twice; type --base with its 16-bit original"
         )
     notes = []
-    if config.to == "adapter" and (target.adapter_config or {}).get("modules_to_save"):
+    if adapting and saved.get("modules_to_save"):
         notes.append(
             "modules trained whole are part of this adapter: PEFT loads it, vLLM does not; --to merged-16bit is for vLLM"
         )
-    if _settle_thinking(vocabulary.tokenizer, target):
+    if target.run is not None and _settle_thinking(vocabulary.tokenizer, target.name, target.run.enable_thinking):
         notes.append(
-            f"the chat template's own enable_thinking is {str(target.run.enable_thinking).lower()} now, as in training; who asks for the other gets it"
+            f"the chat template's own enable_thinking is {str(target.run.enable_thinking).lower()} now, as in training; who "
+            "asks for the other gets it"
         )
-    if Path(target.base).is_dir() and target.adapter is not None and config.to == "adapter":
+    if adapting and Path(target.base).is_dir():
         notes.append(f"its base is a folder of this machine ({target.base}); elsewhere name that machine's copy of it")
     kind = _kind(config, model_config)
     if config.to == "gguf":
         check_gguf(config, model_config, vocabulary.tokenizer)
         stops(vocabulary)
     _check_disk(config, target, out, kind)
-    revision = getattr(model_config, "_commit_hash", None)
-    pinned = (target.adapter_config or {}).get("revision")
+    revision, pinned = getattr(model_config, "_commit_hash", None), saved.get("revision")
     whole = pinned and re.fullmatch("[0-9a-f]{40}", pinned)  # main, or a part of a hash, can't be compared
-    if whole and revision and pinned != revision and not (target.adapter / REFERENCE).is_file():
+    known = target.adapter is None or (target.adapter / REFERENCE).is_file()  # by what it says
+    if whole and revision and pinned != revision and not known:
         raise UserError(
-            f"the adapter was trained on {target.base} at revision {pinned}, and what is loaded is {revision}; download that revision into a "
-            "folder of the same name and type --base with it"
+            f"the adapter was trained on {target.base} at revision {pinned}, and what is loaded is {revision}; download that "
+            "revision into a folder of the same name and type --base with it"
         )
     return Job(config, target, vocabulary, model_config, out, kind, revision, token, tuple(notes))
 
 
-def _settle_thinking(tokenizer: "PreTrainedTokenizerBase", target: Target) -> bool:
+def _settle_thinking(tokenizer: "PreTrainedTokenizerBase", name: str, thinking: bool) -> bool:
     """Makes training's enable_thinking the chat template's default; returns whether it was another one."""
-    if target.run is None or not tokenizer.chat_template:
+    if not tokenizer.chat_template:
         return False
-    thinking = target.run.enable_thinking
+    messages = [{"role": "user", "content": "x"}]
 
-    def rendered(**options: bool) -> str:
-        messages = [{"role": "user", "content": "x"}]
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    def is_default() -> bool:
+        plain = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return plain == tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
 
-    if rendered() == rendered(enable_thinking=thinking):
+    if is_default():
         return False
-    default = (
-        "{%- if enable_thinking is not defined %}{%- set enable_thinking = " + str(thinking).lower() + " %}{%- endif %}"
-    )
+    value = str(thinking).lower()
+    default = "{%- if enable_thinking is not defined %}{%- set enable_thinking = " + value + " %}{%- endif %}"
     tokenizer.chat_template = default + "\n" + tokenizer.chat_template
-    if tokenizer.chat_template and rendered() != rendered(enable_thinking=thinking):
+    if not is_default():
         raise UserError(
-            f"the chat template of {target.name} can't be told enable_thinking={thinking}, which it was trained with; mend chat_template.jinja beside it"
+            f"the chat template of {name} can't be told enable_thinking={thinking}, which it was trained with; mend "
+            "chat_template.jinja beside it"
         )
     return True
 
 
 def _token(config: ExportConfig) -> str | None:
-    if config.push is None:
-        return None
     token = os.environ.get("HF_TOKEN", "").strip()
-    if not token:
+    if config.push is not None and not re.fullmatch(r"[!-~]+", token):
         raise UserError(
-            "--push needs a token that may write, and the environment has none; type HF_TOKEN=... before the command "
-            "(made at huggingface.co/settings/tokens), or leave out --push"
+            "--push needs a token that may write, and HF_TOKEN holds none, or letters that no token has; type HF_TOKEN=... "
+            "before the command (made at huggingface.co/settings/tokens), or leave out --push"
         )
-    if not re.fullmatch(r"[!-~]+", token):
-        raise UserError("HF_TOKEN holds letters that no token has, such as a line's end; set it again")
-    return token
+    return token if config.push is not None else None
 
 
 def _kind(config: ExportConfig, model_config: "PretrainedConfig") -> str:
-    if config.to == "adapter":
-        return "float32"
-    if config.to == "merged-4bit":
-        return "nf4"
-    if config.to == "gguf":
-        kinds = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
-        return kinds.get(config.gguf_type.lower(), "llama.cpp")
-    if config.dtype != "auto":
-        return config.dtype
-    stored = str(model_config.dtype or "").removeprefix("torch.")
-    return stored if stored in ("float16", "bfloat16") else "bfloat16"
+    if config.to == "merged-16bit":
+        stored = str(model_config.dtype or "").removeprefix("torch.")
+        auto = stored if stored in ("float16", "bfloat16") else "bfloat16"
+        return auto if config.dtype == "auto" else config.dtype
+    own = {"adapter": "float32", "merged-4bit": "nf4"}
+    return own.get(config.to) or _GGUF_KINDS.get(config.gguf_kind, "llama.cpp")
 
 
 def _out(config: ExportConfig, target: Target) -> Path:
     """The folder to write, which is new, empty or (with --overwrite) an earlier export."""
-    name = config.to if config.to != "gguf" else f"gguf-{config.gguf_type.lower()}"
+    name = config.to if config.to != "gguf" else f"gguf-{config.gguf_kind}"
     if config.out is not None:
         path = Path(config.out)
     elif target.run_folder is not None:
@@ -133,26 +127,25 @@ def _out(config: ExportConfig, target: Target) -> Path:
     sources = [s.resolve() for s in (target.adapter, Path(target.base)) if s is not None and s.is_dir()]
     if any(resolved == s or resolved in s.parents or s in resolved.parents for s in sources):
         raise UserError(f"{path} holds what is exported, or is inside it; type --out with the name of a new folder")
-    parent = next(p for p in (resolved, *resolved.parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{parent} can't be written to; type --out with a folder elsewhere")
+    there = existing(path)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there} can't be written to; type --out with a folder elsewhere")
     return path
 
 
 def _check_disk(config: ExportConfig, target: Target, out: Path, kind: str) -> None:
     """Raises UserError if the disk has no room for the export."""
-    if config.to == "adapter":
-        need = sum(f.stat().st_size for f in target.adapter.iterdir() if f.is_file())
+    need = 64.0 * 2**20  # tokenizer, card, rounding
+    if config.to == "adapter" and target.adapter is not None:
+        need += sum(f.stat().st_size for f in target.adapter.iterdir() if f.is_file())
     else:
         elements = sum(math.prod(tensor.shape) for tensor in Checkpoint(target.base).tensors.values())
-        need = elements * _BYTES.get(config.gguf_type.lower() if config.to == "gguf" else kind, 2)
-        if config.to == "merged-4bit" or (config.to == "gguf" and config.gguf_type.lower() not in OWN_GGUF):
+        need += elements * _BYTES[kind]
+        if config.to == "merged-4bit" or (config.to == "gguf" and config.gguf_kind not in OWN_GGUF):
             need += 4 * elements  # the wider model that it is made from, for a while
-    need += 64 << 20  # tokenizer, card, rounding
-    parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(existing(out)).free
     if free < need:
         raise UserError(
-            f"the export needs about {need / 2**30:.2f} GiB, and the disk of {parent} has {free / 2**30:.2f} free; type --out with a "
-            "folder on another disk"
+            f"the export needs about {need / 2**30:.2f} GiB, and the disk of {existing(out)} has {free / 2**30:.2f} free; type "
+            "--out with a folder on another disk"
         )

@@ -22,39 +22,36 @@ def check_push(job: Job) -> None:
     if job.config.push is None:
         return
     from httpx import HTTPError
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    api, name = HfApi(token=job.token), job.config.push
     try:
-        _api(job).whoami()
-        there = set(_files(job)) - IN_A_NEW_REPOSITORY
-        shown = bool(there) and job.config.private and not _api(job).repo_info(job.config.push).private
+        api.whoami()
+        there = set(_files(api, name)) - IN_A_NEW_REPOSITORY
+        shown = bool(there) and job.config.private and not api.repo_info(name).private
     except OfflineModeIsEnabled:
         raise UserError("--push uploads, and HF_HUB_OFFLINE says not to; unset it, or leave out --push") from None
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"the hub can't be reached or does not take the token: {_reason(error, job)}; check HF_TOKEN"
-        ) from None
+        reason = _reason(error, job)
+        raise UserError(f"the hub can't be reached or does not take the token: {reason}; check HF_TOKEN") from None
+    new = "--push with a new name"
     if there and not job.config.overwrite:
-        raise UserError(
-            f"{job.config.push} holds {len(there)} files already (for one {sorted(there)[0]}); type --push with a new name, or --overwrite to "
-            "upload over it"
-        )
+        first = sorted(there)[0]
+        raise UserError(f"{name} holds {len(there)} files already (for one {first}); type {new}, or --overwrite")
     if shown:
-        raise UserError(
-            f"{job.config.push} is there already and public; type --no-private to upload to it, or --push with a new name"
-        )
-    if strange := sorted(name for name in there if not WRITTEN.fullmatch(name)):
-        raise UserError(
-            f"{job.config.push} holds files that no export writes (for one {strange[0]}), so it is not written over; type --push with a new name"
-        )
+        raise UserError(f"{name} is there already and public; type --no-private to upload to it, or {new}")
+    if strange := sorted(file for file in there if not WRITTEN.fullmatch(file)):
+        raise UserError(f"{name} holds files that no export writes (for one {strange[0]}); type {new}")
 
 
-def push(job: Job, say: Callable[[str], None]) -> str:
+def push(job: Job, name: str, say: Callable[[str], None]) -> str:
     """Uploads the export's folder in one commit; returns its address. Raises UserError, with the folder left as it is."""
     from httpx import HTTPError
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    api, name = _api(job), job.config.push
+    api = HfApi(token=job.token)
     say(f"uploading {job.out} to {name}")
     kept = {".gitattributes", *(file.name for file in job.out.iterdir())}
     try:
@@ -64,7 +61,7 @@ def push(job: Job, say: Callable[[str], None]) -> str:
             folder_path=job.out,
             commit_message="Upload by poweropd_lite",
             ignore_patterns=[".*"],
-            delete_patterns=[glob.escape(name) for name in _files(job) if name not in kept] or None,
+            delete_patterns=[glob.escape(file) for file in _files(api, name) if file not in kept] or None,
         )
     except (HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -76,21 +73,15 @@ def push(job: Job, say: Callable[[str], None]) -> str:
     return url
 
 
-def _api(job: Job) -> Any:
-    from huggingface_hub import HfApi
-
-    return HfApi(token=job.token)
-
-
-def _files(job: Job) -> list[str]:
+def _files(api: Any, name: str) -> list[str]:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return _api(job).list_repo_files(job.config.push)
+        return api.list_repo_files(name)
     except RepositoryNotFoundError:
         return []
 
 
 def _reason(error: Exception, job: Job) -> str:
-    text = " ".join(str(error).replace(job.token, "HF_TOKEN").split())  # whatever a library puts into its messages
-    return text[:300]
+    """The error in a line, without the token: whatever a library puts into its messages."""
+    return " ".join(str(error).replace(job.token or "HF_TOKEN", "HF_TOKEN").split())[:300]

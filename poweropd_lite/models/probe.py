@@ -21,6 +21,7 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.loading import final_hidden, unwrapped
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from poweropd_lite.models.merge import Change
@@ -100,7 +101,7 @@ def probe_texts(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
 
 @torch.no_grad()
 def probe(
-    model: "PreTrainedModel",
+    model: "PreTrainedModel | PeftModel",
     texts: Sequence[Sequence[int]],
     like: Probe | None = None,
     changes: "dict[tuple[str, int], Change] | None" = None,
@@ -170,7 +171,7 @@ def _linear(change: "Change | None", x: Tensor, weight: Tensor, bias: Tensor | N
 
 
 @contextmanager
-def _to_be_asked(model: "PreTrainedModel") -> Iterator[None]:
+def _to_be_asked(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     """A context in which a model is in eval mode and computes without TF32, its 4-bit layers in float32."""
     training, precision = model.training, torch.get_float32_matmul_precision()
     model.eval()

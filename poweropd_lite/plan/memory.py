@@ -92,8 +92,8 @@ def plan_memory(
     rollout, evaluation, always = _engine_bytes(config, traces, student, engine, shared)
     if always:
         resident["engine"] = always
-    kept = config.batch_size * config.max_new_tokens * teacher.head[1] * teacher_dtype.itemsize
-    kept = {"teacher's hidden states": kept} if REWARDS[config.reward].pay is None else {}
+    said = config.batch_size * config.max_new_tokens * teacher.head[1] * teacher_dtype.itemsize
+    kept = {"teacher's hidden states": said} if REWARDS[config.reward].pay is None else {}
     gradients = {"gradients": 4 * student.trained}
     copy = _head_copy(config, student, dtype) if cuda else {}
     base = _unpacked(config.student_bits, student.shape, dtype)
@@ -101,14 +101,7 @@ def plan_memory(
         "load": {**_without(resident, "optimizer"), "quantising": _quantising(config, teacher, cuda)},
         "rollout": {**resident, **rollout, **copy, **(base if engine == "loop" else {})},
         "score": {**resident, **kept, "activations": scoring, **_unpacked(config.teacher_bits, teacher, teacher_dtype)},
-        "update": {
-            **resident,
-            **gradients,
-            **kept,
-            "activations": student.update,
-            **copy,
-            **base,
-        },
+        "update": {**resident, **gradients, **kept, "activations": student.update, **copy, **base},
         "optimizer": {**resident, **gradients, "optimizer's copies": _optimizer_copies(config, student, cuda)},
         "evaluate": {**resident, **evaluation, **copy, **(base if engine == "loop" else {})},
         "export": _export(student, dtype, cuda),

@@ -50,7 +50,7 @@ class Traces:
         """As `trace_teacher`."""
         return self._once(trace_teacher, self.teacher_config, config, dtype, lines, width)
 
-    def rollout(self, config: Config, lines: int, prompt: int, new: int) -> int | None:
+    def rollout(self, config: Config, lines: int, prompt: int, new: int) -> int:
         """As `trace_rollout`."""
         return self._once(trace_rollout, self.student_config, config, self.dtype, lines, prompt, new)
 
@@ -189,11 +189,10 @@ def fake_student(
     model_config: "PretrainedConfig", config: Config, dtype: torch.dtype
 ) -> "Iterator[tuple[Student, Live]]":
     """Gives the student of a config as load_student makes it, on fake tensors, and the count of what is alive."""
-    model = empty_model(model_config, torch.float32 if config.full_finetune else dtype, config.trust_remote_code)
-    quiet_dropout(model)
-    if not config.full_finetune:
-        with torch.device("meta"):
-            model = with_adapter(model, config)
+    base = empty_model(model_config, torch.float32 if config.full_finetune else dtype, config.trust_remote_code)
+    quiet_dropout(base)
+    with torch.device("meta"):
+        model = base if config.full_finetune else with_adapter(base, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with FakeTensorMode(), Live() as live:

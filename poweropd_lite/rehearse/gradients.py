@@ -131,4 +131,5 @@ def _norm(vector: Tensor) -> float:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    return None if not values or None in values else sum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -14,7 +14,15 @@ from pydantic import BaseModel
 import poweropd_lite
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import flush_files, free_folder, sync_folder, write_json, write_text
+from poweropd_lite.base.files import (
+    existing,
+    flush_files,
+    free_folder,
+    refuse_full,
+    sync_folder,
+    write_json,
+    write_text,
+)
 from poweropd_lite.base.progress import Counting
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.base.tables import markdown_table, number
@@ -24,6 +32,7 @@ from poweropd_lite.run.session import Prepared
 
 Cells = list[list[str]]  # the first line is the head
 Rows = Mapping[str, Mapping[str, Any]]  # by label
+FULL = "a report never writes over another"
 
 
 class Verdict(TypedDict):
@@ -140,12 +149,12 @@ def subject(report: Report) -> str:
 def check_out(out: str | None, parent: str) -> None:
     """Raises UserError if the folder `out`, or a new one in `parent`, can't be made: asked before anything loads."""
     path = Path(out or parent).resolve()
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, not a folder for a report; type --out with the name of a new folder")
     if out is not None:
-        _refuse_full(path)
-    if not os.access(_there(path), os.W_OK | os.X_OK):
-        raise UserError(f"can't write into {_there(path)}; type --out with a folder that you may write")
+        refuse_full(path, "--out", FULL)
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a folder for reports; type --out with the name of a new folder")
+    if not os.access(existing(path), os.W_OK | os.X_OK):
+        raise UserError(f"can't write into {existing(path)}; type --out with a folder that you may write")
 
 
 def write_folder(out: str | None, parent: str, name: str, fill: Callable[[Path], None]) -> Path:
@@ -155,12 +164,12 @@ def write_folder(out: str | None, parent: str, name: str, fill: Callable[[Path],
     if the disk won't take it, or if something else has been put into `out` in the meantime.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=_there(Path(out or parent).resolve()), prefix=".writing-") as aside:
+        with tempfile.TemporaryDirectory(dir=existing(Path(out or parent)), prefix=".writing-") as aside:
             fill(Path(aside))
             flush_files(Path(aside))
             path = Path(out).resolve() if out is not None else free_folder(Path(parent), name)
             path.mkdir(parents=True, exist_ok=True)
-            _refuse_full(path, but=Path(aside).name)
+            refuse_full(path, "--out", FULL)  # the new files are in a hidden folder
             for file in sorted(Path(aside).iterdir()):
                 os.replace(file, path / file.name)
             sync_folder(path)
@@ -168,13 +177,3 @@ def write_folder(out: str | None, parent: str, name: str, fill: Callable[[Path],
         why = f"{error.strerror or error} ({error.filename})"
         raise UserError(f"can't write the report: {why}; nothing half-written is left") from error
     return Path(out) if out is not None else path
-
-
-def _there(path: Path) -> Path:
-    """The nearest folder that is there: `path` itself, or one that it would be made in."""
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _refuse_full(path: Path, but: str = "") -> None:
-    if path.is_dir() and any(file.name != but for file in path.iterdir()):
-        raise UserError(f"{path} is not empty, and a report never writes over another; type another --out")

@@ -7,6 +7,7 @@ random numbers. N tokens are those of the loss, in the order of the rollouts.
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -98,9 +99,7 @@ def by_step(
     for rollouts, size in zip(drawn.steps, drawn.sizes, strict=True):
         pace.show(name, done, drawn.count)
         longest = max(map(len, rollouts))
-        part, budget, _ = halving(
-            lambda b, r=rollouts, n=size: of_step(r, n, b), budget, longest, ready.device, pace.say
-        )
+        part, budget, _ = halving(partial(of_step, rollouts, size), budget, longest, ready.device, pace.say)
         parts.append(part)
         done += len(rollouts)
     pace.show(name, drawn.count, drawn.count)

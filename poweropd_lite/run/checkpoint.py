@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from poweropd_lite.base.config import Config, marked
 from poweropd_lite.base.errors import UserError
@@ -72,12 +74,7 @@ class Checkpoints:
 
 
 def save_checkpoint(
-    folder: Path,
-    state: RunState,
-    student: Student,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    config: Config,
+    folder: Path, state: RunState, student: Student, optimizer: Optimizer, scaler: GradScaler, config: Config
 ) -> Path:
     """Writes `folder`/step_NNNNNN and removes all but the latest `keep_checkpoints`; returns the new folder."""
     from safetensors.torch import save_file
@@ -113,13 +110,7 @@ def recover(folder: Path) -> None:
         shutil.rmtree(half)
 
 
-def load_checkpoint(
-    path: Path,
-    student: Student,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    config: Config,
-) -> RunState:
+def load_checkpoint(path: Path, student: Student, optimizer: Optimizer, scaler: GradScaler, config: Config) -> RunState:
     """Restores weights, optimizer and random states from `path`; returns the run's state.
 
     Raises UserError if the checkpoint is damaged, or of a run with other settings than `config`.
@@ -129,17 +120,12 @@ def load_checkpoint(
 
     try:
         saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        trained, tensors, randoms = (
-            load_file(path / f"{name}.safetensors") for name in ("trained", "optimizer", "random")
-        )
+        names = ("trained", "optimizer", "random")
+        trained, tensors, randoms = (load_file(path / f"{name}.safetensors") for name in names)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); remove that folder to resume from the checkpoint before"
-        ) from None
-    then, now = saved["config"], config.model_dump()
-    may_change = marked("resume", "sitting")
-    changed = sorted(key for key in now if key not in may_change and now[key] != then.get(key, now[key]))
-    if changed:
+        raise UserError(f"{path} is damaged ({error}); remove it to resume from the checkpoint before") from None
+    then, now, may_change = saved["config"], config.model_dump(), marked("resume", "sitting")
+    if changed := sorted(key for key in now if key not in may_change and now[key] != then.get(key, now[key])):
         was = ", ".join(f"{key} {then[key]} (now {now[key]})" for key in changed)
         raise UserError(f"{path} was made with {was}; put config.yaml back, or start a new run")
     parameters = student.trainable()
@@ -157,13 +143,14 @@ def load_checkpoint(
     return state
 
 
-def _flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> tuple[dict, dict[str, dict[str, Any]]]:
+def _flatten_optimizer(optimizer: Optimizer, names: list[str]) -> tuple[dict, dict[str, dict[str, Any]]]:
     """Returns the optimizer's state as tensors named `parameter|key` and, by parameter, what is not a tensor.
 
     The live state, not `state_dict()`, in which bitsandbytes wraps its own. Its quantisation maps are one tensor for all
     parameters, which safetensors refuses: each gets a copy.
     """
-    tensors, values = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, parameter in zip(names, parameters, strict=True):
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -174,9 +161,7 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> tu
     return tensors, values
 
 
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: list[str], tensors: dict, values: dict[str, dict[str, Any]]
-) -> None:
+def _restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict, values: dict[str, dict]) -> None:
     parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
     optimizer.state.clear()
     for name, value in tensors.items():
@@ -189,17 +174,15 @@ def _restore_optimizer(
 
 
 def _random_state() -> tuple[dict, dict[str, Any]]:
-
     tensors = {"torch": torch.get_rng_state()}
     for i, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
         tensors[f"cuda{i}"] = state
-    name, keys, *rest = np.random.get_state()
-    tensors["numpy"] = torch.from_numpy(keys.astype(np.int64))
+    name, keys, *rest = np.random.get_state(legacy=True)
+    tensors["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
     return tensors, {"python": random.getstate(), "numpy": [name, *rest]}
 
 
 def _restore_random_state(tensors: dict, values: dict[str, Any]) -> None:
-
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all([tensors[k] for k in sorted(k for k in tensors if k.startswith("cuda"))])

@@ -18,7 +18,7 @@ def hand_over(run: RunFolder, session: Session) -> str:
     name = "model" if session.config.full_finetune else "adapter"
     pair = session.ready.pair
     with whole_folder(run.path / name) as beside:
-        session.student.model.save_pretrained(beside)
+        session.student.model.save_pretrained(str(beside))
         pair.tokenizer.save_pretrained(beside)
         # Whoever samples from it stops where training did: at the student's stops and the teacher's.
         GenerationConfig(eos_token_id=sorted(pair.stop_ids)).save_pretrained(beside)

@@ -93,9 +93,8 @@ class Recorder:
             self.progress.say(f"step {state.step} dropped: {_why_dropped(metrics)}")
         if state.skipped_in_a_row == MAX_DROPPED_IN_A_ROW:
             raise UserError(
-                f"{MAX_DROPPED_IN_A_ROW} steps in a row were dropped, the last because {_why_dropped(metrics)}; the "
-                f"weights are as before them. Lower --lr (now {self.config.learning_rate:g}), or look at "
-                f"{self.files['metrics'].path}"
+                f"{MAX_DROPPED_IN_A_ROW} steps in a row were dropped, the last because {_why_dropped(metrics)}; the weights are "
+                f"as before them. Lower --lr (now {self.config.learning_rate:g}), or look at {self.files['metrics'].path}"
             )
 
     def evaluated(self, metrics: dict[str, float], record: dict[str, Any], sample: Rollout, seconds: float) -> None:
@@ -108,12 +107,11 @@ class Recorder:
         self._write_sample("eval", sample)
         state.evaluated, state.evaluations[str(state.step)] = state.step, record
         self.progress.evaluated(state.step, metrics)
+        more = "".join(f"; {name} {one['avg']:.1%}" for name, one in record.get("benchmarks", {}).items())
+        more += f"; {record['undecided']} answers could not be graded" if record["undecided"] else ""
         self.progress.say(
-            f"evaluation at step {state.step}: Avg@{config.eval_samples} {record['avg']:.1%}, "
-            f"greedy {record['greedy']:.1%}, {record['length']:.0f} tokens, {record['stop_share']:.1%} stop "
-            f"({clock(seconds)})"
-            + "".join(f"; {name} {one['avg']:.1%}" for name, one in record.get("benchmarks", {}).items())
-            + (f"; {record['undecided']} answers could not be graded" if record["undecided"] else "")
+            f"evaluation at step {state.step}: Avg@{config.eval_samples} {record['avg']:.1%}, greedy {record['greedy']:.1%}, "
+            f"{record['length']:.0f} tokens, {record['stop_share']:.1%} stop ({clock(seconds)}){more}"
         )
 
     def sync(self) -> None:
@@ -130,11 +128,10 @@ class Recorder:
         return Results(self.run.path, summary, finished, stop.signal)
 
     def _write_sample(self, kind: str, rollout: Rollout, rewards: Tensor | None = None) -> None:
-        decode = self.session.ready.pair.tokenizer.decode
-        sample: dict[str, Any] = {
-            "prompt": decode(list(rollout.prompt_ids)),
-            "completion": decode(list(rollout.completion_ids)),
-        }
+        def decode(ids: Sequence[int]) -> str:
+            return str(self.session.ready.pair.tokenizer.decode(list(ids)))
+
+        sample: dict[str, Any] = {"prompt": decode(rollout.prompt_ids), "completion": decode(rollout.completion_ids)}
         if rewards is not None:
             length = loss_lengths([rollout], self.session.ready.objective.stops)[0]
             sample["tokens"] = pieces(decode, rollout.completion_ids)
@@ -150,8 +147,7 @@ class Recorder:
             self.files["tokens"].write(self.state.step, stats)
 
     def _summary(self, finished: bool, weights: str) -> dict[str, Any]:
-        state, config = self.state, self.config
-        planned = self.planned_gib
+        state, config, planned = self.state, self.config, self.planned_gib
         before, after = state.evaluations.get("0"), state.evaluations.get(str(state.step))
         return {
             "finished": finished,
@@ -176,55 +172,44 @@ class Recorder:
             "weights": weights,
         }
 
-    def _print_summary(self, summary: dict) -> None:
-        config, path, seconds = self.config, self.run.path, summary["seconds"]
-        lines = ["", f"{'finished' if summary['finished'] else 'stopped'} at step {summary['steps']} of {config.steps}"]
-        for name, key in (("before", "evaluation_before"), ("after", "evaluation_after")):
-            if e := summary[key]:
+    def _print_summary(self, summary: dict[str, Any]) -> None:
+        config, path, seconds, finished = self.config, self.run.path, summary["seconds"], summary["finished"]
+        lines = ["", f"{'finished' if finished else 'stopped'} at step {summary['steps']} of {config.steps}"]
+        for name in ("before", "after"):
+            if e := summary[f"evaluation_{name}"]:
                 lines.append(
                     f"  {name:6}  Avg@{config.eval_samples} {e['avg']:6.1%}   Pass@{config.eval_samples} {e['any']:6.1%}   "
                     f"greedy {e['greedy']:6.1%}   {e['length']:5.1f} tokens   {e['stop_share']:6.1%} stop"
                 )
         if summary["dropped_steps"]:
             lines.append(f"  {summary['dropped_steps']} steps were dropped (non-finite, or no token in the loss)")
-        if summary["out_of_memory"]:
-            lines.append(
-                f"  memory ran out {summary['out_of_memory']}x; micro-batches are now of {self.state.token_budget:,} tokens"
-            )
-        total = sum(seconds.values())
-        lines.append(f"  time    {clock(total)}: " + ", ".join(f"{k} {clock(v)}" for k, v in seconds.items()))
+        if times := summary["out_of_memory"]:
+            lines.append(f"  memory ran out {times}x; micro-batches are now of {self.state.token_budget:,} tokens")
+        phases = ", ".join(f"{name} {clock(spent)}" for name, spent in seconds.items())
         planned = f" (planned {summary['planned_gib']:.2f})" if summary["planned_gib"] else ""
-        lines.append(f"  memory  peak {summary['peak_gib']:.2f} GiB{planned}")
-        lines.append(
-            f"  files   {path}: {summary['weights']}/  metrics.jsonl  tokens.jsonl  samples.jsonl  summary.json  config.yaml"
-        )
-        lines.append("next:")
-        if not summary["finished"]:
-            if in_notebook():
-                lines.append(f"  go on:       train(resume='{path}')")
-            lines.append(f"  go on:       python -m poweropd_lite.train --resume {path}")
-        else:
-            if config.lr_schedule == "constant":
-                lines.append(f"  train on:    python -m poweropd_lite.train --resume {path} --steps {2 * config.steps}")
-            lines.append(
-                f"  compare:     python -m poweropd_lite.train --config {path}/config.yaml {_other(config)} --output {path}-other"
-            )
-        lines.append(f"  see it:      python -m poweropd_lite.report {path}")
-        if summary["finished"]:
-            lines.append(f"  evaluate:    python -m poweropd_lite.evaluate --model {path}")
-            lines.append(f"  export:      python -m poweropd_lite.export {path} --to gguf")
-        lines.append(f"  use it:      {_use(config, path)}")
+        files = "metrics.jsonl  tokens.jsonl  samples.jsonl  summary.json  config.yaml"
+        lines += [
+            f"  time    {clock(sum(seconds.values()))}: {phases}",
+            f"  memory  peak {summary['peak_gib']:.2f} GiB{planned}",
+            f"  files   {path}: {summary['weights']}/  {files}",
+            "next:",
+        ]
+        command, other = "python -m poweropd_lite", "log_ratio" if config.reward == "power" else "power"
+        if not finished:
+            lines += [f"  go on:       train(resume='{path}')"] if in_notebook() else []
+            lines.append(f"  go on:       {command}.train --resume {path}")
+        elif config.lr_schedule == "constant":
+            lines.append(f"  train on:    {command}.train --resume {path} --steps {2 * config.steps}")
+        if finished:
+            rest = f"--config {path}/config.yaml --reward {other} --output {path}-other"
+            lines.append(f"  compare:     {command}.train {rest}")
+        lines.append(f"  see it:      {command}.report {path}")
+        if finished:
+            lines.append(f"  evaluate:    {command}.evaluate --model {path}")
+            lines.append(f"  export:      {command}.export {path} --to gguf")
+        kind = "transformers.AutoModelForCausalLM" if config.full_finetune else "peft.AutoPeftModelForCausalLM"
+        lines.append(f"  use it:      {kind}.from_pretrained('{path}/{summary['weights']}')")
         print("\n".join(lines), flush=True)
-
-
-def _other(config) -> str:
-    return "--reward log_ratio" if config.reward == "power" else "--reward power"
-
-
-def _use(config, path: Path) -> str:
-    if config.full_finetune:
-        return f"transformers.AutoModelForCausalLM.from_pretrained('{path}/model')"
-    return f"peft.AutoPeftModelForCausalLM.from_pretrained('{path}/adapter')"
 
 
 def _why_dropped(metrics: dict[str, float]) -> str:

@@ -141,18 +141,14 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     if len(prompts) < config.batch_size:
         say(f"{len(prompts)} prompts, fewer than the batch of {config.batch_size}: each is used several times a step")
     held_out: list[Problems] = []
-    if config.eval_benchmarks is not None:
-        columns = (config.eval_prompt_column, config.eval_answer_column)
-        for benchmark in find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks"):
-            problems = load_problems(benchmark, pair.tokenizer, config, config.eval_problems, columns, say)
-            held_out.append(problems)
-            trained_on = {prompt.ids for prompt in prompts}
-            overlap = sum(problem.ids in trained_on for problem in problems.prompts)
-            if overlap:
-                say(
-                    f"{overlap} of {len(problems.prompts)} problems of {benchmark.name} are also training problems: "
-                    "their score flatters"
-                )
+    benchmarks = find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks") if config.eval_benchmarks else []
+    columns, trained_on = (config.eval_prompt_column, config.eval_answer_column), {prompt.ids for prompt in prompts}
+    for benchmark in benchmarks:
+        problems = load_problems(benchmark, pair.tokenizer, config, config.eval_problems, columns, say)
+        held_out.append(problems)
+        if overlap := sum(problem.ids in trained_on for problem in problems.prompts):
+            many = f"{overlap} of {len(problems.prompts)} problems of {benchmark.name}"
+            say(f"{many} are also training problems: their score flatters")
 
     return Prepared(config, device, dtype, loader, engine_choice, pair, prompts, held_out)
 
@@ -179,12 +175,12 @@ def load_session(ready: Prepared, say: Callable[[str], None]) -> Session:
         engine.close()
         raise
     parameters = student.trainable()
-    trained = sum(p.numel() for p in parameters.values())
+    kind = "every weight" if config.full_finetune else "LoRA" if config.student_bits == 16 else "LoRA on a 4-bit base"
+    trained = f"{sum(p.numel() for p in parameters.values()):,} trained, {str(dtype).removeprefix('torch.')}"
+    evaluated = "".join(f", evaluated on {len(p.prompts)} of {p.benchmark.name}" for p in ready.held_out)
     say(
-        f"student {config.student} ({_kind(config)}: {trained:,} trained, {_name(dtype)})"
-        f" <- teacher {config.teacher} ({config.teacher_bits}-bit), {len(ready.prompts):,} prompts"
-        f"{''.join(f', evaluated on {len(p.prompts)} of {p.benchmark.name}' for p in ready.held_out)}"
-        f", on {device_name(device)}"
+        f"student {config.student} ({kind}: {trained}) <- teacher {config.teacher} ({config.teacher_bits}-bit), "
+        f"{len(ready.prompts):,} prompts{evaluated}, on {device_name(device)}"
     )
     loader, sampler = ready.loader, ready.engine
     say(f"student loaded by {loader.name} ({loader.why}); rollouts by {sampler.name} ({sampler.why})")
@@ -193,19 +189,9 @@ def load_session(ready: Prepared, say: Callable[[str], None]) -> Session:
     return Session(ready, student, engine, teacher, _optimizer(config, list(parameters.values())), scaler)
 
 
-def _kind(config: Config) -> str:
-    if config.full_finetune:
-        return "every weight"
-    return "LoRA" if config.student_bits == 16 else "LoRA on a 4-bit base"
-
-
 def _optimizer(config: Config, parameters: list) -> torch.optim.Optimizer:
     if config.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, lr=config.learning_rate, weight_decay=0.0)
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -274,20 +274,17 @@ def test_a_broken_token_is_not_printed(places, monkeypatch):
 
 
 def test_an_effect_that_is_lost_or_doubled_is_no_proof():
-    from types import SimpleNamespace
-
     from poweropd_lite.export.proof import check_export
     from poweropd_lite.models.probe import Probe
 
     def said(*values):
         return Probe([[1]], [[[0, 1]]], [[list(values)]])
 
-    base, live = said(-1.0, -2.0), said(-1.01, -1.98)
-    source = SimpleNamespace(base=base, live=live, notes=[])
+    base, live, notes = said(-1.0, -2.0), said(-1.01, -1.98), []
     # The effect is (-0.01, 0.02), the export's (-0.011, 0.019): (0.00011 + 0.00038) / 0.0005.
-    assert check_export(said(-1.011, -1.981), source, "bfloat16")["effect_kept"] == pytest.approx(0.98)
+    assert check_export(said(-1.011, -1.981), live, base, "bfloat16", notes)["effect_kept"] == pytest.approx(0.98)
     for lost in (base, said(-1.02, -1.96), said(-0.99, -2.02)):  # none of it, twice, the other way round
         with pytest.raises(UserError, match="of what the adapter changes"):
-            check_export(lost, source, "bfloat16")
-    noisy = check_export(said(-1.3, -2.3), source, "nf4")
-    assert noisy["verdict"].startswith("within the format's limits, but") and "moves log-probs by" in source.notes[-1]
+            check_export(lost, live, base, "bfloat16", notes)
+    noisy = check_export(said(-1.3, -2.3), live, base, "nf4", notes)
+    assert noisy["verdict"].startswith("within the format's limits, but") and "moves log-probs by" in notes[-1]
