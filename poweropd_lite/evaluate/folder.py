@@ -87,7 +87,7 @@ class EvalFolder:
         write_text(self.path / f"{name}.jsonl", "".join(map(_line, records)))
 
 
-def free_folder(parent: Path, name: str, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
+def folder_for(parent: Path, name: str, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
     """Returns the first of NAME, NAME-2, ... in `parent` that is new, or that holds this very evaluation."""
     for number in itertools.count(1):
         path = parent / (name if number == 1 else f"{name}-{number}")

@@ -84,10 +84,8 @@ def read_source(job: Job, say: Callable[[str], None]) -> Source:
             with model.disable_adapter():
                 merged = probe(model, live.texts, live, uses)
             if was_tied and not tied:
-                notes.append(
-                    "the adapter changes the embedding or the head alone, so the two are untied: the export has a head of "
-                    "its own"
-                )
+                what = "the adapter changes the embedding or the head alone"
+                notes.append(f"{what}, so the two are untied: the export has a head of its own")
         except UserError:
             if merging:
                 raise
