@@ -172,8 +172,8 @@ def _longest(problems: Problems, config: EvalConfig, vocabulary: Vocabulary, say
         return longest
     if config.max_new_tokens is not None:
         raise UserError(
-            f"an answer to {name} may take {prompt} prompt and {longest} new tokens, but the model has {room} positions; type "
-            f"--max-new-tokens {room - prompt}"
+            f"an answer to {name} may take {prompt} prompt and {longest} new tokens, but the model has {room} "
+            f"positions; type --max-new-tokens {room - prompt}"
         )
     say(f"{name}: answers of at most {room - prompt} tokens, not {longest}: the model has {room} positions")
     return room - prompt

@@ -26,7 +26,7 @@ def grade_folder(
 ) -> None:
     """Grades the samples that have no verdict of this grader yet, all of them if `again`, and writes the verdicts down.
 
-    Of the benchmarks `names`, which have all their samples; what `tick` raises ends it, with what was decided in the file.
+    Of the benchmarks `names`, which have all their samples; what `tick` raises ends it; what was decided is kept.
     """
     for name in names:
         records = read_samples(folder.path, name)
@@ -144,9 +144,9 @@ def evaluation_in(folder: str | Path) -> Path:
 
 
 def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
-    """Returns the paired difference (first - second) of Avg@n and Pass@k, on each benchmark that both have and on all of them.
+    """Returns the paired difference (first - second) of Avg@n and Pass@k, on each benchmark of both and on all of them.
 
-    k is the smaller n of the two, and Pass@k unbiased. Also in it: the settings that differ, and what only one of them has.
+    k is the smaller n of the two, and Pass@k unbiased. Also in it: what settings differ, and what one of them lacks.
     Raises UserError if they have no benchmark in common, or other problems in it.
     """
     paths = [evaluation_in(folder) for folder in (first, second)]

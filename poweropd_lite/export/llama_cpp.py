@@ -21,8 +21,8 @@ def check_checkout(folder: Path, kind: str) -> None:
         raise UserError(f"{folder} has no {CONVERTER}, so it is no llama.cpp checkout; type --llama-cpp with one")
     if kind not in OWN_GGUF and _quantiser(folder) is None:
         raise UserError(
-            f"{folder} has no built {QUANTISER}, which makes {kind}; build it there (cmake -B build && cmake --build build "
-            f"--target {QUANTISER}), or type --gguf-type with one of {', '.join(OWN_GGUF)}"
+            f"{folder} has no built {QUANTISER}, which makes {kind}; build it there (cmake -B build && cmake --build "
+            f"build --target {QUANTISER}), or type --gguf-type with one of {', '.join(OWN_GGUF)}"
         )
 
 
@@ -49,8 +49,8 @@ def convert(job: Job, file: Path, source: Source, tick: Tick) -> None:
     if lost := sorted(job.vocabulary.stop_ids - named):  # it reads the tokenizer's end token alone
         tokens = ", ".join(job.vocabulary.tokenizer.convert_ids_to_tokens(lost))
         source.notes.append(
-            f"llama.cpp's converter did not write the stop tokens {tokens}: where an answer does not end with them, name them "
-            "to your program"
+            f"llama.cpp's converter did not write the stop tokens {tokens}: where an answer does not end with them, "
+            "name them to your program"
         )
     if not own:
         quantise(job, whole, file)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.export.job import Job
 
-IN_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 # What an export may write: with --overwrite, such files of an earlier one are replaced or removed, and no others.
 WRITTEN = re.compile(
     r"(README\.md|Modelfile|export\.json|reference\.json|(adapter_|generation_)?config\.json|adapter_model\.safetensors|"
@@ -25,7 +24,7 @@ def check_push(job: Job, name: str) -> None:
     api = HfApi(token=job.token)
     try:
         api.whoami()
-        there = set(api.list_repo_files(name)) - IN_A_NEW_REPOSITORY if api.repo_exists(name) else set()
+        there = set(api.list_repo_files(name)) - {".gitattributes", "README.md"} if api.repo_exists(name) else set()
         shown = bool(there) and job.config.private and not api.repo_info(name).private
     except OfflineModeIsEnabled:
         raise UserError("--push uploads, and HF_HUB_OFFLINE says not to; unset it, or leave out --push") from None
@@ -43,7 +42,7 @@ def check_push(job: Job, name: str) -> None:
 
 
 def push(job: Job, name: str, say: Callable[[str], None]) -> str:
-    """Uploads the export's folder in one commit; returns its address. Raises UserError, with the folder left as it is."""
+    """Uploads the export's folder in one commit; returns its address. Raises UserError; the folder stays."""
     from httpx import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -62,8 +61,8 @@ def push(job: Job, name: str, say: Callable[[str], None]) -> str:
         )
     except (HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"the upload to {name} failed: {_reason(error, job)}\nThe export itself is whole, in {job.out}; to try again, type: "
-            f"hf upload {name} {job.out}{' --private' if job.config.private else ''}"
+            f"the upload to {name} failed: {_reason(error, job)}\nThe export itself is whole, in {job.out}; to try "
+            f"again, type: hf upload {name} {job.out}{' --private' if job.config.private else ''}"
         ) from None
     url = str(getattr(done, "repo_url", None) or done)
     say(f"uploaded to {url}")
