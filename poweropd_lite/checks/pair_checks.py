@@ -103,9 +103,9 @@ def check_same_ids(student: Side, teacher: Side) -> Finding:
     if moved:
         token, i = moved[0]
         found = (
-            f"{student.name} and {teacher.name} number their tokens differently ({len(moved):,} of {len(ours):,}; for one, "
-            f"{token!r} is {i} for the student and {theirs.get(token, 'absent')} for the teacher), so the teacher would "
-            "score other words than the student wrote"
+            f"{student.name} and {teacher.name} number their tokens differently ({len(moved):,} of {len(ours):,}; for "
+            f"one, {token!r} is {i} for the student and {theirs.get(token, 'absent')} for the teacher), so the teacher "
+            "would score other words than the student wrote"
         )
         return Finding("refusal", "vocabulary", found, "choose two models of one family", evidence)
     same = f"{len(ours) - len(only[0]):,} tokens have the same id in both"
@@ -154,8 +154,8 @@ def check_stops(config: Config, student: Side, teacher: Side) -> list[Finding]:
     evidence = {"student": student.stops, "teacher": teacher.stops}
     if outside := sorted({i for i in (*student.stops, *teacher.stops) if i not in scorable}):
         found = (
-            f"stop ids {outside} are not tokens that both {student.name} and {teacher.name} have, so a completion could "
-            "not end"
+            f"stop ids {outside} are not tokens that both {student.name} and {teacher.name} have, so a completion "
+            "could not end"
         )
         mend = "mend eos_token_id in the generation_config.json that names them"
         return [Finding("refusal", "stop tokens", found, mend, evidence)]
@@ -173,8 +173,9 @@ def check_stops(config: Config, student: Side, teacher: Side) -> list[Finding]:
         findings.append(Finding("warning", "end of turn", found, evidence={"id": turn}, told=True))
     elif turn is not None and turn not in {*student.stops, *teacher.stops}:
         found = (
-            f"the chat template ends a turn with {student.tokens([turn])}, which neither model's tokenizer or generation "
-            "config names as a stop: without it answers would run on to the length limit, so it is taken as one"
+            f"the chat template ends a turn with {student.tokens([turn])}, which neither model's tokenizer or "
+            "generation config names as a stop: without it answers would run on to the length limit, so it is taken as "
+            "one"
         )
         mend = "add it to eos_token_id in generation_config.json, so that other programs stop there too"
         findings.append(Finding("warning", "end of turn", found, mend, {"id": turn}, told=True))
@@ -233,8 +234,8 @@ def _same_text(student: Side, teacher: Side, mine: str, other: str) -> Finding:
     at = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
     first = [s.tokens(i[at : at + 1]) or "the end" for s, i in zip((student, teacher), ids, strict=True)]
     found = (
-        f"the chat templates differ, and prompts follow the student's: the teacher scores answers to {mine!r}, where its own "
-        f"form is {other!r} (token {at + 1} is the first that differs: {first[0]} and {first[1]})"
+        f"the chat templates differ, and prompts follow the student's: the teacher scores answers to {mine!r}, where "
+        f"its own form is {other!r} (token {at + 1} is the first that differs: {first[0]} and {first[1]})"
     )
     evidence = {"student_ids": ids[0], "teacher_ids": ids[1], "first_difference": at}
     return Finding("warning", "chat template", found, evidence=evidence, told=True)
@@ -248,8 +249,8 @@ def _thinking(config: Config, texts: list[list[str]]) -> Finding:
         return Finding("ok", "thinking mode", text, evidence=evidence)
     who, not_who = ("student", "teacher") if heeds[0] else ("teacher", "student")
     found = (
-        f"the {who}'s chat template heeds enable_thinking and the {not_who}'s does not: with it {mode}, one of them is asked "
-        "in another mode than it is used to"
+        f"the {who}'s chat template heeds enable_thinking and the {not_who}'s does not: with it {mode}, one of them is "
+        "asked in another mode than it is used to"
     )
     mend = f"enable_thinking: {'false' if config.enable_thinking else 'true'}, if that makes the templates agree"
     return Finding("warning", "thinking mode", found, mend, evidence)
@@ -276,8 +277,8 @@ def check_prompt_tokens(
         return [*findings, Finding("ok", check, f"{len(texts)} texts are cut into the same tokens", evidence=evidence)]
     text, mine, other = different[0]
     found = (
-        f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and {len(other)} for "
-        f"{text[:60]!r}), though their vocabularies agree"
+        f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and {len(other)} "
+        f"for {text[:60]!r}), though their vocabularies agree"
     )
     return [*findings, Finding("refusal", check, found, "choose two models of one family", evidence)]
 

@@ -1,7 +1,7 @@
 """Scores a model on maths benchmarks: `python -m poweropd_lite.evaluate`, or `evaluate(load_eval_config(model=...))`.
 
 Read in this order: agenda.py (what will be done, settled before anything loads; target.py, serve.py), sampling.py
-(answers), scores.py (Avg@n, Pass@k, intervals), folder.py (the files), results.py and tables.py (what is shown), paper.py.
+(answers), scores.py (Avg@n, Pass@k, intervals), folder.py (the files), results.py, tables.py (what is shown), paper.py.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from poweropd_lite.base.files import refuse_full
 from poweropd_lite.base.memory import machine_bytes
 from poweropd_lite.checks.machine import compute_dtype
 from poweropd_lite.engines.choose import choose_sampler, hush_bitsandbytes, installed
-from poweropd_lite.evaluate.folder import SETTINGS, free_folder, problems_record
+from poweropd_lite.evaluate.folder import SETTINGS, folder_for, problems_record
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.evaluate.sampling import Key, batches
 from poweropd_lite.evaluate.serve import Serving, served_bits, vllm_unfit_for
@@ -100,7 +100,13 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     room = max(max(len(p.ids) for p in s.prompts) + most for s, most in sets)
     dtype, bits = compute_dtype(config, device), served_bits(target, config.bits)
     engine = choose_sampler(config.engine, device, vllm_unfit_for(target, bits))
-    size = config.batch_size or _batch_size(engine.name, target, room, device, dtype, config.trust_remote_code)
+    size = config.batch_size or BATCH["vllm" if engine.name == "vllm" else device.type]
+    if (
+        config.batch_size is None and engine.name == "loop"
+    ):  # at most as a quarter of the memory has keys and values for
+        one = read_shape(target.base, "model", config.trust_remote_code).cache_bytes(1, room, dtype.itemsize)
+        memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_bytes()
+        size = max(1, min(size, memory // 4 // one))
     run = target.run
     seed = config.seed if config.seed is not None else run.seed if run else 0
     wanted = {
@@ -141,17 +147,6 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     )
 
 
-def _batch_size(
-    engine: str, target: Target, room: int, device: torch.device, dtype: torch.dtype, remote_code: bool
-) -> int:
-    """As many answers at once as are usual, or as a quarter of the memory holds keys and values for."""
-    if engine == "vllm":
-        return BATCH["vllm"]
-    one = read_shape(target.base, "model", remote_code).cache_bytes(1, room, dtype.itemsize)
-    memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_bytes()
-    return max(1, min(BATCH[device.type], memory // 4 // one))
-
-
 def _prompt_settings(
     config: EvalConfig, target: Target, positions: int | None, say: Callable[[str], None]
 ) -> PromptSettings:
@@ -177,8 +172,8 @@ def _longest(problems: Problems, config: EvalConfig, vocabulary: Vocabulary, say
         return longest
     if config.max_new_tokens is not None:
         raise UserError(
-            f"an answer to {name} may take {prompt} prompt and {longest} new tokens, but the model has {room} positions; type "
-            f"--max-new-tokens {room - prompt}"
+            f"an answer to {name} may take {prompt} prompt and {longest} new tokens, but the model has {room} "
+            f"positions; type --max-new-tokens {room - prompt}"
         )
     say(f"{name}: answers of at most {room - prompt} tokens, not {longest}: the model has {room} positions")
     return room - prompt
@@ -198,9 +193,9 @@ def _output(output: str | None, target: Target, wanted: dict[str, Any], problems
     if target.run_folder is None:
         path = Path(target.name)
         name = path.resolve().name if path.is_dir() else path.name
-        return free_folder(Path("evaluations"), name or "model", wanted, problems)
+        return folder_for(Path("evaluations"), name or "model", wanted, problems)
     try:
         name = f"step_{int(json.loads((target.run_folder / 'summary.json').read_text())['steps']):06}"
     except (OSError, ValueError, KeyError, TypeError):  # no summary, or a damaged one: its steps are not known
         name = "final"
-    return free_folder(target.run_folder / "eval", name, wanted, problems)
+    return folder_for(target.run_folder / "eval", name, wanted, problems)

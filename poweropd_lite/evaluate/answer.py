@@ -27,7 +27,7 @@ def answer(model: str | Path, question: str, max_new_tokens: int | None) -> str:
     import transformers
 
     hush_bitsandbytes()
-    unsloth_fault()  # imports it where it is installed: a run that begins later in this process wants it before the models
+    unsloth_fault()  # imports it if it is installed: a run that begins later in this process wants it first
     transformers.utils.logging.disable_progress_bar()
     target = find_target(config.model)
     as_trained = target.run or load_config(BUNDLED if target.is_bundled else None)
@@ -38,8 +38,8 @@ def answer(model: str | Path, question: str, max_new_tokens: int | None) -> str:
     longest, positions = max_new_tokens or as_trained.max_new_tokens, vocabulary.positions
     if positions is not None and len(prompt.ids) + longest > positions:
         raise UserError(
-            f"a prompt of {len(prompt.ids)} and an answer of {longest} tokens are more than the model's {positions} positions; "
-            f"ask with max_new_tokens={positions - len(prompt.ids)}"
+            f"a prompt of {len(prompt.ids)} and an answer of {longest} tokens are more than the model's {positions} "
+            f"positions; ask with max_new_tokens={positions - len(prompt.ids)}"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, room = compute_dtype(config, device), len(prompt.ids) + longest

@@ -6,7 +6,7 @@ from poweropd_lite.cli import Parser
 
 
 def ask(model: str | Path, question: str, *, max_new_tokens: int | None = None) -> str:
-    """Returns the greedy answer to a question, without special tokens; of at most `max_new_tokens`, else the run's own setting.
+    """Returns the greedy answer to a question, without special tokens; of at most `max_new_tokens`, else as the run.
 
     `model` is what the evaluate command takes: a run folder, an adapter, a model's folder or hub id, bundled-student or
     bundled-teacher. It is loaded anew each time. Raises UserError for a model or a question that can't be used.

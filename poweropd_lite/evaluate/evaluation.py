@@ -40,7 +40,7 @@ class Evaluated:
 
 
 def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> Evaluated:
-    """Evaluates a model, or goes on with it; raises UserError for what the user can mend, Stopped in Jupyter if stopped."""
+    """Evaluates a model, or goes on with it; raises UserError for what can be mended, Stopped in Jupyter if stopped."""
     with _one_at_a_time, own_threads():
         agenda = make_agenda(config, say)
         with StopRequest(STOPPING) as stop, EvalFolder(agenda.path) as folder:

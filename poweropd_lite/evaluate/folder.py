@@ -60,14 +60,15 @@ class EvalFolder:
             if differing := differences(here, wanted, about["benchmarks"]):
                 what = "; ".join(differing)
                 raise UserError(
-                    f"{self.path} holds samples of another evaluation ({what}); type --output with the name of a new folder"
+                    f"{self.path} holds samples of another evaluation ({what}); type --output with the name of a new "
+                    "folder"
                 )
             for key in _ABOUT:  # those that were evaluated before stay
                 about = about | {key: here["about"][key] | about[key]}
         write_json(self.path / SETTINGS, {"settings": wanted, "about": about})
 
     def samples(self, name: str, batches: Sequence[Sequence[Key]]) -> dict[Key, dict]:
-        """Returns the samples of benchmark `name` that are here, whole batches only; the rest of the file is cut off."""
+        """Returns the samples of benchmark `name` that are here, whole batches only; the rest is cut off."""
         found = {(r["problem"], r["sample"]): r for r in read_samples(self.path, name)}
         kept = {key: found[key] for batch in batches if all(key in found for key in batch) for key in batch}
         file, lines = self.path / f"{name}.jsonl", "".join(map(_line, kept.values()))
@@ -87,7 +88,7 @@ class EvalFolder:
         write_text(self.path / f"{name}.jsonl", "".join(map(_line, records)))
 
 
-def free_folder(parent: Path, name: str, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
+def folder_for(parent: Path, name: str, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
     """Returns the first of NAME, NAME-2, ... in `parent` that is new, or that holds this very evaluation."""
     for number in itertools.count(1):
         path = parent / (name if number == 1 else f"{name}-{number}")
@@ -149,7 +150,7 @@ def _sound(record: Any) -> dict:
 
 
 def problems_record(prompts: Sequence[Prompt], longest: int) -> dict[str, Any]:
-    """Returns what tells a set of problems from another: a hash of prompts as ids, and answers; and how long those may be."""
+    """Returns what tells a set of problems from another: a hash of prompts and answers, and how long those may be."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(json.dumps([prompt.ids, prompt.answer, prompt.tolerance]).encode())

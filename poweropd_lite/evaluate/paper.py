@@ -19,7 +19,7 @@ class PaperRow:
 
 
 def paper_row(run: Config) -> PaperRow | None:
-    """Returns the row of a run's student, teacher and reward, at its alpha or the nearest one; None if there is none."""
+    """Returns the row of a run's student, teacher and reward, at its alpha or the nearest; None if there is none."""
     rows = json.loads((Path(__file__).parent / "paper_tables.json").read_text(encoding="utf-8"))["rows"]
     mine = (_last(run.student), _last(run.teacher), run.reward)
     fitting = [row for row in rows if (row["student"].lower(), row["teacher"].lower(), row["reward"]) == mine]

@@ -22,15 +22,11 @@ CHUNK = 4096  # verdicts that are written down at once
 
 
 def grade_folder(
-    folder: EvalFolder,
-    names: list[str],
-    again: bool,
-    official: bool,
-    tick: Callable[[str, int, int], object] = lambda *_: None,
+    folder: EvalFolder, names: list[str], again: bool, official: bool, tick: Callable[[str, int, int], object]
 ) -> None:
     """Grades the samples that have no verdict of this grader yet, all of them if `again`, and writes the verdicts down.
 
-    Of the benchmarks `names`, which have all their samples; what `tick` raises ends it, with what was decided before in the file.
+    Of the benchmarks `names`, which have all their samples; what `tick` raises ends it; what was decided is kept.
     """
     for name in names:
         records = read_samples(folder.path, name)
@@ -138,18 +134,19 @@ def evaluation_in(folder: str | Path) -> Path:
     if not inside:
         mend = "type the folder that an evaluation wrote to, or a run that was evaluated"
         raise UserError(f"{folder} holds no evaluation (no {SETTINGS}); {mend}")
-    latest = max(path.name.split("-")[0] for path in inside)
-    inside = [path for path in inside if path.name.split("-")[0] == latest]
-    if len(inside) > 1:
-        names = ", ".join(sorted(map(str, inside)))
-        raise UserError(f"{folder} was evaluated in several ways ({names}); type one of these folders")
-    return inside[0]
+    steps = [path.name.split("-")[0] for path in inside]
+    latest = [str(path) for path, step in zip(inside, steps, strict=True) if step == max(steps)]
+    if len(latest) > 1:
+        raise UserError(
+            f"{folder} was evaluated in several ways ({', '.join(sorted(latest))}); type one of these folders"
+        )
+    return Path(latest[0])
 
 
 def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
-    """Returns the paired difference (first - second) of Avg@n and Pass@k, on each benchmark that both have and on all of them.
+    """Returns the paired difference (first - second) of Avg@n and Pass@k, on each benchmark of both and on all of them.
 
-    k is the smaller n of the two, and Pass@k unbiased. Also in it: the settings that differ, and what only one of them has.
+    k is the smaller n of the two, and Pass@k unbiased. Also in it: what settings differ, and what one of them lacks.
     Raises UserError if they have no benchmark in common, or other problems in it.
     """
     paths = [evaluation_in(folder) for folder in (first, second)]
@@ -158,18 +155,16 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     common = [name for name in complete[0] if name in complete[1]]
     if not common:
         finished = "; ".join(map(", ".join, complete))
-        raise UserError(
-            f"{paths[0]} and {paths[1]} have no finished benchmark in common ({finished}); evaluate both on one"
-        )
+        raise UserError(f"{first} and {second} have no finished benchmark in common ({finished}); evaluate both on one")
     counts = [before["n"], after["n"]]
     rows: dict[str, dict] = {}
     shares: dict[str, list[list[np.ndarray]]] = {"avg": [[], []], "pass": [[], []]}
     for name in common:
         golds = [{r["problem"]: (r["question"], r["gold"]) for r in read_samples(path, name)} for path in paths]
         if golds[0] != golds[1]:
+            sizes = " and ".join(f"{len(gold)} in {path}" for gold, path in zip(golds, paths, strict=True))
             raise UserError(
-                f"{name} has other problems in {paths[0]} ({len(golds[0])}) than in {paths[1]} ({len(golds[1])}), so its scores "
-                "can't be paired; evaluate both with the same --benchmarks and --problems"
+                f"{name} has other problems ({sizes}); evaluate both with the same --benchmarks and --problems"
             )
         for side, path in enumerate(paths):
             right = right_counts(_read(path, name)[0], len(golds[0]))

@@ -54,7 +54,7 @@ def _resampled_means(values: np.ndarray, random: np.random.Generator) -> np.ndar
 def paired_difference(
     ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """Returns the mean difference ours - theirs over benchmarks, and its interval; both have the same problems, in order.
+    """Returns the mean difference ours - theirs over benchmarks, and its interval; both have the same problems in order.
 
     Paired: what a problem's difficulty does to both scores falls out, so the interval is narrower than the two scores'.
     """

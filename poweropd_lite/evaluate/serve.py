@@ -1,4 +1,4 @@
-"""A model that was found, brought to where it can be sampled from: by vLLM, which loads it itself, or by the built-in loop."""
+"""A model that was found, brought to where it can be sampled: by vLLM, which loads it itself, or the built-in loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,9 +104,9 @@ def _with_saved_adapter(base: "PreTrainedModel", target: Target) -> Any:
     if odd := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
         is_there, should_be = (shapes.get(odd[0], "absent") for shapes in (found, expected))
         raise UserError(
-            f"the adapter in {target.adapter} does not fit {target.base}: {len(odd)} of {len(expected | found)} tensors differ "
-            f"(for one, {odd[0]} is {is_there} and should be {should_be}); it was trained on another base model: type --base "
-            "with that one"
+            f"the adapter in {target.adapter} does not fit {target.base}: {len(odd)} of {len(expected | found)} "
+            f"tensors differ (for one, {odd[0]} is {is_there} and should be {should_be}); it was trained on another "
+            "base model: type --base with that one"
         )
     set_peft_model_state_dict(model, weights)
     return model

@@ -19,7 +19,7 @@ class EvalConfig(BaseModel):
 
     model: str = Field(
         min_length=1,
-        description="a run folder, an adapter, a model's folder or hub id; bundled-student or bundled-teacher, which are here",
+        description="a run folder, an adapter, a model's folder or hub id; bundled-student or bundled-teacher",
         json_schema_extra=section("model"),
     )
     base: str | None = Field(None, min_length=1, description="an adapter's base model; if not given, the one it names")
@@ -33,9 +33,9 @@ class EvalConfig(BaseModel):
     benchmarks: str | None = Field(
         None,
         min_length=1,
-        description="joined by commas: gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench, all (these seven), "
-        "bundled, a JSON, JSONL or Parquet file of problems and answers, a hub id (ID:SUBSET:SPLIT); if not given, all with "
-        "CUDA, bundled without",
+        description="joined by commas: gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench, all (these), "
+        "bundled, a JSON, JSONL or Parquet file of problems and answers, a hub id (ID:SUBSET:SPLIT); if not given, all "
+        "with CUDA, bundled without",
         json_schema_extra=section("benchmarks"),
     )
     benchmark_folder: str | None = Field(None, description="of copies, such as math500.jsonl, read instead of the hub")
@@ -66,7 +66,7 @@ class EvalConfig(BaseModel):
     output: str | None = Field(
         None,
         min_length=1,
-        description="folder of samples and results; if not given, eval/ in a run folder, else a new one in evaluations/",
+        description="folder of samples and results; if not given, eval/ in a run folder, else in evaluations/",
         json_schema_extra=section("output"),
     )
     threads: int | None = Field(

@@ -47,7 +47,7 @@ class Target:
 
 
 def find_target(name: str, asked_base: str | None = None, remote_code: bool = False) -> Target:
-    """Returns what `name` is: a run folder, an adapter, a model or a hub id; raises UserError where it is none of these.
+    """Returns what `name` is: a run folder, an adapter, a model or a hub id; raises UserError for none of these.
 
     `asked_base` is the base model of an adapter, if not the one that it names.
     """
@@ -64,18 +64,13 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
         if (path / "config.json").is_file():
             handed_over = path.name == "model" and (path.parent / "config.yaml").is_file()
             return _run(path.parent, asked_base, name) if handed_over else _whole(name, asked_base)
+        what = "is no run folder (config.yaml), no adapter (adapter_config.json) and no model (config.json)"
+        mend = "one of these"
         if (path / "trained.safetensors").is_file():
-            raise UserError(
-                f"{path} is a checkpoint; type --model with the run's folder, which has adapter/ when it is stopped or done"
-            )
+            what, mend = "is a checkpoint", "the run's folder, which has adapter/ when it is stopped or done"
         if files := sorted(path.glob("*.gguf")):
-            raise UserError(
-                f"{path} holds a GGUF file ({files[0].name}), which llama.cpp reads; type --model with what it was made of"
-            )
-        raise UserError(
-            f"{path} is no run folder (config.yaml), no adapter (adapter_config.json) and no model (config.json); "
-            "type --model with one of these"
-        )
+            what, mend = f"holds a GGUF file ({files[0].name}), which llama.cpp reads", "what it was made of"
+        raise UserError(f"{path} {what}; type --model with {mend}")
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise UserError(f"no folder {name}; type --model with a run folder, an adapter, a model or a hub id")
     try:
@@ -84,8 +79,8 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
         adapter = _hub_adapter(name)
         if adapter is not None:
             return _adapter(adapter, asked_base, name)
-        shipped = "(no folder of that name is here; shipped are bundled-student and bundled-teacher)"
-        raise UserError(f"{error}\n{shipped}") from None
+        here = "no folder of that name is here; shipped are bundled-student and bundled-teacher"
+        raise UserError(f"{error}\n({here})") from None
     return _whole(name, asked_base)
 
 
@@ -126,15 +121,16 @@ def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: 
         base = model_path(BUNDLED, SHIPPED[asked_base]) if asked_base in SHIPPED else asked_base
         if named and _last(named) != _last(base):
             raise UserError(
-                f"the adapter in {path} was trained on {named}, and --base is {asked_base}: on another base model it means "
-                f"nothing; type --base with {_last(named)} or a copy of it in a folder of that name"
+                f"the adapter in {path} was trained on {named}, and --base is {asked_base}: on another base model it "
+                f"means nothing; type --base with {_last(named)} or a copy of it in a folder of that name"
             )
     if base is None:
         shipped = Path(named).parts[-3:] == ("poweropd_lite", "tiny", "student")
         base = model_path(BUNDLED, "student") if shipped else named
         if not base or (base.startswith(("/", ".", "~")) and not Path(base).is_dir()):
-            here = f"names {named or 'no'} base model, which is not here"
-            raise UserError(f"the adapter in {path} {here}; type --base with its base model")
+            raise UserError(
+                f"{path} names {named or 'no'} base model, which is not here; type --base with its base model"
+            )
     return Target(name or str(path), base, path, saved)
 
 

@@ -1,7 +1,7 @@
 """Turns a run or an adapter into what other programs load: `python -m poweropd_lite.export RUN --to FORMAT`.
 
 Read in this order: prepare.py (what will be done; job.py), source.py (the live model and its merge), folders.py and
-gguf.py (the formats), proof.py (what must hold), handover.py (the folder), make.py (all of it in order), card.py, push.py.
+gguf.py (the formats), proof.py (what must hold), handover.py (the folder), make.py (all in order), card.py, push.py.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ from poweropd_lite.export.settings import ExportConfig, load_export_config
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 2 bad input or a wrong export, 130 or 143 stopped by a signal; nothing half-written."""
+    """Returns the exit code: 0 done, 2 bad input or a wrong export, 128 + n stopped by a signal; nothing half-written."""
     parser = config_parser(
         "python -m poweropd_lite.export",
         "Turns a run or a PEFT adapter into what other programs load, and proves it first.\n\n"

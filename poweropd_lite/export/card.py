@@ -18,7 +18,7 @@ LICENCES = {"qwen/qwen3": "apache-2.0", "bundled": "apache-2.0"}  # of models th
 
 
 def base_name(model: str) -> str:
-    """Returns what to call a model: its hub id or folder, or for a shipped one "bundled" rather than a folder of this machine."""
+    """Returns what to call a model: its hub id or folder; "bundled" rather than this machine's folder of a shipped one."""
     return "bundled" if Path(model).parts[-3:-1] == ("poweropd_lite", "tiny") else model
 
 
@@ -47,7 +47,7 @@ def training(job: Job) -> dict[str, Any] | None:
 
 
 def evaluation(job: Job) -> str | None:
-    """Returns the run's evaluations as Markdown, or what training itself found before and after; None if there are none."""
+    """Returns the run's evaluations as Markdown, and what training found before and after; None if there are none."""
     folder, run = job.target.run_folder, job.target.run
     if folder is None or run is None:
         return _read(job.target.adapter or Path(job.target.base), REPORT).get("evaluation")
@@ -95,8 +95,7 @@ def _header(job: Job, report: dict[str, Any]) -> str:
     tags = ["on-policy-distillation", "poweropd"] if report["training"] else []
     tags += ["lora"] if job.config.to == "adapter" else []
     fields: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
-    licence = _known_licence(_origin(job))
-    if licence is not None:
+    if licence := _known_licence(_origin(job)):
         fields["license"] = licence
     if not Path(job.target.base).exists():
         fields["base_model"] = job.target.base
@@ -156,8 +155,10 @@ def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
             "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n\n"
             f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
             f'model = PeftModel.from_pretrained(base, "{place}")\n{tokenizer}{own}{ask}'
-            f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {name}={place}`; it takes its stop "
-            f'tokens from the base, so send `"stop_token_ids": {stops}` with each request, and give it the chat template here '
+            f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {name}={place}`; it takes "
+            "its stop "
+            f'tokens from the base, so send `"stop_token_ids": {stops}` with each request, and give it the chat '
+            "template here "
             "(`--chat-template`).\n\n`reference.json` holds what training saw of this adapter: `python -m "
             "poweropd_lite.export` checks it before it makes anything of it."
         )
@@ -165,7 +166,8 @@ def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
         file = next(folder.glob("*.gguf")).name
         return (
             f"{inside}llama.cpp: `llama-cli -m {file} -cnv --jinja`; Python: `llama_cpp.Llama('{file}')`.\n\n"
-            f"Ollama: `ollama create {name} -f Modelfile` with the [Modelfile](Modelfile) here, then `ollama run {name}`.\n\n"
+            f"Ollama: `ollama create {name} -f Modelfile` with the [Modelfile](Modelfile) here, then `ollama run "
+            f"{name}`.\n\n"
             f'transformers: `AutoModelForCausalLM.from_pretrained("{place}", gguf_file="{file}", '
             f'config=AutoConfig.from_pretrained("{base}"))` (without the config it takes 128 for the size of a head).'
         )
@@ -179,15 +181,14 @@ def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
 def _proof(report: dict[str, Any]) -> str:
     proof = report["proof"]
     found, limit, effect, share = (proof[key] for key in ("difference", "limit", "adapter_effect", "effect_kept"))
-    moved = "" if share is None else (
-        f" The adapter moves them by {effect['mean']:.2g} on average; {share:.1%} of that is kept (a least-squares slope: "
-        "rounding may put it above 100%)."
-    )  # fmt: skip
+    moved, slope = "", "a least-squares slope: rounding may put it above 100%"
+    if share is not None:
+        moved = f" The adapter moves them by {effect['mean']:.2g} on average; {share:.1%} of that is kept ({slope})."
     return (
-        "Before it was handed over, next-token log-probs on fixed texts were compared with the trained model's, in float32 "
-        f"arithmetic: {found['mean']:.2g} nats apart on average, {found['largest']:.2g} at most ({limit['mean']:.1g} and "
-        f"{limit['largest']:.1g} are allowed for {proof['kind']}).{moved} A program that computes in 16 bits adds its own "
-        "rounding. All figures: `export.json`."
+        "Before it was handed over, next-token log-probs on fixed texts were compared with the trained model's, in "
+        f"float32 arithmetic: {found['mean']:.2g} nats apart on average, {found['largest']:.2g} at most "
+        f"({limit['mean']:.1g} and {limit['largest']:.1g} are allowed for {proof['kind']}).{moved} A program that "
+        "computes in 16 bits adds its own rounding. All figures: `export.json`."
     )
 
 
@@ -197,10 +198,9 @@ def _known_licence(model: str) -> str | None:
 
 def _licence(job: Job) -> str:
     run, models = job.target.run, {"base": _origin(job)}
-    if run is not None:
-        models |= {"teacher": run.teacher, "data": run.data}
-    lines = []
-    for role, name in models.items():
-        licence = _known_licence(name) if role != "data" or name == "bundled" else None
-        lines.append(f"- {role} {name}: {licence or 'see its own card; its terms hold for what is derived from it'}")
-    return "\n".join(lines)
+    models |= {"teacher": run.teacher, "data": run.data} if run is not None else {}
+    theirs = "see its own card; its terms hold for what is derived from it"
+    known = {
+        role: _known_licence(name) if role != "data" or name == "bundled" else None for role, name in models.items()
+    }
+    return "\n".join(f"- {role} {name}: {known[role] or theirs}" for role, name in models.items())

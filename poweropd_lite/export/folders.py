@@ -1,4 +1,4 @@
-"""The formats that transformers and PEFT load: adapter, merged in 16 bits, merged in NF4. Each is written, then read back.
+"""The formats that transformers and PEFT load: adapter, merged in 16 bits, in NF4. Each is written, then read back.
 
 An export_* fills a folder, loads it as a user would, and returns what the loaded model says.
 """
@@ -24,7 +24,7 @@ Tick = Callable[[str, int, int], object]
 
 
 def write_common(job: Job, folder: Path) -> None:
-    """Writes the tokenizer with its chat template, and a generation config that stops where the student was taught to."""
+    """Writes the tokenizer with its chat template, and a generation config that stops where training stopped."""
     from transformers import GenerationConfig
 
     tokenizer = job.vocabulary.tokenizer
@@ -74,7 +74,7 @@ def export_adapter(job: Job, folder: Path, source: Source) -> Probe:
 
 
 def export_merged(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Probe, int]:
-    """Writes the merged model in job.kind; asked in the dtype that its config names. Returns the tensors read back, too."""
+    """Writes the merged model in job.kind; asked in the dtype that its config names. Returns the tensors read back too."""
     write_common(job, folder)
     write_merged(job, folder, source, job.kind, tick)
     checked = check_merged(folder, source, job.kind, tick)
@@ -115,7 +115,7 @@ def write_merged(job: Job, folder: Path, source: Source, dtype: str, tick: Tick)
 
 
 def check_merged(folder: Path, source: Source, dtype: str, tick: Tick) -> int:
-    """Returns how many tensors of a written model are, bit for bit, the merge rounded once; raises UserError for others."""
+    """Returns how many tensors of a written model are the merge rounded once, bit for bit; or raises UserError."""
     written, tensors = Checkpoint(str(folder)), source.tensors
     check_names(set(written.tensors), set(tensors))
     for done, (name, (_, shape)) in enumerate(tensors.items(), 1):
@@ -159,8 +159,8 @@ def export_4bit(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Pro
     said = source.ask(_load_written(job, folder, torch.bfloat16, **place))
     if (moved := gap(before, said)).largest > 1e-4:
         raise UserError(
-            f"the 4-bit model says other things after it was saved and loaded (by {moved.largest:.3g} nats); nothing was handed "
-            "over. Type --to merged-16bit, which any loader can quantise itself"
+            f"the 4-bit model says other things after it was saved and loaded (by {moved.largest:.3g} nats); nothing "
+            "was handed over. Type --to merged-16bit, which any loader can quantise itself"
         )
     return said, rounded
 

@@ -1,7 +1,7 @@
-"""GGUF for llama.cpp and Ollama: one file with the merged weights, the tokenizer, the chat template and the stop tokens.
+"""GGUF for llama.cpp and Ollama: one file with merged weights, tokenizer, chat template and stop tokens.
 
-Written with the gguf package (writer, tensor names, quantisers) for Qwen3, Qwen2 and Llama. Other kinds of weights are made
-of that file by llama.cpp's quantiser, other models converted by llama.cpp (llama_cpp.py). Read back and asked by
+Written with the gguf package (writer, tensor names, quantisers) for Qwen3, Qwen2 and Llama. Other kinds are made of
+that file by llama.cpp's quantiser, other models converted by llama.cpp (llama_cpp.py). Read back and asked by
 transformers' GGUF loader.
 """
 
@@ -48,8 +48,8 @@ def check_gguf(config: ExportConfig, model_config: "PretrainedConfig", tokenizer
         check_checkout(Path(config.llama_cpp), config.gguf_kind)
     elif fault := unfit(model_config, tokenizer):
         raise UserError(
-            f"the GGUF file of this model can't be written here: {fault}; type --llama-cpp with the folder of a llama.cpp "
-            "checkout, whose converter knows more models"
+            f"the GGUF file of this model can't be written here: {fault}; type --llama-cpp with the folder of a "
+            "llama.cpp checkout, whose converter knows more models"
         )
 
 
@@ -72,7 +72,7 @@ def unfit(c: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | 
 
 
 def export_gguf(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Probe, int | None]:
-    """Writes the GGUF file and Ollama's Modelfile; returns what the file says, and how many tensors were read back, if any."""
+    """Writes the GGUF file and Ollama's Modelfile; returns what the file says and the tensors read back, if any."""
     kind, checked = job.config.gguf_kind, None
     file = folder / f"model-{kind}.gguf"
     if job.config.llama_cpp is not None and unfit(job.model_config, job.vocabulary.tokenizer) is not None:
@@ -88,7 +88,7 @@ def export_gguf(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Pro
 
 
 def write_gguf(job: Job, file: Path, source: Source, kind: str, tick: Tick) -> int:
-    """Writes metadata, vocabulary and tensors, no more than one of them in memory, and reads them back; returns how many.
+    """Writes metadata, vocabulary and tensors, one at a time in memory, and reads them back; returns how many.
 
     Raises UserError for a tensor that is not, byte for byte, what the merge gives.
     """
@@ -131,7 +131,7 @@ def write_gguf(job: Job, file: Path, source: Source, kind: str, tick: Tick) -> i
 
 
 def probe_gguf(job: Job, file: Path, source: Source) -> Probe:
-    """Returns what transformers' GGUF loader makes of a file; the config is the base's, which that loader does not read whole."""
+    """Returns what transformers' GGUF loader makes of a file, by the base's config, which it would not read whole."""
     from transformers import AutoModelForCausalLM
 
     config = type(job.model_config).from_dict(job.model_config.to_dict())
@@ -146,8 +146,8 @@ def probe_gguf(job: Job, file: Path, source: Source) -> Probe:
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"transformers can't load the GGUF file back ({reason}), so it can't be proven, and nothing was handed over; type "
-            "--to merged-16bit and convert that yourself"
+            f"transformers can't load the GGUF file back ({reason}), so it can't be proven, and nothing was handed "
+            "over; type --to merged-16bit and convert that yourself"
         ) from None
     model, info = loaded
     if odd := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
@@ -158,7 +158,7 @@ def probe_gguf(job: Job, file: Path, source: Source) -> Probe:
 
 
 def _settings(job: Job, kind: str) -> dict[str, int | float]:
-    """What a reader must know of the model, by GGUF's names, in the file's order; int is uint32 there, float is float32."""
+    """What a reader must know of the model, by GGUF's names, in the file's order: uint32 and float32."""
     import gguf
 
     c, head = job.model_config, _head_size(job)

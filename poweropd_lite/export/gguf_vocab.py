@@ -48,7 +48,7 @@ def pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> tuple[str | None, str
 
 
 def add_vocabulary(writer: Any, job: Job) -> dict[str, Any]:
-    """Adds a tokenizer with its template and stop tokens to a GGUF writer; returns what a reader must find of it, by name."""
+    """Adds a tokenizer with its template and stop tokens to a GGUF writer; returns what a reader must find."""
     from gguf import TokenType
 
     tokenizer, rows = job.vocabulary.tokenizer, range(job.model_config.vocab_size)
@@ -86,7 +86,7 @@ def add_vocabulary(writer: Any, job: Job) -> dict[str, Any]:
 
 
 def stops(vocabulary: Vocabulary) -> tuple[int, list[int]]:
-    """Returns the end-of-sequence id and the other ids that end an answer; raises UserError for more than GGUF can name."""
+    """Returns the end-of-sequence id and the others that end an answer; raises UserError for more than GGUF can name."""
     tokenizer, ids = vocabulary.tokenizer, vocabulary.stop_ids
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ids else min(ids)
     others = sorted(ids - {eos}, key=lambda i: (i != end_of_turn(tokenizer), i))
@@ -108,7 +108,7 @@ def write_modelfile(job: Job, folder: Path, gguf_name: str) -> None:
 
 
 def turn_template(job: Job) -> str:
-    """Returns the chat template's rendering of one turn, in Ollama's notation; the prompt alone if there is no template."""
+    """Returns the chat template's rendering of one turn, in Ollama's notation; the prompt alone without a template."""
     from jinja2 import TemplateError
 
     tokenizer = job.vocabulary.tokenizer

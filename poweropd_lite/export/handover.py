@@ -1,4 +1,4 @@
-"""An export's folder: filled beside its place, and put there only when it is whole and nothing of the user's is in the way."""
+"""An export's folder: filled beside its place, and put there when it is whole and nothing of the user's is in the way."""
 
 import contextlib
 import json

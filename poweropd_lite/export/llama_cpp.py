@@ -18,13 +18,11 @@ QUANTISER = "llama-quantize"
 def check_checkout(folder: Path, kind: str) -> None:
     """Raises UserError if the checkout lacks what an export to a kind of weights takes from it."""
     if not (folder / CONVERTER).is_file():
-        raise UserError(
-            f"{folder} has no {CONVERTER}, so it is no llama.cpp checkout; type --llama-cpp with the folder of one"
-        )
+        raise UserError(f"{folder} has no {CONVERTER}, so it is no llama.cpp checkout; type --llama-cpp with one")
     if kind not in OWN_GGUF and _quantiser(folder) is None:
         raise UserError(
-            f"{folder} has no built {QUANTISER}, which makes {kind}; build it there (cmake -B build && cmake --build build "
-            f"--target {QUANTISER}), or type --gguf-type with one of {', '.join(OWN_GGUF)}"
+            f"{folder} has no built {QUANTISER}, which makes {kind}; build it there (cmake -B build && cmake --build "
+            f"build --target {QUANTISER}), or type --gguf-type with one of {', '.join(OWN_GGUF)}"
         )
 
 
@@ -49,9 +47,9 @@ def convert(job: Job, file: Path, source: Source, tick: Tick) -> None:
     ends = [f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom")]
     named = {fields[key].contents() for key in ends if key in fields}
     if lost := sorted(job.vocabulary.stop_ids - named):  # it reads the tokenizer's end token alone
+        tokens = ", ".join(job.vocabulary.tokenizer.convert_ids_to_tokens(lost))
         source.notes.append(
-            f"llama.cpp's converter did not write the stop tokens "
-            f"{', '.join(job.vocabulary.tokenizer.convert_ids_to_tokens(lost))}: where an answer does not end with them, "
+            f"llama.cpp's converter did not write the stop tokens {tokens}: where an answer does not end with them, "
             "name them to your program"
         )
     if not own:

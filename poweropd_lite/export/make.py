@@ -38,7 +38,8 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
 
     hush_bitsandbytes()
     transformers.utils.logging.disable_progress_bar()
-    check_push(job)
+    if config.push:
+        check_push(job, config.push)
     base = base_name(job.target.base)
     say(f"{job.target.kind} {job.target.name} on {base}, to {config.to} ({job.kind}), into {job.out}")
     source = read_source(job, say)

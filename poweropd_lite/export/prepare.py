@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import existing
@@ -39,18 +39,18 @@ def prepare_job(config: ExportConfig) -> Job:
     model_config, _ = load_model_config(target.base, "model", config.trust_remote_code)
     if getattr(model_config, "quantization_config", None) is not None and not adapting:
         raise UserError(
-            f"{target.base} is quantised already, and merging into it would round twice; type --base with its 16-bit original"
+            f"{target.base} is quantised already, and merging into it would round twice; type --base with its 16-bit "
+            "original"
         )
     notes = []
     if adapting and saved.get("modules_to_save"):
         notes.append(
-            "modules trained whole are part of this adapter: PEFT loads it, vLLM does not; --to merged-16bit is for vLLM"
+            "modules trained whole are part of this adapter: PEFT loads it, vLLM does not; --to merged-16bit is for "
+            "vLLM"
         )
     if target.run is not None and _settle_thinking(vocabulary.tokenizer, target.name, target.run.enable_thinking):
-        notes.append(
-            f"the chat template's own enable_thinking is {str(target.run.enable_thinking).lower()} now, as in training; who "
-            "asks for the other gets it"
-        )
+        now = f"{str(target.run.enable_thinking).lower()} now, as in training; who asks for the other gets it"
+        notes.append(f"the chat template's own enable_thinking is {now}")
     if adapting and Path(target.base).is_dir():
         notes.append(f"its base is a folder of this machine ({target.base}); elsewhere name that machine's copy of it")
     kind = _kind(config, model_config)
@@ -63,8 +63,8 @@ def prepare_job(config: ExportConfig) -> Job:
     known = target.adapter is None or (target.adapter / REFERENCE).is_file()  # by what it says
     if whole and revision and pinned != revision and not known:
         raise UserError(
-            f"the adapter was trained on {target.base} at revision {pinned}, and what is loaded is {revision}; download that "
-            "revision into a folder of the same name and type --base with it"
+            f"the adapter was trained on {target.base} at revision {pinned}, and what is loaded is {revision}; "
+            "download that revision into a folder of the same name and type --base with it"
         )
     return Job(config, target, vocabulary, model_config, out, kind, revision, token, tuple(notes))
 
@@ -76,10 +76,11 @@ def _settle_thinking(tokenizer: "PreTrainedTokenizerBase", name: str, thinking: 
     messages = [{"role": "user", "content": "x"}]
 
     def is_default() -> bool:
-        plain = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return plain == tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        ways: list[dict[str, Any]] = [{}, {"enable_thinking": thinking}]
+        plain, asked = (
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **way) for way in ways
         )
+        return plain == asked
 
     if is_default():
         return False
@@ -87,10 +88,8 @@ def _settle_thinking(tokenizer: "PreTrainedTokenizerBase", name: str, thinking: 
     default = "{%- if enable_thinking is not defined %}{%- set enable_thinking = " + value + " %}{%- endif %}"
     tokenizer.chat_template = default + "\n" + tokenizer.chat_template
     if not is_default():
-        raise UserError(
-            f"the chat template of {name} can't be told enable_thinking={thinking}, which it was trained with; mend "
-            "chat_template.jinja beside it"
-        )
+        how = f"enable_thinking={thinking}, which it was trained with"
+        raise UserError(f"the chat template of {name} can't be told {how}; mend chat_template.jinja beside it")
     return True
 
 
@@ -98,8 +97,8 @@ def _token(config: ExportConfig) -> str | None:
     token = os.environ.get("HF_TOKEN", "").strip()
     if config.push is not None and not re.fullmatch(r"[!-~]+", token):
         raise UserError(
-            "--push needs a token that may write, and HF_TOKEN holds none, or letters that no token has; type HF_TOKEN=... "
-            "before the command (made at huggingface.co/settings/tokens), or leave out --push"
+            "--push needs a token that may write, and HF_TOKEN holds none, or letters that no token has; type "
+            "HF_TOKEN=... before the command (made at huggingface.co/settings/tokens), or leave out --push"
         )
     return token if config.push is not None else None
 
@@ -146,6 +145,6 @@ def _check_disk(config: ExportConfig, target: Target, out: Path, kind: str) -> N
     free = shutil.disk_usage(existing(out)).free
     if free < need:
         raise UserError(
-            f"the export needs about {need / 2**30:.2f} GiB, and the disk of {existing(out)} has {free / 2**30:.2f} free; type "
-            "--out with a folder on another disk"
+            f"the export needs about {need / 2**30:.2f} GiB, and the disk of {existing(out)} has {free / 2**30:.2f} "
+            "free; type --out with a folder on another disk"
         )

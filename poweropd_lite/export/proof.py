@@ -52,7 +52,7 @@ def kept(exported: Probe, live: Probe, base: Probe, rounded: Probe) -> float | N
 
 
 def within(limits: tuple[float, float], effect: Gap, parts: int) -> tuple[float, float]:
-    """Returns limits of mean and largest difference, raised to one part in `parts` of the adapter's effect where that is more.
+    """Returns limits of mean and largest difference, raised to a part in `parts` of the adapter's effect if that is more.
 
     Large models' sums are less exact than small ones'; what matters is that the error is small beside what was learnt.
     """
@@ -64,8 +64,9 @@ def check_merge(merged: Probe, live: Probe, base: Probe) -> Gap:
     found, limits = gap(merged, live), within(EXACT, gap(base, live), 500)
     if found.exceeds(limits):
         raise UserError(
-            f"the merged weights do not say what the live adapter says: log-probs differ by {found}, and {limits[0]:.1g} and "
-            f"{limits[1]:.1g} are allowed; something in this adapter is not merged as PEFT applies it; type --to adapter"
+            f"the merged weights do not say what the live adapter says: log-probs differ by {found}, and "
+            f"{limits[0]:.1g} and {limits[1]:.1g} are allowed; something in this adapter is not merged as PEFT applies "
+            "it; type --to adapter"
         )
     return found
 
@@ -82,23 +83,24 @@ def check_export(
     share = kept(exported, live, base, rounded or base)
     if found.exceeds(limits):
         raise UserError(
-            f"the exported model does not say what the live one says: log-probs are off by {found}, and {kind} may be off by "
-            f"{limits[0]:g} and {limits[1]:g}; nothing was handed over. A wider format, or --to adapter, keeps more"
+            f"the exported model does not say what the live one says: log-probs are off by {found}, and {kind} may be "
+            f"off by {limits[0]:g} and {limits[1]:g}; nothing was handed over. A wider format, or --to adapter, keeps "
+            "more"
         )
     can_tell = found.mean <= 2 * effect.mean
     if share is not None and can_tell and not KEPT[0] <= share <= KEPT[1]:
         raise UserError(
-            f"the exported model kept {share:.0%} of what the adapter changes: the rounding to {kind} loses most of it; "
-            "nothing was handed over. Type --dtype float16 or float32 (merged-16bit), or --to adapter"
+            f"the exported model kept {share:.0%} of what the adapter changes: the rounding to {kind} loses most of "
+            "it; nothing was handed over. Type --dtype float16 or float32 (merged-16bit), or --to adapter"
         )
     if share is not None and found.mean > effect.mean / 4:
         notes.append(
-            f"the rounding to {kind} moves log-probs by {found.mean:.2g} nats on average, the adapter by {effect.mean:.2g}: "
-            "a wider format is nearer to what was trained"
+            f"the rounding to {kind} moves log-probs by {found.mean:.2g} nats on average, the adapter by "
+            f"{effect.mean:.2g}: a wider format is nearer to what was trained"
         )
-    sure = share is None or can_tell
+    lost = "within the format's limits, but the adapter's effect is lost in the rounding"
     return {
-        "verdict": "proven" if sure else "within the format's limits, but the adapter's effect is lost in the rounding",
+        "verdict": "proven" if share is None or can_tell else lost,
         "unit": "nats",
         "kind": kind,
         "difference": asdict(found),

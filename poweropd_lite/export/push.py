@@ -3,32 +3,28 @@
 import glob
 import re
 from collections.abc import Callable
-from typing import Any
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.export.job import Job
 
-IN_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 # What an export may write: with --overwrite, such files of an earlier one are replaced or removed, and no others.
 WRITTEN = re.compile(
-    r"(README\.md|Modelfile|export\.json|reference\.json|config\.json|generation_config\.json|adapter_(config\.json|model\.safetensors)|"
+    r"(README\.md|Modelfile|export\.json|reference\.json|(adapter_|generation_)?config\.json|adapter_model\.safetensors|"
     r"tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|chat_template\.jinja|"
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|model-[\w.]+\.gguf|\.gitattributes)"
 )
 
 
-def check_push(job: Job) -> None:
-    """Raises UserError if the upload could not be made: asked before the work."""
-    if job.config.push is None:
-        return
+def check_push(job: Job, name: str) -> None:
+    """Raises UserError if the upload to `name` could not be made: asked before the work."""
     from httpx import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    api, name = HfApi(token=job.token), job.config.push
+    api = HfApi(token=job.token)
     try:
         api.whoami()
-        there = set(_files(api, name)) - IN_A_NEW_REPOSITORY
+        there = set(api.list_repo_files(name)) - {".gitattributes", "README.md"} if api.repo_exists(name) else set()
         shown = bool(there) and job.config.private and not api.repo_info(name).private
     except OfflineModeIsEnabled:
         raise UserError("--push uploads, and HF_HUB_OFFLINE says not to; unset it, or leave out --push") from None
@@ -46,7 +42,7 @@ def check_push(job: Job) -> None:
 
 
 def push(job: Job, name: str, say: Callable[[str], None]) -> str:
-    """Uploads the export's folder in one commit; returns its address. Raises UserError, with the folder left as it is."""
+    """Uploads the export's folder in one commit; returns its address. Raises UserError; the folder stays."""
     from httpx import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -61,25 +57,16 @@ def push(job: Job, name: str, say: Callable[[str], None]) -> str:
             folder_path=job.out,
             commit_message="Upload by poweropd_lite",
             ignore_patterns=[".*"],
-            delete_patterns=[glob.escape(file) for file in _files(api, name) if file not in kept] or None,
+            delete_patterns=[glob.escape(file) for file in api.list_repo_files(name) if file not in kept] or None,
         )
     except (HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"the upload to {name} failed: {_reason(error, job)}\nThe export itself is whole, in {job.out}; to try again, type: "
-            f"hf upload {name} {job.out}{' --private' if job.config.private else ''}"
+            f"the upload to {name} failed: {_reason(error, job)}\nThe export itself is whole, in {job.out}; to try "
+            f"again, type: hf upload {name} {job.out}{' --private' if job.config.private else ''}"
         ) from None
     url = str(getattr(done, "repo_url", None) or done)
     say(f"uploaded to {url}")
     return url
-
-
-def _files(api: Any, name: str) -> list[str]:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return api.list_repo_files(name)
-    except RepositoryNotFoundError:
-        return []
 
 
 def _reason(error: Exception, job: Job) -> str:

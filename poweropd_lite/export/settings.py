@@ -34,7 +34,7 @@ class ExportConfig(BaseModel):
     gguf_type: str = Field(
         "q8_0",
         min_length=1,
-        description="weights of gguf: f32, f16, bf16, q8_0, or with --llama-cpp what its quantiser knows, such as q4_k_m",
+        description="weights of gguf: f32, f16, bf16, q8_0, or with --llama-cpp what it can quantise to, such as q4_k_m",
     )
     llama_cpp: str | None = Field(None, min_length=1, description="a llama.cpp checkout: for other types and models")
     trust_remote_code: bool = Field(False, description="run Python code of a model; only for sources you trust")
@@ -60,8 +60,8 @@ class ExportConfig(BaseModel):
             problems.append(f"--gguf-type and --llama-cpp are of gguf, and --to is {self.to}; leave them out")
         if self.to == "gguf" and self.gguf_kind not in OWN_GGUF and self.llama_cpp is None:
             problems.append(
-                f"gguf_type {self.gguf_type} is none of {', '.join(OWN_GGUF)}, which are written here; others are made by "
-                "llama.cpp's own quantiser: type --llama-cpp with the folder of a built llama.cpp checkout"
+                f"gguf_type {self.gguf_type} is none of {', '.join(OWN_GGUF)}, which are written here; others are made "
+                "by llama.cpp's own quantiser: type --llama-cpp with the folder of a built llama.cpp checkout"
             )
         if self.push is not None and not _HUB_NAME.fullmatch(self.push):
             problems.append(f"push: found {self.push!r}, but it should be ORG/NAME, such as me/qwen3-0.6b-power10")

@@ -64,8 +64,8 @@ def _files(model: str) -> list[Path]:
         return [Path(single)]
     if not index:
         raise UserError(
-            f"{model} has no {SINGLE} and no {INDEX}, and other kinds of weights are not merged here; type --base with a copy "
-            "that transformers' save_pretrained wrote"
+            f"{model} has no {SINGLE} and no {INDEX}, and other kinds of weights are not merged here; type --base with "
+            "a copy that transformers' save_pretrained wrote"
         )
     try:
         names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
@@ -84,7 +84,7 @@ def row_blocks(shape: tuple[int, ...]) -> list[slice]:
 
 @contextmanager
 def new_shard(path: Path, dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> Iterator[Callable[[Tensor], int]]:
-    """Gives what appends the next rows to a safetensors file of one dtype, in the order of `shapes`, and returns their bytes."""
+    """Gives what appends the next rows, in the order of `shapes`, to a file of one dtype, and returns their bytes."""
     code = next(code for code, name in _CODES.items() if getattr(torch, name) == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = end = 0

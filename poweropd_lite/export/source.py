@@ -1,6 +1,6 @@
 """The model that is exported: its base, its adapter's changes, and what the live model says, as the export must.
 
-The live model is the base with the adapter put on by PEFT, unmerged. It is asked, read and let go before anything is written.
+The live model is the base with PEFT's adapter on it, unmerged: asked, read and let go before anything is written.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Source:
-    """What is exported: the base's files and, by parameter name, what the adapter changes. Of the live model: what it says."""
+    """What is exported: the base's files, what the adapter changes, by parameter name, and what the live model says."""
 
     checkpoint: Checkpoint
     tensors: dict[str, tuple[str, tuple[int, ...]]]  # by name: the base's tensor it is made of, shape
@@ -69,7 +69,8 @@ def read_source(job: Job, say: Callable[[str], None]) -> Source:
     known, ends, tied = _anatomy(model)
     if strange := sorted(set(checkpoint.tensors) - known):
         notes.append(
-            f"{len(strange)} tensors in the base's files are no part of the model and are left out, such as {strange[0]}"
+            f"{len(strange)} tensors in the base's files are no part of the model and are left out, such as "
+            f"{strange[0]}"
         )
     if odd := sorted(name for name, t in checkpoint.tensors.items() if name in known and not t.dtype):
         raise UserError(f"{odd[0]} of {target.base} is no floating-point tensor, which a merge here can't round")
@@ -84,10 +85,8 @@ def read_source(job: Job, say: Callable[[str], None]) -> Source:
             with model.disable_adapter():
                 merged = probe(model, live.texts, live, uses)
             if was_tied and not tied:
-                notes.append(
-                    "the adapter changes the embedding or the head alone, so the two are untied: the export has a head of "
-                    "its own"
-                )
+                what = "the adapter changes the embedding or the head alone"
+                notes.append(f"{what}, so the two are untied: the export has a head of its own")
         except UserError:
             if merging:
                 raise
@@ -108,8 +107,8 @@ def read_source(job: Job, say: Callable[[str], None]) -> Source:
             del model
             model = _load(job, 4, torch.float32)
             notes.append(
-                "the adapter was trained on its base in 4 bits, and is exported on the 16-bit weights of that base, which it "
-                "has not seen in training"
+                "the adapter was trained on its base in 4 bits, and is exported on the 16-bit weights of that base, "
+                "which it has not seen in training"
             )
         elif trained_on not in (stored, torch.float32):
             del model  # the base was narrowed for training
@@ -117,8 +116,8 @@ def read_source(job: Job, say: Callable[[str], None]) -> Source:
         _check_reference(job, model, source, seen, say)
     if merging and (absent := sorted(set(changes) - set(tensors))):
         raise UserError(
-            f"the adapter changes {absent[0]}, which the files of {target.base} don't hold under that name; load the base with "
-            "transformers, save it with save_pretrained, and type --base with that folder"
+            f"the adapter changes {absent[0]}, which the files of {target.base} don't hold under that name; load the "
+            "base with transformers, save it with save_pretrained, and type --base with that folder"
         )
     if target.adapter is not None and merging and source.is_zero:
         notes.append("the adapter is zero: what is exported is its base")
@@ -157,7 +156,8 @@ def _uses(model: "PeftModel", changes: dict[str, Change]) -> dict[tuple[str, int
         kind = "embedding" if isinstance(original, torch.nn.Embedding) else "linear"
         if not isinstance(original, torch.nn.Embedding | torch.nn.Linear) or not name.endswith(".weight"):
             raise UserError(
-                f"the adapter trains {name} whole, and a merge here knows linear layers and embeddings; type --to adapter"
+                f"the adapter trains {name} whole, and a merge here knows linear layers and embeddings; type --to "
+                "adapter"
             )
         uses[kind, id(original.weight)] = change
     return uses
@@ -175,13 +175,14 @@ def _check_reference(job: Job, model: Any, source: Source, seen: Probe | None, s
     """Raises UserError unless the weights say what training saw of them; says so, or notes that it can't be known."""
     if seen is None:
         source.notes.append(
-            "no reference.json lies beside the weights, so only what the files say could be compared, not what training saw"
+            "no reference.json lies beside the weights, so only what the files say could be compared, not what "
+            "training saw"
         )
         return
     if seen.texts != source.live.texts:
         raise UserError(
-            f"the tokenizer of {job.target.name} turns the reference's texts into other ids than in training; put back the "
-            "tokenizer that the run handed over"
+            f"the tokenizer of {job.target.name} turns the reference's texts into other ids than in training; put back "
+            "the tokenizer that the run handed over"
         )
     now = without = probe(model, seen.texts, seen)
     if job.target.adapter is not None:
@@ -197,7 +198,7 @@ def _check_reference(job: Job, model: Any, source: Source, seen: Probe | None, s
     if found.exceeds(limits) or other:
         raise UserError(
             f"the weights in {job.target.adapter or job.target.base} do not say what they said at the end of training: "
-            f"log-probs are off by {found}, and {limits[0]:.2g} on average is allowed. Weights, lora_alpha, rank or base "
-            f"({job.target.base}) are not the run's; export the run's own folder, with --base for the right base"
+            f"log-probs are off by {found}, and {limits[0]:.2g} on average is allowed. Weights, lora_alpha, rank or "
+            f"base ({job.target.base}) are not the run's; export the run's own folder, with --base for the right base"
         )
     say(f"the weights say what training saw: log-probs within {found.largest:.1e} nats")

@@ -24,7 +24,7 @@ from poweropd_lite.run.session import Session
 
 @dataclass
 class RunState:
-    """Where a run stands, beyond its weights. Data order, sampling and learning rate follow from `step` and the config."""
+    """Where a run stands, beyond its weights. Data order, sampling and learning rate follow from `step`."""
 
     step: int = 0  # optimizer steps taken or dropped
     evaluated: int = -1  # the last step that was evaluated

@@ -1,4 +1,4 @@
-"""What a run hands over: its adapter in PEFT's format, or the whole model, and what the live student says of fixed texts."""
+"""What a run hands over: its adapter, in PEFT's format, or the whole model, and what the student says of fixed texts."""
 
 from dataclasses import replace
 

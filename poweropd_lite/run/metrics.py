@@ -207,7 +207,7 @@ def token_stats(rewards: Tensor, lengths: Sequence[int], bounds: tuple[float, fl
 
 
 def pieces(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
-    """Returns the text of each token; a character that several tokens spell is that of the last of them, the others are empty."""
+    """Returns the text of each token; a character that several tokens spell is the last one's, the others are empty."""
     texts, pending = [], []
     for token in ids:
         pending.append(token)

@@ -93,12 +93,13 @@ class Recorder:
             self.progress.say(f"step {state.step} dropped: {_why_dropped(metrics)}")
         if state.skipped_in_a_row == MAX_DROPPED_IN_A_ROW:
             raise UserError(
-                f"{MAX_DROPPED_IN_A_ROW} steps in a row were dropped, the last because {_why_dropped(metrics)}; the weights are "
-                f"as before them. Lower --lr (now {self.config.learning_rate:g}), or look at {self.files['metrics'].path}"
+                f"{MAX_DROPPED_IN_A_ROW} steps in a row were dropped, the last because {_why_dropped(metrics)}; the "
+                f"weights are as before them. Lower --lr (now {self.config.learning_rate:g}), or look at "
+                f"{self.files['metrics'].path}"
             )
 
     def evaluated(self, metrics: dict[str, float], record: dict[str, Any], sample: Rollout, seconds: float) -> None:
-        """Records an evaluation of the weights as they are: its metrics, its record in the summary, one of its answers."""
+        """Records an evaluation of the weights as they are: its metrics, its record in the summary, an answer."""
         state, config = self.state, self.config
         state.spend("evaluate", seconds)
         metrics = metrics | {"time/evaluate": seconds}
@@ -110,8 +111,9 @@ class Recorder:
         more = "".join(f"; {name} {one['avg']:.1%}" for name, one in record.get("benchmarks", {}).items())
         more += f"; {record['undecided']} answers could not be graded" if record["undecided"] else ""
         self.progress.say(
-            f"evaluation at step {state.step}: Avg@{config.eval_samples} {record['avg']:.1%}, greedy {record['greedy']:.1%}, "
-            f"{record['length']:.0f} tokens, {record['stop_share']:.1%} stop ({clock(seconds)}){more}"
+            f"evaluation at step {state.step}: Avg@{config.eval_samples} {record['avg']:.1%}, greedy "
+            f"{record['greedy']:.1%}, {record['length']:.0f} tokens, {record['stop_share']:.1%} stop "
+            f"({clock(seconds)}){more}"
         )
 
     def sync(self) -> None:
@@ -178,8 +180,9 @@ class Recorder:
         for name in ("before", "after"):
             if e := summary[f"evaluation_{name}"]:
                 lines.append(
-                    f"  {name:6}  Avg@{config.eval_samples} {e['avg']:6.1%}   Pass@{config.eval_samples} {e['any']:6.1%}   "
-                    f"greedy {e['greedy']:6.1%}   {e['length']:5.1f} tokens   {e['stop_share']:6.1%} stop"
+                    f"  {name:6}  Avg@{config.eval_samples} {e['avg']:6.1%}   Pass@{config.eval_samples} "
+                    f"{e['any']:6.1%}   greedy {e['greedy']:6.1%}   {e['length']:5.1f} tokens   {e['stop_share']:6.1%} "
+                    "stop"
                 )
         if summary["dropped_steps"]:
             lines.append(f"  {summary['dropped_steps']} steps were dropped (non-finite, or no token in the loss)")

@@ -89,7 +89,7 @@ class Session:
         self.engine.close()
 
     def guard(self, first_gap: float | None) -> Guard:
-        """Returns what compares the engine with the trainer; `first_gap` is of the run's first step, once that is taken."""
+        """Returns what compares the engine with the trainer; `first_gap` is of the run's first step, once taken."""
         o = self.ready.objective
         return Guard(self.engine, self.student, o.sampling, o.stops, self.config.guard_every, first_gap)
 
@@ -116,7 +116,7 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
-    """Checks all of a run that can be checked from tokenizers, configs and data; raises UserError for what can't work."""
+    """Checks all of a run that can be checked from tokenizers, configs and data; raises UserError for what can't."""
     hush_bitsandbytes()
     if config.threads:
         torch.set_num_threads(config.threads)
