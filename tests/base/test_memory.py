@@ -5,6 +5,7 @@ import json
 import forked
 import pytest
 import torch
+from conftest import DATA
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import halving
@@ -29,7 +30,7 @@ run_command(lambda: command.main(sys.argv[3:]))
 
 
 def limited(room: int, cwd, *flags, phase="learn"):
-    unscored = ["--config", "bundled", "--eval-benchmarks", "none", "--eval-every", "0"]
+    unscored = ["--config", "bundled", "--data", DATA, "--eval-benchmarks", "none", "--eval-every", "0"]
     flags = [*unscored, "--steps", "2", "--output", "run", *flags]
     return forked.run("-c", LIMITED, phase, str(room), *flags, cwd=cwd)
 

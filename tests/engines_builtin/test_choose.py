@@ -8,7 +8,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
-from conftest import run_train
+from conftest import DATA, run_train
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
@@ -69,6 +69,8 @@ def test_a_4_bit_student_trains(tmp_path):
         "bundled",
         "--student-bits",
         "4",
+        "--data",
+        DATA,
         "--steps",
         "3",
         "--eval-benchmarks",

@@ -59,7 +59,7 @@ class Bench:
             for p in self.student.trainable().values():
                 p.add_(torch.randn(p.shape, generator=self.generator), alpha=self.size)
 
-    def step(self, sync=True, sampling=None, rows=64):
+    def step(self, sync=True, sampling=None, rows=16):
         if sync:
             self.engine.sync()
         draws = Draws(0, 0, self.number, tuple(range(rows)))
@@ -81,7 +81,7 @@ class Bench:
 
 def test_a_sound_engine_passes_and_its_figures_are_right():
     bench = Bench()
-    first = bench.step()
+    first = bench.step(rows=64)
     assert first["parity/gap"] < 1e-5 and "parity/adapter_effect" not in first
     assert 0.85 < first["parity/temperature"] < 1.18
     bench.move()
@@ -147,16 +147,16 @@ def test_the_adapter_of_the_step_before_is_named(tmp_path):
 def test_another_temperature_is_estimated(dtype, truth):
     bench = Bench(dtype)
     with pytest.raises(UserError, match=r"look drawn at temperature (\d\.\d+), not 1 ") as caught:
-        bench.step(sampling=Sampling(truth, forbidden=bench.sampling.forbidden))
+        bench.step(sampling=Sampling(truth, forbidden=bench.sampling.forbidden), rows=64)
     estimate = float(str(caught.value).split("at temperature ")[1].split(",")[0])
     assert abs(estimate - truth) < 0.1
 
 
 def test_truncated_sampling_is_told_from_another_temperature():
     bench = Bench(top_k=20, top_p=0.95, temperature=0.8)
-    assert 0.65 < bench.step()["parity/temperature"] < 0.95
+    assert 0.65 < bench.step(rows=64)["parity/temperature"] < 0.95
     with pytest.raises(UserError, match="could not have been drawn at temperature 0.8 with top-k 20 and top-p 0.95"):
-        bench.step(sampling=dataclasses.replace(bench.sampling, temperature=1.3))
+        bench.step(sampling=dataclasses.replace(bench.sampling, temperature=1.3), rows=64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -216,10 +216,10 @@ def test_chance_does_not_add_up_to_an_alarm():
     """Twenty checks of a sound engine: the evidence for other temperatures falls, it does not wander up."""
     bench = Bench()
     for _ in range(20):
-        bench.step(rows=16)
+        bench.step()
     others = [e for i, e in enumerate(bench.guard.evidence.tolist()) if RATIOS[i] != 1.0]
     assert max(others) < 0
-    assert 0.95 < bench.step(rows=16)["parity/temperature"] < 1.05
+    assert 0.95 < bench.step()["parity/temperature"] < 1.05
 
 
 def test_wrong_truncation_is_named():

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import quick_flags, run_train
+from conftest import DATA, quick_flags, run_train
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.train import train
@@ -126,7 +126,7 @@ def test_plain_peft_loads_the_adapter_with_equal_logits(finished, student_model)
 
 @pytest.mark.parametrize("reward", ["log_ratio", "clip", "tanh", "zscore", "full_kl"])
 def test_every_reward_trains(reward, tmp_path):
-    changes = {"steps": 6, "batch_size": 16, "eval_every": 0, "eval_problems": 2, "eval_samples": 1}
+    changes = {"steps": 6, "batch_size": 16, "eval_every": 0, "eval_problems": 2, "eval_samples": 1, "data": DATA}
     results = train(load_config("bundled", reward=reward, **changes, output=str(tmp_path / "run")))
     assert results.finished and results.summary["dropped_steps"] == 0
     steps = [line for line in lines(results.run / "metrics.jsonl") if "loss" in line]
@@ -140,7 +140,7 @@ def test_every_reward_trains(reward, tmp_path):
 
 @pytest.mark.parametrize("settings", [{"full_finetune": True, "lr": 3e-4}, {"teacher_bits": 16, "dtype": "bfloat16"}])
 def test_full_finetuning_and_bfloat16_train_too(settings, tmp_path):
-    changes = {"steps": 3, "batch_size": 8, "eval_every": 0, "eval_problems": 4, "eval_samples": 1}
+    changes = {"steps": 3, "batch_size": 8, "eval_every": 0, "eval_problems": 4, "eval_samples": 1, "data": DATA}
     results = train(load_config("bundled", **changes, **settings, output=str(tmp_path / "run")))
     assert results.finished and results.summary["dropped_steps"] == 0
     if "full_finetune" in settings:
