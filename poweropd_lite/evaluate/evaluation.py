@@ -68,10 +68,9 @@ def sample_missing(agenda: Agenda, folder: EvalFolder, stop: StopRequest, say: C
     say(f"{agenda.target.kind} {agenda.target.name}, {how}, into {agenda.path}")
     forbidden = torch.tensor(agenda.vocabulary.forbidden, dtype=torch.long, device=serving.device)
     sampling = Sampling(config.temperature, config.top_k, config.top_p, forbidden)
-    left = sum(len(batch) for _, batch in missing)
     with closing(serve_engine(agenda.target, serving, agenda.vocabulary.stop_ids, say)) as engine:
         engine.sync()
-        with Counting("answer", total, total - left) as counting:
+        with Counting("answer", total, total - sum(len(batch) for _, batch in missing)) as counting:
             for part, batch in missing:
                 if stop:
                     return

@@ -1,10 +1,7 @@
 """The folder of an evaluation: what was asked for, every sample, and the results; found again by a second start.
 
-    settings.json   what the samples depend on, and of which problems they are
-    NAME.jsonl      a line a sample of benchmark NAME (docs/evaluation.md)
-    results.json    the scores, with every setting beside them; results.md is the table
-
-Samples are appended a batch at a time. A batch that a kill cut short is dropped and drawn again, as it was.
+Its files: docs/evaluation.md. Samples are appended a batch at a time. A batch that a kill cut short is dropped and drawn
+again, as it was.
 """
 
 import contextlib

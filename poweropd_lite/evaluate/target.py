@@ -119,10 +119,10 @@ def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: 
     named = str(saved.get("base_model_name_or_path") or "")
     if base is None and asked_base is not None:
         base = model_path(BUNDLED, SHIPPED[asked_base]) if asked_base in SHIPPED else asked_base
-        if named and _last(named) != _last(base):
+        if named and Path(named).name.lower() != Path(base).name.lower():
             raise UserError(
                 f"the adapter in {path} was trained on {named}, and --base is {asked_base}: on another base model it "
-                f"means nothing; type --base with {_last(named)} or a copy of it in a folder of that name"
+                f"means nothing; type --base with {Path(named).name} or a copy of it in a folder of that name"
             )
     if base is None:
         shipped = Path(named).parts[-3:] == ("poweropd_lite", "tiny", "student")
@@ -132,10 +132,6 @@ def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: 
                 f"{path} names {named or 'no'} base model, which is not here; type --base with its base model"
             )
     return Target(name or str(path), base, path, saved)
-
-
-def _last(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def _hub_adapter(name: str) -> Path | None:

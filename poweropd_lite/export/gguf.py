@@ -19,8 +19,8 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.export.folders import Tick, check_equal, check_names
 from poweropd_lite.export.gguf_vocab import add_vocabulary, pre_tokenizer, write_modelfile
 from poweropd_lite.export.job import Job
-from poweropd_lite.export.llama_cpp import check_checkout, convert, quantise
-from poweropd_lite.export.settings import OWN_GGUF, ExportConfig
+from poweropd_lite.export.llama_cpp import convert, quantise
+from poweropd_lite.export.settings import OWN_GGUF
 from poweropd_lite.export.source import Source, device
 from poweropd_lite.models.probe import Probe
 
@@ -40,17 +40,6 @@ class Entry:
     origin: str  # the merged model's name for it
     shape: tuple[int, ...]
     kind: Any  # gguf's name for its encoding
-
-
-def check_gguf(config: ExportConfig, model_config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raises UserError for a model that neither this file nor the given llama.cpp checkout can write."""
-    if config.llama_cpp is not None:
-        check_checkout(Path(config.llama_cpp), config.gguf_kind)
-    elif fault := unfit(model_config, tokenizer):
-        raise UserError(
-            f"the GGUF file of this model can't be written here: {fault}; type --llama-cpp with the folder of a "
-            "llama.cpp checkout, whose converter knows more models"
-        )
 
 
 def unfit(c: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | None:
@@ -74,15 +63,15 @@ def unfit(c: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | 
 def export_gguf(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Probe, int | None]:
     """Writes the GGUF file and Ollama's Modelfile; returns what the file says and the tensors read back, if any."""
     kind, checked = job.config.gguf_kind, None
-    file = folder / f"model-{kind}.gguf"
+    file, checkout = folder / f"model-{kind}.gguf", Path(job.config.llama_cpp or "").resolve()
     if job.config.llama_cpp is not None and unfit(job.model_config, job.vocabulary.tokenizer) is not None:
-        convert(job, file, source, tick)
+        convert(job, checkout, file, source, tick)
     elif kind in OWN_GGUF:
         checked = write_gguf(job, file, source, kind, tick)
     else:
         whole = file.with_name(".whole.gguf")
         checked = write_gguf(job, whole, source, "f32", tick)
-        quantise(job, whole, file)
+        quantise(checkout, kind, whole, file)
     write_modelfile(job, folder, file.name)
     return probe_gguf(job, file, source), checked
 

@@ -31,17 +31,17 @@ def _quantiser(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def convert(job: Job, file: Path, source: Source, tick: Tick) -> None:
+def convert(job: Job, checkout: Path, file: Path, source: Source, tick: Tick) -> None:
     """Writes `file` from the merged model in float32, which is removed again: for models that gguf.py does not know."""
     import gguf
 
-    own = job.config.gguf_kind in OWN_GGUF
+    kind, own = job.config.gguf_kind, job.config.gguf_kind in OWN_GGUF
     merged, whole = file.with_name(".merged"), file if own else file.with_name(".whole.gguf")
     merged.mkdir()
     write_merged(job, merged, source, "float32", tick)
     write_common(job, merged)
-    kind, script = job.config.gguf_kind if own else "f32", str(_checkout(job) / CONVERTER)
-    _run([sys.executable, script, str(merged), "--outfile", str(whole), "--outtype", kind], CONVERTER)
+    command = [sys.executable, str(checkout / CONVERTER), str(merged), "--outfile", str(whole)]
+    _run([*command, "--outtype", kind if own else "f32"], CONVERTER)
     shutil.rmtree(merged)
     fields = gguf.GGUFReader(whole).fields
     ends = [f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom")]
@@ -53,17 +53,13 @@ def convert(job: Job, file: Path, source: Source, tick: Tick) -> None:
             "name them to your program"
         )
     if not own:
-        quantise(job, whole, file)
+        quantise(checkout, kind, whole, file)
 
 
-def quantise(job: Job, whole: Path, file: Path) -> None:
-    """Writes `file` in the asked kind of weights from a file in wider ones, which is removed."""
-    _run([str(_quantiser(_checkout(job))), str(whole), str(file), job.config.gguf_kind.upper()], QUANTISER)
+def quantise(checkout: Path, kind: str, whole: Path, file: Path) -> None:
+    """Writes `file` in a kind of weights from a file in wider ones, which is removed."""
+    _run([str(_quantiser(checkout)), str(whole), str(file), kind.upper()], QUANTISER)
     whole.unlink()
-
-
-def _checkout(job: Job) -> Path:
-    return Path(job.config.llama_cpp or "").resolve()
 
 
 def _run(command: list[str], name: str) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import existing
 from poweropd_lite.evaluate.target import Target, find_target, load_vocabulary
-from poweropd_lite.export.gguf import check_gguf
+from poweropd_lite.export.gguf import unfit
 from poweropd_lite.export.gguf_vocab import stops
 from poweropd_lite.export.handover import check_place
 from poweropd_lite.export.job import Job
+from poweropd_lite.export.llama_cpp import check_checkout
 from poweropd_lite.export.settings import OWN_GGUF, ExportConfig
 from poweropd_lite.export.shards import Checkpoint
 from poweropd_lite.models.loading import load_model_config
@@ -55,7 +56,13 @@ def prepare_job(config: ExportConfig) -> Job:
         notes.append(f"its base is a folder of this machine ({target.base}); elsewhere name that machine's copy of it")
     kind = _kind(config, model_config)
     if config.to == "gguf":
-        check_gguf(config, model_config, vocabulary.tokenizer)
+        if config.llama_cpp is not None:
+            check_checkout(Path(config.llama_cpp), config.gguf_kind)
+        elif fault := unfit(model_config, vocabulary.tokenizer):
+            raise UserError(
+                f"the GGUF file of this model can't be written here: {fault}; type --llama-cpp with the folder of a "
+                "llama.cpp checkout, whose converter knows more models"
+            )
         stops(vocabulary)
     _check_disk(config, target, out, kind)
     revision, pinned = getattr(model_config, "_commit_hash", None), saved.get("revision")

@@ -165,7 +165,7 @@ def test_other_base_weights_are_named(dtype):
     bench.step()
     with torch.no_grad():  # of the engine's own copies
         for layer in bench.engine.decoder.layers:
-            if layer.down.weight is not None:
+            if layer.down.owned:
                 layer.down.weight.mul_(0.9)
             else:
                 layer.down.bases = [torch.nn.Linear(384, 128, bias=False, dtype=dtype)]

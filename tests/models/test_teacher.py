@@ -3,7 +3,7 @@
 import torch
 from conftest import make_rollouts
 
-from poweropd_lite.method.batch import micro_batches
+from poweropd_lite.method.batch import Stops, micro_batches
 from poweropd_lite.method.logprobs import Sampling, score_tokens
 from poweropd_lite.models.teacher import load_teacher
 
@@ -11,8 +11,8 @@ CPU = torch.device("cpu")
 
 
 def logprobs(teacher, rollouts, budget=8192):
-    batches = micro_batches(rollouts, budget, "raw", 0, CPU)
-    out = torch.zeros(sum(len(b) for b in batches))
+    batches = micro_batches(rollouts, budget, Stops("raw"), CPU)
+    out = torch.zeros(sum(len(b.order) for b in batches))
     for batch in batches:
         hidden = batch.select(teacher.hidden(batch.ids))
         out[batch.order] = score_tokens(hidden, teacher.head, batch.teacher_ids, Sampling(), "full").logprob
