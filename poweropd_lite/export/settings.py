@@ -27,7 +27,7 @@ class ExportConfig(BaseModel):
     )
     to: Literal["adapter", "merged-16bit", "merged-4bit", "gguf"] = Field(
         description="adapter: PEFT's format; merged-16bit: one model in safetensors; merged-4bit: the same in NF4; "
-        "gguf: one file for llama.cpp and Ollama",
+        "gguf: one file for llama.cpp and Ollama"
     )
     base: str | None = Field(None, min_length=1, description="an adapter's base model; if not given, the one it names")
     dtype: Dtype = Field("auto", description="of merged-16bit; auto: as the base has it, bfloat16 for float32")

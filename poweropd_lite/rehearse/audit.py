@@ -16,15 +16,7 @@ from poweropd_lite.models.offload import GIB, Places, layer_map, placing, stream
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
 from poweropd_lite.rehearse.audit_picture import draw_audit
-from poweropd_lite.rehearse.audit_report import (
-    AuditReport,
-    Candidate,
-    Row,
-    judge,
-    numbers,
-    screen,
-    teacher_name,
-)
+from poweropd_lite.rehearse.audit_report import AuditReport, Candidate, Row, judge, numbers, screen, teacher_name
 from poweropd_lite.rehearse.audit_stats import intervals, log_prob_error, reward_error
 from poweropd_lite.rehearse.report import Check, about
 from poweropd_lite.rehearse.scored import Drawn, Pace, draw, log_probs, prepare_to_score, reward_configs, rewards

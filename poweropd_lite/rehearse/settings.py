@@ -16,15 +16,8 @@ class AuditConfig(BaseModel):
         description="completions of the student that are scored; more of them narrow the intervals",
         json_schema_extra=section("audit"),
     )
-    max_flipped_mass: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="sound only if at most this share of the reference's reward mass, sum of |r|, changes its sign",
-    )
-    min_correlation: float = Field(
-        0.95, ge=-1, le=1, description="sound only if the rewards correlate at least so well with the reference's"
-    )
+    max_flipped_mass: float = Field(0.05, ge=0, le=1, description="share of sum |r| that may change its sign")
+    min_correlation: float = Field(0.95, ge=-1, le=1, description="least correlation with the reference's rewards")
     resamples: int = Field(1000, ge=100, description="bootstrap samples, of whole rollouts, behind each 95% interval")
     reference_gib: float | None = Field(
         None,
@@ -32,9 +25,7 @@ class AuditConfig(BaseModel):
         description="memory that the full-precision teacher may take on the device, in GiB; layers that don't fit are "
         "streamed; if not given, what is free",
     )
-    out: str | None = Field(
-        None, min_length=1, description="folder of the report; if not given, a new one under audits/"
-    )
+    out: str | None = Field(None, min_length=1, description="folder of the report; if not given, a new one in audits/")
 
 
 class AdviseConfig(BaseModel):
@@ -54,13 +45,7 @@ class AdviseConfig(BaseModel):
         description="of them, so many batches of --batch-size have their gradients compared, one backward a reward",
     )
     live_reward: float = Field(0.01, gt=0, description="a token is live if its |reward| is above this")
-    min_live_share: float = Field(
-        0.01, ge=0, le=1, description="refused if fewer of the tokens are live under the config's own reward"
-    )
+    min_live_share: float = Field(0.01, ge=0, le=1, description="share that must be live under the config's own reward")
     few_live_share: float = Field(0.05, ge=0, le=1, description="a reward with fewer live tokens than this is marked")
-    heavy_share: float = Field(
-        0.25, ge=0, le=1, description="a reward whose top 1% of tokens carry more of the gradient is marked"
-    )
-    out: str | None = Field(
-        None, min_length=1, description="folder of the report; if not given, a new one under advice/"
-    )
+    heavy_share: float = Field(0.25, ge=0, le=1, description="a reward whose top 1% carry more gradient is marked")
+    out: str | None = Field(None, min_length=1, description="folder of the report; if not given, a new one in advice/")
