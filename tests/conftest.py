@@ -16,6 +16,7 @@ import forked
 import pytest
 import torch
 import transformers
+from sharing import made_once
 
 from poweropd_lite.base.config import Config, load_config
 
@@ -33,6 +34,14 @@ QUICK = {
     "save_every": 2,
     "data": DATA,
 }
+
+
+LONG = ("test_reproduce", "test_resume", "test_notebooks", "test_audit.", "test_advise.", "test_train.", "test_export.")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the files that take longest, so that no worker waits for one of them at the end."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if name in item.nodeid), len(LONG)))
 
 
 @pytest.fixture
@@ -128,11 +137,13 @@ def quick_flags(**changes) -> list[str]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """The folder of a quick run that scored eight problems after its last step, twice sampled."""
-    folder = tmp_path_factory.mktemp("trained")
-    done = run_train("--config", "bundled", *quick_flags(eval_every=0), "--output", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "evaluate:    python -m poweropd_lite.evaluate --model run" in done.stdout
-    return folder
+
+    def train(folder):
+        done = run_train("--config", "bundled", *quick_flags(eval_every=0), "--output", "run", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert "evaluate:    python -m poweropd_lite.evaluate --model run" in done.stdout
+
+    return made_once(tmp_path_factory, "trained", train)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ import tempfile
 import threading
 import traceback
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -72,11 +73,11 @@ class Process:
 
 
 class Server:
-    """Forks commands; `env` is what its imports read."""
+    """Forks commands; it imports `libraries` in their order, and `env` is what these read then."""
 
-    def __init__(self, env: dict[str, str] | None = None) -> None:
+    def __init__(self, libraries: Sequence[str] = LIBRARIES, env: dict[str, str] | None = None) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command, handle = [sys.executable, __file__, str(theirs.fileno())], theirs.fileno()
+        command, handle = [sys.executable, __file__, str(theirs.fileno()), *libraries], theirs.fileno()
         self._process = subprocess.Popen(
             command, pass_fds=[handle], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
@@ -135,11 +136,11 @@ def run(*args: str, cwd: Path) -> subprocess.CompletedProcess:
     return server().run(*args, cwd=cwd)
 
 
-def _import_all() -> None:
+def _import_all(libraries: Sequence[str]) -> None:
+    for name in libraries:
+        importlib.import_module(name)
     import poweropd_lite
 
-    for name in LIBRARIES:
-        importlib.import_module(name)
     for module in pkgutil.walk_packages(poweropd_lite.__path__, "poweropd_lite."):
         if not module.name.endswith(".__main__"):
             importlib.import_module(module.name)
@@ -221,7 +222,7 @@ def _end(error: BaseException | None) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(1, str(ROOT))
-    _import_all()
+    _import_all(sys.argv[2:])
     gc.collect()
     gc.freeze()
     _asked = _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -40,19 +40,19 @@ def steps_of(path):
 
 
 def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_repeated(tmp_path):
-    done = limited(260, tmp_path, "--batch-size", "96", "--token-budget", "32768")
+    done = limited(200, tmp_path, "--batch-size", "48", "--token-budget", "32768")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "out of memory: the step is repeated with micro-batches of 16,384 tokens" in done.stdout
     steps = steps_of(tmp_path / "run" / "metrics.jsonl")
     assert [d["step"] for d in steps] == [1, 2]
     assert steps[0]["optim/out_of_memory"] >= 1 and steps[0]["optim/token_budget"] <= 16_384
-    assert steps[0]["tokens/loss"] > 3000  # the whole step, not what fitted
+    assert steps[0]["tokens/loss"] > 1500  # the whole step, not what fitted
     halved = json.loads((tmp_path / "run" / "summary.json").read_text())["out_of_memory"]
     assert halved == steps[-1]["optim/out_of_memory"] and f"memory ran out {halved}x" in done.stdout
     # The same run with enough memory: the same gradients, up to rounding.
     plain = tmp_path / "plain"
     plain.mkdir()
-    done = limited(100_000, plain, "--batch-size", "96", "--token-budget", "32768", "--steps", "1")
+    done = limited(100_000, plain, "--batch-size", "48", "--token-budget", "32768", "--steps", "1")
     assert done.returncode == 0 and "out of memory" not in done.stdout
     whole = steps_of(plain / "run" / "metrics.jsonl")
     for name in ("loss", "optim/grad_norm", "tokens/loss"):

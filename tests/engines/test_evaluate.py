@@ -10,7 +10,8 @@ GREEDY = ["--benchmarks", "bundled", "--problems", "64", "--n", "1", "--top-k", 
 
 
 def answers(folder, *flags) -> dict[int, dict]:
-    done = run_python("-m", "poweropd_lite.evaluate", *GREEDY, *flags, cwd=folder)
+    imported = {"loop": "peft", "vllm": "vllm"}[flags[flags.index("--engine") + 1]]
+    done = run_python("-m", "poweropd_lite.evaluate", *GREEDY, *flags, cwd=folder, imported=imported)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     file = folder / flags[flags.index("--output") + 1] / "bundled.jsonl"
     return {record["problem"]: record for record in map(json.loads, file.read_text().splitlines())}

@@ -100,7 +100,7 @@ print("RESULT {}")
 
 
 def exported(folder: Path, *flags: str) -> Path:
-    done = run_python("-m", "poweropd_lite.export", *flags, cwd=folder)
+    done = run_python("-m", "poweropd_lite.export", *flags, cwd=folder, imported="peft")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return folder / flags[flags.index("--out") + 1]
 
@@ -109,7 +109,9 @@ def exported(folder: Path, *flags: str) -> Path:
 def live(vllm_run, tmp_path_factory) -> Path:
     """A file with what the run's adapter says."""
     folder = tmp_path_factory.mktemp("live")
-    (folder / "live.json").write_text(json.dumps(run_code(LIVE, str(vllm_run[1] / "adapter"), cwd=folder)))
+    (folder / "live.json").write_text(
+        json.dumps(run_code(LIVE, str(vllm_run[1] / "adapter"), cwd=folder, imported="peft"))
+    )
     return folder / "live.json"
 
 
@@ -119,17 +121,17 @@ def live(vllm_run, tmp_path_factory) -> Path:
 )
 def test_llama_cpp_reads_the_same_ids_and_says_the_same(vllm_run, live, tmp_path, kind, mean, largest):
     out = exported(tmp_path, str(vllm_run[1]), "--to", "gguf", "--gguf-type", kind, "--out", "g")
-    said = run_code(LLAMA_CPP, str(out / f"model-{kind}.gguf"), str(live), cwd=tmp_path)
+    said = run_code(LLAMA_CPP, str(out / f"model-{kind}.gguf"), str(live), cwd=tmp_path, imported="peft")
     assert said["same_ids"] == [True] * 4 and said["template"]
     assert said["mean"] < mean and said["largest"] < largest, said
     assert said["stops"] == [474, 476]
 
 
 def test_llama_cpp_reads_a_llama_with_scaled_positions(tmp_path):
-    run_code(LLAMA, cwd=tmp_path)
-    (tmp_path / "live.json").write_text(json.dumps(run_code(LIVE, "none", "llama", cwd=tmp_path)))
+    run_code(LLAMA, cwd=tmp_path, imported="peft")
+    (tmp_path / "live.json").write_text(json.dumps(run_code(LIVE, "none", "llama", cwd=tmp_path, imported="peft")))
     out = exported(tmp_path, "llama", "--to", "gguf", "--gguf-type", "f32", "--out", "g")
-    said = run_code(LLAMA_CPP, str(out / "model-f32.gguf"), str(tmp_path / "live.json"), cwd=tmp_path)
+    said = run_code(LLAMA_CPP, str(out / "model-f32.gguf"), str(tmp_path / "live.json"), cwd=tmp_path, imported="peft")
     assert said["same_ids"] == [True] * 4
     assert said["mean"] < 1e-4 and said["largest"] < 2e-3, said
 
@@ -139,7 +141,7 @@ def test_vllm_serves_the_merged_model_and_the_adapter(vllm_run, live, tmp_path):
     adapter = exported(tmp_path, str(vllm_run[1]), "--to", "adapter", "--out", "a")
     base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     for model, lora in ((merged, "none"), (base, adapter)):
-        said = run_code(VLLM, str(model), str(lora), str(live), cwd=tmp_path)
+        said = run_code(VLLM, str(model), str(lora), str(live), cwd=tmp_path, imported="vllm")
         assert said["count"] > 500 and said["gap"] < 1e-3, said
         assert said["finish"].count("stop") >= 7  # of eight greedy answers; its base stops in 86%
 
@@ -151,7 +153,7 @@ def test_a_student_of_unsloth_s_is_merged_as_unsloth_merges_it(unsloth_run, tmp_
     ours = load_file(
         exported(tmp_path, str(unsloth_run[1]), "--to", "merged-16bit", "--out", "m") / "model.safetensors"
     )
-    run_code(UNSLOTH, str(unsloth_run[1] / "adapter"), str(tmp_path / "theirs"), cwd=tmp_path)
+    run_code(UNSLOTH, str(unsloth_run[1] / "adapter"), str(tmp_path / "theirs"), cwd=tmp_path, imported="unsloth")
     theirs = {}
     for file in (tmp_path / "theirs").glob("*.safetensors"):
         theirs |= load_file(file)

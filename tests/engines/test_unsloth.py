@@ -31,7 +31,7 @@ def test_unsloth_and_peft_train_the_same_adapter(unsloth_run, tmp_path):
         "--output",
         "run",
     ]
-    done = run_train(*flags, cwd=tmp_path)
+    done = run_train(*flags, cwd=tmp_path, imported="peft")
     assert done.returncode == 0, done.stderr[-2000:]
     for ours, theirs in zip(steps(tmp_path / "run"), steps(run)[:2], strict=True):
         for name in ("loss", "optim/grad_norm", "logprob/student", "tokens/loss"):
@@ -73,7 +73,7 @@ def test_peft_unsloth_and_vllm_give_one_adapter_the_same_logprobs(trained_by, un
     _, run = unsloth_run if trained_by == "unsloth" else vllm_run
     ids = list(range(40, 100))
     scores = {
-        how: run_code(SCORE, how, str(run / "adapter"), json.dumps(ids), cwd=tmp_path)["logprobs"]
+        how: run_code(SCORE, how, str(run / "adapter"), json.dumps(ids), cwd=tmp_path, imported=how)["logprobs"]
         for how in ("peft", "unsloth", "vllm")
     }
     for how in ("unsloth", "vllm"):
@@ -99,7 +99,7 @@ def test_4_bit_and_full_fine_tuning_through_unsloth_are_pefts(settings, tmp_path
             "--output",
             loader,
         ]
-        done = run_train(*flags, *settings, cwd=tmp_path)
+        done = run_train(*flags, *settings, cwd=tmp_path, imported=loader)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         runs[loader] = steps(tmp_path / loader)
     for ours, theirs in zip(*runs.values(), strict=True):
@@ -134,6 +134,6 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
     del tensors["model.layers.1.mlp.down_proj.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     flags = [*PAIR, "--eval-benchmarks", "none", "--engine", "loop", "--loader", "unsloth", "--student", str(folder)]
-    done = run_train(*flags, cwd=tmp_path)
+    done = run_train(*flags, cwd=tmp_path, imported="unsloth")
     assert done.returncode == 2, done.stdout
     assert "lack 1 tensors of its config (model.layers.1.mlp.down_proj.weight, ...)" in done.stderr

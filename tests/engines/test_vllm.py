@@ -112,7 +112,7 @@ def test_the_guard_catches(name, tmp_path):
         "6",
     ]
     flags += ["--engine", "vllm", "--loader", "peft", "--output", "run"]
-    done = run_python("-c", PLANTED.format(fault=fault), *flags, cwd=tmp_path)
+    done = run_python("-c", PLANTED.format(fault=fault), *flags, cwd=tmp_path, imported="vllm")
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert message in done.stderr and f"at step {step} " in done.stderr, done.stderr[-2000:]
@@ -122,7 +122,7 @@ def test_the_guard_catches(name, tmp_path):
         name == "adapter not sent"
     ):  # as the message says: the weights before the step are saved, and the loop goes on from them
         flags = ["--resume", "run", "--engine", "loop", "--steps", "3"]
-        done = run_python("-m", "poweropd_lite.train", *flags, cwd=tmp_path)
+        done = run_python("-m", "poweropd_lite.train", *flags, cwd=tmp_path, imported="peft")
         assert done.returncode == 0, done.stderr[-2000:]
         assert "resuming run at step 1 of 3" in done.stdout
         assert summary(tmp_path / "run")["engine"] == "loop"
@@ -130,12 +130,16 @@ def test_the_guard_catches(name, tmp_path):
 
 def test_what_vllm_cant_do_is_refused_or_left_to_the_loop(tmp_path):
     flags = [*PAIR, "--loader", "peft", "--steps", "1", "--eval-benchmarks", "none"]
-    refused = run_python("-m", "poweropd_lite.train", *flags, "--engine", "vllm", "--student-bits", "4", cwd=tmp_path)
+    refused = run_python(
+        "-m", "poweropd_lite.train", *flags, "--engine", "vllm", "--student-bits", "4", cwd=tmp_path, imported="vllm"
+    )
     assert refused.returncode == 2
     assert (
         "engine vllm can't run: vLLM would sample from 16-bit weights what is trained on 4-bit ones" in refused.stderr
     )
-    left = run_python("-m", "poweropd_lite.train", *flags, "--full-finetune", "--output", "full", cwd=tmp_path)
+    left = run_python(
+        "-m", "poweropd_lite.train", *flags, "--full-finetune", "--output", "full", cwd=tmp_path, imported="vllm"
+    )
     assert left.returncode == 0, left.stderr[-2000:]
     assert "rollouts by loop (vLLM is sent an adapter, and full fine-tuning has none)" in left.stdout
     assert summary(tmp_path / "full")["engine"] == "loop"
@@ -151,7 +155,7 @@ def test_a_vllm_that_does_not_fit_says_what_to_lower(tmp_path):
         "peft",
     ]
     flags += ["--batch-size", "100000", "--output", "run"]
-    done = run_python("-m", "poweropd_lite.train", *flags, cwd=tmp_path)
+    done = run_python("-m", "poweropd_lite.train", *flags, cwd=tmp_path, imported="vllm")
     assert done.returncode == 2, done.stdout[-2000:]
     # 3 layers, 2 key-value heads of 32, keys and values, 4 bytes: 1,536 bytes a token; 240 tokens and a block of 128
     assert (

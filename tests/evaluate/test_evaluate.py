@@ -35,11 +35,12 @@ def evaluated(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_scores_what_its_training_said(trained):
-    done = run_evaluate("--model", "run", "--problems", "8", "--n", "2", cwd=trained)
+def test_a_run_scores_what_its_training_said(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    done = run_evaluate("--model", "run", "--problems", "8", "--n", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    summary = json.loads((trained / "run" / "summary.json").read_text())["evaluation_after"]
-    results = json.loads((trained / "run" / "eval" / "step_000004" / "results.json").read_text())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())["evaluation_after"]
+    results = json.loads((tmp_path / "run" / "eval" / "step_000004" / "results.json").read_text())
     scores = results["benchmarks"]["bundled"]
     for ours, theirs in (("avg@2", "avg"), ("pass@2", "any"), ("length", "length")):
         assert scores[ours] == pytest.approx(summary[theirs])
@@ -48,11 +49,11 @@ def test_a_run_scores_what_its_training_said(trained):
     assert results["settings"]["stop_tokens"] == ["<|endoftext|>", "<|im_end|>"]
     # Its adapter alone is the same model, and a Python started anew says the same.
     flags = ["--model", "run/adapter", "--problems", "8", "--n", "2", "--output", "alone"]
-    alone = run_python("-m", "poweropd_lite.evaluate", *flags, cwd=trained)
+    alone = run_python("-m", "poweropd_lite.evaluate", *flags, cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     texts = [
         [r["text"] for r in read(folder / "bundled.jsonl")]
-        for folder in (trained / "alone", trained / "run/eval/step_000004")
+        for folder in (tmp_path / "alone", tmp_path / "run/eval/step_000004")
     ]
     assert texts[0] == texts[1]
 

@@ -108,7 +108,7 @@ def stand_in(tmp_path_factory):
         "HF_HOME": str(tmp_path_factory.mktemp("home")),
         "HF_HUB_DISABLE_XET": "1",
     }
-    server.commands = forked.Server(server.env)
+    server.commands = forked.Server(env=server.env)
     yield server
     server.commands.close()
     server.shutdown()
