@@ -51,7 +51,6 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The benchmark's name."""
         return self.problems.benchmark.name
 
 
@@ -98,7 +97,7 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     sets = [(problems, _longest(problems, config, vocabulary, say)) for problems in loaded]
 
     room = max(max(len(p.ids) for p in s.prompts) + most for s, most in sets)
-    dtype, bits = compute_dtype(config, device), served_bits(target, config.bits)
+    dtype, bits = compute_dtype(config.dtype, device), served_bits(target, config.bits)
     engine = choose_sampler(config.engine, device, vllm_unfit_for(target, bits))
     size = config.batch_size or _batch_size(engine.name, target, room, device, dtype, config.trust_remote_code)
     run = target.run
@@ -176,10 +175,10 @@ def _longest(problems: Problems, config: EvalConfig, vocabulary: Vocabulary, say
     if room is None or prompt + longest <= room:
         return longest
     if config.max_new_tokens is not None:
-        raise UserError(
-            f"an answer to {name} may take {prompt} prompt and {longest} new tokens, but the model has {room} positions; type "
-            f"--max-new-tokens {room - prompt}"
+        found = (
+            f"an answer to {name} may take {prompt} prompt and {longest} new tokens, but the model has {room} positions"
         )
+        raise UserError(f"{found}; type --max-new-tokens {room - prompt}")
     say(f"{name}: answers of at most {room - prompt} tokens, not {longest}: the model has {room} positions")
     return room - prompt
 
