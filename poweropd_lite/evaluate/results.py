@@ -22,11 +22,7 @@ CHUNK = 4096  # verdicts that are written down at once
 
 
 def grade_folder(
-    folder: EvalFolder,
-    names: list[str],
-    again: bool,
-    official: bool,
-    tick: Callable[[str, int, int], object] = lambda *_: None,
+    folder: EvalFolder, names: list[str], again: bool, official: bool, tick: Callable[[str, int, int], object]
 ) -> None:
     """Grades the samples that have no verdict of this grader yet, all of them if `again`, and writes the verdicts down.
 
@@ -158,18 +154,17 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     common = [name for name in complete[0] if name in complete[1]]
     if not common:
         finished = "; ".join(map(", ".join, complete))
-        raise UserError(
-            f"{paths[0]} and {paths[1]} have no finished benchmark in common ({finished}); evaluate both on one"
-        )
+        pair = f"{paths[0]} and {paths[1]}"
+        raise UserError(f"{pair} have no finished benchmark in common ({finished}); evaluate both on one")
     counts = [before["n"], after["n"]]
     rows: dict[str, dict] = {}
     shares: dict[str, list[list[np.ndarray]]] = {"avg": [[], []], "pass": [[], []]}
     for name in common:
         golds = [{r["problem"]: (r["question"], r["gold"]) for r in read_samples(path, name)} for path in paths]
         if golds[0] != golds[1]:
+            both = f"{paths[0]} ({len(golds[0])}) than in {paths[1]} ({len(golds[1])}), so its scores can't be paired"
             raise UserError(
-                f"{name} has other problems in {paths[0]} ({len(golds[0])}) than in {paths[1]} ({len(golds[1])}), so its scores "
-                "can't be paired; evaluate both with the same --benchmarks and --problems"
+                f"{name} has other problems in {both}; evaluate both with the same --benchmarks and --problems"
             )
         for side, path in enumerate(paths):
             right = right_counts(_read(path, name)[0], len(golds[0]))
