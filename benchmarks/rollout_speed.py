@@ -79,7 +79,7 @@ def measure(engine: str, model: str, folder: Path) -> None:
     config, prompts, stops, longest = case(model, folder)
     torch.set_num_threads(config.threads or 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student = load_student(config, device, compute_dtype(config, device))
+    student = load_student(config, device, compute_dtype(config.dtype, device))
     with torch.no_grad():  # an adapter that does something
         torch.manual_seed(0)
         for p in student.trainable().values():

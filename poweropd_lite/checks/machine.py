@@ -3,20 +3,11 @@
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import Finding, UserError
-
-
-class HasDtype(Protocol):
-    """A config of a run or of an evaluation."""
-
-    @property
-    def dtype(self) -> str:
-        """The compute dtype that is asked for, or auto."""
 
 
 def check_machine(config: Config, device: torch.device) -> list[Finding]:
@@ -71,9 +62,9 @@ def dtype_name(asked: str, cuda: bool, bfloat16: bool, name: str) -> str:
     return asked
 
 
-def compute_dtype(config: HasDtype, device: torch.device) -> torch.dtype:
-    """Returns the compute dtype of a config on a device of this machine; raises UserError for one that it lacks."""
-    return getattr(torch, dtype_name(config.dtype, device.type == "cuda", has_bfloat16(device), device_name(device)))
+def compute_dtype(asked: str, device: torch.device) -> torch.dtype:
+    """Returns the compute dtype of a setting `dtype` on a device of this machine; raises UserError for one it lacks."""
+    return getattr(torch, dtype_name(asked, device.type == "cuda", has_bfloat16(device), device_name(device)))
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -9,19 +9,7 @@ from typing import TYPE_CHECKING
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import Finding, notices, refuse
-from poweropd_lite.checks.pair_checks import (
-    PROBE,
-    Side,
-    check_attention,
-    check_length,
-    check_prompt_tokens,
-    check_rows,
-    check_same_ids,
-    check_stops,
-    check_templates,
-    scorable_ids,
-    template_of,
-)
+from poweropd_lite.checks.pair_checks import PROBE, Side, check_prompt_tokens, examine_pair, scorable_ids, template_of
 from poweropd_lite.models.loading import load_model_config, load_tokenizer
 from poweropd_lite.problems.prompts import Prompt, end_of_turn
 
@@ -56,17 +44,6 @@ def read_sides(config: Config) -> tuple[Side, Side]:
     return read("student"), read("teacher")
 
 
-def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
-    """Returns what every check of a pair found."""
-    findings = [check_attention(config, student), *(check_length(config, side) for side in (student, teacher))]
-    vocabulary = check_same_ids(student, teacher)
-    findings.append(vocabulary)
-    if vocabulary.level != "refusal":  # of two languages there is no more to compare
-        findings += check_rows(student, teacher)
-        findings += check_stops(config, student, teacher)
-    return findings + check_templates(config, student, teacher)
-
-
 def load_pair(config: Config) -> Pair:
     """Returns the checked pair of a config; raises UserError with every reason where it is unsound."""
     student, teacher = read_sides(config)
@@ -82,15 +59,9 @@ def settle_pair(config: Config, student: Side, teacher: Side, findings: Sequence
     if not student.tokenizer.chat_template:
         student.tokenizer.chat_template = teacher.tokenizer.chat_template
     stops = {*student.stops, *teacher.stops} | ({turn} & scorable if turn is not None else set())
-    return Pair(
-        student.tokenizer,
-        teacher.tokenizer,
-        frozenset(stops),
-        teacher.stops[0],
-        tuple(i for i in range(student.rows) if i not in scorable),
-        notices(findings),
-        (student, teacher),
-    )
+    forbidden, sides = tuple(i for i in range(student.rows) if i not in scorable), (student, teacher)
+    models = student.tokenizer, teacher.tokenizer
+    return Pair(*models, frozenset(stops), teacher.stops[0], forbidden, notices(findings), sides)
 
 
 def check_prompts(pair: Pair, config: Config, prompts: Sequence[Prompt]) -> None:

@@ -31,7 +31,6 @@ class Side:
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Ids by token."""
         return self.tokenizer.get_vocab()
 
     @property
@@ -60,17 +59,13 @@ def scorable_ids(student: Side, teacher: Side) -> set[int]:
 def check_attention(config: Config, student: Side) -> Finding:
     """The rollout loop decodes full attention alone."""
     text, longest = student.config.get_text_config(), config.longest_rollout
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = getattr(text, "sliding_window", None)
-    plain = kinds == {"full_attention"} and not getattr(text, "layer_types", None)
-    if plain and getattr(text, "use_sliding_window", True) and window and window < longest:
-        found = (
-            f"{student.name} attends to the last {window} tokens alone, and the built-in rollout loop decodes full "
-            f"attention: the two differ in rollouts of up to {longest} tokens"
-        )
+    kinds, window = getattr(text, "layer_types", None) or [], getattr(text, "sliding_window", None)
+    if not kinds and getattr(text, "use_sliding_window", True) and window and window < longest:
+        found = f"{student.name} attends to the last {window} tokens alone, and the built-in rollout loop decodes full "
+        found += f"attention: the two differ in rollouts of up to {longest} tokens"
         mend = "lower --max-prompt-tokens and --max-new-tokens below it, or choose a student such as Qwen3"
         return Finding("refusal", "attention", found, mend, {"window": window, "longest": longest})
-    if others := sorted(kinds - {"full_attention"}):
+    if others := sorted(set(kinds) - {"full_attention"}):
         found = f"the built-in rollout loop decodes full-attention models; {student.name} has layers of kind {', '.join(others)}"
         return Finding("refusal", "attention", found, "choose a student such as Qwen3")
     return Finding("ok", "attention", "every layer of the student has full attention, which the rollout loop decodes")
@@ -82,14 +77,22 @@ def check_length(config: Config, side: Side) -> Finding:
     room, check = getattr(side.config.get_text_config(), "max_position_embeddings", None), f"{side.role}'s context"
     evidence = {"longest": longest, "positions": room}
     if room is not None and longest > room:
-        found = (
-            f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + "
-            f"{longest - config.max_prompt_tokens} new), but the {side.role} {side.name} has {room} positions"
-        )
+        found = f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + "
+        found += f"{longest - config.max_prompt_tokens} new), but the {side.role} {side.name} has {room} positions"
         mend = "lower --max-prompt-tokens, --max-new-tokens or --eval-max-new-tokens"
         return Finding("refusal", check, found, mend, evidence)
     has = f"{room:,} positions" if room is not None else "no limit in its config"
     return Finding("ok", check, f"the longest rollout has {longest:,} tokens; {has}", evidence=evidence)
+
+
+def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
+    """Returns what every check of a pair found."""
+    findings = [check_attention(config, student), *(check_length(config, side) for side in (student, teacher))]
+    vocabulary = check_same_ids(student, teacher)
+    findings.append(vocabulary)
+    if vocabulary.level != "refusal":  # of two languages there is no more to compare
+        findings += [*check_rows(student, teacher), *check_stops(config, student, teacher)]
+    return findings + check_templates(config, student, teacher)
 
 
 def check_same_ids(student: Side, teacher: Side) -> Finding:
@@ -102,11 +105,9 @@ def check_same_ids(student: Side, teacher: Side) -> Finding:
     evidence |= {"only_student": len(only[0]), "only_teacher": len(only[1])}
     if moved:
         token, i = moved[0]
-        found = (
-            f"{student.name} and {teacher.name} number their tokens differently ({len(moved):,} of {len(ours):,}; for "
-            f"one, {token!r} is {i} for the student and {theirs.get(token, 'absent')} for the teacher), so the teacher "
-            "would score other words than the student wrote"
-        )
+        found = f"{student.name} and {teacher.name} number their tokens differently ({len(moved):,} of {len(ours):,}; "
+        found += f"for one, {token!r} is {i} for the student and {theirs.get(token, 'absent')} for the teacher), so "
+        found += "the teacher would score other words than the student wrote"
         return Finding("refusal", "vocabulary", found, "choose two models of one family", evidence)
     same = f"{len(ours) - len(only[0]):,} tokens have the same id in both"
     if only[1]:
@@ -119,24 +120,19 @@ def check_rows(student: Side, teacher: Side) -> list[Finding]:
     scorable = scorable_ids(student, teacher)
     own = {i for i in student.vocabulary.values() if i < student.rows}
     unscorable, padded = own - scorable, student.rows - len(own)
-    evidence = {"student_rows": student.rows, "teacher_rows": teacher.rows}
-    evidence |= {"unscorable": len(unscorable), "padded": padded}
-    findings = []
+    rows = {"student_rows": student.rows, "teacher_rows": teacher.rows}
+    evidence, findings = rows | {"unscorable": len(unscorable), "padded": padded}, []
     if unscorable:
         named = {token for token, i in student.vocabulary.items() if i in unscorable}
-        found = (
-            f"{len(unscorable)} tokens that only the student has are never sampled: the teacher can't score them "
-            f"(such as {_few(named)})"
-        )
+        found = f"{len(unscorable)} tokens that only the student has are never sampled: the teacher can't score them "
+        found += f"(such as {_few(named)})"
         findings.append(Finding("warning", "student's own tokens", found, evidence=evidence, told=True))
     if padded:
         first = {"first": min(set(range(student.rows)) - own)}
         found = f"{padded} rows of the student's head that no token has are never sampled"
         findings.append(Finding("ok", "padded rows", found, evidence=evidence | first, told=True))
-    heads = (
-        f"heads of {student.rows:,} (student) and {teacher.rows:,} rows (teacher); "
-        f"{len(scorable):,} ids can be sampled and scored"
-    )
+    heads = f"heads of {student.rows:,} (student) and {teacher.rows:,} rows (teacher); {len(scorable):,} ids can be "
+    heads += "sampled and scored"
     return [*findings, Finding("ok", "heads", heads, evidence=evidence)]
 
 
@@ -154,29 +150,22 @@ def check_stops(config: Config, student: Side, teacher: Side) -> list[Finding]:
     evidence = {"student": student.stops, "teacher": teacher.stops}
     if outside := sorted({i for i in (*student.stops, *teacher.stops) if i not in scorable}):
         found = (
-            f"stop ids {outside} are not tokens that both {student.name} and {teacher.name} have, so a completion "
-            "could not end"
+            f"stop ids {outside} are not tokens that both {student.name} and {teacher.name} have: no answer could end"
         )
         mend = "mend eos_token_id in the generation_config.json that names them"
         return [Finding("refusal", "stop tokens", found, mend, evidence)]
-    sets = (
-        f"the student ends with {student.tokens(student.stops) or 'nothing'}, the teacher with "
-        f"{teacher.tokens(teacher.stops)}; a completion ends with the first of any"
-    )
+    sets = f"the student ends with {student.tokens(student.stops) or 'nothing'}, the teacher with "
+    sets += f"{teacher.tokens(teacher.stops)}; a completion ends with the first of any"
     findings = [Finding("ok", "stop tokens", sets, evidence=evidence)]
     turn = end_of_turn(template_of(student, teacher))
     if turn is not None and turn not in scorable:
-        found = (
-            f"the chat template ends a turn with {student.tokens([turn])}, which only one of the two models has: it is "
-            "never sampled"
-        )
+        found = f"the chat template ends a turn with {student.tokens([turn])}, which only one of the two models has: "
+        found += "it is never sampled"
         findings.append(Finding("warning", "end of turn", found, evidence={"id": turn}, told=True))
     elif turn is not None and turn not in {*student.stops, *teacher.stops}:
-        found = (
-            f"the chat template ends a turn with {student.tokens([turn])}, which neither model's tokenizer or "
-            "generation config names as a stop: without it answers would run on to the length limit, so it is taken as "
-            "one"
-        )
+        found = f"the chat template ends a turn with {student.tokens([turn])}, which neither model's tokenizer or "
+        found += "generation config names as a stop: without it answers would run on to the length limit, so it is "
+        found += "taken as one"
         mend = "add it to eos_token_id in generation_config.json, so that other programs stop there too"
         findings.append(Finding("warning", "end of turn", found, mend, {"id": turn}, told=True))
     return [*findings, _stop_mode(config, student, teacher)]
@@ -204,15 +193,12 @@ def check_templates(config: Config, student: Side, teacher: Side) -> list[Findin
     """The two chat templates on one question, token by token, and whether both heed the thinking mode."""
     ours, theirs = (bool(side.tokenizer.chat_template) for side in (student, teacher))
     if not ours or not theirs:
-        missing = {
-            (False, False): "neither model has a chat template; prompts are plain text",
-            (False, True): "the student has no chat template; prompts follow the teacher's",
-            (True, False): "the teacher has no chat template; prompts follow the student's",
-        }
-        return [Finding("warning", "chat template", missing[ours, theirs], told=True)]
-    question = [{"role": "user", "content": "x" + config.prompt_suffix}]
-    if config.system_prompt:
-        question.insert(0, {"role": "system", "content": config.system_prompt})
+        lacking, other = ("student", "teacher") if theirs else ("teacher", "student")
+        found = f"the {lacking} has no chat template; prompts follow the {other}'s"
+        found = found if ours or theirs else "neither model has a chat template; prompts are plain text"
+        return [Finding("warning", "chat template", found, told=True)]
+    system = [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
+    question = [*system, {"role": "user", "content": "x" + config.prompt_suffix}]
     texts: list[list[str]] = []
     for side in (student, teacher):
         try:
@@ -233,10 +219,8 @@ def _same_text(student: Side, teacher: Side, mine: str, other: str) -> Finding:
     ids = [side.tokenizer(text, add_special_tokens=False)["input_ids"] for side, text in pairs]
     at = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
     first = [s.tokens(i[at : at + 1]) or "the end" for s, i in zip((student, teacher), ids, strict=True)]
-    found = (
-        f"the chat templates differ, and prompts follow the student's: the teacher scores answers to {mine!r}, where "
-        f"its own form is {other!r} (token {at + 1} is the first that differs: {first[0]} and {first[1]})"
-    )
+    found = f"the chat templates differ, and prompts follow the student's: the teacher scores answers to {mine!r}, "
+    found += f"where its own form is {other!r} (token {at + 1} is the first that differs: {first[0]} and {first[1]})"
     evidence = {"student_ids": ids[0], "teacher_ids": ids[1], "first_difference": at}
     return Finding("warning", "chat template", found, evidence=evidence, told=True)
 
@@ -248,10 +232,8 @@ def _thinking(config: Config, texts: list[list[str]]) -> Finding:
         text = f"off or on changes the prompt of both; it is {mode}" if heeds[0] else "no template knows such a mode"
         return Finding("ok", "thinking mode", text, evidence=evidence)
     who, not_who = ("student", "teacher") if heeds[0] else ("teacher", "student")
-    found = (
-        f"the {who}'s chat template heeds enable_thinking and the {not_who}'s does not: with it {mode}, one of them is "
-        "asked in another mode than it is used to"
-    )
+    found = f"the {who}'s chat template heeds enable_thinking and the {not_who}'s does not: with it {mode}, one of "
+    found += "them is asked in another mode than it is used to"
     mend = f"enable_thinking: {'false' if config.enable_thinking else 'true'}, if that makes the templates agree"
     return Finding("warning", "thinking mode", found, mend, evidence)
 
@@ -276,10 +258,8 @@ def check_prompt_tokens(
     if not different:
         return [*findings, Finding("ok", check, f"{len(texts)} texts are cut into the same tokens", evidence=evidence)]
     text, mine, other = different[0]
-    found = (
-        f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and {len(other)} "
-        f"for {text[:60]!r}), though their vocabularies agree"
-    )
+    found = f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and "
+    found += f"{len(other)} for {text[:60]!r}), though their vocabularies agree"
     return [*findings, Finding("refusal", check, found, "choose two models of one family", evidence)]
 
 

@@ -15,11 +15,9 @@ if TYPE_CHECKING:
 def environment() -> list[str]:
     """Returns the lines of the report."""
     lines = [f"poweropd_lite {poweropd_lite.__version__}, Python {platform.python_version()}, {platform.platform()}"]
-    how = []
-    for name, (use, command) in PACKAGES.items():
-        version = installed(name)
-        lines.append(f"  {name:13} {version or 'not installed':18} {use}")
-        how += [f"  {name}: {command}"] if version is None else []
+    here = {name: installed(name) for name in PACKAGES}
+    lines += [f"  {name:13} {here[name] or 'not installed':18} {use}" for name, (use, _) in PACKAGES.items()]
+    how = [f"  {name}: {command}" for name, (_, command) in PACKAGES.items() if here[name] is None]
     how = ["to get what is missing:", *how] if how else []
     if lacking := missing():
         return [*lines, f"can't run: {', '.join(lacking)} missing", *how]
@@ -33,7 +31,6 @@ def environment() -> list[str]:
 
 
 def _a_run_here() -> list[str]:
-    """The device, and what a run would use on it."""
     import torch  # here and not above: where it is missing, that is to be said
 
     from poweropd_lite.checks.machine import compute_dtype, has_bfloat16
@@ -54,13 +51,13 @@ def _a_run_here() -> list[str]:
     else:
         built = torch.version.cuda
         why = f"torch is built for CUDA {built}, but finds no card" if built else "torch is built without CUDA"
-        threads = f"{torch.get_num_threads()} CPU threads"
-        lines = [f"no CUDA: {why}; {threads}. The bundled pair runs here; Qwen3 wants a card"]
+        why += f"; {torch.get_num_threads()} CPU threads"
+        lines = [f"no CUDA: {why}. The bundled pair runs here; Qwen3 wants a card"]
     engine = choose_engine(config, device, loader.name)
     return [
         *lines,
         "a run would use",
-        f"  dtype         {str(compute_dtype(config, device)).removeprefix('torch.')}",
+        f"  dtype         {str(compute_dtype(config.dtype, device)).removeprefix('torch.')}",
         f"  loader        {loader.name} ({loader.why})",
         f"  engine        {engine.name} ({engine.why}); full fine-tuning and --modules-to-save: loop",
         f"  teacher       {_nf4_line(device)}",

@@ -42,8 +42,7 @@ def examine(config: Config, count: int, say: Callable[[str], None]) -> list[Find
     if all(f.level != "refusal" for f in findings if f.check in ("vocabulary", "stop tokens", "chat template")):
         pair = settle_pair(config, student, teacher, findings)
         say(f"reading up to {count:,} rows of {config.data}")
-        findings += check_data(config, pair, count)
-        findings += _held_out(config, pair)
+        findings += check_data(config, pair, count) + _held_out(config, pair)
     findings += _student_modules(config, student)
     return findings + check_machine(config, device) + [check_versions(), _backends(config, device)]
 
@@ -64,9 +63,8 @@ def check_data(config: Config, pair: Pair, count: int) -> list[Finding]:
     lengths = sorted(len(prompt.ids) for prompt in prompts)
     longest, middle = lengths[-1], lengths[len(lengths) // 2]
     used, out = len(prompts), len(skipped)
-    found = (
-        f"{used:,} read; {middle} tokens in the middle, {longest} in the longest, of {config.max_prompt_tokens} allowed"
-    )
+    found = f"{used:,} read; {middle} tokens in the middle, {longest} in the longest"
+    found += f", of {config.max_prompt_tokens} allowed"
     evidence = {"used": used, "skipped": out, "longest": longest, "middle": middle}
     findings = [Finding("ok", "prompts", found, evidence=evidence)]
     if skipped:
@@ -77,10 +75,12 @@ def check_data(config: Config, pair: Pair, count: int) -> list[Finding]:
         findings.append(Finding("warning", "rows left out", found, mend, {"skipped": out, "too_long": long}))
     if count > used < config.batch_size:
         found = f"{used} prompts, fewer than the batch of {config.batch_size}: each is used several times a step"
-        evidence = {"prompts": used}
-        findings.append(Finding("warning", "few prompts", found, "a smaller batch_size, or more data", evidence))
+        findings.append(
+            Finding("warning", "few prompts", found, "a smaller batch_size, or more data", {"prompts": used})
+        )
     texts = [PROBE, *(str(pair.tokenizer.decode(list(prompt.ids))) for prompt in prompts)]
-    answers = [text for text in islice(_worked_answers(config), count) if _is_text(text)]
+    # Half of a character (a lone surrogate) is no text: no tokenizer takes it.
+    answers = [a for a in islice(_worked_answers(config), count) if a == a.encode("utf-8", "replace").decode()]
     findings += check_prompt_tokens(config, *pair.sides, prompts, texts + answers)
     if pair.teacher_tokenizer.chat_template:
         findings.append(_template_on_prompts(config, pair, prompts[:RENDERED]))
@@ -88,7 +88,6 @@ def check_data(config: Config, pair: Pair, count: int) -> list[Finding]:
 
 
 def _held_out(config: Config, pair: Pair) -> list[Finding]:
-    """Whether the problems of training's own evaluation can be read."""
     if config.eval_benchmarks is None:
         return []
     said: list[str] = []
@@ -129,18 +128,7 @@ def _worked_answers(config: Config) -> Iterator[str]:
         return
     for _, row in rows(Source(config.data, config.data_subset, config.data_split)):
         if isinstance(row, dict):
-            column = next((c for c in SOLUTIONS if isinstance(row.get(c), str)), None)
-            if column is not None:
-                yield row[column]
-
-
-def _is_text(text: str) -> bool:
-    """Half of a character (a lone surrogate) is none: no tokenizer takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+            yield from islice((row[c] for c in SOLUTIONS if isinstance(row.get(c), str)), 1)
 
 
 def _template_on_prompts(config: Config, pair: Pair, prompts: list[Prompt]) -> Finding:
@@ -154,19 +142,17 @@ def _template_on_prompts(config: Config, pair: Pair, prompts: list[Prompt]) -> F
             different += 1
         else:
             different += tuple(teacher(text, add_special_tokens=False)["input_ids"]) != prompt.ids
-    evidence, check = {"prompts": len(prompts), "different": different}, "prompts in the teacher's form"
+    count, check = len(prompts), "prompts in the teacher's form"
+    evidence = {"prompts": count, "different": different}
     if not different:
-        found = f"{len(prompts)} of {len(prompts)} prompts have the same tokens in it"
-        return Finding("ok", check, found, evidence=evidence)
-    found = f"{different} of {len(prompts)} prompts have other tokens in the teacher's own form"
+        return Finding("ok", check, f"{count} of {count} prompts have the same tokens in it", evidence=evidence)
+    found = f"{different} of {count} prompts have other tokens in the teacher's own form"
     return Finding("warning", check, found, "a teacher with the student's template, or the reverse", evidence)
 
 
 def _backends(config: Config, device: torch.device) -> Finding:
-    """Which loader and engine a run would take."""
     try:
-        loader = choose_loader(config)
-        engine = choose_engine(config, device, loader.name)
+        engine = choose_engine(config, device, (loader := choose_loader(config)).name)
     except UserError as error:
         return Finding("refusal", "loader and engine", str(error))
     found = f"student by {loader.name} ({loader.why}); rollouts by {engine.name} ({engine.why})"
@@ -176,11 +162,6 @@ def _backends(config: Config, device: torch.device) -> Finding:
 def as_json(config: Config, findings: list[Finding]) -> dict[str, Any]:
     """Returns the findings as JSON."""
     counts = {level: sum(f.level == level for f in findings) for level in ("ok", "warning", "refusal")}
-    return {
-        "student": config.student,
-        "teacher": config.teacher,
-        "data": config.data,
-        "sound": not counts["refusal"],
-        "counts": counts,
-        "findings": [{key: value for key, value in asdict(f).items() if key != "told"} for f in findings],
-    }
+    about = {name: getattr(config, name) for name in ("student", "teacher", "data")}
+    shown = [{key: value for key, value in asdict(f).items() if key != "told"} for f in findings]
+    return about | {"sound": not counts["refusal"], "counts": counts, "findings": shown}

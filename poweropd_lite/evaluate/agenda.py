@@ -51,7 +51,6 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The benchmark's name."""
         return self.problems.benchmark.name
 
 
@@ -98,12 +97,10 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     sets = [(problems, _longest(problems, config, vocabulary, say)) for problems in loaded]
 
     room = max(max(len(p.ids) for p in s.prompts) + most for s, most in sets)
-    dtype, bits = compute_dtype(config, device), served_bits(target, config.bits)
+    dtype, bits = compute_dtype(config.dtype, device), served_bits(target, config.bits)
     engine = choose_sampler(config.engine, device, vllm_unfit_for(target, bits))
     size = config.batch_size or BATCH["vllm" if engine.name == "vllm" else device.type]
-    if (
-        config.batch_size is None and engine.name == "loop"
-    ):  # at most as a quarter of the memory has keys and values for
+    if config.batch_size is None and engine.name == "loop":  # a quarter of the memory for keys and values
         one = read_shape(target.base, "model", config.trust_remote_code).cache_bytes(1, room, dtype.itemsize)
         memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_bytes()
         size = max(1, min(size, memory // 4 // one))
@@ -171,10 +168,10 @@ def _longest(problems: Problems, config: EvalConfig, vocabulary: Vocabulary, say
     if room is None or prompt + longest <= room:
         return longest
     if config.max_new_tokens is not None:
-        raise UserError(
-            f"an answer to {name} may take {prompt} prompt and {longest} new tokens, but the model has {room} "
-            f"positions; type --max-new-tokens {room - prompt}"
+        found = (
+            f"an answer to {name} may take {prompt} prompt and {longest} new tokens, but the model has {room} positions"
         )
+        raise UserError(f"{found}; type --max-new-tokens {room - prompt}")
     say(f"{name}: answers of at most {room - prompt} tokens, not {longest}: the model has {room} positions")
     return room - prompt
 

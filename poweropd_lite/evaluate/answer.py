@@ -37,12 +37,10 @@ def answer(model: str | Path, question: str, max_new_tokens: int | None) -> str:
         raise UserError(f"the question can't be asked: {prompt.reason}")
     longest, positions = max_new_tokens or as_trained.max_new_tokens, vocabulary.positions
     if positions is not None and len(prompt.ids) + longest > positions:
-        raise UserError(
-            f"a prompt of {len(prompt.ids)} and an answer of {longest} tokens are more than the model's {positions} "
-            f"positions; ask with max_new_tokens={positions - len(prompt.ids)}"
-        )
+        found = f"a prompt of {len(prompt.ids)} and an answer of {longest} tokens are more than the model's {positions}"
+        raise UserError(f"{found} positions; ask with max_new_tokens={positions - len(prompt.ids)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, room = compute_dtype(config, device), len(prompt.ids) + longest
+    dtype, room = compute_dtype(config.dtype, device), len(prompt.ids) + longest
     how = Serving(Choice("loop", "as asked"), device, dtype, served_bits(target, None), room, 1)
     forbidden = torch.tensor(vocabulary.forbidden, dtype=torch.long, device=device)
     with closing(serve_engine(target, how, vocabulary.stop_ids, print)) as engine:

@@ -86,16 +86,11 @@ def sample_missing(agenda: Agenda, folder: EvalFolder, stop: StopRequest, say: C
 
 
 def grade_and_score(
-    folder: EvalFolder,
-    ks: list[int],
-    names: list[str] | None,
-    official: bool,
-    say: Callable[[str], None],
-    stop: StopRequest,
+    folder: EvalFolder, ks: list[int], names: list[str], official: bool, say: Callable[[str], None], stop: StopRequest
 ) -> dict[str, Any] | None:
     """Grades what is not graded yet, writes the results and says them; returns them, None if stopped.
 
-    The table is of the benchmarks `names`, or, graded again from the start, of all that are finished.
+    The table is of the benchmarks `names`; where there are none, of all that are finished, graded again from the start.
     """
     complete = complete_benchmarks(folder.path)
     with Counting("answer") as counting:
@@ -105,7 +100,7 @@ def grade_and_score(
             counting.show(f"grading {name}", done, total)
 
         try:
-            grade_folder(folder, names or complete, names is None, official, tick)
+            grade_folder(folder, names or complete, not names, official, tick)
         except Stopped:
             return None
     results = results_of(folder.path, ks, names or complete) | {"graded": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -124,10 +119,10 @@ def regrade(
 ) -> Evaluated:
     """Grades the samples of an evaluation again and writes its results anew."""
     path = evaluation_in(folder)
-    ks = earlier_ks(path) if k is None else []
-    ks = ks or load_eval_config(model=str(path), n=read_settings(path)["settings"]["n"], k=k).ks
+    n, ks = read_settings(path)["settings"]["n"], earlier_ks(path) if k is None else []
+    ks = ks or load_eval_config(model=str(path), n=n, k=k).ks
     with StopRequest("stopping; what is graded so far is kept") as stop, EvalFolder(path) as opened:
-        results = grade_and_score(opened, ks, None, official, say, stop)
+        results = grade_and_score(opened, ks, [], official, say, stop)
     if results is None:
         end_cell(stop.signal)
     return Evaluated(path, results, 0 if results else stop.signal)

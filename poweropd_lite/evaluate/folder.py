@@ -55,11 +55,8 @@ class EvalFolder:
         if (self.path / SETTINGS).exists():
             here = read_settings(self.path)
             if differing := differences(here, wanted, about["benchmarks"]):
-                what = "; ".join(differing)
-                raise UserError(
-                    f"{self.path} holds samples of another evaluation ({what}); type --output with the name of a new "
-                    "folder"
-                )
+                what = f"{self.path} holds samples of another evaluation ({'; '.join(differing)})"
+                raise UserError(f"{what}; type --output with the name of a new folder")
             for key in _ABOUT:  # those that were evaluated before stay
                 about = about | {key: here["about"][key] | about[key]}
         write_json(self.path / SETTINGS, {"settings": wanted, "about": about})

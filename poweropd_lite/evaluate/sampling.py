@@ -22,7 +22,6 @@ from poweropd_lite.problems.prompts import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 Key = tuple[int, int]  # (problem, k): the k-th sample of a problem, both from 0
 
 
@@ -85,8 +84,7 @@ def right_counts(verdicts: dict[Key, Verdict], problems: int, official: bool = F
 
 def score(answers: dict[Key, Answer], verdicts: dict[Key, Verdict], problems: int, n: int) -> Scores:
     """Returns the scores of graded answers, n to every problem."""
-    count = len(answers)
-    right = right_counts(verdicts, problems)
+    count, right = len(answers), right_counts(verdicts, problems)
     return Scores(
         avg=float(avg_at(right, n).mean()),
         any=float(pass_at(right, n, n).mean()),
@@ -143,8 +141,7 @@ def evaluate_student(
         ([config.eval_samples], Sampling(top_k=1, forbidden=forbidden)),
     )
     total = sum(len(s.prompts) for s in sets) * (config.eval_samples + 1)
-    done, first = 0, None
-    benchmarks: dict[str, dict[str, float]] = {}
+    done, first, benchmarks = 0, None, {}
     for problems in sets:
         answers: list[dict[Key, Answer]] = []
         for samples, sampling in ways:

@@ -58,7 +58,5 @@ def paired_difference(
 
     Paired: what a problem's difficulty does to both scores falls out, so the interval is narrower than the two scores'.
     """
-    gaps = [
-        np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64) for a, b in zip(ours, theirs, strict=True)
-    ]
+    gaps = [np.subtract(a, b, dtype=np.float64) for a, b in zip(ours, theirs, strict=True)]
     return float(np.mean([gap.mean() for gap in gaps])), macro_interval(gaps, seed)

@@ -103,10 +103,9 @@ def _with_saved_adapter(base: "PreTrainedModel", target: Target) -> Any:
     )
     if odd := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
         is_there, should_be = (shapes.get(odd[0], "absent") for shapes in (found, expected))
-        raise UserError(
-            f"the adapter in {target.adapter} does not fit {target.base}: {len(odd)} of {len(expected | found)} "
-            f"tensors differ (for one, {odd[0]} is {is_there} and should be {should_be}); it was trained on another "
-            "base model: type --base with that one"
-        )
+        one = f"for one, {odd[0]} is {is_there} and should be {should_be}"
+        differ = f"{len(odd)} of {len(expected | found)} tensors differ ({one})"
+        mend = "it was trained on another base model: type --base with that one"
+        raise UserError(f"the adapter in {target.adapter} does not fit {target.base}: {differ}; {mend}")
     set_peft_model_state_dict(model, weights)
     return model

@@ -34,12 +34,10 @@ def screen_table(results: dict[str, Any]) -> str:
     notes = [_passes(results)]
     if paper:
         notes.append(f"paper: {paper['title']} (arXiv 2606.17199, Tables 2 and 3), full fine-tuning")
-    undecided = sum(b["undecided"] for b in results["benchmarks"].values())
-    if undecided:
+    if undecided := sum(b["undecided"] for b in results["benchmarks"].values()):
         why = "refused, past a second, or past what sympy can do"
         notes.append(f"{undecided:,} answers could not be decided ({why}): they count as wrong")
-    parts = [TITLES.get(name, name) for name, b in results["benchmarks"].items() if not b["whole"]]
-    if parts:
+    if parts := [TITLES.get(name, name) for name, b in results["benchmarks"].items() if not b["whole"]]:
         notes.append(f"not the whole set, so not to be compared: {', '.join(parts)}")
     return "\n".join([aligned(lines), *filter(None, notes)])
 
@@ -52,8 +50,7 @@ def _passes(results: dict[str, Any]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """Returns the paper's kind of row, Avg@n / Pass@n / length a benchmark, with its header."""
-    n = results["n"]
-    columns = _rows(results["benchmarks"], results["mean"])
+    n, columns = results["n"], _rows(results["benchmarks"], results["mean"])
     title = results.get("title") or results["model"]
     head = ["model", *(TITLES.get(name, name) for name, _ in columns)]
     rows = [[title, *(_cell(s[f"avg@{n}"], s[f"pass@{n}"], s["length"], 100) for _, s in columns)]]
@@ -87,8 +84,7 @@ def comparison_table(compared: dict[str, Any]) -> str:
     lines = [[*head, f"Pass@{compared['k']}: first", "second", "difference (95%)"]]
     for name, row in _rows(compared["benchmarks"], compared["mean"]):
         line = [TITLES.get(name, name)]
-        for measure in ("avg", "pass"):
-            m = row[measure]
+        for m in (row["avg"], row["pass"]):
             low, high = (100 * x for x in m["interval"])
             difference = f"{100 * m['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
             line += [percent(m["first"]), percent(m["second"]), difference]

@@ -19,7 +19,6 @@ from poweropd_lite.problems.prompts import end_of_turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 SHIPPED = {"bundled": "student", "bundled-student": "student", "bundled-teacher": "teacher"}
 _NO_PART = ("base_model_name_or_path", "_name_or_path", "transformers_version", "peft_version")  # of what a model is
 
@@ -37,12 +36,10 @@ class Target:
 
     @property
     def kind(self) -> str:
-        """A word for it."""
         return "run" if self.run is not None else "adapter" if self.adapter else "model"
 
     @property
     def is_bundled(self) -> bool:
-        """Whether it is of the pair in the package."""
         return self.base in (model_path(BUNDLED, "student"), model_path(BUNDLED, "teacher"))
 
 
@@ -76,8 +73,7 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
     try:
         load_model_config(name, "model", remote_code)
     except UserError as error:
-        adapter = _hub_adapter(name)
-        if adapter is not None:
+        if (adapter := _hub_adapter(name)) is not None:
             return _adapter(adapter, asked_base, name)
         here = "no folder of that name is here; shipped are bundled-student and bundled-teacher"
         raise UserError(f"{error}\n({here})") from None
@@ -99,10 +95,8 @@ def _run(path: Path, asked_base: str | None, name: str | None = None) -> Target:
         return replace(adapter, run=run, run_folder=path)
     if (path / "model" / "config.json").is_file():
         return Target(name, str(path / "model"), run=run, run_folder=path)
-    raise UserError(
-        f"the run in {path} has handed over no adapter/ or model/ yet: it is still training or was killed; type "
-        f"python -m poweropd_lite.train --resume {path}"
-    )
+    found = f"the run in {path} has handed over no adapter/ or model/ yet: it is still training or was killed"
+    raise UserError(f"{found}; type python -m poweropd_lite.train --resume {path}")
 
 
 def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: str | None = None) -> Target:
@@ -119,11 +113,10 @@ def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: 
     named = str(saved.get("base_model_name_or_path") or "")
     if base is None and asked_base is not None:
         base = model_path(BUNDLED, SHIPPED[asked_base]) if asked_base in SHIPPED else asked_base
-        if named and Path(named).name.lower() != Path(base).name.lower():
-            raise UserError(
-                f"the adapter in {path} was trained on {named}, and --base is {asked_base}: on another base model it "
-                f"means nothing; type --base with {Path(named).name} or a copy of it in a folder of that name"
-            )
+        if named and (last := Path(named).name.lower()) != Path(base).name.lower():
+            found = f"the adapter in {path} was trained on {named}, and --base is {asked_base}"
+            mend = f"type --base with {last} or a copy of it in a folder of that name"
+            raise UserError(f"{found}: on another base model it means nothing; {mend}")
     if base is None:
         shipped = Path(named).parts[-3:] == ("poweropd_lite", "tiny", "student")
         base = model_path(BUNDLED, "student") if shipped else named
@@ -165,15 +158,13 @@ def load_vocabulary(target: Target, remote_code: bool = False) -> Vocabulary:
     stop_ids = frozenset(i for i in ids if i < text.vocab_size)
     if not stop_ids:
         raise UserError(f"neither tokenizer, generation config nor chat template of {target.name} names a stop token")
-    known = set(tokenizer.get_vocab().values())
-    forbidden = tuple(i for i in range(text.vocab_size) if i not in known)
+    forbidden = tuple(sorted({*range(text.vocab_size)} - {*tokenizer.get_vocab().values()}))
     return Vocabulary(tokenizer, stop_ids, forbidden, getattr(text, "max_position_embeddings", None))
 
 
 def _handed_over(adapter: Path | None) -> list[int]:
     """The stop ids that training wrote beside an adapter: of student and teacher."""
-    file = adapter / "generation_config.json" if adapter else None
-    if file is None or not file.is_file():
+    if adapter is None or not (file := adapter / "generation_config.json").is_file():
         return []
     try:
         ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")

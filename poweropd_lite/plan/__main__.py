@@ -60,9 +60,8 @@ def _write(path: Path, found: dict[str, Any], fitting: Config) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, config_text(fitting, comment))
     except OSError as error:
-        raise UserError(
-            f"can't write {path}: {error.strerror}; type --write with a name in a folder of yours"
-        ) from None
+        mend = "type --write with a name in a folder of yours"
+        raise UserError(f"can't write {path}: {error.strerror}; {mend}") from None
 
 
 def _check_new(path: Path) -> None:

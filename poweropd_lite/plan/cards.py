@@ -1,6 +1,7 @@
 """Machines: cards by name with their makers' published figures, and the seconds of a step at a share of these.
 
-An estimate: nothing of it was measured on a card. `--compute-share` and `--bandwidth-share` change the shares.
+An estimate: of a step of the benchmark's pair 4.3 s, where an H100 took 10.7 (docs/plan.md). `--compute-share` and
+`--bandwidth-share` change the shares.
 """
 
 from dataclasses import dataclass
@@ -65,8 +66,6 @@ CARDS = {
 SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have
 # GiB that can be used of the smallest card sold under a size in GB
 _USABLE: dict[float, float] = {12: 11.6, 16: 14.6, 24: 22.0, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1}
-_USABLE_SHARE = 0.91  # of any other size in GB
-LARGEST = 512  # GB; a larger number is no size of one card
 
 
 def find_machine(gpu: str | None, wants_card: bool) -> Machine:
@@ -94,12 +93,10 @@ def find_card(text: str) -> Machine:
         size = float(number)
     except ValueError:
         size = 0.0
-    if not 1 <= size <= LARGEST:
-        raise UserError(
-            f"gpu: found {text!r}, which is neither a size in GB, such as 24, nor one of {', '.join(CARDS)}; a card "
-            "that is not among them is planned by its size"
-        )
-    return Machine(f"{size:g} GB", True, None, _USABLE.get(size, _USABLE_SHARE * size))
+    if not 1 <= size <= 512:  # a larger number is no size of one card
+        mend = "a card that is not among them is planned by its size"
+        raise UserError(f"gpu: found {text!r}, neither a size in GB, such as 24, nor one of {', '.join(CARDS)}; {mend}")
+    return Machine(f"{size:g} GB", True, None, _USABLE.get(size, 0.91 * size))
 
 
 def _plain(name: str) -> str:
@@ -125,12 +122,11 @@ def step_seconds(
     config: Config, plan: MemoryPlan, card: Card, lengths: Lengths, compute_share: float, bandwidth_share: float
 ) -> dict[str, float]:
     """Returns the estimated seconds of a step's rollouts, scores, update and optimizer."""
-    flops = step_flops(config, plan.student, plan.teacher, lengths)
+    flops, teacher = step_flops(config, plan.student, plan.teacher, lengths), plan.teacher
     rate, bandwidth = card.tflops * 1e12 * compute_share, card.bandwidth * 1e9 * bandwidth_share
-    student, teacher = plan.student.shape, plan.teacher
     tokens = config.batch_size * lengths.completion
     batches = max(1, -(-config.batch_size * lengths.total // config.token_budget))
-    logits = LOGIT_PASSES * 4 * tokens * student.head[0] / bandwidth
+    logits = LOGIT_PASSES * 4 * tokens * plan.student.shape.head[0] / bandwidth
     scored = 3 * 4 * tokens * teacher.head[0] / bandwidth
     # A 4-bit matrix is read, written in 16 bits and read again, once a micro-batch.
     unpacking = batches * 4.5 * teacher.linear_elements / bandwidth if config.teacher_bits == 4 else 0.0
@@ -147,8 +143,7 @@ def decode_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, lines: in
     shape = plan.student.shape
     parts = -(-lines // (config.decode_batch_size or lines))
     weights = shape.weight_bytes(4 if config.student_bits == 4 else 16) + 4 * plan.student.adapter
-    middle = lengths.prompt + lengths.completion // 2
-    cache = shape.cache_bytes(lines, middle, 2)
+    cache = shape.cache_bytes(lines, lengths.prompt + lengths.completion // 2, 2)
     return lengths.completion * ((parts * weights + cache) / bandwidth + parts * TOKEN_OVERHEAD)
 
 
@@ -169,7 +164,5 @@ def evaluation_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, card:
 
 def evaluations(config: Config) -> int:
     """Returns how often a run evaluates: before, after, and every `eval_every` steps between."""
-    if config.eval_benchmarks is None:
-        return 0
     between = (config.steps - 1) // config.eval_every if config.eval_every else 0
-    return 2 + between
+    return 0 if config.eval_benchmarks is None else 2 + between

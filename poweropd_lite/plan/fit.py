@@ -37,8 +37,7 @@ def fit(
     useless: set[tuple[str, Change]] = set()  # a setting that did not help a phase
     while found.needed > limit:
         steps = (s for s in _steps(config, found) if (found.peak_phase, s[0]) not in useless and runs(s[1]))
-        step = next(steps, None)
-        if step is None:
+        if (step := next(steps, None)) is None:
             return None
         change, smaller = step
         trying = as_flags({name: after for name, (_, after) in differences(config, smaller).items()})
@@ -107,10 +106,6 @@ def _smaller_batches(config: Config) -> Values:
     return {"token_budget": max(least, budget // 2)} if budget > least else {}
 
 
-def _checkpointing(config: Config) -> Values:
-    return {"gradient_checkpointing": True} if not config.gradient_checkpointing else {}
-
-
 def _lower_rank(config: Config) -> Values:
     if config.full_finetune or config.lora_rank <= LOWEST_RANK:
         return {}
@@ -126,7 +121,7 @@ OWN: dict[str, tuple[Change, ...]] = {
     "evaluate": (_fewer_answers, _fewer_lines),
     "rollout": (_fewer_lines,),
     "score": (_smaller_batches,),
-    "update": (_checkpointing, _smaller_batches),
+    "update": (lambda c: {} if c.gradient_checkpointing else {"gradient_checkpointing": True}, _smaller_batches),
     "optimizer": (),
     "load": (),
 }

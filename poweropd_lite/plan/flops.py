@@ -32,7 +32,6 @@ class Lengths:
 
     @property
     def total(self) -> int:
-        """Both."""
         return self.prompt + self.completion
 
 

@@ -10,13 +10,12 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import peak_gib
 from poweropd_lite.checks.machine import check_device, dtype_name
 from poweropd_lite.engines.choose import hush_bitsandbytes, installed
-from poweropd_lite.models.shape import read_config
 from poweropd_lite.plan.cards import Machine, find_machine
 from poweropd_lite.plan.fit import differences, fit
 from poweropd_lite.plan.memory import GIB, MemoryPlan, plan_memory
 from poweropd_lite.plan.report import report
 from poweropd_lite.plan.settings import CannotPlan, PlanConfig
-from poweropd_lite.plan.trace import Traces
+from poweropd_lite.plan.trace import traces_of
 
 
 def plan(
@@ -31,12 +30,8 @@ def plan(
     machine = find_machine(asked.gpu, wants_card=config.student != BUNDLED)
     if faults := _refusals(config, machine):
         raise UserError("\n".join(faults))
-    configs = (
-        read_config(config.student, "student", config.trust_remote_code),
-        read_config(config.teacher, "teacher", config.trust_remote_code),
-    )
     dtype = dtype_name(config.dtype, machine.cuda, machine.bfloat16, machine.name)
-    traces = Traces(*configs, getattr(torch, dtype))
+    traces = traces_of(config, getattr(torch, dtype))
     here = machine.cuda and torch.cuda.is_available() and asked.gpu is None
 
     def memory(of: Config) -> MemoryPlan:
@@ -46,25 +41,21 @@ def plan(
     say(f"tracing {config.student} and {config.teacher} on tensors without memory")
     try:
         found = memory(config)
-        changes: dict[str, tuple[Any, Any]] | None = {}
         fitting: Config | None = config
         if machine.gib is not None and found.needed > machine.gib * GIB:
-            limit = round(machine.gib * GIB)
-            fitting = fit(config, limit, memory, say, lambda of: not _refusals(of, machine))
-            changes = differences(config, fitting) if fitting else None
+            fitting = fit(config, round(machine.gib * GIB), memory, say, lambda of: not _refusals(of, machine))
+        changes = differences(config, fitting) if fitting else None
         engine, _ = _engine(config, machine.cuda, here)
         return report(config, found, machine, dtype, engine, asked, changes), fitting
     except UserError:
         raise
     except Exception as error:  # a model's own code on tensors without memory
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise CannotPlan(
-            f"{config.student} <- {config.teacher} can't be planned ({reason}); train runs without a plan, and says so"
-        ) from error
+        fault = f"{config.student} <- {config.teacher} can't be planned ({reason})"
+        raise CannotPlan(f"{fault}; train runs without a plan, and says so") from error
 
 
 def _refusals(config: Config, machine: Machine) -> list[str]:
-    """Why train would refuse the run on that machine."""
     findings = check_device(config, machine.cuda, machine.bfloat16, machine.name)
     return [str(finding) for finding in findings if finding.level == "refusal"]
 

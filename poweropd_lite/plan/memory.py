@@ -12,8 +12,8 @@ import torch
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.memory import machine_bytes, peak_gib
 from poweropd_lite.method.reward import REWARDS
-from poweropd_lite.models.shape import BESIDE_WEIGHTS, Shape, cache_bytes, read_config, served_run
-from poweropd_lite.plan.trace import Traced, Traces
+from poweropd_lite.models.shape import BESIDE_WEIGHTS, Shape, cache_bytes, served_run
+from poweropd_lite.plan.trace import Traced, Traces, traces_of
 
 GIB = 2**30
 CUDA_CONTEXT = 600 * 2**20  # torch's kernels, cuBLAS and bitsandbytes on a card; assumed
@@ -34,18 +34,12 @@ class MemoryPlan:
     teacher: Shape
 
     def total(self, phase: str) -> int:
-        """Returns the bytes of a phase's tensors."""
         return sum(self.phases[phase].values())
 
     @property
-    def run(self) -> list[str]:
-        """The phases of a training run; export is a command of its own."""
-        return [phase for phase in self.phases if phase != "export"]
-
-    @property
     def peak_phase(self) -> str:
-        """The phase of a run that needs the most."""
-        return max(self.run, key=self.total)
+        """The phase of a training run that needs the most; export is a command of its own."""
+        return max((phase for phase in self.phases if phase != "export"), key=self.total)
 
     @property
     def peak(self) -> int:
@@ -62,12 +56,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: Config,
-    traces: Traces,
-    cuda: bool,
-    engine: str = "loop",
-    shared: bool = False,
-    runtime: int | None = None,
+    config: Config, traces: Traces, cuda: bool, engine: str = "loop", shared: bool = False, runtime: int | None = None
 ) -> MemoryPlan:
     """Returns what a run of `config` holds in each phase, for prompts and completions as long as the config allows.
 
@@ -75,8 +64,7 @@ def plan_memory(
     process takes before anything is loaded, where that is known.
     """
     lines, width = fullest_batch(config)
-    dtype = traces.dtype
-    teacher_dtype = teacher_compute(config, dtype)
+    dtype, teacher_dtype = traces.dtype, teacher_compute(config, traces.dtype)
     teacher, scoring = traces.teacher(config, teacher_dtype, lines, width)
     student = traces.student(config, teacher.head, lines, width)
 
@@ -90,15 +78,14 @@ def plan_memory(
         "teacher": teacher.weight_bytes(teacher_bits, teacher_dtype.itemsize),
     }
     rollout, evaluation, always = _engine_bytes(config, traces, student, engine, shared)
-    if always:
-        resident["engine"] = always
+    resident["engine"] = always
     said = config.batch_size * config.max_new_tokens * teacher.head[1] * teacher_dtype.itemsize
     kept = {"teacher's hidden states": said} if REWARDS[config.reward].pay is None else {}
     gradients = {"gradients": 4 * student.trained}
     copy = _head_copy(config, student, dtype) if cuda else {}
     base = _unpacked(config.student_bits, student.shape, dtype)
     phases = {
-        "load": {**_without(resident, "optimizer"), "quantising": _quantising(config, teacher, cuda)},
+        "load": {**resident, "optimizer": 0, "quantising": _quantising(config, teacher, cuda)},
         "rollout": {**resident, **rollout, **copy, **(base if engine == "loop" else {})},
         "score": {**resident, **kept, "activations": scoring, **_unpacked(config.teacher_bits, teacher, teacher_dtype)},
         "update": {**resident, **gradients, **kept, "activations": student.update, **copy, **base},
@@ -108,8 +95,7 @@ def plan_memory(
     }
     if config.eval_benchmarks is None:
         del phases["evaluate"]
-    if runtime is None:
-        runtime = CUDA_CONTEXT if cuda else 0
+    runtime = (CUDA_CONTEXT if cuda else 0) if runtime is None else runtime
     phases = {name: {item: size for item, size in items.items() if size} for name, items in phases.items()}
     return MemoryPlan(phases, cuda, runtime, student, teacher)
 
@@ -140,22 +126,18 @@ def _engine_bytes(
         cache = cache_bytes(student.shape, served_run(config), dtype)
         if shared:
             return {}, {}, cache + BESIDE_WEIGHTS
-        awake = {
-            "keys and values": cache,
-            "vLLM": student.shape.weight_bytes(8 * dtype.itemsize) + BESIDE_WEIGHTS - VLLM_ASLEEP,
-        }
+        weights = student.shape.weight_bytes(8 * dtype.itemsize)
+        awake = {"keys and values": cache, "vLLM": weights + BESIDE_WEIGHTS - VLLM_ASLEEP}
         return awake, awake, VLLM_ASLEEP
-    found = []
-    for lines, new in (
-        (config.batch_size, config.max_new_tokens),
-        (config.eval_batch_size, config.eval_max_new_tokens or config.max_new_tokens),
-    ):
+
+    def decoding(lines: int, new: int) -> dict[str, int]:
         lines = min(lines, config.decode_batch_size or lines)
-        width = config.max_prompt_tokens + new
-        cache = student.shape.cache_bytes(lines, width, dtype.itemsize)
+        cache = student.shape.cache_bytes(lines, config.max_prompt_tokens + new, dtype.itemsize)
         whole = traces.rollout(config, lines, config.max_prompt_tokens, new)
-        found.append({"keys and values": cache, "decoding": max(0, whole - cache)})
-    return found[0], found[1], 0
+        return {"keys and values": cache, "decoding": max(0, whole - cache)}
+
+    new = config.max_new_tokens
+    return decoding(config.batch_size, new), decoding(config.eval_batch_size, config.eval_max_new_tokens or new), 0
 
 
 def _quantising(config: Config, teacher: Shape, cuda: bool) -> int:
@@ -193,10 +175,6 @@ def _export(student: Traced, dtype: torch.dtype, cuda: bool) -> dict[str, int]:
     return {"student": model, "merging": round((EXPORT_ON_HOST - 1) * model)}
 
 
-def _without(items: dict[str, int], name: str) -> dict[str, int]:
-    return {item: size for item, size in items.items() if item != name}
-
-
 def planned_gib(
     config: Config, device: torch.device, dtype: torch.dtype, engine: str, shared: bool, say: Callable[[str], None]
 ) -> float | None:
@@ -207,28 +185,17 @@ def planned_gib(
     """
     cuda = device.type == "cuda"
     try:
-        configs = (
-            read_config(config.student, "student", config.trust_remote_code),
-            read_config(config.teacher, "teacher", config.trust_remote_code),
-        )
-        found = plan_memory(config, Traces(*configs, dtype), cuda, engine, shared)
+        found = plan_memory(config, traces_of(config, dtype), cuda, engine, shared)
     except Exception as error:  # a model's own code on tensors without memory: no reason not to train it
         say(f"memory not planned ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
         return None
     if not cuda:
         found = replace(found, runtime=round(peak_gib() * GIB))
     planned = (found.peak + (0 if cuda else found.runtime)) / GIB
-    has = _memory(device) if cuda else machine_bytes()
+    has = torch.cuda.get_device_properties(device).total_memory if cuda else machine_bytes()
     if found.needed > has:
-        say(
-            f"memory planned: {found.needed / GIB:.1f} GiB at the worst ({found.peak_phase}), and {has / GIB:.1f} are here; "
-            "python -m poweropd_lite.plan with the same settings finds what fits"
-        )
+        much = f"{found.needed / GIB:.1f} GiB at the worst ({found.peak_phase}), and {has / GIB:.1f} are here"
+        say(f"memory planned: {much}; python -m poweropd_lite.plan with the same settings finds what fits")
     else:
         say(f"memory planned: peak {planned:.2f} GiB at the worst ({found.peak_phase})")
     return planned
-
-
-def _memory(device: torch.device) -> int:
-
-    return torch.cuda.get_device_properties(device).total_memory

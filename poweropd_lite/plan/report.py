@@ -11,15 +11,11 @@ from poweropd_lite.plan.flops import TERA, Lengths, paper_update, step_flops
 from poweropd_lite.plan.memory import CUDA_CONTEXT, FRAGMENTED, GIB, WEIGHTS, MemoryPlan
 from poweropd_lite.plan.settings import PlanConfig
 
+Changes = dict[str, tuple[Any, Any]] | None  # by setting: its value before, and after
+
 
 def report(
-    config: Config,
-    plan: MemoryPlan,
-    machine: Machine,
-    dtype: str,
-    engine: str,
-    asked: PlanConfig,
-    changes: dict[str, tuple[Any, Any]] | None,
+    config: Config, plan: MemoryPlan, machine: Machine, dtype: str, engine: str, asked: PlanConfig, changes: Changes
 ) -> dict[str, Any]:
     """Returns everything that a plan says, as JSON; `changes` make it fit, None says that nothing here does."""
     new = min(asked.completion_tokens or config.max_new_tokens, config.max_new_tokens)  # no rollout is longer
@@ -40,7 +36,7 @@ def report(
         "runtime_bytes": plan.runtime,
         "needed_bytes": plan.needed,
         "fits": None if machine.gib is None else changes == {},
-        "changes": None if changes is None else {name: list(pair) for name, pair in changes.items()},
+        "changes": changes and {name: list(pair) for name, pair in changes.items()},
         "lengths": {"prompt": lengths.prompt, "completion": lengths.completion},
         "tflops": {k: v / TERA for k, v in step_flops(config, plan.student, plan.teacher, lengths).items()},
         "paper_tflops": paper_update(plan.teacher, plan.student.shape, config.batch_size, lengths),

@@ -25,13 +25,12 @@ from poweropd_lite.method.logprobs import Sampling, float_logits, reverse_kl, sc
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.adapter import with_adapter
 from poweropd_lite.models.loading import final_hidden, head_weight, quiet_dropout
-from poweropd_lite.models.shape import Shape, empty_model, shape_of
+from poweropd_lite.models.shape import Shape, empty_model, read_config, shape_of
 from poweropd_lite.models.student import Student
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_CPU = torch.device("cpu")
 _TRACED = [name for name in Config.model_fields if name not in marked("untraced")]
 
 
@@ -43,15 +42,12 @@ class Traces:
         self._made: dict[tuple, Any] = {}
 
     def student(self, config: Config, teacher_head: tuple[int, int], lines: int, width: int) -> "Traced":
-        """As `trace_student`."""
         return self._once(trace_student, self.student_config, config, self.dtype, teacher_head, lines, width)
 
     def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> tuple[Shape, int]:
-        """As `trace_teacher`."""
         return self._once(trace_teacher, self.teacher_config, config, dtype, lines, width)
 
     def rollout(self, config: Config, lines: int, prompt: int, new: int) -> int:
-        """As `trace_rollout`."""
         return self._once(trace_rollout, self.student_config, config, self.dtype, lines, prompt, new)
 
     def _once(self, trace: Callable, model_config: "PretrainedConfig", config: Config, *rest: Any) -> Any:
@@ -59,6 +55,12 @@ class Traces:
         if key not in self._made:
             self._made[key] = trace(model_config, config, *rest)
         return self._made[key]
+
+
+def traces_of(config: Config, dtype: torch.dtype) -> Traces:
+    """Returns the traces of a run's pair, none made yet; raises UserError for a model whose config can't be read."""
+    student, teacher = (read_config(getattr(config, r), r, config.trust_remote_code) for r in ("student", "teacher"))
+    return Traces(student, teacher, dtype)
 
 
 class Live(TorchDispatchMode):
@@ -108,12 +110,7 @@ class Traced:
 
 
 def trace_student(
-    model_config: "PretrainedConfig",
-    config: Config,
-    dtype: torch.dtype,
-    teacher_head: tuple[int, int],
-    lines: int,
-    width: int,
+    model_config: "PretrainedConfig", config: Config, dtype: torch.dtype, head: tuple[int, int], lines: int, width: int
 ) -> Traced:
     """Runs one micro-batch of `lines` rollouts of `width` tokens, all of them in the loss, through forward, loss and backward."""
     shape = shape_of(empty_model(model_config, dtype, config.trust_remote_code))
@@ -124,9 +121,8 @@ def trace_student(
         for p in trainable.values():  # there before the backward, so that they are not counted as activations
             p.grad = torch.zeros_like(p)
         student.hidden(torch.zeros(1, 2, dtype=torch.long))  # makes what a model makes once
-        # The teacher's part of full_kl is counted with the teacher.
-        vocabulary, size = teacher_head
-        said = torch.empty(lines * width, size, dtype=dtype), torch.empty(vocabulary, size, dtype=dtype)
+        # The teacher's part of full_kl, of a `head` (V, D), is counted with the teacher.
+        said = torch.empty(lines * width, head[1], dtype=dtype), torch.empty(head, dtype=dtype)
         with live.watch() as found:
             _backward(student, said, config, lines, width)
         return Traced(shape, trained, adapter, max(p.numel() for p in trainable.values()), found[0])
@@ -136,10 +132,8 @@ def _backward(
     student: Student, teacher: tuple[torch.Tensor, torch.Tensor], config: Config, lines: int, width: int
 ) -> None:
     """A micro-batch's forward, loss and backward; `teacher` is its hidden states and its head, which full_kl reads."""
-    ids = torch.zeros(lines, width, dtype=torch.long)
-    rows = torch.zeros(lines * width, dtype=torch.long)
-    hidden = student.hidden(ids)[rows, rows]
-    sampling = _sampling(config)
+    ids, rows = torch.zeros(lines, width, dtype=torch.long), torch.zeros(lines * width, dtype=torch.long)
+    hidden, sampling = student.hidden(ids)[rows, rows], _sampling(config)
     if REWARDS[config.reward].pay is None:
         loss = reverse_kl(hidden, student.head, *teacher, rows, rows, sampling).kl.sum()
     else:
@@ -197,7 +191,7 @@ def fake_student(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with FakeTensorMode(), Live() as live:
         _materialise(model)
-        yield Student(model, _CPU, dtype), live
+        yield Student(model, torch.device("cpu"), dtype), live
 
 
 def _materialise(model: torch.nn.Module) -> None:

@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-HELD_OUT_SHARE = 8  # one question in eight is held out
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 Step = tuple[int, str, int, int]  # left, operator, right, result
@@ -29,13 +28,12 @@ class Problem:
     @property
     def solution(self) -> str:
         """The worked answer that the teacher is trained to give: an equation a line, then the boxed answer."""
-        lines = [f"{a} {op} {b} = {c}" for a, op, b, c in self.steps]
-        return "\n".join([*lines, f"Answer: \\boxed{{{self.answer}}}"])
+        return "".join(f"{a} {op} {b} = {c}\n" for a, op, b, c in self.steps) + f"Answer: \\boxed{{{self.answer}}}"
 
     @property
     def held_out(self) -> bool:
-        """Whether this question is kept for evaluation; a function of its text alone."""
-        return hashlib.sha256(self.question.encode()).digest()[0] % HELD_OUT_SHARE == 0
+        """Whether this question is kept for evaluation, as one in eight is; a function of its text alone."""
+        return hashlib.sha256(self.question.encode()).digest()[0] % 8 == 0
 
 
 def _apply(a: int, op: str, b: int) -> Step:
@@ -86,10 +84,8 @@ def _shop(rng: random.Random) -> tuple[str, list[Step]]:
     steps = _two_products(a, b, c, d)
     note = 100 if steps[-1][3] <= 100 else 200 if steps[-1][3] <= 200 else 300
     steps.append(_apply(note, "-", steps[-1][3]))
-    question = (
-        f"{name} buys {a} {one} at {b} dollars each and {c} {other} at {d} dollars each, and pays with {note} dollars. "
-        f"How much change does {name} get?"
-    )
+    question = f"{name} buys {a} {one} at {b} dollars each and {c} {other} at {d} dollars each, and pays with {note} "
+    question += f"dollars. How much change does {name} get?"
     return question, steps
 
 

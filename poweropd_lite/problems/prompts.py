@@ -3,6 +3,7 @@
 A row that can't be used is counted and named (where it stands and why), never silently passed over.
 """
 
+import functools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -72,30 +73,32 @@ def load_prompts(
         prompt = make_prompt(row[column], tokenizer, config, column)
         return replace(prompt, answer=str(answer)) if isinstance(prompt, Prompt) and answer is not None else prompt
 
-    prompts, skipped, _ = usable(rows(source), read, limit)
-    if not prompts:
-        reasons = "\n  ".join(map(str, skipped[:5])) or "it has no rows"
-        raise UserError(
-            f"no usable problem in {source.data}:\n  {reasons}\ncheck --data, --prompt-column and --max-prompt-tokens"
-        )
+    prompts, skipped, _ = usable(source, read, limit, None, "--data, --prompt-column and --max-prompt-tokens")
     return prompts, skipped
 
 
 def usable(
-    numbered: Iterator[tuple[str, Any]], read: Callable[[dict], Prompt | Skipped], limit: int | None
+    source: Source, read: Callable[[dict], Prompt | Skipped], limit: int | None, bundled: int | None, flags: str
 ) -> tuple[list[Prompt], list[Skipped], bool]:
-    """Returns the rows that can be read as prompts (the first `limit`), those that can't, and if there are more."""
+    """Returns the rows that can be read as prompts (the first `limit`), those that can't, and if there are more.
+
+    `bundled` is how many of the bundled problems there are. Raises UserError, to check `flags`, where no row is usable.
+    """
     prompts: list[Prompt] = []
     skipped: list[Skipped] = []
-    for where, row in numbered:
-        if limit is not None and len(prompts) == limit:
-            return prompts, skipped, True
+    more = False
+    for where, row in rows(source, bundled):
+        if more := limit is not None and len(prompts) == limit:
+            break
         prompt = Skipped(row) if isinstance(row, str) else read(row)
         if isinstance(prompt, Prompt):
             prompts.append(prompt)
         else:
             skipped.append(replace(prompt, where=where))
-    return prompts, skipped, False
+    if not prompts:
+        reasons = "\n  ".join(map(str, skipped[:5])) or "it has no rows"
+        raise UserError(f"no usable problem in {source.data}:\n  {reasons}\ncheck {flags}")
+    return prompts, skipped, more
 
 
 def say_skipped(skipped: list[Skipped], used: int, data: str, say: Callable[[str], None]) -> None:
@@ -110,25 +113,15 @@ def step_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]
 
     The data is one long row of epochs, each a permutation of its own; a batch may cross from one into the next.
     """
-    indices = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, offset = divmod(position, count)
-        indices.append(_permutation(count, seed, epoch)[offset])
-    return indices
+    places = (divmod(position, count) for position in range(step * batch_size, (step + 1) * batch_size))
+    return [_permutation(count, seed, epoch)[offset] for epoch, offset in places]
 
 
-_permutations: dict[tuple[int, int, int], list[int]] = {}
-
-
+@functools.lru_cache(maxsize=2)  # the epoch at hand and the one a batch crosses into
 def _permutation(count: int, seed: int, epoch: int) -> list[int]:
-    key = (count, seed, epoch)
-    if key not in _permutations:
-        order = list(range(count))
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        if len(_permutations) >= 2:  # the epoch at hand and the one a batch crosses into
-            _permutations.pop(next(iter(_permutations)))
-        _permutations[key] = order
-    return _permutations[key]
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
 
 
 def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any, column: str) -> Prompt | Skipped:
@@ -138,7 +131,7 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
     """
     if isinstance(value, str):
         messages = [{"role": "user", "content": value}]
-    elif isinstance(value, list) and value and all(_is_message(m) for m in value):
+    elif isinstance(value, list) and value and all(map(_is_message, value)):
         messages = [{"role": m["role"], "content": m["content"]} for m in value]
         if messages[-1]["role"] != "user":
             return Skipped(f"the last message is the {messages[-1]['role']}'s; a prompt must end with the user's")
@@ -161,8 +154,8 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
     if not ids:
         return Skipped("the tokenizer makes no token of it")
     if len(ids) > settings.max_prompt_tokens:
-        reason = f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {settings.max_prompt_tokens}"
-        return Skipped(reason, too_long=True)
+        longest = settings.max_prompt_tokens
+        return Skipped(f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {longest}", too_long=True)
     return Prompt(ids, question, None, messages=tuple((m["role"], m["content"]) for m in messages))
 
 
@@ -214,10 +207,8 @@ def rows(source: Source, count: int | None = None) -> Iterator[tuple[str, Any]]:
             yield f"bundled problem {i}", {"problem": problem.question, "answer": str(problem.answer)}
         return
     path = Path(source.data)
-    if path.suffix in (".json", ".jsonl", ".parquet") or path.exists():
-        yield from _file_rows(path, source.flag)
-    else:
-        yield from _hub_rows(source)
+    of_file = path.suffix in (".json", ".jsonl", ".parquet") or path.exists()
+    yield from _file_rows(path, source.flag) if of_file else _hub_rows(source)
 
 
 def _file_rows(path: Path, flag: str) -> Iterator[tuple[str, Any]]:
@@ -249,9 +240,7 @@ def _file_rows(path: Path, flag: str) -> Iterator[tuple[str, Any]]:
         for i, row in enumerate(rows, 1):
             yield f"{path}, item {i}", row if isinstance(row, dict) else "not an object"
         return
-    for i, line in enumerate(text.split("\n"), 1):  # JSON Lines end at "\n" alone
-        if not line.strip():
-            continue
+    for i, line in ((i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()):  # they end at "\n" alone
         try:
             row = json.loads(line)
             yield f"{path}, line {i}", row if isinstance(row, dict) else "not an object"
@@ -268,8 +257,7 @@ def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
         data = datasets.load_dataset(source.data, source.subset, split=source.split)
     except Exception as error:  # the library raises dozens of kinds, of its own and of three others
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"can't load {source.data} (subset {source.subset}, split {source.split}) from the hub: {reason}\n"
-            f"type {source.flag} with a hub id, or with a JSON, JSONL or Parquet file"
-        ) from error
+        what = f"{source.data} (subset {source.subset}, split {source.split}) from the hub: {reason}"
+        mend = f"type {source.flag} with a hub id, or with a JSON, JSONL or Parquet file"
+        raise UserError(f"can't load {what}\n{mend}") from error
     yield from ((f"{source.data}, row {i}", row) for i, row in enumerate(data))

@@ -72,10 +72,8 @@ def page(
 
 
 def _table(runs: Sequence[Run], rows: Iterable[tuple[str, list[str]]]) -> str:
-    """A column a run, of cells that are HTML."""
     lines = ["<tr><th></th>" + "".join(f"<th>{_(run.name)}</th>" for run in runs) + "</tr>"]
-    for name, cells in rows:
-        lines.append(f"<tr><td>{_(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    lines += [f"<tr><td>{_(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, cells in rows]
     return f"<div class='wide'><table>{''.join(lines)}</table></div>"
 
 

@@ -47,7 +47,6 @@ def pictures(runs: Sequence[Run], numbers: dict[str, Any], teacher: Reference | 
 
 
 def _there(found: Numbers) -> Numbers:
-    """The runs that have a number at all."""
     return {name: numbers for name, numbers in found.items() if numbers["step"]}
 
 
@@ -61,14 +60,12 @@ def _accuracy(runs: Numbers, styles: Styles, samples: str, teacher: Reference | 
     if teacher is not None:
         axes.axhline(100 * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
     axes.set_ylim(0, 102)
-    caption = "Avg@k on the held-out problems."
-    if len(bases) > 1:
-        caption += " No line for the base: the runs differ in what they had before training."
+    no_line = " No line for the base: the runs differ in what they had before training."
+    caption = "Avg@k on the held-out problems." + (no_line if len(bases) > 1 else "")
     return Drawn(with_legend(figure), "Accuracy by step", caption, "accuracy")
 
 
 def _by_step(runs: Numbers, styles: Styles, key: str, up: str, log: bool = False, floor: float | None = None) -> Figure:
-    """One number by step, a line a run."""
     lines = {name: (found["step"], found[key]) for name, found in runs.items()}
     figure, axes = plot(lines, styles, "step", up, linewidth=1.2)
     if floor is not None:
@@ -84,11 +81,10 @@ def _gradient(runs: Numbers, styles: Styles, clips: set[float]) -> Drawn:
     """Gradient norm before the clip, by step; the line is where it is clipped, if that is one number."""
     figure = _by_step(runs, styles, "optim/grad_norm", "gradient norm", log=True)
     if len(clips) == 1:
-        clip, axes, end = min(clips), figure.axes[0], ("axes fraction", "data")
+        clip, axes, at = min(clips), figure.axes[0], ("axes fraction", "data")
         axes.axhline(clip, color="0.4", linewidth=1, linestyle="--")
-        axes.annotate(
-            f"clipped at {clip:g}", (1, clip), xycoords=end, ha="right", va="bottom", fontsize="small", color="0.3"
-        )
+        text = axes.annotate(f"clipped at {clip:g}", (1, clip), xycoords=at, ha="right", va="bottom", color="0.3")
+        text.set_fontsize("small")
     return Drawn(figure, "Gradient norm by step", "Before it is clipped, on a log scale.", "gradient")
 
 
@@ -96,8 +92,7 @@ def _steps_to(found: dict[str, Any], styles: Styles, samples: str) -> Drawn:
     """Steps that each run needs for the accuracies that the baseline reaches (the paper's Fig. 1)."""
     lines = {}
     for name, steps in found["steps"].items():
-        there = [i for i, step in enumerate(steps) if step is not None]
-        if there:
+        if there := [i for i, step in enumerate(steps) if step is not None]:
             lines[name] = [steps[i] for i in there], [100 * found["levels"][i] for i in there]
     figure, axes = plot(lines, styles, "steps needed", f"Avg@{samples} reached, %", few=math.inf, markersize=4)
     axes.set_xlim(left=0)
@@ -109,7 +104,6 @@ def _steps_to(found: dict[str, Any], styles: Styles, samples: str) -> Drawn:
 
 
 def _time(runs: dict[str, dict[str, float]]) -> Drawn:
-    """Seconds by phase, a bar a run."""
     names = list(runs)
     phases = [phase for phase in runs[names[0]] if any(seconds[phase] for seconds in runs.values())]
     unit, word = (3600, "hours") if max(sum(s.values()) for s in runs.values()) > 2 * 3600 else (1, "seconds")

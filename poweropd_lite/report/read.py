@@ -72,9 +72,8 @@ def _read(folder: Path, name: str) -> Run:
     except FileNotFoundError:
         summary = None
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder}/summary.json is no JSON object ({error}); remove it, and the report does without"
-        ) from None
+        mend = "remove it, and the report does without"
+        raise UserError(f"{folder}/summary.json is no JSON object ({error}); {mend}") from None
     steps, evaluations = ([line for line in lines if key in line] for key in ("tokens/loss", "eval/length"))
     tokens, samples = read_lines(folder / "tokens.jsonl", TOKENS), read_lines(folder / "samples.jsonl", SAMPLES)
     config = load_config(folder / "config.yaml")

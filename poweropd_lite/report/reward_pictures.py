@@ -8,9 +8,7 @@ from matplotlib.figure import Figure
 
 from poweropd_lite.report.drawing import Drawn, Numbers, Styles, is_broken, label, new_figure, reward_axis
 
-BAND = (
-    "Outer band: from the least to the greatest reward of any token. Inner band: from the 5th to the 95th percentile."
-)
+BAND = "Outer band: from the least to the greatest reward of any token. Inner band: the 5th to the 95th percentile."
 LANDSCAPE = (
     "Size of the reward by the student's and the teacher's probability of the sampled token. The log ratio grows "
     "without bound where one of the two is small; a large alpha pays only where one of them is near 1. Both axes are "
@@ -22,7 +20,7 @@ def reward_pictures(numbers: dict[str, Any], styles: Styles) -> Iterator[Drawn]:
     """Draws those of runs: a panel a run, all on one scale of rewards."""
     if reward := {name: found for name, found in numbers["reward"].items() if found["step"]}:
         seen = [x for found in reward.values() for x in found["reward/min"] + found["reward/max"]]
-        yield from _panels("Reward by step", BAND, "reward", reward, styles, seen, _band, "step")
+        yield from _panels("reward", BAND, reward, styles, seen)
     if not numbers["density"]:
         return
     densities, places = numbers["density"], numbers["positions"]
@@ -33,25 +31,15 @@ def reward_pictures(numbers: dict[str, Any], styles: Styles) -> Iterator[Drawn]:
     both = {name: (of, numbers["density_at_the_end"][name]) for name, of in densities.items()}
     bins = [(i, of) for pair in both.values() for of in pair for i, share in enumerate(of["density"]) if share]
     seen = [x for i, of in bins for x in of["edges"][i : i + 2]]
-    yield from _panels("Reward density", caption, "density", both, styles, seen, _density, "reward", "density")
+    yield from _panels("density", caption, both, styles, seen)
     caption = f"Line: the mean reward of the tokens at a place, {when}. Band: from the least to the greatest."
     seen = [x for found in places.values() for x in found["min"] + found["max"]]
-    across = "place in the completion, tokens"
-    yield from _panels("Reward by place", caption, "positions", places, styles, seen, _places, across)
+    yield from _panels("positions", caption, places, styles, seen)
 
 
-def _panels(
-    title: str,
-    caption: str,
-    file: str,
-    found: Numbers,
-    styles: Styles,
-    seen: list[float],
-    draw: Callable[[Axes, Any, str], None],
-    across: str,
-    up: str = "reward",
-) -> Iterator[Drawn]:
+def _panels(file: str, caption: str, found: Numbers, styles: Styles, seen: list[float]) -> Iterator[Drawn]:
     """A figure a run for the page, which a phone can show, and a file of all of them; `seen` are the rewards there."""
+    title, draw, across, up = PANELS[file]
     bounds, of = (min(seen, default=0.0), max(seen, default=0.0)), "y" if up == "reward" else "x"
 
     def figure(*names: str) -> Figure:
@@ -97,7 +85,6 @@ def _places(panel: Axes, found: Numbers, color: str) -> None:
 
 
 def _density(panel: Axes, found: tuple[Numbers, Numbers], color: str) -> None:
-    """Filled at the first step kept, and a line at the last."""
     first, last = found
     when = "before training" if first["step"] == 1 else f"step {first['step']}"
     panel.stairs(first["density"], first["edges"], label=when, fill=True, color=color, alpha=0.5)
@@ -108,8 +95,14 @@ def _density(panel: Axes, found: tuple[Numbers, Numbers], color: str) -> None:
     panel.legend(frameon=False, fontsize="x-small", loc="best")
 
 
+PANELS: dict[str, tuple[str, Callable[[Axes, Any, str], None], str, str]] = {  # by file: title, content, both axes
+    "reward": ("Reward by step", _band, "step", "reward"),
+    "density": ("Reward density", _density, "reward", "density"),
+    "positions": ("Reward by place", _places, "place in the completion, tokens", "reward"),
+}
+
+
 def _outside(name: str, found: Numbers) -> str:
-    """Says what a histogram does not show."""
     outside, strange, (low, *_, high) = found["below"] + found["above"], found["not_finite"], found["edges"]
     where = f"{outside} of {found['tokens']:,} tokens, outside of {low:g} to {high:g}"
     return f" Not shown of {name}: {where}, and {strange} that are not finite." if outside or strange else ""

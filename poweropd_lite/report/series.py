@@ -121,10 +121,10 @@ def landscape(alphas: Sequence[float], points: int = 41) -> dict[str, Any]:
 
 def phases(run: Run) -> dict[str, float]:
     """Returns the seconds of all steps by phase, what of the steps was none of them, and those of evaluations."""
-    out = {name: _total(run.steps, f"time/{name}") for name in PHASES}
-    out["other"] = max(0.0, _total(run.steps, "time/step") - sum(out.values()))
-    return out | {"evaluate": _total(run.evaluations, "time/evaluate")}
 
+    def total(lines: Sequence[Line], key: str) -> float:
+        return sum(line[key] for line in with_finite(lines, [key]))
 
-def _total(lines: Sequence[Line], key: str) -> float:
-    return sum(line[key] for line in with_finite(lines, [key]))
+    out = {name: total(run.steps, f"time/{name}") for name in PHASES}
+    out["other"] = max(0.0, total(run.steps, "time/step") - sum(out.values()))
+    return out | {"evaluate": total(run.evaluations, "time/evaluate")}

@@ -86,9 +86,8 @@ def sentences(runs: Sequence[Run], teacher: Reference | None) -> list[str]:
         steps, avg = found["step"], [f"{avg:.1%}" for avg in found["avg"]]
         text = f"{run.name} ({run.config.reward_label}), {taken} of {run.config.steps} steps: "
         if len(steps) > 1:
-            text += f"Avg@{k} {avg[0]} -> {avg[-1]}" + (
-                f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != taken else ""
-            )
+            at = f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != taken else ""
+            text += f"Avg@{k} {avg[0]} -> {avg[-1]}{at}"
             text += f", {found['avg'][-1] / teacher.accuracy:.1%} of the teacher's" if teacher else ""
         elif steps:
             text += f"Avg@{k} {avg[0]} at step {steps[0]}"

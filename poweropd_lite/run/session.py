@@ -123,7 +123,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     loader = choose_loader(config)  # imports Unsloth, if it is to be used, before transformers
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = compute_dtype(config, device)
+    dtype = compute_dtype(config.dtype, device)
     if device.type == "cuda":
         # It would plan anew for each of the many lengths here, tens of milliseconds at a time (Hopper and newer).
         torch.backends.cuda.enable_cudnn_sdp(False)

@@ -106,8 +106,8 @@ def test_warmup_works_under_every_schedule(schedule):
 
 def test_compute_dtype_follows_the_device():
     cpu = torch.device("cpu")
-    assert compute_dtype(load_config(), cpu) == torch.float32
-    assert compute_dtype(load_config(dtype="bfloat16"), cpu) == torch.bfloat16
+    assert compute_dtype(load_config().dtype, cpu) == torch.float32
+    assert compute_dtype(load_config(dtype="bfloat16").dtype, cpu) == torch.bfloat16
 
 
 @pytest.mark.parametrize(

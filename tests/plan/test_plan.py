@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
-from poweropd_lite.models.shape import nf4_bytes, read_config, read_shape
+from poweropd_lite.models.shape import nf4_bytes, read_shape
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
 from poweropd_lite.plan import plan
@@ -21,7 +21,7 @@ from poweropd_lite.plan.cards import CARDS, Machine, find_card, known_card
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
 from poweropd_lite.plan.memory import GIB, fullest_batch, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
-from poweropd_lite.plan.trace import Traces
+from poweropd_lite.plan.trace import traces_of
 
 CPU = torch.device("cpu")
 TINY = Path(__file__).parents[2] / "poweropd_lite" / "tiny"
@@ -34,11 +34,7 @@ def run_plan(*flags, cwd=None):
 
 
 def memory_of(config, dtype=torch.float32, cuda=False, **options):
-    configs = (
-        read_config(config.student, "student", config.trust_remote_code),
-        read_config(config.teacher, "teacher", config.trust_remote_code),
-    )
-    return plan_memory(config, Traces(*configs, dtype), cuda, **options)
+    return plan_memory(config, traces_of(config, dtype), cuda, **options)
 
 
 def allocated(work):

@@ -11,12 +11,11 @@ from test_plan import PAIRS, memory_of, run_plan
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.models.shape import read_config
 from poweropd_lite.plan import plan
 from poweropd_lite.plan.fit import config_text, fit
 from poweropd_lite.plan.memory import GIB, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
-from poweropd_lite.plan.trace import Traces
+from poweropd_lite.plan.trace import traces_of
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -34,9 +33,7 @@ def test_the_change_that_fits_is_needed_and_enough(tmp_path):
     assert text.startswith("# Qwen/Qwen3-0.6B-Base <- Qwen/Qwen3-4B, LoRA: fits 8 GB")
     small = load_config(tmp_path / "small.yaml")
     limit = 0.91 * 8 * GIB
-    traces = Traces(
-        *(read_config(getattr(small, r), r, small.trust_remote_code) for r in ("student", "teacher")), torch.bfloat16
-    )
+    traces = traces_of(small, torch.bfloat16)
 
     def needed(config):
         return plan_memory(config, traces, cuda=True).needed
@@ -72,8 +69,7 @@ def test_what_changes_no_result_is_enough(gpu, settings, changes):
 def test_vllm_that_does_not_fit_gives_way_to_the_loop():
     """2 GiB of vLLM's own beside a pair of a few MiB: nothing but another engine makes it fit 1.5 GiB."""
     config = load_config("bundled", engine="vllm")
-    configs = [read_config(getattr(config, role), role, config.trust_remote_code) for role in ("student", "teacher")]
-    traces = Traces(*configs, torch.bfloat16)
+    traces = traces_of(config, torch.bfloat16)
 
     def memory(of):
         return plan_memory(of, traces, True, "vllm" if of.engine == "vllm" else "loop")
