@@ -57,8 +57,7 @@ def _placed(axes: Axes, report: Advice) -> None:
         heights = [part["mean_abs"] / rows[label]["mean_abs"] for _, part in parts]
         axes.plot([x for x, _ in parts], heights, "o-", color=colour, label=label, markersize=4)
     axes.axhline(1.0, color="0.4", linestyle="--", linewidth=1)
-    axes.set(xlim=(0, 100), xlabel="place in the completion, %", ylabel="mean |r| there / mean |r|")
-    axes.set_ylim(bottom=0)
+    axes.set(xlim=(0, 100), ylim=(0, None), xlabel="place in the completion, %", ylabel="mean |r| there / mean |r|")
     axes.legend(frameon=False, fontsize="small")
 
 

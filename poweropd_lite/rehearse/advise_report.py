@@ -34,9 +34,8 @@ def judge(report: Advice) -> Verdict:
     )
     broken = [label for label, row in rows.items() if None in row["gradient"]["norm"]]
     note = f"not compared: the gradients of {', '.join(broken)}, which are not finite" if broken else ""
-    if live >= least:
-        return {"sound": True, "line": f"yes: {line}", "note": note}
-    return {"sound": False, "line": f"no: {line}; {_instead(report)}", "note": note}
+    line = f"yes: {line}" if live >= least else f"no: {line}; {_instead(report)}"
+    return {"sound": live >= least, "line": line, "note": note}
 
 
 def _instead(report: Advice) -> str:
@@ -58,7 +57,6 @@ def _instead(report: Advice) -> str:
 
 
 def screen(report: Advice) -> str:
-    """Returns the tables for the screen: the rewards, and truncated sampling."""
     limits, run, sampling, cuts = report["settings"], report["config"], report["sampling"], report["truncations"]
     rows = {label: row | row["gradient"] for label, row in report["rewards"].items()}
     legend = (
@@ -83,11 +81,10 @@ def numbers(report: Advice) -> dict[str, Cells]:
     rows, cuts = report["rewards"], report["truncations"]
     placed = [(label, row["by_decile"]) for label, row in rows.items() if row["by_decile"]]
     tenths = {label: {f"{10 * i}%": d and d["mean"] for i, d in enumerate(deciles)} for label, deciles in placed}
-    found = {
+    pushes = {f"Push of score full, sampled {name}": cut["full_score_push"] for name, cut in cuts.items()}
+    return {
         "Rewards": every_number("reward", {label: row | row["gradient"] for label, row in rows.items()}),
         "Mean reward by tenth of the completion, from": every_number("reward", tenths),
         "Truncated sampling": every_number("sampling", cuts),
+        **{title: every_number("reward", push) for title, push in pushes.items()},
     }
-    for name, cut in cuts.items():
-        found[f"Push of score full, sampled {name}"] = every_number("reward", cut["full_score_push"])
-    return found

@@ -1,15 +1,18 @@
-"""What a reward does to a set of tokens: pure maths on float64 tensors of N tokens.
+"""What a reward does to a set of tokens, and truncated sampling to a distribution: pure maths on tensors of N tokens.
 
 r is the reward, g = ||onehot - q|| the norm of a token's score function with respect to the logits: |r| g is the norm
 of the token's own gradient there. "Top 1%" is the ceil(N / 100) largest.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
+
+from poweropd_lite.method.logprobs import Sampling, kept_ids, logit_chunks
 
 DECILES = 10
 
@@ -20,15 +23,14 @@ def reward_facts(r: Tensor, pull: Tensor | None, log_ratio: Tensor | None, live:
     Without `pull` there is no gradient of single tokens, without `log_ratio` no sign to compare with.
     """
     count, mass = len(r), r.abs().sum().item()
+    shares = {"live": r.abs() > live, "positive": r > 0, "negative": r < 0, "zero": r == 0}
+    weights = None if pull is None else r.abs() * pull
     p05, p95 = numpy.quantile(r.numpy(), [0.05, 0.95]).tolist()  # torch.quantile takes 16 million values at most
     return {
         "tokens": count,
-        "live_share": _share(r.abs() > live),
-        "positive_share": _share(r > 0),
-        "negative_share": _share(r < 0),
-        "zero_share": _share(r == 0),
+        **{f"{name}_share": which.sum().item() / count for name, which in shares.items()},
         "positive_mass": r.clamp_min(0.0).sum().item() / mass if mass > 0 else None,
-        "sign_unlike_log_ratio": None if log_ratio is None else _share(r.sign() * log_ratio.sign() < 0),
+        "sign_unlike_log_ratio": None if log_ratio is None else (r.sign() * log_ratio.sign() < 0).sum().item() / count,
         "mean": r.mean().item(),
         "mean_abs": mass / count,
         "variance": r.var(correction=0).item(),
@@ -37,8 +39,8 @@ def reward_facts(r: Tensor, pull: Tensor | None, log_ratio: Tensor | None, live:
         "p95": p95,
         "max": r.max().item(),
         "tail": top_share(r.abs()),
-        "top_gradient": None if pull is None else top_share(r.abs() * pull),
-        "effective_share": None if pull is None else effective_share(r.abs() * pull),
+        "top_gradient": None if weights is None else top_share(weights),
+        "effective_share": None if weights is None else effective_share(weights),
     }
 
 
@@ -65,6 +67,40 @@ def effective_share(weights: Tensor) -> float | None:
     return (total / len(weights) * total / weights.square().sum()).item() if total > 0 else None
 
 
+@torch.no_grad()
+def truncation_facts(
+    hidden: Tensor, weight: Tensor, ids: Tensor, samplings: Sequence[Sampling]
+) -> tuple[Tensor, Tensor]:
+    """Returns ||onehot(id) - q|| of `ids` [N], which is sqrt(1 - 2 q(id) + sum q^2), and [N, K, 4] on each of K samplings.
+
+    The four, with s the distribution that a sampling draws from: untruncated probability of the ids that it keeps, 1 if the
+    token is one of them, ||s - q||, the norm of the expected score function of log q under s, and ||onehot(id) - s||. With a
+    plain one: 1, 1, 0 and ||onehot(id) - q||.
+    """
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    pull = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
+    facts = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=wide, device=hidden.device)
+    facts = facts.repeat(hidden.shape[0], len(samplings), 1)
+    for chunk, logits in logit_chunks(hidden, weight):
+        target = ids[chunk, None]
+        minus_one = -torch.ones_like(target, dtype=wide)
+        probs = logits.softmax(-1)
+        for k, sampling in enumerate(samplings):
+            if sampling.is_plain:
+                continue
+            kept = kept_ids(logits, sampling)
+            drawn = (logits / sampling.temperature).masked_fill_(~kept, -torch.inf).softmax(-1)
+            facts[chunk, k, 0] = probs.masked_fill(~kept, 0.0).sum(-1)
+            facts[chunk, k, 1] = kept.gather(-1, target).squeeze(-1).to(wide)
+            facts[chunk, k, 2] = (drawn - probs).norm(dim=-1)
+            facts[chunk, k, 3] = drawn.scatter_add_(-1, target, minus_one).norm(dim=-1)
+        # As a norm, not by its formula: near q = 1 that one subtracts nearly equal numbers.
+        pull[chunk] = probs.scatter_add_(-1, target, minus_one).norm(dim=-1)
+    plain = [k for k, sampling in enumerate(samplings) if sampling.is_plain]
+    facts[:, plain, 3] = pull[:, None]
+    return pull, facts
+
+
 def truncation(mass: Tensor, kept: Tensor, bias: Tensor) -> dict[str, float]:
     """Returns what a sampling keeps at N positions: its ids' `mass`, 1 in `kept` for one of them, `bias` ||s - q||."""
     return {
@@ -86,7 +122,3 @@ def truncation_push(r: Tensor, pull: Tensor, kept: Tensor, bias: Tensor) -> dict
     if total == 0:
         return {"push": None, "net_push": None}
     return {"push": (r.abs() * bias).sum().item() / total, "net_push": (r * bias).sum().item() / total}
-
-
-def _share(which: Tensor) -> float:
-    return which.sum().item() / len(which)

@@ -17,12 +17,8 @@ def log_prob_error(reference: Tensor, candidate: Tensor) -> dict[str, float]:
     """Returns mean, mean absolute, 95th percentile of the absolute, and largest error of log-probs [N], nats."""
     error = candidate.double() - reference.double()
     size = error.abs()
-    return {
-        "mean": error.mean().item(),
-        "mean_abs": size.mean().item(),
-        "p95_abs": float(numpy.quantile(size.numpy(), 0.95)),  # torch.quantile takes 16 million values at most
-        "max_abs": size.max().item(),
-    }
+    p95 = float(numpy.quantile(size.numpy(), 0.95))  # torch.quantile takes 16 million values at most
+    return {"mean": error.mean().item(), "mean_abs": size.mean().item(), "p95_abs": p95, "max_abs": size.max().item()}
 
 
 def reward_error(r: Tensor, s: Tensor) -> Numbers:
@@ -31,20 +27,15 @@ def reward_error(r: Tensor, s: Tensor) -> Numbers:
     None where a number is not defined: shares of the reward mass sum |r| when that is 0, the correlation when r or s is
     the same for every token.
     """
-    mass, count = r.abs().sum().item(), len(r)
-    flipped, vanished, appeared = (r.sign() * s.sign()) < 0, (r != 0) & (s == 0), (r == 0) & (s != 0)
-    of_mass = {
-        "relative_error": (s - r).abs().sum().item(),
-        "flipped_mass": r.abs()[flipped].sum().item(),
-        "vanished_mass": r.abs()[vanished].sum().item(),
-    }
+    mass, count, x, y = r.abs().sum().item(), len(r), r - r.mean(), s - s.mean()
+    flipped, vanished = (r.sign() * s.sign()) < 0, (r != 0) & (s == 0)
+    shares = {"flipped": flipped, "vanished": vanished, "appeared": (r == 0) & (s != 0)}
+    masses = {"relative_error": (s - r).abs(), "flipped_mass": r.abs()[flipped], "vanished_mass": r.abs()[vanished]}
     return {
         "mean_abs_error": (s - r).abs().mean().item(),
-        "flipped_share": flipped.sum().item() / count,
-        "vanished_share": vanished.sum().item() / count,
-        "appeared_share": appeared.sum().item() / count,
-        **{name: value / mass if mass > 0 else None for name, value in of_mass.items()},
-        "correlation": _correlation(r, s),
+        **{f"{name}_share": which.sum().item() / count for name, which in shares.items()},
+        **{name: values.sum().item() / mass if mass > 0 else None for name, values in masses.items()},
+        "correlation": None if _constant(r, s) else (x @ y / (x.norm() * y.norm())).item(),
         "mean_abs_reward": mass / count,
     }
 
@@ -66,20 +57,13 @@ def intervals(r: Tensor, s: Tensor, lengths: Sequence[int], resamples: int, seed
     weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     n, mass, flips, sx, sy, sxx, syy, sxy = (weights @ sums).unbind(-1)
     correlation = (sxy - sx * sy / n) / ((sxx - sx * sx / n) * (syy - sy * sy / n)).sqrt()
-    if _same(r) or _same(s):
+    if _constant(r, s):
         correlation = torch.full_like(correlation, torch.nan)
     return {"flipped_mass": _middle(flips / mass), "correlation": _middle(correlation.clamp(-1.0, 1.0))}
 
 
-def _correlation(r: Tensor, s: Tensor) -> float | None:
-    if _same(r) or _same(s):
-        return None
-    x, y = r - r.mean(), s - s.mean()
-    return (x @ y / (x.norm() * y.norm())).item()
-
-
-def _same(values: Tensor) -> bool:
-    return bool((values == values[0]).all())
+def _constant(r: Tensor, s: Tensor) -> bool:
+    return any(bool((values == values[0]).all()) for values in (r, s))
 
 
 def _middle(values: Tensor) -> list[float] | None:

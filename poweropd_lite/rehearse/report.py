@@ -14,24 +14,17 @@ from pydantic import BaseModel
 import poweropd_lite
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import (
-    existing,
-    flush_files,
-    free_folder,
-    refuse_full,
-    sync_folder,
-    write_json,
-    write_text,
-)
+from poweropd_lite.base.files import existing, flush_files, free_folder, refuse_full, sync_folder, write_json
 from poweropd_lite.base.progress import Counting
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.base.tables import markdown_table, number
 from poweropd_lite.checks.machine import own_threads
-from poweropd_lite.rehearse.scored import STOPPING, Drawn, Pace
+from poweropd_lite.rehearse.scored import Drawn, Pace
 from poweropd_lite.run.session import Prepared
 
 Cells = list[list[str]]  # the first line is the head
 Rows = Mapping[str, Mapping[str, Any]]  # by label
+STOPPING = "stopping; nothing is written (once more to stop at once)"
 FULL = "a report never writes over another"
 
 
@@ -93,9 +86,9 @@ def make_report(check: Check[R], config: Config, settings: Any, say: Callable[[s
 
         def fill(folder: Path) -> None:
             write_json(folder / f"{check.name}.json", report)
-            write_text(folder / f"{check.name}.md", "\n\n".join(lines))
+            (folder / f"{check.name}.md").write_text("\n\n".join(lines), encoding="utf-8")
             check.draw(report, folder / f"{check.name}.png")
-            pace.check()
+            stop.check()
 
         pair = [Path(name.rstrip("/")).name or "model" for name in (config.student, config.teacher)]
         new = f"{'-'.join(dict.fromkeys(pair))}-{config.teacher_bits}bit-{report['own'].replace(' ', '')}"
@@ -112,7 +105,7 @@ def about(config: Config, settings: BaseModel, ready: Prepared, drawn: Drawn, ow
         "own": own,
         "device": ready.device.type,
         "dtype": str(ready.dtype).removeprefix("torch."),
-        "rollouts": drawn.count,
+        "rollouts": len(drawn.lengths),
         "tokens": sum(drawn.lengths),
         "settings": settings.model_dump(),
         "config": config.model_dump(),
