@@ -60,14 +60,7 @@ def _cost(queue: Queue, tasks: list[Task], runs: list[Steps]) -> Cost:
     low, high = (seconds[round(share * (len(seconds) - 1))] for share in (0.05, 0.95))
     in_paper = models == PAPER_MODELS and first.column == "plain" and first.reward in PAPER_COST
     return Cost(
-        pair=first.pair,
-        column=first.column,
-        reward=first.reward,
-        runs=len(runs),
-        steps=len(seconds),
-        seconds_median=statistics.median(seconds),
-        seconds_p05=low,
-        seconds_p95=high,
+        *(first.pair, first.column, first.reward, len(runs), len(seconds), statistics.median(seconds), low, high),
         peak_gib=max(run.peak_gib for run in runs),
         planned_gib=max((run.planned_gib for run in runs if run.planned_gib), default=None),
         paper_convention_tflops=forecast.paper_tflops if forecast else None,
@@ -91,10 +84,8 @@ def cost_sheet(costs: list[Cost]) -> Sheet:
         rows.append(("measured", [pair, f"`{cost.reward}`", *tflops, *measured, paper]))
     notes = []
     if (most := max((cost.side_by_side for cost in costs), default=1)) > 1:
-        notes.append(
-            f"Up to {most} runs were at work side by side, each slower for it and not all alike: rows are comparable "
-            "where nothing ran beside (--jobs 1)."
-        )
+        slower = f"Up to {most} runs were at work side by side, each slower for it and not all alike"
+        notes.append(f"{slower}: rows are comparable where nothing ran beside (--jobs 1).")
     if any(cost.paper_gib for cost in costs):
         notes.append("The paper's are of full fine-tuning with a 16-bit teacher on its own cards; these are not.")
     about = (
@@ -102,6 +93,13 @@ def cost_sheet(costs: list[Cost]) -> Sheet:
         "steps of all runs of the reward, whatever its alpha and seed; peak GiB the largest of them: what torch "
         "allocated on a card, the whole process on a CPU."
     )
-    head = ["pair", "reward", "TFLOPs an update, the paper's way", "this program's"]
-    head += ["seconds a step", "peak GiB", "paper"]
+    head = [
+        "pair",
+        "reward",
+        "TFLOPs an update, the paper's way",
+        "this program's",
+        "seconds a step",
+        "peak GiB",
+        "paper",
+    ]
     return Sheet("Table 4: what an update costs", about, head, rows, notes)

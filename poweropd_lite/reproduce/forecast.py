@@ -18,7 +18,7 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.plan.settings import CannotPlan
 from poweropd_lite.reproduce import child
-from poweropd_lite.reproduce.grid import DONE, RUNNING, WAITING, Stage, Task, as_flags, in_order
+from poweropd_lite.reproduce.grid import DONE, RUNNING, STAGES, WAITING, Stage, Task, as_flags, in_order
 from poweropd_lite.reproduce.results import read_json
 from poweropd_lite.reproduce.state import Forecast, Queue, write_pairs
 
@@ -64,15 +64,10 @@ def make_forecasts(queue: Queue, gpu: str | None, jobs: int, say: Callable[[str]
 
 
 def _scoring_flags(queue: Queue, pair: str) -> list[str]:
-    scoring = queue.scoring
-    return as_flags(
-        {
-            "eval_benchmarks": scoring["benchmarks"] or (BUNDLED if queue.pairs[pair].student == BUNDLED else "all"),
-            "eval_samples": scoring["n"],
-            "eval_problems": scoring["problems"] or 10**6,
-            "eval_max_new_tokens": scoring["answer_tokens"],
-        }
-    )
+    scoring, everything = queue.scoring, BUNDLED if queue.pairs[pair].student == BUNDLED else "all"
+    values = {"eval_benchmarks": scoring["benchmarks"] or everything, "eval_samples": scoring["n"]}
+    values |= {"eval_problems": scoring["problems"] or 10**6, "eval_max_new_tokens": scoring["answer_tokens"]}
+    return as_flags(values)
 
 
 def _plan(pair: str, flags: list[str], failure: Path, stop: StopRequest) -> dict[str, Any] | None:
@@ -140,8 +135,7 @@ def seconds_left(queue: Queue, elapsed: dict[str, float]) -> float | None:
     `elapsed` has by name for how long a process is at a task's stage.
     """
     left = 0.0
-    stages: tuple[Stage, ...] = ("train", "evaluate")
-    for stage in stages:
+    for stage in STAGES:
         over = [task for task in queue.tasks.values() if task.state == DONE or stage != task.stage]
         taken = [task.seconds[stage] for task in over if stage in task.seconds]
         for task in queue.in_state(WAITING, RUNNING):

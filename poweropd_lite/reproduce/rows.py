@@ -28,7 +28,6 @@ class Row:
 
     @property
     def done(self) -> int:
-        """How many of its tasks are done."""
         return len(self.tasks) - len(self.failed) - len(self.waiting)
 
 
@@ -66,8 +65,8 @@ def _block(queue: Queue, name: str, column: str, results: Results) -> Block:
     found = [scores[task.name] for task in tasks if task.name in scores]
     benchmarks = list(dict.fromkeys(b for one in found for b in one.benchmarks if b != "mean"))
     benchmarks += ["mean"] if len(benchmarks) > 1 else []
-    teachers = [scores[task.name] for task in tasks if task.role == "teacher" and task.name in scores]
-    best = teachers[0].benchmarks.get(benchmarks[-1], {}).get("avg") if teachers and benchmarks else None
+    teacher = next((scores[t.name].benchmarks for t in tasks if t.role == "teacher" and t.name in scores), {})
+    best = teacher.get(benchmarks[-1], {}).get("avg") if benchmarks else None
     pair = queue.pairs[name]
     groups: dict[str, list[Task]] = {}
     for task in sorted(tasks, key=_order):

@@ -51,15 +51,13 @@ def markdown(sheets: Iterable[Sheet], title: str, about: str) -> str:
 
 def page(sheets: Iterable[Sheet], title: str, about: str) -> str:
     """Returns tables as one HTML page; nothing in it comes from the net."""
-    parts = [
+    head = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{_text(title)}</h1>",
         f"<p>{_text(about)}</p>",
-        *map(_section, sheets),
-        "</body>\n</html>\n",
     ]
-    return "\n".join(parts)
+    return "\n".join([*head, *map(_section, sheets), "</body>\n</html>\n"])
 
 
 def _section(sheet: Sheet) -> str:

@@ -4,7 +4,6 @@ The file is whole at every moment, and the folder locked by the process that wor
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pydantic import TypeAdapter
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import write_json, write_text
+from poweropd_lite.base.files import try_lock, write_json, write_text
 from poweropd_lite.reproduce.grid import State, Task, load_pair, pair_settings
 from poweropd_lite.reproduce.settings import AXES, COLUMNS, REWARDS, SCORING, TRUNCATED
 
@@ -52,18 +51,14 @@ class Queue:
     tasks: dict[str, Task] = field(default_factory=dict)
 
     def save(self) -> None:
-        """Writes queue.json in one step."""
         pairs = {name: pair_settings(pair) for name, pair in self.pairs.items()}
         data = asdict(self) | {"version": VERSION, "pairs": pairs}
-        del data["out"]  # a folder may be moved
-        write_json(self.out / "queue.json", data)
+        write_json(self.out / "queue.json", {k: v for k, v in data.items() if k != "out"})  # a folder may be moved
 
     def in_state(self, *states: State) -> list[Task]:
-        """Returns the tasks in any of `states`."""
         return [task for task in self.tasks.values() if task.state in states]
 
     def run_folder(self, task: Task) -> Path:
-        """Returns the folder of a run; a model that is only scored has none."""
         return self.out / "runs" / task.name
 
     def scores_folder(self, task: Task) -> Path:
@@ -122,25 +117,11 @@ def locked(out: Path) -> Iterator[None]:
     """Makes the queue's folder and holds its lock; raises UserError if another process has it."""
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
-        lock = try_lock(out / ".lock")
     except OSError as error:
         raise UserError(f"can't write into {out}: {error.strerror}; type --out with another folder") from None
-    if lock is None:
+    if (lock := try_lock(out / ".lock", "--out")) is None:
         raise UserError(f"another process is working on the queue in {out}; wait for it, or type another --out")
     try:
         yield
     finally:
         os.close(lock)
-
-
-def try_lock(path: Path) -> int | None:
-    """Returns an open file that holds a lock, None if another process has it; the lock goes with its last holder."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if isinstance(error, BlockingIOError):
-            return None
-        raise UserError(f"can't lock {path}: {error.strerror}; type --out on a disk with file locks") from None
-    return handle

@@ -36,10 +36,8 @@ def write_tables(queue: Queue) -> tuple[str, ...]:
     blocks, costs = make_blocks(queue, results), make_costs(queue, results.steps)
     scores, cost = score_sheets(queue, blocks), cost_sheet(costs)
     steps = ", ".join(sorted({f"{pair.steps:,} steps" for pair in queue.pairs.values()}))
-    about = (
-        f"{steps} a run. The paper is arXiv 2606.17199; what is not comparable to it is in docs/reproduce.md. "
-        "tables.csv has every number, cost.md what the runs took."
-    )
+    about = f"{steps} a run. The paper is arXiv 2606.17199; what is not comparable to it is in docs/reproduce.md. "
+    about += "tables.csv has every number, cost.md what the runs took."
     texts = {
         "tables.md": markdown(scores, TITLE, about),
         "tables.csv": csv_text(CSV_HEAD, [line for block in blocks for line in _csv_lines(block)], digits=10),
@@ -72,7 +70,8 @@ def _sheet(queue: Queue, block: Block) -> Sheet:
         kind, label = ("model", row.label) if row in block.models else ("measured", f"`{row.label}`")
         rows.append((kind, [label, *cells]))
         if block.in_paper and kind == "measured":
-            paper = [_paper_cell(row.paper[b]) if b in row.paper else "-" for b in block.benchmarks]
+            cell = "{avg@8:.2f} / {pass@8:.2f} / {length:.0f}"
+            paper = [cell.format_map(row.paper[b]) if b in row.paper else "-" for b in block.benchmarks]
             rows.append(("paper", ["paper", *paper, "-"]))
     about = f"Avg@{n} in % / Pass@{n} in % / mean length in tokens, at temperature 0.6, untruncated."
     about += " 'paper' is the paper's own row: full fine-tuning, Avg@8 and Pass@8." if block.in_paper else ""
@@ -100,10 +99,6 @@ def _cell(row: Row, benchmark: str) -> str:
     return " / ".join(_with_interval(row.stats[benchmark, m], d) for m, d in digits.items()) + _of_seeds(row)
 
 
-def _paper_cell(scores: dict[str, float]) -> str:
-    return f"{scores['avg@8']:.2f} / {scores['pass@8']:.2f} / {scores['length']:.0f}"
-
-
 def _of_seeds(row: Row) -> str:
     return f" ({row.done} of {len(row.tasks)} seeds)" if row.failed or row.waiting else ""
 
@@ -114,17 +109,15 @@ def _with_interval(found: Stat, digits: int) -> str:
 
 def _columns_sheet(queue: Queue, blocks: list[Block]) -> Sheet:
     """The README's table: rewards by sampling columns."""
-    first, cells = blocks[0], {row.label: ["-"] * len(blocks) for block in blocks for row in block.runs}
-    for i, block in enumerate(blocks):
-        for row in block.runs:
-            cells[row.label][i] = _columns_cell(row, block)
+    first, labels = blocks[0], dict.fromkeys(row.label for block in blocks for row in block.runs)
+    columns = [{row.label: _columns_cell(row, block) for row in block.runs} for block in blocks]
     student, teacher = short_names(first.pair)
     n = next((block.n for block in blocks if block.n), queue.scoring["n"])
     return Sheet(
         f"{student} <- {teacher}{_own_name(queue, first)}: what sampling does",
         f"Final Avg@{n} in % / share of answers that stop / largest gradient norm of any step.",
         ["reward", *(COLUMN_TITLES[block.column] for block in blocks)],
-        [("measured", [f"`{label}`", *texts]) for label, texts in cells.items()],
+        [("measured", [f"`{label}`", *(cells.get(label, "-") for cells in columns)]) for label in labels],
         list(dict.fromkeys(note for block in blocks for note in _notes(queue, block))),
     )
 
