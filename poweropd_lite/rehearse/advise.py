@@ -7,10 +7,9 @@ from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.models.teacher import load_teacher
-from poweropd_lite.rehearse.advise_picture import draw_advice
 from poweropd_lite.rehearse.advise_report import Advice, Row, judge, numbers, screen
-from poweropd_lite.rehearse.advise_stats import by_decile, places, reward_facts, truncation, truncation_push
 from poweropd_lite.rehearse.gradients import check_room, compare_gradients
+from poweropd_lite.rehearse.pictures import draw_advice
 from poweropd_lite.rehearse.report import Check, about
 from poweropd_lite.rehearse.scored import (
     Pace,
@@ -22,6 +21,7 @@ from poweropd_lite.rehearse.scored import (
     score_student,
 )
 from poweropd_lite.rehearse.settings import AdviseConfig
+from poweropd_lite.rehearse.stats import by_decile, places, reward_facts, truncation, truncation_push
 from poweropd_lite.run.session import load_sampler
 
 OTHERS = ("log_ratio", "clip", "tanh", "zscore", "full_kl")  # compared beside the power reward

@@ -5,7 +5,7 @@ from typing import Any
 from poweropd_lite.base.tables import aligned
 from poweropd_lite.rehearse.report import Cells, Report, Verdict, every_number, table
 
-Row = dict[str, Any]  # advise_stats.reward_facts, `reward`, `alpha`, `by_decile`, `gradient`, `sparse` and `heavy`
+Row = dict[str, Any]  # stats.reward_facts, `reward`, `alpha`, `by_decile`, `gradient`, `sparse` and `heavy`
 ALIKE = 1e-3  # mean |p - q| below which two models say nearly the same
 REWARDS = (
     ("live", "live_share", ".1%", "sparse"), ("r>0", "positive_share", ".1%"), ("its mass", "positive_mass", ".1%"),

@@ -15,12 +15,12 @@ from poweropd_lite.models.loading import load_model_config
 from poweropd_lite.models.offload import GIB, Places, layer_map, placing, streamed
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
-from poweropd_lite.rehearse.audit_picture import draw_audit
 from poweropd_lite.rehearse.audit_report import AuditReport, Candidate, Row, judge, numbers, screen
-from poweropd_lite.rehearse.audit_stats import intervals, log_prob_error, reward_error
+from poweropd_lite.rehearse.pictures import draw_audit
 from poweropd_lite.rehearse.report import Check, about
 from poweropd_lite.rehearse.scored import Drawn, Pace, draw, log_probs, prepare_to_score, reward_configs, rewards
 from poweropd_lite.rehearse.settings import AuditConfig
+from poweropd_lite.rehearse.stats import intervals, log_prob_error, reward_error
 from poweropd_lite.run.session import Prepared, load_sampler
 
 Pair = tuple[Tensor, Tensor]  # log p and log q, each [N]

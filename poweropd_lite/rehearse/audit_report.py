@@ -6,7 +6,7 @@ from poweropd_lite.base.tables import aligned, number
 from poweropd_lite.rehearse.report import Cells, Report, Verdict, every_number, table
 from poweropd_lite.rehearse.settings import AuditConfig
 
-Row = dict[str, Any]  # audit_stats.reward_error, `reward`, `alpha`, `interval`, and `passes`: within both limits
+Row = dict[str, Any]  # stats.reward_error, `reward`, `alpha`, `interval`, and `passes`: within both limits
 FEW = 32  # rollouts below which a bootstrap says too little
 ERRORS = (("mean", "mean", "+.1e"), *((f"{size} abs", f"{size}_abs", ".1e") for size in ("mean", "p95", "max")))
 OTHERS = (("r", "correlation", ".3f"), ("off", "relative_error", ".3f"))

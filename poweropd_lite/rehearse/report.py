@@ -126,15 +126,13 @@ def every_number(first: str, rows: Rows) -> Cells:
     """Returns all numbers of `rows` under their names in the JSON file; those of `interval` are its ends."""
     flat = {}
     for label, row in rows.items():
-        ends = {
-            f"{k} {end}": b and b[i] for k, b in row.get("interval", {}).items() for i, end in enumerate(("from", "to"))
-        }
+        intervals = row.get("interval", {}).items()
+        ends = {f"{k} {end}": b and b[i] for k, b in intervals for i, end in enumerate(("from", "to"))}
         flat[label] = {k: v for k, v in {**row, **ends}.items() if type(v) in (int, float, NoneType) and k != "alpha"}
     return table(first, flat, [(str(key), key, ".6g") for key in next(iter(flat.values()))])
 
 
 def subject(report: Report) -> str:
-    """Returns what a report is of."""
     run, size = report["config"], f"{report['rollouts']} rollouts, {report['tokens']:,} tokens"
     return f"student {run['student']} <- teacher {run['teacher']} ({run['teacher_bits']}-bit), {size}"
 

@@ -23,7 +23,7 @@ from poweropd_lite.method.logprobs import Sampling, score_tokens
 from poweropd_lite.method.rollout import Engine, Rollout
 from poweropd_lite.method.update import Model, Objective, over_tokens, token_logprobs
 from poweropd_lite.models.student import Student
-from poweropd_lite.rehearse.advise_stats import truncation_facts
+from poweropd_lite.rehearse.stats import truncation_facts
 from poweropd_lite.run.session import Prepared, prepare, reward_settings
 
 ALPHAS = (0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0, 500.0)  # the paper's sweep

@@ -60,7 +60,14 @@ def _cost(queue: Queue, tasks: list[Task], runs: list[Steps]) -> Cost:
     low, high = (seconds[round(share * (len(seconds) - 1))] for share in (0.05, 0.95))
     in_paper = models == PAPER_MODELS and first.column == "plain" and first.reward in PAPER_COST
     return Cost(
-        *(first.pair, first.column, first.reward, len(runs), len(seconds), statistics.median(seconds), low, high),
+        pair=first.pair,
+        column=first.column,
+        reward=first.reward,
+        runs=len(runs),
+        steps=len(seconds),
+        seconds_median=statistics.median(seconds),
+        seconds_p05=low,
+        seconds_p95=high,
         peak_gib=max(run.peak_gib for run in runs),
         planned_gib=max((run.planned_gib for run in runs if run.planned_gib), default=None),
         paper_convention_tflops=forecast.paper_tflops if forecast else None,
@@ -71,7 +78,6 @@ def _cost(queue: Queue, tasks: list[Task], runs: list[Steps]) -> Cost:
 
 
 def cost_sheet(costs: list[Cost]) -> Sheet:
-    """Returns Table 4."""
     several = len({cost.column for cost in costs}) > 1
     rows = []
     for cost in costs:

@@ -23,7 +23,7 @@ from poweropd_lite.reproduce.results import read_json
 from poweropd_lite.reproduce.state import Forecast, Queue, write_pairs
 
 GIB = 2**30
-POLL = 0.2  # seconds between looks at whether to stop
+POLL = 0.2  # seconds between looks at the processes, and at whether to stop
 
 
 def make_forecasts(queue: Queue, gpu: str | None, jobs: int, say: Callable[[str], None], stop: StopRequest) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Final, Literal, get_args
+from typing import Any, Literal, get_args
 
 from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
 from poweropd_lite.base.config_files import config_path, read_yaml
@@ -14,10 +14,8 @@ Role = Literal["run", "base", "teacher"]
 Stage = Literal["train", "evaluate"]
 State = Literal["waiting", "running", "done", "failed"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-WAITING: Final = "waiting"
-RUNNING: Final = "running"
-DONE: Final = "done"
-FAILED: Final = "failed"
+STATES: tuple[State, ...] = get_args(State)
+WAITING, RUNNING, DONE, FAILED = STATES
 
 
 @dataclass
@@ -50,13 +48,11 @@ class Task:
     @property
     def label(self) -> str:
         """Its row in the tables: power 10, log_ratio, base."""
-        if self.role != "run":
-            return self.role
-        return self.reward if self.alpha is None else f"{self.reward} {self.alpha:g}"
+        label = self.reward or self.role
+        return label if self.alpha is None else f"{label} {self.alpha:g}"
 
     @property
     def log(self) -> str:
-        """The file, in the queue's folder, with its commands and what they said."""
         return f"logs/{self.name}.log"
 
     def settings(self) -> dict[str, Any]:

@@ -41,7 +41,6 @@ class Results:
 
 
 def read_results(queue: Queue) -> Results:
-    """Reads all that is done."""
     done = queue.in_state(DONE)
     scores = {task.name: found for task in done if (found := read_scores(queue, task))}
     return Results(scores, {task.name: steps for task in done if (steps := read_steps(queue, task))})

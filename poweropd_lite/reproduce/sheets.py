@@ -40,7 +40,6 @@ class Sheet:
 
 
 def markdown(sheets: Iterable[Sheet], title: str, about: str) -> str:
-    """Returns tables as a Markdown page."""
     parts = [f"# {title}\n", f"{about}\n"]
     for sheet in sheets:
         rows = [[cell.replace("|", "\\|") for cell in cells] for cells in (sheet.head, *(row[1] for row in sheet.rows))]

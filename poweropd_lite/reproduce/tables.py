@@ -12,10 +12,9 @@ from poweropd_lite.evaluate.tables import TITLES
 from poweropd_lite.reproduce.cost import Cost, cost_sheet, make_costs
 from poweropd_lite.reproduce.grid import short_names
 from poweropd_lite.reproduce.results import MEASURES, read_results
-from poweropd_lite.reproduce.rows import NORM, SHARE, Block, Row, make_blocks
+from poweropd_lite.reproduce.rows import NORM, SHARE, Block, Row, Stat, make_blocks
 from poweropd_lite.reproduce.sheets import Sheet, csv_text, markdown, page
 from poweropd_lite.reproduce.state import Queue
-from poweropd_lite.reproduce.stats import Stat
 
 TITLE = "PowerOPD on one card: the paper's tables, measured"
 PAPER_TABLES = {"qwen3-0.6b-base": "Table 2: ", "qwen3-1.7b-base": "Table 3: "}  # by student

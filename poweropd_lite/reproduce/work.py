@@ -18,13 +18,12 @@ from poweropd_lite.base.files import try_lock
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.reproduce import child, grid
-from poweropd_lite.reproduce.forecast import seconds_left
+from poweropd_lite.reproduce.forecast import POLL, seconds_left
 from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, WAITING, Task, as_flags, in_order
 from poweropd_lite.reproduce.results import is_trained, read_json, read_scores
 from poweropd_lite.reproduce.state import Queue
 
 NOTICE = "stopping: each run finishes its step or batch and saves (once more to stop at once)"
-POLL = 0.2  # seconds between looks at the processes
 PATIENCE = 10  # seconds for a process that is to end at once
 
 
