@@ -29,7 +29,6 @@ TRUNCATIONS = ((20, 0.95), (20, 1.0), (0, 0.95))  # top-k, top-p: the released c
 
 
 def measure(config: Config, settings: AdviseConfig, pace: Pace) -> Advice:
-    """Returns the report."""
     size, wanted = config.batch_size, settings.gradient_steps
     if (full := settings.rollouts // size) < wanted:
         raise UserError(

@@ -28,10 +28,8 @@ class Advice(Report):
 def judge(report: Advice) -> Verdict:
     """Returns the verdict on the config's own reward: whether it pays enough tokens."""
     own, limits, rows = report["own"], report["settings"], report["rewards"]
-    live, least = rows[own]["live_share"], limits["min_live_share"]
-    line = (
-        f"|r| of {own} is over {limits['live_reward']:g} for {live:.1%} of the tokens; at least {least:.1%} is wanted"
-    )
+    live, over, least = rows[own]["live_share"], limits["live_reward"], limits["min_live_share"]
+    line = f"|r| of {own} is over {over:g} for {live:.1%} of the tokens; at least {least:.1%} is wanted"
     broken = [label for label, row in rows.items() if None in row["gradient"]["norm"]]
     note = f"not compared: the gradients of {', '.join(broken)}, which are not finite" if broken else ""
     line = f"yes: {line}" if live >= least else f"no: {line}; {_instead(report)}"
@@ -77,7 +75,7 @@ def screen(report: Advice) -> str:
 
 
 def numbers(report: Advice) -> dict[str, Cells]:
-    """Returns every number, but of the tenths of completions the mean reward alone."""
+    """Of the tenths of completions the mean reward alone."""
     rows, cuts = report["rewards"], report["truncations"]
     placed = [(label, row["by_decile"]) for label, row in rows.items() if row["by_decile"]]
     tenths = {label: {f"{10 * i}%": d and d["mean"] for i, d in enumerate(deciles)} for label, deciles in placed}

@@ -47,10 +47,8 @@ def measure(config: Config, settings: AuditConfig, pace: Pace) -> AuditReport:
     log_q = students.get(torch.float32, students[ready.dtype])
     reference, streamed = score_teacher(ready, 32, room, drawn, pace)
     if not reference.isfinite().all():
-        raise UserError(
-            f"the full-precision teacher {config.teacher} gives log-probs that are not finite numbers, so there is "
-            "nothing to compare with; is the download whole?"
-        )
+        what = f"the full-precision teacher {config.teacher} gives log-probs that are not finite numbers"
+        raise UserError(f"{what}, so there is nothing to compare with; is the download whole?")
 
     def candidate(model: Literal["teacher", "student"], bits: int, log_p: Tensor, log_q_too: Tensor) -> Candidate:
         error = log_prob_error(reference, log_p) if model == "teacher" else log_prob_error(log_q, log_q_too)

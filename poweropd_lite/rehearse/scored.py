@@ -120,12 +120,9 @@ def score_student(
 
 
 def prepare_to_score(config: Config, say: Callable[[str], None]) -> Prepared:
-    """Returns session.prepare's of a run that is only scored: without evaluation and without importance weights.
-
-    These multiply every reward alike, by numbers that are 1 up to rounding.
-    """
+    """Returns session.prepare's of a run that is only scored: without evaluation, and without importance weights."""
     if config.importance_cap is not None:
-        say("importance weights are left out: they multiply every reward alike")
+        say("importance weights are left out: they multiply every reward alike")  # by 1, up to rounding
     return prepare(changed(config, eval_benchmarks=None, eval_every=0, importance_cap=None), say)
 
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from poweropd_lite.base.tables import number
 from poweropd_lite.reproduce.grid import Task, short_names
-from poweropd_lite.reproduce.results import Steps
 from poweropd_lite.reproduce.rows import pair_names
 from poweropd_lite.reproduce.settings import REWARDS
 from poweropd_lite.reproduce.sheets import Sheet
-from poweropd_lite.reproduce.state import Queue
+from poweropd_lite.reproduce.state import Queue, Steps
 
 # The paper's Table 4, of 0.6B <- 4B: TFLOPs an update, seconds a step, GiB at a batch of 8.
 PAPER_COST = {
@@ -96,9 +95,9 @@ def cost_sheet(costs: list[Cost]) -> Sheet:
         notes.append("The paper's are of full fine-tuning with a 16-bit teacher on its own cards; these are not.")
     about = (
         "TFLOPs by plan (docs/plan.md), for completions as long as the config allows; seconds are the median over all "
-        "steps of all runs of the reward, whatever its alpha and seed; peak GiB the largest of them: what torch "
-        "allocated on a card, the whole process on a CPU."
     )
+    about += "steps of all runs of the reward, whatever its alpha and seed; peak GiB the largest of them: what torch "
+    about += "allocated on a card, the whole process on a CPU."
     head = [
         "pair",
         "reward",

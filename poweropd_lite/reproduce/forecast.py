@@ -19,8 +19,7 @@ from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.plan.settings import CannotPlan
 from poweropd_lite.reproduce import child
 from poweropd_lite.reproduce.grid import DONE, RUNNING, STAGES, WAITING, Stage, Task, as_flags, in_order
-from poweropd_lite.reproduce.results import read_json
-from poweropd_lite.reproduce.state import Forecast, Queue, write_pairs
+from poweropd_lite.reproduce.state import Forecast, Queue, read_json, write_pairs
 
 GIB = 2**30
 POLL = 0.2  # seconds between looks at the processes, and at whether to stop

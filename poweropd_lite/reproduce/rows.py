@@ -12,9 +12,8 @@ from typing import Any
 from poweropd_lite.base.config import Config
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.reproduce.grid import DONE, FAILED, Task, run_config
-from poweropd_lite.reproduce.results import MEASURES, Results
 from poweropd_lite.reproduce.settings import COLUMNS, PAPER_PAIRS, REWARDS, TRUNCATED
-from poweropd_lite.reproduce.state import Queue
+from poweropd_lite.reproduce.state import MEASURES, Queue, Results
 
 LEVEL = 0.95  # as evaluate's own intervals
 SHARE, NORM = ("", "teacher_share"), ("", "largest_grad_norm")  # percent of the teacher's Avg@n; of any step
@@ -88,17 +87,10 @@ def _block(queue: Queue, name: str, column: str, results: Results) -> Block:
     for task in sorted(tasks, key=_order):
         groups.setdefault(task.label, []).append(task)
     rows = [_row(pair, group, benchmarks, best, results) for group in groups.values()]
-    return Block(
-        name,
-        pair,
-        column,
-        benchmarks,
-        n=found[0].n if found else None,
-        parts=sorted({part for one in found for part in one.parts}),
-        models=[row for row in rows if row.tasks[0].role != "run"],
-        runs=[row for row in rows if row.tasks[0].role == "run"],
-        in_paper=paper_row(pair) is not None,
-    )
+    models = [row for row in rows if row.tasks[0].role != "run"]
+    runs = [row for row in rows if row.tasks[0].role == "run"]
+    n, parts = found[0].n if found else None, sorted({part for one in found for part in one.parts})
+    return Block(name, pair, column, benchmarks, n, parts, models, runs, in_paper=paper_row(pair) is not None)
 
 
 def _row(pair: Config, tasks: list[Task], benchmarks: list[str], best: float | None, results: Results) -> Row:
@@ -108,15 +100,11 @@ def _row(pair: Config, tasks: list[Task], benchmarks: list[str], best: float | N
     if best and tasks[0].role != "teacher":
         values[SHARE] = {seed: 100 * average / best for seed, average in values[benchmarks[-1], "avg"].items()}
     values[NORM] = {seed: max(run.norms) for seed, run in trained.items() if run.norms}
-    return Row(
-        label=tasks[0].label,
-        tasks=tasks,
-        failed=[task.name for task in tasks if task.state == FAILED],
-        waiting=[task.name for task in tasks if task.state not in (DONE, FAILED)],
-        stats={key: over_seeds for key, by_seed in values.items() if (over_seeds := stat(by_seed))},
-        paper=_paper_scores(pair, tasks[0], benchmarks),
-        dropped=sum(run.dropped for run in trained.values()),
-    )
+    stats = {key: over_seeds for key, by_seed in values.items() if (over_seeds := stat(by_seed))}
+    failed = [task.name for task in tasks if task.state == FAILED]
+    waiting = [task.name for task in tasks if task.state not in (DONE, FAILED)]
+    dropped = sum(run.dropped for run in trained.values())
+    return Row(tasks[0].label, tasks, failed, waiting, stats, _paper_scores(pair, tasks[0], benchmarks), dropped)
 
 
 def _paper_scores(pair: Config, task: Task, benchmarks: list[str]) -> dict[str, dict[str, float]]:

@@ -11,18 +11,14 @@ from poweropd_lite.base.files import write_text
 from poweropd_lite.evaluate.tables import TITLES
 from poweropd_lite.reproduce.cost import Cost, cost_sheet, make_costs
 from poweropd_lite.reproduce.grid import short_names
-from poweropd_lite.reproduce.results import MEASURES, read_results
 from poweropd_lite.reproduce.rows import NORM, SHARE, Block, Row, Stat, make_blocks
+from poweropd_lite.reproduce.settings import COLUMNS
 from poweropd_lite.reproduce.sheets import Sheet, csv_text, markdown, page
-from poweropd_lite.reproduce.state import Queue
+from poweropd_lite.reproduce.state import MEASURES, Queue, read_results
 
 TITLE = "PowerOPD on one card: the paper's tables, measured"
 PAPER_TABLES = {"qwen3-0.6b-base": "Table 2: ", "qwen3-1.7b-base": "Table 3: "}  # by student
-COLUMN_TITLES = {
-    "plain": "no truncation",
-    "truncated-full": "truncated, score full",
-    "truncated-sampled": "truncated, score sampled",
-}
+COLUMN_TITLES = dict(zip(COLUMNS, ("no truncation", "truncated, score full", "truncated, score sampled"), strict=True))
 CSV_HEAD = (
     *("pair", "student", "teacher", "teacher_bits", "column", "row", "reward", "alpha", "benchmark", "measure"),
     *("n", "mean", "sd", "low", "high", "paper", "values", "failed", "waiting"),
@@ -158,13 +154,12 @@ def _csv_lines(block: Block) -> list[list[Any]]:
         for key in (*keys, SHARE, *([NORM] if row in block.runs else [])):
             name, measure = key
             paper = row.paper.get(name, {}).get("length" if measure == "length" else f"{measure}@8")
-            found, low, high = row.stats.get(key), None, None
-            if found and found.half is not None:
-                low, high = found.mean - found.half, found.mean + found.half
+            found, first = row.stats.get(key), row.tasks[0]
+            half = found.half if found else None
+            ends = [found.mean - half, found.mean + half] if found and half is not None else [None, None]
             numbers = [len(found.values), found.mean, found.sd] if found else [0, None, None]
             values = ";".join(f"{seed}={value:.10g}" for seed, value in found.values.items()) if found else ""
-            first = row.tasks[0]
             head = [block.name, pair.student, pair.teacher, pair.teacher_bits, block.column, row.label]
-            cells = [first.reward, first.alpha, name, measure, *numbers, low, high, paper, values]
+            cells = [first.reward, first.alpha, name, measure, *numbers, *ends, paper, values]
             lines.append([*head, *cells, " ".join(row.failed), " ".join(row.waiting)])
     return lines

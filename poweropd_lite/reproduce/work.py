@@ -20,8 +20,7 @@ from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.reproduce import child, grid
 from poweropd_lite.reproduce.forecast import POLL, seconds_left
 from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, WAITING, Task, as_flags, in_order
-from poweropd_lite.reproduce.results import is_trained, read_json, read_scores
-from poweropd_lite.reproduce.state import Queue
+from poweropd_lite.reproduce.state import Queue, is_trained, read_json, read_scores
 
 NOTICE = "stopping: each run finishes its step or batch and saves (once more to stop at once)"
 PATIENCE = 10  # seconds for a process that is to end at once
@@ -29,8 +28,6 @@ PATIENCE = 10  # seconds for a process that is to end at once
 
 @dataclass
 class Job:
-    """A process that is at a task's stage."""
-
     task: Task
     process: subprocess.Popen
     started: float  # by time.monotonic
@@ -140,7 +137,6 @@ class Workers:
         return f"ended with code {code}: {' '.join(message.split()).replace(f'{self.queue.out}/', '')[:600]}"
 
     def _ended(self, task: Task) -> None:
-        """Saves the queue, and says of a task how it ended, if it has."""
         self.queue.save()
         if task.state == FAILED:
             self.say(f"{task.name}: failed, and the queue goes on: {task.message} ({task.log})")
