@@ -95,16 +95,9 @@ def cost_sheet(costs: list[Cost]) -> Sheet:
         notes.append("The paper's are of full fine-tuning with a 16-bit teacher on its own cards; these are not.")
     about = (
         "TFLOPs by plan (docs/plan.md), for completions as long as the config allows; seconds are the median over all "
+        "steps of all runs of the reward, whatever its alpha and seed; peak GiB the largest of them: what torch "
+        "allocated on a card, the whole process on a CPU."
     )
-    about += "steps of all runs of the reward, whatever its alpha and seed; peak GiB the largest of them: what torch "
-    about += "allocated on a card, the whole process on a CPU."
-    head = [
-        "pair",
-        "reward",
-        "TFLOPs an update, the paper's way",
-        "this program's",
-        "seconds a step",
-        "peak GiB",
-        "paper",
-    ]
+    head = ["pair", "reward", "TFLOPs an update, the paper's way", "this program's"]
+    head += ["seconds a step", "peak GiB", "paper"]
     return Sheet("Table 4: what an update costs", about, head, rows, notes)

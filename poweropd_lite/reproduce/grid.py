@@ -53,6 +53,7 @@ class Task:
 
     @property
     def log(self) -> str:
+        """The file, in the queue's folder, with its commands and what they said."""
         return f"logs/{self.name}.log"
 
     def settings(self) -> dict[str, Any]:

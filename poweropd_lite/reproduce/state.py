@@ -61,6 +61,7 @@ class Queue:
         return [task for task in self.tasks.values() if task.state in states]
 
     def run_folder(self, task: Task) -> Path:
+        """Returns the folder of a run; a model that is only scored has none."""
         return self.out / "runs" / task.name
 
     def scores_folder(self, task: Task) -> Path:
