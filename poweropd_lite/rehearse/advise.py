@@ -2,42 +2,33 @@
 
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.method.logprobs import Sampling, score_tokens
-from poweropd_lite.method.update import over_tokens
-from poweropd_lite.models.student import Student
+from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.models.teacher import load_teacher
-from poweropd_lite.rehearse.advise_picture import draw_advice
 from poweropd_lite.rehearse.advise_report import Advice, Row, judge, numbers, screen
-from poweropd_lite.rehearse.advise_stats import by_decile, places, reward_facts, truncation, truncation_push
 from poweropd_lite.rehearse.gradients import check_room, compare_gradients
+from poweropd_lite.rehearse.pictures import draw_advice
 from poweropd_lite.rehearse.report import Check, about
 from poweropd_lite.rehearse.scored import (
-    Drawn,
     Pace,
-    by_step,
     draw,
     log_probs,
     prepare_to_score,
     reward_configs,
     rewards,
+    score_student,
 )
 from poweropd_lite.rehearse.settings import AdviseConfig
-from poweropd_lite.rehearse.truncation import truncation_facts
-from poweropd_lite.run.session import Prepared, load_sampler
+from poweropd_lite.rehearse.stats import by_decile, places, reward_facts, truncation, truncation_push
+from poweropd_lite.run.session import load_sampler
 
 OTHERS = ("log_ratio", "clip", "tanh", "zscore", "full_kl")  # compared beside the power reward
 TRUNCATIONS = ((20, 0.95), (20, 1.0), (0, 0.95))  # top-k, top-p: the released code's, and each of the two alone
 
 
 def measure(config: Config, settings: AdviseConfig, pace: Pace) -> Advice:
-    """Returns the report."""
     size, wanted = config.batch_size, settings.gradient_steps
     if (full := settings.rollouts // size) < wanted:
         raise UserError(
@@ -68,16 +59,14 @@ def measure(config: Config, settings: AdviseConfig, pace: Pace) -> Advice:
         gradients, minus_kl = compare_gradients(ready, student, teacher, compared, replayed, pace)
     own_pull = facts[:, 0, 3] if config.score == "sampled" else pull
     ratio, place, live = log_p - log_q.double(), places(drawn.lengths), settings.live_reward
-    paid = {
-        name: rewards(r, log_p.float(), log_q, drawn.sizes) for name, r in replayed.items() if r.reward != "full_kl"
-    }
-    rows: dict[str, Row] = {}
+    paid, rows = {}, dict[str, Row]()
     for name, reward in replayed.items():
-        if name in paid:
+        if reward.reward == "full_kl":
+            row = reward_facts(minus_kl, None, None, live) | {"by_decile": None}
+        else:
+            paid[name] = rewards(reward, log_p.float(), log_q, drawn.sizes)
             row = reward_facts(paid[name], own_pull, ratio, live)
             row["by_decile"] = by_decile(paid[name], own_pull, ratio, place, live)
-        else:
-            row = reward_facts(minus_kl, None, None, live) | {"by_decile": None}
         row |= {"reward": reward.reward, "alpha": reward.alpha if reward.reward == "power" else None}
         row["sparse"] = row["live_share"] < settings.few_live_share
         row["heavy"] = (row["top_gradient"] or 0.0) > settings.heavy_share
@@ -102,21 +91,6 @@ def measure(config: Config, settings: AdviseConfig, pace: Pace) -> Advice:
 
 
 ADVISE = Check("advise", "advice", measure, screen, numbers, draw_advice)
-
-
-def score_student(
-    ready: Prepared, drawn: Drawn, student: Student, samplings: list[Sampling], pace: Pace
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns log q [N], and as float64 what truncation_facts says: [N] and [N, K, 4] for K samplings."""
-
-    def facts(hidden: Tensor, batch: Any) -> Tensor:
-        log_q = score_tokens(hidden, student.head, batch.student_ids, Sampling(), "full").logprob
-        pull, cut = truncation_facts(hidden, student.head, batch.student_ids, samplings)
-        return torch.cat([log_q[:, None], pull[:, None], cut.flatten(1)], -1)
-
-    columns = 2 + 4 * len(samplings)
-    found = by_step(ready, drawn, lambda batches, n: over_tokens(student, batches, n, facts, columns), "student", pace)
-    return found[:, 0], found[:, 1].double(), found[:, 2:].double().unflatten(-1, (-1, 4))
 
 
 def _name(sampling: Sampling) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from poweropd_lite.base.tables import aligned
 from poweropd_lite.rehearse.report import Cells, Report, Verdict, every_number, table
 
-Row = dict[str, Any]  # advise_stats.reward_facts, `reward`, `alpha`, `by_decile`, `gradient`, `sparse` and `heavy`
+Row = dict[str, Any]  # stats.reward_facts, `reward`, `alpha`, `by_decile`, `gradient`, `sparse` and `heavy`
 ALIKE = 1e-3  # mean |p - q| below which two models say nearly the same
 REWARDS = (
     ("live", "live_share", ".1%", "sparse"), ("r>0", "positive_share", ".1%"), ("its mass", "positive_mass", ".1%"),
@@ -28,15 +28,12 @@ class Advice(Report):
 def judge(report: Advice) -> Verdict:
     """Returns the verdict on the config's own reward: whether it pays enough tokens."""
     own, limits, rows = report["own"], report["settings"], report["rewards"]
-    live, least = rows[own]["live_share"], limits["min_live_share"]
-    line = (
-        f"|r| of {own} is over {limits['live_reward']:g} for {live:.1%} of the tokens; at least {least:.1%} is wanted"
-    )
+    live, over, least = rows[own]["live_share"], limits["live_reward"], limits["min_live_share"]
+    line = f"|r| of {own} is over {over:g} for {live:.1%} of the tokens; at least {least:.1%} is wanted"
     broken = [label for label, row in rows.items() if None in row["gradient"]["norm"]]
     note = f"not compared: the gradients of {', '.join(broken)}, which are not finite" if broken else ""
-    if live >= least:
-        return {"sound": True, "line": f"yes: {line}", "note": note}
-    return {"sound": False, "line": f"no: {line}; {_instead(report)}", "note": note}
+    line = f"yes: {line}" if live >= least else f"no: {line}; {_instead(report)}"
+    return {"sound": live >= least, "line": line, "note": note}
 
 
 def _instead(report: Advice) -> str:
@@ -58,7 +55,6 @@ def _instead(report: Advice) -> str:
 
 
 def screen(report: Advice) -> str:
-    """Returns the tables for the screen: the rewards, and truncated sampling."""
     limits, run, sampling, cuts = report["settings"], report["config"], report["sampling"], report["truncations"]
     rows = {label: row | row["gradient"] for label, row in report["rewards"].items()}
     legend = (
@@ -79,15 +75,14 @@ def screen(report: Advice) -> str:
 
 
 def numbers(report: Advice) -> dict[str, Cells]:
-    """Returns every number, but of the tenths of completions the mean reward alone."""
+    """Of the tenths of completions the mean reward alone."""
     rows, cuts = report["rewards"], report["truncations"]
     placed = [(label, row["by_decile"]) for label, row in rows.items() if row["by_decile"]]
     tenths = {label: {f"{10 * i}%": d and d["mean"] for i, d in enumerate(deciles)} for label, deciles in placed}
-    found = {
+    pushes = {f"Push of score full, sampled {name}": cut["full_score_push"] for name, cut in cuts.items()}
+    return {
         "Rewards": every_number("reward", {label: row | row["gradient"] for label, row in rows.items()}),
         "Mean reward by tenth of the completion, from": every_number("reward", tenths),
         "Truncated sampling": every_number("sampling", cuts),
+        **{title: every_number("reward", push) for title, push in pushes.items()},
     }
-    for name, cut in cuts.items():
-        found[f"Push of score full, sampled {name}"] = every_number("reward", cut["full_score_push"])
-    return found

@@ -15,12 +15,12 @@ from poweropd_lite.models.loading import load_model_config
 from poweropd_lite.models.offload import GIB, Places, layer_map, placing, streamed
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
-from poweropd_lite.rehearse.audit_picture import draw_audit
-from poweropd_lite.rehearse.audit_report import AuditReport, Candidate, Row, judge, numbers, screen, teacher_name
-from poweropd_lite.rehearse.audit_stats import intervals, log_prob_error, reward_error
+from poweropd_lite.rehearse.audit_report import AuditReport, Candidate, Row, judge, numbers, screen
+from poweropd_lite.rehearse.pictures import draw_audit
 from poweropd_lite.rehearse.report import Check, about
 from poweropd_lite.rehearse.scored import Drawn, Pace, draw, log_probs, prepare_to_score, reward_configs, rewards
 from poweropd_lite.rehearse.settings import AuditConfig
+from poweropd_lite.rehearse.stats import intervals, log_prob_error, reward_error
 from poweropd_lite.run.session import Prepared, load_sampler
 
 Pair = tuple[Tensor, Tensor]  # log p and log q, each [N]
@@ -47,39 +47,34 @@ def measure(config: Config, settings: AuditConfig, pace: Pace) -> AuditReport:
     log_q = students.get(torch.float32, students[ready.dtype])
     reference, streamed = score_teacher(ready, 32, room, drawn, pace)
     if not reference.isfinite().all():
-        raise UserError(
-            f"the full-precision teacher {config.teacher} gives log-probs that are not finite numbers, so there is "
-            "nothing to compare with; is the download whole?"
-        )
+        what = f"the full-precision teacher {config.teacher} gives log-probs that are not finite numbers"
+        raise UserError(f"{what}, so there is nothing to compare with; is the download whole?")
 
     def candidate(model: Literal["teacher", "student"], bits: int, log_p: Tensor, log_q_too: Tensor) -> Candidate:
         error = log_prob_error(reference, log_p) if model == "teacher" else log_prob_error(log_q, log_q_too)
-        rows = {
-            label: compare(reward, (reference, log_q), (log_p, log_q_too), drawn, settings)
-            for label, reward in replayed.items()
-        }
+        pairs = (reference, log_q), (log_p, log_q_too)
+        rows = {label: compare(reward, *pairs, drawn, settings) for label, reward in replayed.items()}
         return {"model": model, "bits": bits, "log_prob_error": error, "rewards": rows}
 
-    candidates: dict[str, Candidate] = {}
-    missing: dict[str, str] = {}
+    candidates, missing = dict[str, Candidate](), dict[str, str]()
     for bits in sorted({4, 8, 16, config.teacher_bits}):
-        name = teacher_name(bits)
+        name = f"{bits}-bit teacher"
         free(ready.device)  # of a try before this one that failed, too
         try:
             log_p = reference if bits == 32 else score_teacher(ready, bits, room, drawn, pace)[0]
         except (UserError, RuntimeError, ImportError, ValueError, AssertionError, MemoryError) as error:
-            if bits == config.teacher_bits and is_out_of_memory(error):
-                raise UserError(
-                    f"{name}: {_why_not(error)}; type {'--teacher-bits 4, or ' if bits > 4 else ''}a smaller --teacher"
-                ) from None
+            text, out_of_memory = " ".join(str(error).split())[:200], is_out_of_memory(error)
+            missing[name] = f"{'no memory for it here' if out_of_memory else 'it does not run here'} ({text})"
             if bits == config.teacher_bits:
-                raise
-            missing[name] = _why_not(error)
+                if not out_of_memory:
+                    raise
+                ways = "--teacher-bits 4, or " * (bits > 4)
+                raise UserError(f"{name}: {missing[name]}; type {ways}a smaller --teacher") from None
             continue
         if bad := int((~log_p.isfinite()).sum()):
             missing[name] = f"{bad} of its {len(log_p)} log-probs are not finite numbers"
-            continue
-        candidates[name] = candidate("teacher", bits, log_p, log_q)
+        else:
+            candidates[name] = candidate("teacher", bits, log_p, log_q)
     half = torch.bfloat16 if ready.dtype == torch.float32 else ready.dtype
     name = f"student {_name(half)}"
     if len(students) == 2:
@@ -135,7 +130,7 @@ def score_teacher(ready: Prepared, bits: int, room: float | None, drawn: Drawn, 
             teacher = load_teacher(name, bits, ready.device, ready.dtype, remote_code, **options)
             if away:
                 pace.say(f"{away} layers of the {bits}-bit teacher are streamed: they don't fit on the device")
-            return log_probs(ready, drawn, teacher, "teacher", teacher_name(bits), pace), away
+            return log_probs(ready, drawn, teacher, "teacher", f"{bits}-bit teacher", pace), away
     finally:
         teacher = None
         free(ready.device)
@@ -143,15 +138,10 @@ def score_teacher(ready: Prepared, bits: int, room: float | None, drawn: Drawn, 
 
 def find_places(ready: Prepared, bits: int, room: float | None) -> Places:
     """Returns where the teacher's layers go: in 16 and 32 bits those that `room` bytes don't hold are streamed."""
-    dtypes = {16: torch.bfloat16, 32: torch.float32}
-    if bits not in dtypes:
+    if bits < 16:
         return {}
-    return layer_map(ready.config.teacher, ready.device, dtypes[bits], room, ready.config.trust_remote_code)
-
-
-def _why_not(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200]
-    return f"no memory for it here ({text})" if is_out_of_memory(error) else f"it does not run here ({text})"
+    dtype = torch.bfloat16 if bits == 16 else torch.float32
+    return layer_map(ready.config.teacher, ready.device, dtype, room, ready.config.trust_remote_code)
 
 
 def compare(config: Config, reference: Pair, candidate: Pair, drawn: Drawn, settings: AuditConfig) -> Row:

@@ -6,7 +6,7 @@ from poweropd_lite.base.tables import aligned, number
 from poweropd_lite.rehearse.report import Cells, Report, Verdict, every_number, table
 from poweropd_lite.rehearse.settings import AuditConfig
 
-Row = dict[str, Any]  # audit_stats.reward_error, `reward`, `alpha`, `interval`, and `passes`: within both limits
+Row = dict[str, Any]  # stats.reward_error, `reward`, `alpha`, `interval`, and `passes`: within both limits
 FEW = 32  # rollouts below which a bootstrap says too little
 ERRORS = (("mean", "mean", "+.1e"), *((f"{size} abs", f"{size}_abs", ".1e") for size in ("mean", "p95", "max")))
 OTHERS = (("r", "correlation", ".3f"), ("off", "relative_error", ".3f"))
@@ -25,19 +25,14 @@ class AuditReport(Report):
     """What audit.json holds."""
 
     reference: dict[str, int]
-    candidates: dict[str, Candidate]
+    candidates: dict[str, Candidate]  # by name: 4-bit teacher, student bfloat16
     not_audited: dict[str, str]  # why not
-
-
-def teacher_name(bits: int) -> str:
-    """Returns the name of the candidate that is the teacher in `bits`."""
-    return f"{bits}-bit teacher"
 
 
 def judge(report: AuditReport) -> Verdict:
     """Returns the verdict on the config's own teacher_bits and reward."""
     run, limits, rollouts = report["config"], report["settings"], report["rollouts"]
-    name, missing = teacher_name(run["teacher_bits"]), dict(report["not_audited"])
+    name, missing = f"{run['teacher_bits']}-bit teacher", dict(report["not_audited"])
     if name in missing:
         sound, uncertain, found = False, False, missing.pop(name)
     else:
@@ -45,11 +40,10 @@ def judge(report: AuditReport) -> Verdict:
         sound, found = row["passes"], _found(row, limits)
         deciding = zip(row["interval"].values(), (limits["max_flipped_mass"], limits["min_correlation"]), strict=True)
         uncertain = any(bounds is None or bounds[0] < limit < bounds[1] for bounds, limit in deciding)
-    notes = []
+    notes, why = [], "an interval has its limit inside or is not defined, so other rollouts might say otherwise"
     if rollouts < FEW:
         notes = [f"{rollouts} rollouts are too few to be sure of anything: type --rollouts {AuditConfig().rollouts}"]
     elif uncertain:
-        why = "an interval has its limit inside or is not defined, so other rollouts might say otherwise"
         notes = [f"{why}: type --rollouts {4 * rollouts}"]
     if missing:
         notes.append("not compared: " + ", ".join(f"{candidate} ({why})" for candidate, why in missing.items()))
@@ -90,20 +84,15 @@ def _instead(report: AuditReport) -> str:
     passing = [row["alpha"] for row in rows.get(bits, {}).values() if row["passes"] and row["alpha"] is not None]
     if alphas := [a for a in passing if any_row["alpha"] is None or a < any_row["alpha"]]:
         ways.append("--reward power " * (any_row["alpha"] is None) + f"--alpha {max(alphas):g}")
-    if not ways:
-        return (
-            "nothing that was tried passes: look at --max-flipped-mass and --min-correlation, or take more --rollouts"
-        )
-    return f"type {', or '.join(ways)}"
+    other = "nothing that was tried passes: look at --max-flipped-mass and --min-correlation, or take more --rollouts"
+    return f"type {', or '.join(ways)}" if ways else other
 
 
 def screen(report: AuditReport) -> str:
-    """Returns the tables for the screen: errors of log-probs, and rewards side by side."""
     candidates, limits, parts = report["candidates"], report["settings"], []
     for name, candidate in candidates.items():
         rows = {label: row | {"fails": not row["passes"]} for label, row in candidate["rewards"].items()}
-        flip = f"{candidate['bits']}-bit flip" if candidate["model"] == "teacher" else f"{name} flip"
-        columns = ((flip, "flipped_mass", ".2%", "fails"), *OTHERS)
+        columns = ((f"{name.removesuffix(' teacher')} flip", "flipped_mass", ".2%", "fails"), *OTHERS)
         parts.append(table("reward", rows, columns, report["own"]))
     errors = table("error of log-probs, nats", {n: c["log_prob_error"] for n, c in candidates.items()}, ERRORS)
     rewards = [[lines[0][0], *(cell for line in lines for cell in line[1:])] for lines in zip(*parts, strict=True)]
@@ -116,7 +105,6 @@ def screen(report: AuditReport) -> str:
 
 
 def numbers(report: AuditReport) -> dict[str, Cells]:
-    """Returns every number of each candidate."""
     candidates = report["candidates"]
     errors = every_number("error of log-probs, nats", {n: c["log_prob_error"] for n, c in candidates.items()})
     return {"Log-probs": errors} | {n: every_number("reward", c["rewards"]) for n, c in candidates.items()}

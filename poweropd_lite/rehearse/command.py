@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -12,17 +12,11 @@ from poweropd_lite.base.config import Config, config_to_check
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.cli import config_parser, given
 
-if TYPE_CHECKING:
-    from poweropd_lite.rehearse.report import Report
-
 
 def run_for_report(
-    name: str, about: str, kind: type[BaseModel], work: "Callable[[Config, Any], Report]", argv: list[str] | None
+    name: str, about: str, kind: type[BaseModel], work: Callable[[Config, Any], Any], argv: list[str] | None
 ) -> int:
-    """Parses `argv` and calls work(config, settings of `kind`); returns 0 if sound, 1 if not; a signal raises Stopped.
-
-    With --json only the report is on stdout; whatever else is said goes to stderr.
-    """
+    """Parses `argv` and calls work(config, settings of `kind`); returns 0 if sound, 1 if not; a signal raises Stopped."""
     parser = config_parser(f"python -m poweropd_lite.{name}", about, kind, Config)
     parser.add_argument("--json", action="store_true", help="print the report as JSON, and all else to stderr")
     args = parser.parse(argv)

@@ -14,24 +14,17 @@ from pydantic import BaseModel
 import poweropd_lite
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import (
-    existing,
-    flush_files,
-    free_folder,
-    refuse_full,
-    sync_folder,
-    write_json,
-    write_text,
-)
+from poweropd_lite.base.files import existing, flush_files, free_folder, refuse_full, sync_folder, write_json
 from poweropd_lite.base.progress import Counting
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.base.tables import markdown_table, number
 from poweropd_lite.checks.machine import own_threads
-from poweropd_lite.rehearse.scored import STOPPING, Drawn, Pace
+from poweropd_lite.rehearse.scored import Drawn, Pace
 from poweropd_lite.run.session import Prepared
 
 Cells = list[list[str]]  # the first line is the head
 Rows = Mapping[str, Mapping[str, Any]]  # by label
+STOPPING = "stopping; nothing is written (once more to stop at once)"
 FULL = "a report never writes over another"
 
 
@@ -93,9 +86,9 @@ def make_report(check: Check[R], config: Config, settings: Any, say: Callable[[s
 
         def fill(folder: Path) -> None:
             write_json(folder / f"{check.name}.json", report)
-            write_text(folder / f"{check.name}.md", "\n\n".join(lines))
+            (folder / f"{check.name}.md").write_text("\n\n".join(lines), encoding="utf-8")
             check.draw(report, folder / f"{check.name}.png")
-            pace.check()
+            stop.check()
 
         pair = [Path(name.rstrip("/")).name or "model" for name in (config.student, config.teacher)]
         new = f"{'-'.join(dict.fromkeys(pair))}-{config.teacher_bits}bit-{report['own'].replace(' ', '')}"
@@ -112,7 +105,7 @@ def about(config: Config, settings: BaseModel, ready: Prepared, drawn: Drawn, ow
         "own": own,
         "device": ready.device.type,
         "dtype": str(ready.dtype).removeprefix("torch."),
-        "rollouts": drawn.count,
+        "rollouts": len(drawn.lengths),
         "tokens": sum(drawn.lengths),
         "settings": settings.model_dump(),
         "config": config.model_dump(),
@@ -133,15 +126,13 @@ def every_number(first: str, rows: Rows) -> Cells:
     """Returns all numbers of `rows` under their names in the JSON file; those of `interval` are its ends."""
     flat = {}
     for label, row in rows.items():
-        ends = {
-            f"{k} {end}": b and b[i] for k, b in row.get("interval", {}).items() for i, end in enumerate(("from", "to"))
-        }
+        intervals = row.get("interval", {}).items()
+        ends = {f"{k} {end}": b and b[i] for k, b in intervals for i, end in enumerate(("from", "to"))}
         flat[label] = {k: v for k, v in {**row, **ends}.items() if type(v) in (int, float, NoneType) and k != "alpha"}
     return table(first, flat, [(str(key), key, ".6g") for key in next(iter(flat.values()))])
 
 
 def subject(report: Report) -> str:
-    """Returns what a report is of."""
     run, size = report["config"], f"{report['rollouts']} rollouts, {report['tokens']:,} tokens"
     return f"student {run['student']} <- teacher {run['teacher']} ({run['teacher_bits']}-bit), {size}"
 

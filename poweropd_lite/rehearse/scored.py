@@ -4,10 +4,10 @@ The rollouts are those that training would draw at its steps 0, 1, ... if the st
 random numbers. N tokens are those of the loss, in the order of the rollouts.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ from poweropd_lite.base.memory import halving
 from poweropd_lite.base.progress import Counting
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.method.batch import MicroBatch, loss_lengths, micro_batches
+from poweropd_lite.method.logprobs import Sampling, score_tokens
 from poweropd_lite.method.rollout import Engine, Rollout
-from poweropd_lite.method.update import Model, Objective, token_logprobs
+from poweropd_lite.method.update import Model, Objective, over_tokens, token_logprobs
+from poweropd_lite.models.student import Student
+from poweropd_lite.rehearse.stats import truncation_facts
 from poweropd_lite.run.session import Prepared, prepare, reward_settings
 
 ALPHAS = (0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0, 500.0)  # the paper's sweep
-STOPPING = "stopping; nothing is written (once more to stop at once)"
 
 
 class Pace:
@@ -33,19 +35,15 @@ class Pace:
     def __init__(self, stop: StopRequest, counting: Counting, say: Callable[[str], None]) -> None:
         self.stop, self.counting, self.say = stop, counting, say
 
-    def check(self) -> None:
-        """Raises Stopped if a signal came."""
-        self.stop.check()
-
     def each(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
         """Yields the batches, as long as no signal comes."""
         for batch in batches:
-            self.check()
+            self.stop.check()
             yield batch
 
     def show(self, name: str, done: int, total: int) -> None:
         """Shows that `done` of `total` are done, or raises Stopped."""
-        self.check()
+        self.stop.check()
         self.counting.show(name, done, total)
 
 
@@ -57,20 +55,14 @@ class Drawn:
     lengths: tuple[int, ...]  # tokens of the loss of each rollout, in order; 0 where only a masked stop was sampled
     sizes: tuple[int, ...]  # tokens of the loss of each step
 
-    @property
-    def count(self) -> int:
-        """How many rollouts there are."""
-        return len(self.lengths)
-
 
 def draw(ready: Prepared, engine: Engine, count: int, pace: Pace) -> Drawn:
     """Samples `count` rollouts, one batch of the config after the other."""
-    config, steps = ready.config, []
+    size, steps = ready.config.batch_size, []
     engine.sync()
-    for step, start in enumerate(range(0, count, config.batch_size)):
+    for step, start in enumerate(range(0, count, size)):
         pace.show("sampling", start, count)
-        size = min(config.batch_size, count - start)
-        steps.append(ready.sample(engine, step, size))
+        steps.append(ready.sample(engine, step, min(size, count - start)))
     pace.show("sampling", count, count)
     engine.release()
     lengths = [loss_lengths(step, ready.objective.stops) for step in steps]
@@ -85,24 +77,25 @@ def draw(ready: Prepared, engine: Engine, count: int, pace: Pace) -> Drawn:
 def by_step(
     ready: Prepared, drawn: Drawn, score: Callable[[Iterable[MicroBatch], int], Tensor], name: str, pace: Pace
 ) -> Tensor:
-    """Returns score(a step's micro-batches, its N tokens) [N, ...] of all steps, one after the other, on the CPU.
-
-    Out of memory, it halves the micro-batches.
-    """
-    budget, parts, done = ready.config.token_budget, [], 0
+    """Returns score(a step's micro-batches, its N tokens) [N, ...] of all steps, one after the other, on the CPU."""
+    budget, parts, done, total = ready.config.token_budget, [], 0, len(drawn.lengths)
+    before = torch.get_float32_matmul_precision()
 
     def of_step(rollouts: list[Rollout], size: int, budget: int) -> Tensor:
         batches = micro_batches(rollouts, budget, ready.objective.stops, ready.device)
-        with exact_products():
-            return score(pace.each(batches), size).cpu()
+        return score(pace.each(batches), size).cpu()
 
-    for rollouts, size in zip(drawn.steps, drawn.sizes, strict=True):
-        pace.show(name, done, drawn.count)
-        longest = max(map(len, rollouts))
-        part, budget, _ = halving(partial(of_step, rollouts, size), budget, longest, ready.device, pace.say)
-        parts.append(part)
-        done += len(rollouts)
-    pace.show(name, drawn.count, drawn.count)
+    torch.set_float32_matmul_precision("highest")  # a card's TF32 keeps 10 bits of 23
+    try:
+        for rollouts, size in zip(drawn.steps, drawn.sizes, strict=True):
+            pace.show(name, done, total)
+            longest = max(map(len, rollouts))
+            part, budget, _ = halving(partial(of_step, rollouts, size), budget, longest, ready.device, pace.say)
+            parts.append(part)
+            done += len(rollouts)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    pace.show(name, total, total)
     return torch.cat(parts)
 
 
@@ -111,15 +104,26 @@ def log_probs(ready: Prepared, drawn: Drawn, model: Model, side: str, name: str,
     return by_step(ready, drawn, lambda batches, n: token_logprobs(model, batches, n, side), name, pace)
 
 
-def prepare_to_score(config: Config, say: Callable[[str], None]) -> Prepared:
-    """Returns session.prepare's of a run that is only scored: without evaluation and without importance weights.
+def score_student(
+    ready: Prepared, drawn: Drawn, student: Student, samplings: list[Sampling], pace: Pace
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns log q [N], and as float64 what truncation_facts says: [N] and [N, K, 4] for K samplings."""
 
-    These multiply every reward alike, by numbers that are 1 up to rounding.
-    """
+    def facts(hidden: Tensor, batch: Any) -> Tensor:
+        log_q = score_tokens(hidden, student.head, batch.student_ids, Sampling(), "full").logprob
+        pull, cut = truncation_facts(hidden, student.head, batch.student_ids, samplings)
+        return torch.cat([log_q[:, None], pull[:, None], cut.flatten(1)], -1)
+
+    columns = 2 + 4 * len(samplings)
+    found = by_step(ready, drawn, lambda batches, n: over_tokens(student, batches, n, facts, columns), "student", pace)
+    return found[:, 0], found[:, 1].double(), found[:, 2:].double().unflatten(-1, (-1, 4))
+
+
+def prepare_to_score(config: Config, say: Callable[[str], None]) -> Prepared:
+    """Returns session.prepare's of a run that is only scored: without evaluation, and without importance weights."""
     if config.importance_cap is not None:
-        say("importance weights are left out: they multiply every reward alike")
-    left_out = {"eval_benchmarks": None, "eval_every": 0, "importance_cap": None}
-    return prepare(changed(config, **left_out), say)
+        say("importance weights are left out: they multiply every reward alike")  # by 1, up to rounding
+    return prepare(changed(config, eval_benchmarks=None, eval_every=0, importance_cap=None), say)
 
 
 def reward_configs(config: Config, *others: str) -> dict[str, Config]:
@@ -141,14 +145,3 @@ def rewards(config: Config, log_p: Tensor, log_q: Tensor, sizes: tuple[int, ...]
     objective = Objective(config.reward, reward_settings(config))
     steps = zip(log_p.split(sizes), log_q.split(sizes), strict=True)
     return torch.cat([objective.pay(p, q) if len(p) else p for p, q in steps]).double()
-
-
-@contextlib.contextmanager
-def exact_products() -> "Iterator[None]":
-    """Float32 products are float32 inside the block: a card's TF32 keeps 10 bits of 23."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

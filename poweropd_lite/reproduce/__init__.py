@@ -1,9 +1,9 @@
 """The paper's tables on one card: `python -m poweropd_lite.reproduce --preset smoke`, or `reproduce(preset="smoke")`.
 
 A resumable queue of train and evaluate runs in one folder. Read in this order: settings.py (what may be asked for),
-grid.py (the tasks that it means), state.py (the queue and its file), settle.py (what is asked for, and what is there),
-sitting.py (the whole), forecast.py (does it fit, how long is left), work.py and child.py (processes); then results.py,
-stats.py and rows.py (numbers), tables.py, cost.py and sheets.py (files).
+grid.py (the tasks that it means), state.py (the queue's folder), settle.py (what is asked for, and what is there),
+sitting.py (the whole), forecast.py (does it fit, how long is left), work.py and child.py (processes); then rows.py
+(numbers), tables.py, cost.py and sheets.py (files).
 """
 
 from collections.abc import Callable

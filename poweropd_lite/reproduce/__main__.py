@@ -1,9 +1,4 @@
-"""Makes the paper's tables on one card: `python -m poweropd_lite.reproduce --preset smoke`.
-
-A queue of train and evaluate runs in one folder: pairs x rewards x alphas x seeds x columns. Stopped or killed, the
-same command goes on; a run that fails is kept and said. Then the paper's tables with measured values, intervals over
-seeds and the paper's own beside. All of training's settings are flags too, and go to every run.
-"""
+"""Makes the paper's tables on one card: `python -m poweropd_lite.reproduce --preset smoke`."""
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.cli import config_parser, given, run_command

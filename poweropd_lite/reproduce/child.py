@@ -22,10 +22,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def start(command: list[str], failure: Path, **how: Any) -> subprocess.Popen:
-    """Starts a command (module and flags); `how` is Popen's.
-
-    If an exception ends it, the file `failure` holds its class as `kind`, and its `message`.
-    """
+    """Starts a command (module and flags). If an exception ends it, the file `failure` holds its `kind` and `message`."""
     failure.unlink(missing_ok=True)
     child = [sys.executable, "-m", "poweropd_lite.reproduce.child", str(os.getpid()), str(failure), *command]
     # A session of its own: a terminal's Ctrl-C reaches the queue alone, which passes on one.

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from poweropd_lite.base.tables import number
 from poweropd_lite.reproduce.grid import Task, short_names
-from poweropd_lite.reproduce.results import Steps
 from poweropd_lite.reproduce.rows import pair_names
 from poweropd_lite.reproduce.settings import REWARDS
 from poweropd_lite.reproduce.sheets import Sheet
-from poweropd_lite.reproduce.state import Queue
+from poweropd_lite.reproduce.state import Queue, Steps
 
 # The paper's Table 4, of 0.6B <- 4B: TFLOPs an update, seconds a step, GiB at a batch of 8.
 PAPER_COST = {
@@ -78,7 +77,6 @@ def _cost(queue: Queue, tasks: list[Task], runs: list[Steps]) -> Cost:
 
 
 def cost_sheet(costs: list[Cost]) -> Sheet:
-    """Returns Table 4."""
     several = len({cost.column for cost in costs}) > 1
     rows = []
     for cost in costs:
@@ -91,10 +89,8 @@ def cost_sheet(costs: list[Cost]) -> Sheet:
         rows.append(("measured", [pair, f"`{cost.reward}`", *tflops, *measured, paper]))
     notes = []
     if (most := max((cost.side_by_side for cost in costs), default=1)) > 1:
-        notes.append(
-            f"Up to {most} runs were at work side by side, each slower for it and not all alike: rows are comparable "
-            "where nothing ran beside (--jobs 1)."
-        )
+        slower = f"Up to {most} runs were at work side by side, each slower for it and not all alike"
+        notes.append(f"{slower}: rows are comparable where nothing ran beside (--jobs 1).")
     if any(cost.paper_gib for cost in costs):
         notes.append("The paper's are of full fine-tuning with a 16-bit teacher on its own cards; these are not.")
     about = (

@@ -18,12 +18,11 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.plan.settings import CannotPlan
 from poweropd_lite.reproduce import child
-from poweropd_lite.reproduce.grid import DONE, RUNNING, WAITING, Stage, Task, as_flags, in_order
-from poweropd_lite.reproduce.results import read_json
-from poweropd_lite.reproduce.state import Forecast, Queue, write_pairs
+from poweropd_lite.reproduce.grid import DONE, RUNNING, STAGES, WAITING, Stage, Task, as_flags, in_order
+from poweropd_lite.reproduce.state import Forecast, Queue, read_json, write_pairs
 
 GIB = 2**30
-POLL = 0.2  # seconds between looks at whether to stop
+POLL = 0.2  # seconds between looks at the processes, and at whether to stop
 
 
 def make_forecasts(queue: Queue, gpu: str | None, jobs: int, say: Callable[[str], None], stop: StopRequest) -> None:
@@ -64,15 +63,10 @@ def make_forecasts(queue: Queue, gpu: str | None, jobs: int, say: Callable[[str]
 
 
 def _scoring_flags(queue: Queue, pair: str) -> list[str]:
-    scoring = queue.scoring
-    return as_flags(
-        {
-            "eval_benchmarks": scoring["benchmarks"] or (BUNDLED if queue.pairs[pair].student == BUNDLED else "all"),
-            "eval_samples": scoring["n"],
-            "eval_problems": scoring["problems"] or 10**6,
-            "eval_max_new_tokens": scoring["answer_tokens"],
-        }
-    )
+    scoring, everything = queue.scoring, BUNDLED if queue.pairs[pair].student == BUNDLED else "all"
+    values = {"eval_benchmarks": scoring["benchmarks"] or everything, "eval_samples": scoring["n"]}
+    values |= {"eval_problems": scoring["problems"] or 10**6, "eval_max_new_tokens": scoring["answer_tokens"]}
+    return as_flags(values)
 
 
 def _plan(pair: str, flags: list[str], failure: Path, stop: StopRequest) -> dict[str, Any] | None:
@@ -140,8 +134,7 @@ def seconds_left(queue: Queue, elapsed: dict[str, float]) -> float | None:
     `elapsed` has by name for how long a process is at a task's stage.
     """
     left = 0.0
-    stages: tuple[Stage, ...] = ("train", "evaluate")
-    for stage in stages:
+    for stage in STAGES:
         over = [task for task in queue.tasks.values() if task.state == DONE or stage != task.stage]
         taken = [task.seconds[stage] for task in over if stage in task.seconds]
         for task in queue.in_state(WAITING, RUNNING):

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from itertools import product
+from typing import Any, Literal, get_args
 
 from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
 from poweropd_lite.base.config_files import config_path, read_yaml
@@ -12,10 +13,9 @@ from poweropd_lite.reproduce.settings import COLUMNS, PAPER_PAIRS, REWARDS, TRUN
 Role = Literal["run", "base", "teacher"]
 Stage = Literal["train", "evaluate"]
 State = Literal["waiting", "running", "done", "failed"]
-WAITING: Final = "waiting"
-RUNNING: Final = "running"
-DONE: Final = "done"
-FAILED: Final = "failed"
+STAGES: tuple[Stage, ...] = get_args(Stage)
+STATES: tuple[State, ...] = get_args(State)
+WAITING, RUNNING, DONE, FAILED = STATES
 
 
 @dataclass
@@ -48,9 +48,8 @@ class Task:
     @property
     def label(self) -> str:
         """Its row in the tables: power 10, log_ratio, base."""
-        if self.role != "run":
-            return self.role
-        return self.reward if self.alpha is None else f"{self.reward} {self.alpha:g}"
+        label = self.reward or self.role
+        return label if self.alpha is None else f"{label} {self.alpha:g}"
 
     @property
     def log(self) -> str:
@@ -94,13 +93,10 @@ def load_pairs(names: list[str], training: dict[str, Any]) -> dict[str, Config]:
         path = config_path(item)
         name, values = path.stem, read_yaml(path)
         if name in found:
-            raise UserError(
-                f"--pairs names two pairs called {name}, which would share folders; rename one of the files"
-            )
+            raise UserError(f"--pairs names two pairs called {name}, which would share folders; rename one file")
         if not names_models(values, {}):
             raise UserError(f"{path} names no student and no teacher, so it is no pair; add these two lines to it")
-        if extra := sorted(marked("grid") & set(values)):
-            extras = ", ".join(extra)
+        if extras := ", ".join(sorted(marked("grid") & set(values))):
             raise UserError(f"{path} sets {extras}, which the grid sets a run at a time; take it out of the file")
         found[name] = load_pair(item, {"eval_benchmarks": None, "eval_every": 0, **training})
     return found
@@ -109,15 +105,11 @@ def load_pairs(names: list[str], training: dict[str, Any]) -> dict[str, Config]:
 def make_tasks(config: ReproduceConfig, pairs: dict[str, Config], all_pairs: dict[str, Config]) -> list[Task]:
     """Returns the runs of a grid over `pairs`, and the models of `all_pairs` in the folder, in their order of work."""
     tasks: dict[str, Task] = {}
-    for pair in pairs:
-        for reward in config.rewards:
-            for column in config.columns:
-                column = TRUNCATED if reward == "full_kl" and column != "plain" else column
-                for alpha in config.alphas if reward == "power" else [None]:
-                    for seed in config.seeds:
-                        title = reward if alpha is None else f"{reward}{alpha:g}"
-                        name = f"{pair}-{title}-{column}-seed{seed}"
-                        tasks[name] = Task(name, "run", [pair], reward, alpha, column, seed)
+    for pair, reward, column, seed in product(pairs, config.rewards, config.columns, config.seeds):
+        column = TRUNCATED if reward == "full_kl" and column != "plain" else column
+        for alpha in config.alphas if reward == "power" else [None]:
+            name = f"{pair}-{reward}{'' if alpha is None else f'{alpha:g}'}-{column}-seed{seed}"
+            tasks[name] = Task(name, "run", [pair], reward, alpha, column, seed)
     for task in tasks.values():  # what train would refuse is refused now
         run_config(pairs[task.pair], task)
     return in_order([*tasks.values(), *model_tasks(all_pairs)])
@@ -138,14 +130,15 @@ def in_order(tasks: Iterable[Task]) -> list[Task]:
 def model_tasks(pairs: dict[str, Config]) -> list[Task]:
     """Returns the evaluations of each pair's base student and teacher; one that pairs have in common is made once."""
     found: dict[tuple[str, ...], Task] = {}
-    roles: tuple[Role, ...] = ("base", "teacher")
+    sides: dict[Role, str] = {"base": "student", "teacher": "teacher"}
     for name, pair in pairs.items():
-        for role in roles:
+        for (role, side), short in zip(sides.items(), short_names(pair), strict=True):
             key = tuple(model_flags(pair, role))
             if key in found:
                 found[key].pairs.append(name)
                 continue
-            title = _model_title(pair, role)
+            bits = f"-{pair.teacher_bits}bit" * (role == "teacher")
+            title = f"bundled-{side}" if getattr(pair, side) == BUNDLED else f"{role}-{short.lower()}{bits}"
             if any(task.name == title for task in found.values()):  # asked with another prompt, say
                 title = f"{title}-{name}"
             found[key] = Task(title, role, [name], stage="evaluate")
@@ -157,23 +150,13 @@ def short_names(pair: Config) -> tuple[str, str]:
     return pair.student.rstrip("/").rsplit("/", 1)[-1], pair.teacher.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _model_title(pair: Config, role: Role) -> str:
-    student, teacher = short_names(pair)
-    if role == "base":
-        return "bundled-student" if pair.student == BUNDLED else f"base-{student.lower()}"
-    return "bundled-teacher" if pair.teacher == BUNDLED else f"teacher-{teacher.lower()}-{pair.teacher_bits}bit"
-
-
 def model_flags(pair: Config, role: Role) -> list[str]:
     """Returns evaluate's flags for a pair's base student or teacher: the teacher in the bits that it scores with."""
     base = role == "base"
     model, bits = (pair.student, pair.student_bits) if base else (pair.teacher, pair.teacher_bits)
-    values = {
-        "model": model if model != BUNDLED else "bundled-student" if base else "bundled-teacher",
-        "bits": 4 if bits == 4 else 16,  # evaluate knows no 8 bits: docs/reproduce.md
-        "prompt_suffix": pair.prompt_suffix,
-        "system_prompt": pair.system_prompt,
-    }
+    model = model if model != BUNDLED else "bundled-student" if base else "bundled-teacher"
+    values = {"model": model, "bits": 4 if bits == 4 else 16}  # evaluate knows no 8 bits: docs/reproduce.md
+    values |= {"prompt_suffix": pair.prompt_suffix, "system_prompt": pair.system_prompt}
     thinking = "--enable-thinking" if pair.enable_thinking else "--no-enable-thinking"
     return [*as_flags(values), thinking, "--seed=0", *machine_flags(pair, "float32" if bits == 32 else pair.dtype)]
 

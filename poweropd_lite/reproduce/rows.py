@@ -1,17 +1,32 @@
-"""From tasks to rows: for every pair and column, each reward over its seeds, with the paper's beside. No text yet."""
+"""From tasks to rows: for every pair and column, each reward over its seeds, with the paper's beside. No text yet.
 
+Seeds are few and drawn alike, so an interval is the textbook's: mean +- t * sd / sqrt(n), t with n - 1 degrees of
+freedom (12.7 for two seeds, 4.3 for three). It holds what training and sampling vary; not what other problems would.
+"""
+
+import math
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.reproduce.grid import DONE, FAILED, Task, run_config
-from poweropd_lite.reproduce.results import MEASURES, Results
 from poweropd_lite.reproduce.settings import COLUMNS, PAPER_PAIRS, REWARDS, TRUNCATED
-from poweropd_lite.reproduce.state import Queue
-from poweropd_lite.reproduce.stats import Stat, stat
+from poweropd_lite.reproduce.state import MEASURES, Queue, Results
 
+LEVEL = 0.95  # as evaluate's own intervals
 SHARE, NORM = ("", "teacher_share"), ("", "largest_grad_norm")  # percent of the teacher's Avg@n; of any step
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A quantity over seeds. `sd` (n - 1 in it) and `half`, the interval's half width, are None for one seed."""
+
+    values: dict[int, float]  # by seed
+    mean: float
+    sd: float | None = None
+    half: float | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,6 @@ class Row:
 
     @property
     def done(self) -> int:
-        """How many of its tasks are done."""
         return len(self.tasks) - len(self.failed) - len(self.waiting)
 
 
@@ -66,24 +80,17 @@ def _block(queue: Queue, name: str, column: str, results: Results) -> Block:
     found = [scores[task.name] for task in tasks if task.name in scores]
     benchmarks = list(dict.fromkeys(b for one in found for b in one.benchmarks if b != "mean"))
     benchmarks += ["mean"] if len(benchmarks) > 1 else []
-    teachers = [scores[task.name] for task in tasks if task.role == "teacher" and task.name in scores]
-    best = teachers[0].benchmarks.get(benchmarks[-1], {}).get("avg") if teachers and benchmarks else None
+    teacher = next((scores[t.name].benchmarks for t in tasks if t.role == "teacher" and t.name in scores), {})
+    best = teacher.get(benchmarks[-1], {}).get("avg") if benchmarks else None
     pair = queue.pairs[name]
     groups: dict[str, list[Task]] = {}
     for task in sorted(tasks, key=_order):
         groups.setdefault(task.label, []).append(task)
     rows = [_row(pair, group, benchmarks, best, results) for group in groups.values()]
-    return Block(
-        name,
-        pair,
-        column,
-        benchmarks,
-        n=found[0].n if found else None,
-        parts=sorted({part for one in found for part in one.parts}),
-        models=[row for row in rows if row.tasks[0].role != "run"],
-        runs=[row for row in rows if row.tasks[0].role == "run"],
-        in_paper=paper_row(pair) is not None,
-    )
+    models = [row for row in rows if row.tasks[0].role != "run"]
+    runs = [row for row in rows if row.tasks[0].role == "run"]
+    n, parts = found[0].n if found else None, sorted({part for one in found for part in one.parts})
+    return Block(name, pair, column, benchmarks, n, parts, models, runs, in_paper=paper_row(pair) is not None)
 
 
 def _row(pair: Config, tasks: list[Task], benchmarks: list[str], best: float | None, results: Results) -> Row:
@@ -93,15 +100,11 @@ def _row(pair: Config, tasks: list[Task], benchmarks: list[str], best: float | N
     if best and tasks[0].role != "teacher":
         values[SHARE] = {seed: 100 * average / best for seed, average in values[benchmarks[-1], "avg"].items()}
     values[NORM] = {seed: max(run.norms) for seed, run in trained.items() if run.norms}
-    return Row(
-        label=tasks[0].label,
-        tasks=tasks,
-        failed=[task.name for task in tasks if task.state == FAILED],
-        waiting=[task.name for task in tasks if task.state not in (DONE, FAILED)],
-        stats={key: over_seeds for key, by_seed in values.items() if (over_seeds := stat(by_seed))},
-        paper=_paper_scores(pair, tasks[0], benchmarks),
-        dropped=sum(run.dropped for run in trained.values()),
-    )
+    stats = {key: over_seeds for key, by_seed in values.items() if (over_seeds := stat(by_seed))}
+    failed = [task.name for task in tasks if task.state == FAILED]
+    waiting = [task.name for task in tasks if task.state not in (DONE, FAILED)]
+    dropped = sum(run.dropped for run in trained.values())
+    return Row(tasks[0].label, tasks, failed, waiting, stats, _paper_scores(pair, tasks[0], benchmarks), dropped)
 
 
 def _paper_scores(pair: Config, task: Task, benchmarks: list[str]) -> dict[str, dict[str, float]]:
@@ -116,3 +119,34 @@ def _paper_scores(pair: Config, task: Task, benchmarks: list[str]) -> dict[str, 
 def _order(task: Task) -> tuple[Any, ...]:
     reward = REWARDS.index(task.reward) if task.reward else -1
     return ("base", "teacher", "run").index(task.role), reward, task.alpha or 0.0, task.seed
+
+
+def stat(values: dict[int, float]) -> Stat | None:
+    """Returns the mean over seeds and its interval; None for no values."""
+    if not values:
+        return None
+    mean = statistics.fmean(values.values())
+    if len(values) == 1:
+        return Stat(values, mean)
+    sd = statistics.stdev(values.values())
+    return Stat(values, mean, sd, t_quantile(len(values) - 1) * sd / math.sqrt(len(values)))
+
+
+def t_quantile(degrees: int) -> float:
+    """Returns t for which |T| <= t has probability LEVEL, T of Student's distribution with `degrees` >= 1."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(200):  # bisection, to the last bit
+        middle = (low + high) / 2
+        low, high = (middle, high) if _inside(middle, degrees) < LEVEL else (low, middle)
+    return math.sqrt(degrees) * math.tan((low + high) / 2)
+
+
+def _inside(angle: float, degrees: int) -> float:
+    """P(|T| <= sqrt(degrees) tan(angle)), exactly, for whole degrees: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    cosine, odd = math.cos(angle), degrees % 2
+    term = cosine if odd else 1.0
+    total = term if degrees > 1 else 0.0
+    for k in range(1 + odd, degrees - 2, 2):
+        term *= (k / (k + 1)) * cosine**2
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

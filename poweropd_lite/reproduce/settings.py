@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from poweropd_lite.base.config import BUNDLED, section
+from poweropd_lite.base.config import BUNDLED, setting
 from poweropd_lite.base.config_files import checked, nearest
 from poweropd_lite.base.errors import UserError
 
@@ -42,6 +42,7 @@ def _names(flag: str, known: Iterable[str]) -> BeforeValidator:
     return BeforeValidator(chosen)
 
 
+LIST: dict[str, Any] = {"min_length": 1, "validate_default": True}
 _ascending = AfterValidator(lambda values: sorted(set(values)))
 Pairs = Annotated[list[str] | None, BeforeValidator(_listed)]
 Rewards = Annotated[list[str], _names("rewards", REWARDS)]
@@ -55,66 +56,48 @@ class ReproduceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
-    preset: Literal["paper", "tiny", "smoke"] | None = Field(
+    preset: Literal["paper", "tiny", "smoke"] | None = setting(
         None,
-        description="a grid with a name, which other flags change: paper is the whole of Tables 2 to 4, tiny the "
-        "bundled pair's table, smoke a minute's try",
-        json_schema_extra=section("reproduce"),
+        "a grid with a name, which other flags change: paper is the whole of Tables 2 to 4, tiny the bundled pair's table, "
+        "smoke a minute's try",
+        section="reproduce",
     )
-    pairs: Pairs = Field(
+    pairs: Pairs = setting(
         None,
+        "joined by commas: shipped configs such as qwen3-0.6b-4b, bundled, YAML files; all: the paper's four as LoRA",
         min_length=1,
-        description="joined by commas: shipped configs such as qwen3-0.6b-4b, bundled, YAML files; all: the paper's "
-        "four as LoRA",
     )
-    rewards: Rewards = Field(
-        "all",
-        min_length=1,
-        validate_default=True,
-        description="joined by commas: power, log_ratio, clip, tanh, zscore, full_kl; all: these six",
+    rewards: Rewards = setting(
+        "all", "joined by commas: power, log_ratio, clip, tanh, zscore, full_kl; all: these six", **LIST
     )
-    alphas: Alphas = Field(
-        "0.1,0.5,1,5,10,50,100,500",
-        min_length=1,
-        validate_default=True,
-        description="exponents of the power reward, joined by commas",
-    )
-    seeds: Seeds = Field(
-        "0,1,2", min_length=1, validate_default=True, description="seeds of every run, joined by commas"
-    )
-    columns: Columns = Field(
+    alphas: Alphas = setting("0.1,0.5,1,5,10,50,100,500", "exponents of the power reward, joined by commas", **LIST)
+    seeds: Seeds = setting("0,1,2", "seeds of every run, joined by commas", **LIST)
+    columns: Columns = setting(
         "plain",
-        min_length=1,
-        validate_default=True,
-        description="how rollouts are sampled, joined by commas: plain (untruncated), truncated-full and "
-        "truncated-sampled (top-k 20, top-p 0.95, and that --score)",
+        "how rollouts are sampled, joined by commas: plain (untruncated), truncated-full and truncated-sampled (top-k 20, "
+        "top-p 0.95, and that --score)",
+        **LIST,
     )
 
-    benchmarks: str | None = Field(
-        None, description="as --benchmarks of the evaluate command", json_schema_extra=section("scores")
-    )
-    benchmark_folder: str | None = Field(None, description="as --benchmark-folder of the evaluate command")
-    problems: int | None = Field(
-        None, ge=1, description="how many problems of each benchmark; all of them if not given"
-    )
-    n: int = Field(8, ge=1, description="samples a problem, for Avg@n and Pass@n")
-    answer_tokens: int | None = Field(None, ge=1, description="longest answer, as --max-new-tokens of evaluate")
+    benchmarks: str | None = setting(None, "as --benchmarks of the evaluate command", section="scores")
+    benchmark_folder: str | None = setting(None, "as --benchmark-folder of the evaluate command")
+    problems: int | None = setting(None, "how many problems of each benchmark; all of them if not given", ge=1)
+    n: int = setting(8, "samples a problem, for Avg@n and Pass@n", ge=1)
+    answer_tokens: int | None = setting(None, "longest answer, as --max-new-tokens of evaluate", ge=1)
 
-    jobs: int = Field(1, ge=1, le=64, description="runs side by side", json_schema_extra=section("queue"))
-    out: str | None = Field(None, description="folder of the queue; if not given, reproductions/ and the preset's name")
-    retry_failed: bool = Field(False, description="try the runs that failed once more")
-    dry_run: bool = Field(False, description="say what would be run and how long it takes, and write nothing")
-    gpu: str | None = Field(None, description="the card that --dry-run is about, as --gpu of plan; or this machine's")
-    tables_only: bool = Field(False, description="make the tables of what is done, and run nothing")
+    jobs: int = setting(1, "runs side by side", section="queue", ge=1, le=64)
+    out: str | None = setting(None, "folder of the queue; if not given, reproductions/ and the preset's name")
+    retry_failed: bool = setting(False, "try the runs that failed once more")
+    dry_run: bool = setting(False, "say what would be run and how long it takes, and write nothing")
+    gpu: str | None = setting(None, "the card that --dry-run is about, as --gpu of plan; or this machine's")
+    tables_only: bool = setting(False, "make the tables of what is done, and run nothing")
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         names = [f"{alpha:g}" for alpha in self.alphas]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(
-                f"alphas: two of them are {twice[0]} when written with six digits, as folders and tables name them; "
-                "leave one out"
-            )
+            six = f"{twice[0]} when written with six digits, as folders and tables name them"
+            raise ValueError(f"alphas: two of them are {six}; leave one out")
         if self.gpu and not self.dry_run:
             raise ValueError("--gpu is for an estimate of another card; type --dry-run with it, or leave it out")
         return self
@@ -161,7 +144,6 @@ def split_settings(settings: dict[str, Any]) -> tuple[ReproduceConfig, dict[str,
     own = {key: value for key, value in values.items() if key in ReproduceConfig.model_fields}
     config = checked(ReproduceConfig, own)
     if {"alphas", "rewards"} <= typed and "power" not in config.rewards:
-        raise UserError(
-            "--alphas are exponents of the power reward, which --rewards does not name; add power, or leave them out"
-        )
+        why = "are exponents of the power reward, which --rewards does not name"
+        raise UserError(f"--alphas {why}; add power, or leave them out")
     return config, {key: value for key, value in values.items() if key not in own}, set(values)

@@ -1,6 +1,4 @@
-"""What is asked for now, put together with what the folder holds: the same command goes on, more of the grid joins, and
-other settings of the same runs are refused.
-"""
+"""What is asked for now, put together with what the folder holds; other settings of the same runs are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +7,8 @@ from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.problems.benchmarks import find_benchmarks
 from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, WAITING, load_pairs, make_tasks
-from poweropd_lite.reproduce.results import is_trained, read_scores
 from poweropd_lite.reproduce.settings import AXES, SCORING, ReproduceConfig
-from poweropd_lite.reproduce.state import Queue
+from poweropd_lite.reproduce.state import Queue, is_trained, read_scores
 
 
 def settle(config: ReproduceConfig, training: dict[str, Any], given: set[str], there: Queue | None, out: Path) -> Queue:
@@ -21,10 +18,8 @@ def settle(config: ReproduceConfig, training: dict[str, Any], given: set[str], t
     """
     queue = there or Queue(out)
     if there is None and not config.pairs:
-        raise UserError(
-            f"nothing to reproduce yet, for {out} holds no queue to go on with; type --preset smoke (a minute), "
-            "--preset tiny (an hour on two cores), --preset paper, or --pairs with the pairs that are meant"
-        )
+        presets = "--preset smoke (a minute), --preset tiny (an hour on two cores), --preset paper"
+        raise UserError(f"{out} holds no queue to go on with; type {presets}, or --pairs with the pairs that are meant")
     # Settings of training that are typed now are those of every pair in the folder.
     now = {name: changed(pair, **training) for name, pair in queue.pairs.items()}
     pairs = load_pairs(config.pairs, queue.training | training) if "pairs" in given and config.pairs else now
@@ -41,10 +36,8 @@ def settle(config: ReproduceConfig, training: dict[str, Any], given: set[str], t
         queue.scoring = {key: getattr(config, key) for key in SCORING}
     if differing:
         reasons = "; ".join(f"{key} {before} there, {now} now" for key, (before, now) in differing.items())
-        raise UserError(
-            f"{out} was begun with other settings ({reasons}); leave them as they were to go on with it, or type --out "
-            "with a new folder"
-        )
+        ways = "leave them as they were to go on with it, or type --out with a new folder"
+        raise UserError(f"{out} was begun with other settings ({reasons}); {ways}")
     if queue.scoring["benchmarks"] is not None:
         find_benchmarks(queue.scoring["benchmarks"], queue.scoring["benchmark_folder"])
     queue.training |= training

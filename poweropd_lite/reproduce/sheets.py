@@ -12,9 +12,8 @@ from poweropd_lite.base.tables import markdown_table
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
 body { font: 16px/1.45 system-ui, sans-serif; margin: 1rem auto; padding: 0 1rem; max-width: 90rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .3rem; }
-p, li { max-width: 46rem; } .about, ul { font-size: .9rem; }
-.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .3rem; } p, li { max-width: 46rem; }
+.about, ul { font-size: .9rem; } .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .3rem .6rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
 tbody th { position: sticky; left: 0; background: Canvas; font-weight: 600; }
@@ -40,7 +39,6 @@ class Sheet:
 
 
 def markdown(sheets: Iterable[Sheet], title: str, about: str) -> str:
-    """Returns tables as a Markdown page."""
     parts = [f"# {title}\n", f"{about}\n"]
     for sheet in sheets:
         rows = [[cell.replace("|", "\\|") for cell in cells] for cells in (sheet.head, *(row[1] for row in sheet.rows))]
@@ -51,15 +49,13 @@ def markdown(sheets: Iterable[Sheet], title: str, about: str) -> str:
 
 def page(sheets: Iterable[Sheet], title: str, about: str) -> str:
     """Returns tables as one HTML page; nothing in it comes from the net."""
-    parts = [
+    head = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{_text(title)}</h1>",
         f"<p>{_text(about)}</p>",
-        *map(_section, sheets),
-        "</body>\n</html>\n",
     ]
-    return "\n".join(parts)
+    return "\n".join([*head, *map(_section, sheets), "</body>\n</html>\n"])
 
 
 def _section(sheet: Sheet) -> str:

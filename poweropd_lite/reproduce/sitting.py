@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.stop import StopRequest, end_cell
 from poweropd_lite.reproduce.forecast import make_forecasts, seconds_left
-from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, WAITING, State
+from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, STATES, WAITING, State
 from poweropd_lite.reproduce.settings import split_settings
 from poweropd_lite.reproduce.settle import set_right, settle
 from poweropd_lite.reproduce.state import Queue, locked, read_queue, write_pairs
@@ -27,7 +27,6 @@ class Reproduced:
 
 
 def reproduce(say: Callable[[str], None], settings: dict[str, Any]) -> Reproduced:
-    """See `poweropd_lite.reproduce.reproduce`."""
     config, training, given = split_settings(settings)
     out = Path(config.out or f"reproductions/{config.preset or 'custom'}")
     there = read_queue(out)
@@ -67,7 +66,7 @@ def _result(queue: Queue, stopped: int = 0) -> Reproduced:
 
 def _say_size(queue: Queue, jobs: int, say: Callable[[str], None]) -> None:
     runs = sum(task.role == "run" for task in queue.tasks.values())
-    counts = {state: len(queue.in_state(state)) for state in get_args(State)}
+    counts = {state: len(queue.in_state(state)) for state in STATES}
     text = "".join(f"; {count} {state}" for state, count in counts.items() if count and state != WAITING)
     say(f"{runs} runs to train and score, {len(queue.tasks) - runs} models to score, in {queue.out}{text}")
     left = seconds_left(queue, {})

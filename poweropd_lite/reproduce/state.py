@@ -1,11 +1,11 @@
-"""The folder of a queue and its state file, queue.json: what was asked for, and where every task of it stands.
+"""The folder of a queue: its state file, queue.json, and what its tasks left behind, as numbers.
 
 The file is whole at every moment, and the folder locked by the process that works on it. Tasks are never taken out.
 """
 
 import contextlib
-import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,11 +17,12 @@ from pydantic import TypeAdapter
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import write_json, write_text
-from poweropd_lite.reproduce.grid import State, Task, load_pair, pair_settings
+from poweropd_lite.base.files import try_lock, write_json, write_text
+from poweropd_lite.reproduce.grid import DONE, State, Task, load_pair, pair_settings
 from poweropd_lite.reproduce.settings import AXES, COLUMNS, REWARDS, SCORING, TRUNCATED
 
 VERSION = 2
+MEASURES = ("avg", "pass", "length", "stop")  # percent, percent, tokens, percent
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,11 @@ class Queue:
     tasks: dict[str, Task] = field(default_factory=dict)
 
     def save(self) -> None:
-        """Writes queue.json in one step."""
         pairs = {name: pair_settings(pair) for name, pair in self.pairs.items()}
         data = asdict(self) | {"version": VERSION, "pairs": pairs}
-        del data["out"]  # a folder may be moved
-        write_json(self.out / "queue.json", data)
+        write_json(self.out / "queue.json", {k: v for k, v in data.items() if k != "out"})  # a folder may be moved
 
     def in_state(self, *states: State) -> list[Task]:
-        """Returns the tasks in any of `states`."""
         return [task for task in self.tasks.values() if task.state in states]
 
     def run_folder(self, task: Task) -> Path:
@@ -100,11 +98,10 @@ def _queue(out: Path, data: dict[str, Any]) -> Queue:
     parts |= {"axes": {axis: data["axes"][axis] for axis in AXES}, "scoring": {k: data["scoring"][k] for k in SCORING}}
     queue = TypeAdapter(Queue).validate_python({**parts, "out": out, "pairs": pairs})
     for name, task in queue.tasks.items():
+        cell = task.reward in REWARDS and task.column in {*COLUMNS, TRUNCATED}
+        cell = cell and (task.reward == "power") == (task.alpha is not None)
         known = name == task.name and task.pairs and set(task.pairs) <= set(pairs)
-        if task.role == "run":
-            known = known and task.reward in REWARDS and task.column in {*COLUMNS, TRUNCATED}
-            known = known and (task.reward == "power") == (task.alpha is not None)
-        if not known:
+        if not (known and (cell or task.role != "run")):
             raise ValueError(f"{name} is no task of this grid")
     return queue
 
@@ -113,8 +110,7 @@ def write_pairs(folder: Path, pairs: dict[str, Config]) -> None:
     """Writes NAME.yaml for every pair, which its runs are given with --config."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, pair in pairs.items():
-        text = yaml.safe_dump(pair_settings(pair), sort_keys=False, allow_unicode=True)
-        write_text(folder / f"{name}.yaml", text)
+        write_text(folder / f"{name}.yaml", yaml.safe_dump(pair_settings(pair), sort_keys=False, allow_unicode=True))
 
 
 @contextlib.contextmanager
@@ -122,10 +118,9 @@ def locked(out: Path) -> Iterator[None]:
     """Makes the queue's folder and holds its lock; raises UserError if another process has it."""
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
-        lock = try_lock(out / ".lock")
     except OSError as error:
         raise UserError(f"can't write into {out}: {error.strerror}; type --out with another folder") from None
-    if lock is None:
+    if (lock := try_lock(out / ".lock", "--out")) is None:
         raise UserError(f"another process is working on the queue in {out}; wait for it, or type another --out")
     try:
         yield
@@ -133,14 +128,80 @@ def locked(out: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def try_lock(path: Path) -> int | None:
-    """Returns an open file that holds a lock, None if another process has it; the lock goes with its last holder."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+@dataclass(frozen=True)
+class Scores:
+    """One evaluated model: by benchmark (and "mean" where there are several) its measures."""
+
+    n: int  # samples a problem
+    benchmarks: dict[str, dict[str, float]]
+    parts: list[str]  # benchmarks of which problems were left out
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one run, from metrics.jsonl, in order."""
+
+    seconds: list[float]
+    norms: list[float]  # of gradients, those that are finite
+    peak_gib: float
+    planned_gib: float | None  # as the run itself foresaw it
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Results:
+    scores: dict[str, Scores]  # by task, of what is done
+    steps: dict[str, Steps]
+
+
+def read_results(queue: Queue) -> Results:
+    done = queue.in_state(DONE)
+    scores = {task.name: found for task in done if (found := read_scores(queue, task))}
+    return Results(scores, {task.name: steps for task in done if (steps := read_steps(queue, task))})
+
+
+def is_trained(queue: Queue, task: Task) -> bool:
+    """Whether a run has taken all of its steps."""
+    summary = read_json(queue.run_folder(task) / "summary.json") or {}
+    return summary.get("finished") is True and summary.get("steps") == queue.pairs[task.pair].steps
+
+
+def read_scores(queue: Queue, task: Task) -> Scores | None:
+    """Returns what a task's evaluation found, None if it did not end, or its file is missing or damaged."""
+    found = read_json(queue.scores_folder(task) / "results.json")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if isinstance(error, BlockingIOError):
-            return None
-        raise UserError(f"can't lock {path}: {error.strerror}; type --out on a disk with file locks") from None
-    return handle
+        n, rows = found["n"], dict(found["benchmarks"])
+        parts = [name for name, row in rows.items() if not row.get("whole")]
+        rows |= {"mean": found["mean"]} if len(rows) > 1 else {}
+        return Scores(n, {name: _measures(row, n) for name, row in rows.items()}, parts)
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _measures(row: dict[str, Any], n: int) -> dict[str, float]:
+    shares = {"avg": row[f"avg@{n}"], "pass": row[f"pass@{n}"], "stop": 1 - row["truncated"]}
+    return {"length": row["length"], **{measure: 100 * share for measure, share in shares.items()}}
+
+
+def read_steps(queue: Queue, task: Task) -> Steps | None:
+    """Returns the steps that a run has taken; None for none."""
+    file = queue.run_folder(task) / "metrics.jsonl"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    lines = [line for line in map(json.loads, text.splitlines()) if "optim/grad_norm" in line]
+    if not lines:
+        return None
+    return Steps(
+        seconds=[float(line["time/step"]) for line in lines],
+        norms=[norm for line in lines if math.isfinite(norm := float(line["optim/grad_norm"]))],
+        peak_gib=max(float(line["memory/peak_gib"]) for line in lines),
+        planned_gib=lines[-1].get("memory/planned_gib"),
+        dropped=sum(bool(line.get("optim/skipped")) for line in lines),
+    )
+
+
+def read_json(file: Path) -> Any:
+    """Returns what a JSON file holds; None if it is missing or damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

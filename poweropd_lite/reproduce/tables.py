@@ -11,19 +11,14 @@ from poweropd_lite.base.files import write_text
 from poweropd_lite.evaluate.tables import TITLES
 from poweropd_lite.reproduce.cost import Cost, cost_sheet, make_costs
 from poweropd_lite.reproduce.grid import short_names
-from poweropd_lite.reproduce.results import MEASURES, read_results
-from poweropd_lite.reproduce.rows import NORM, SHARE, Block, Row, make_blocks
+from poweropd_lite.reproduce.rows import NORM, SHARE, Block, Row, Stat, make_blocks
+from poweropd_lite.reproduce.settings import COLUMNS
 from poweropd_lite.reproduce.sheets import Sheet, csv_text, markdown, page
-from poweropd_lite.reproduce.state import Queue
-from poweropd_lite.reproduce.stats import Stat
+from poweropd_lite.reproduce.state import MEASURES, Queue, read_results
 
 TITLE = "PowerOPD on one card: the paper's tables, measured"
 PAPER_TABLES = {"qwen3-0.6b-base": "Table 2: ", "qwen3-1.7b-base": "Table 3: "}  # by student
-COLUMN_TITLES = {
-    "plain": "no truncation",
-    "truncated-full": "truncated, score full",
-    "truncated-sampled": "truncated, score sampled",
-}
+COLUMN_TITLES = dict(zip(COLUMNS, ("no truncation", "truncated, score full", "truncated, score sampled"), strict=True))
 CSV_HEAD = (
     *("pair", "student", "teacher", "teacher_bits", "column", "row", "reward", "alpha", "benchmark", "measure"),
     *("n", "mean", "sd", "low", "high", "paper", "values", "failed", "waiting"),
@@ -36,10 +31,8 @@ def write_tables(queue: Queue) -> tuple[str, ...]:
     blocks, costs = make_blocks(queue, results), make_costs(queue, results.steps)
     scores, cost = score_sheets(queue, blocks), cost_sheet(costs)
     steps = ", ".join(sorted({f"{pair.steps:,} steps" for pair in queue.pairs.values()}))
-    about = (
-        f"{steps} a run. The paper is arXiv 2606.17199; what is not comparable to it is in docs/reproduce.md. "
-        "tables.csv has every number, cost.md what the runs took."
-    )
+    about = f"{steps} a run. The paper is arXiv 2606.17199; what is not comparable to it is in docs/reproduce.md. "
+    about += "tables.csv has every number, cost.md what the runs took."
     texts = {
         "tables.md": markdown(scores, TITLE, about),
         "tables.csv": csv_text(CSV_HEAD, [line for block in blocks for line in _csv_lines(block)], digits=10),
@@ -72,7 +65,8 @@ def _sheet(queue: Queue, block: Block) -> Sheet:
         kind, label = ("model", row.label) if row in block.models else ("measured", f"`{row.label}`")
         rows.append((kind, [label, *cells]))
         if block.in_paper and kind == "measured":
-            paper = [_paper_cell(row.paper[b]) if b in row.paper else "-" for b in block.benchmarks]
+            cell = "{avg@8:.2f} / {pass@8:.2f} / {length:.0f}"
+            paper = [cell.format_map(row.paper[b]) if b in row.paper else "-" for b in block.benchmarks]
             rows.append(("paper", ["paper", *paper, "-"]))
     about = f"Avg@{n} in % / Pass@{n} in % / mean length in tokens, at temperature 0.6, untruncated."
     about += " 'paper' is the paper's own row: full fine-tuning, Avg@8 and Pass@8." if block.in_paper else ""
@@ -100,10 +94,6 @@ def _cell(row: Row, benchmark: str) -> str:
     return " / ".join(_with_interval(row.stats[benchmark, m], d) for m, d in digits.items()) + _of_seeds(row)
 
 
-def _paper_cell(scores: dict[str, float]) -> str:
-    return f"{scores['avg@8']:.2f} / {scores['pass@8']:.2f} / {scores['length']:.0f}"
-
-
 def _of_seeds(row: Row) -> str:
     return f" ({row.done} of {len(row.tasks)} seeds)" if row.failed or row.waiting else ""
 
@@ -114,17 +104,15 @@ def _with_interval(found: Stat, digits: int) -> str:
 
 def _columns_sheet(queue: Queue, blocks: list[Block]) -> Sheet:
     """The README's table: rewards by sampling columns."""
-    first, cells = blocks[0], {row.label: ["-"] * len(blocks) for block in blocks for row in block.runs}
-    for i, block in enumerate(blocks):
-        for row in block.runs:
-            cells[row.label][i] = _columns_cell(row, block)
+    first, labels = blocks[0], dict.fromkeys(row.label for block in blocks for row in block.runs)
+    columns = [{row.label: _columns_cell(row, block) for row in block.runs} for block in blocks]
     student, teacher = short_names(first.pair)
     n = next((block.n for block in blocks if block.n), queue.scoring["n"])
     return Sheet(
         f"{student} <- {teacher}{_own_name(queue, first)}: what sampling does",
         f"Final Avg@{n} in % / share of answers that stop / largest gradient norm of any step.",
         ["reward", *(COLUMN_TITLES[block.column] for block in blocks)],
-        [("measured", [f"`{label}`", *texts]) for label, texts in cells.items()],
+        [("measured", [f"`{label}`", *(cells.get(label, "-") for cells in columns)]) for label in labels],
         list(dict.fromkeys(note for block in blocks for note in _notes(queue, block))),
     )
 
@@ -166,13 +154,12 @@ def _csv_lines(block: Block) -> list[list[Any]]:
         for key in (*keys, SHARE, *([NORM] if row in block.runs else [])):
             name, measure = key
             paper = row.paper.get(name, {}).get("length" if measure == "length" else f"{measure}@8")
-            found, low, high = row.stats.get(key), None, None
-            if found and found.half is not None:
-                low, high = found.mean - found.half, found.mean + found.half
+            found, first = row.stats.get(key), row.tasks[0]
+            half = found.half if found else None
+            ends = [found.mean - half, found.mean + half] if found and half is not None else [None, None]
             numbers = [len(found.values), found.mean, found.sd] if found else [0, None, None]
             values = ";".join(f"{seed}={value:.10g}" for seed, value in found.values.items()) if found else ""
-            first = row.tasks[0]
             head = [block.name, pair.student, pair.teacher, pair.teacher_bits, block.column, row.label]
-            cells = [first.reward, first.alpha, name, measure, *numbers, low, high, paper, values]
+            cells = [first.reward, first.alpha, name, measure, *numbers, *ends, paper, values]
             lines.append([*head, *cells, " ".join(row.failed), " ".join(row.waiting)])
     return lines

@@ -14,34 +14,20 @@ from pathlib import Path
 
 from poweropd_lite.base.config import Config, load_config, marked
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import try_lock
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.stop import StopRequest
-from poweropd_lite.reproduce import child
-from poweropd_lite.reproduce.forecast import seconds_left
-from poweropd_lite.reproduce.grid import (
-    DONE,
-    FAILED,
-    RUNNING,
-    WAITING,
-    Task,
-    as_flags,
-    in_order,
-    machine_flags,
-    model_flags,
-    run_config,
-)
-from poweropd_lite.reproduce.results import is_trained, read_json, read_scores
-from poweropd_lite.reproduce.state import Queue, try_lock
+from poweropd_lite.reproduce import child, grid
+from poweropd_lite.reproduce.forecast import POLL, seconds_left
+from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, WAITING, Task, as_flags, in_order
+from poweropd_lite.reproduce.state import Queue, is_trained, read_json, read_scores
 
 NOTICE = "stopping: each run finishes its step or batch and saves (once more to stop at once)"
-POLL = 0.2  # seconds between looks at the processes
 PATIENCE = 10  # seconds for a process that is to end at once
 
 
 @dataclass
 class Job:
-    """A process that is at a task's stage."""
-
     task: Task
     process: subprocess.Popen
     started: float  # by time.monotonic
@@ -99,11 +85,8 @@ class Workers:
                     self._ended(task)
 
     def _start(self, task: Task) -> None:
-        """Starts a task's stage, unless a process that a killed queue left behind is still at it.
-
-        Raises UserError for a run folder that is another run's.
-        """
-        lock = try_lock(self._hidden(task, "lock"))
+        """Starts a task's stage, unless a process that a killed queue left behind is still at it."""
+        lock = try_lock(self._hidden(task, "lock"), "--out")
         if lock is None:
             if task.name not in self.waited_for:
                 self.waited_for.add(task.name)
@@ -129,7 +112,6 @@ class Workers:
         return self.queue.out / "logs" / f".{task.name}.{suffix}"
 
     def _end(self, job: Job, stopped: bool) -> None:
-        """Writes down how a process ended."""
         task, code = job.task, job.process.returncode
         task.seconds[task.stage] = round(task.seconds.get(task.stage, 0.0) + time.monotonic() - job.started, 1)
         left_all = is_trained(self.queue, task) if task.stage == "train" else read_scores(self.queue, task)
@@ -155,7 +137,6 @@ class Workers:
         return f"ended with code {code}: {' '.join(message.split()).replace(f'{self.queue.out}/', '')[:600]}"
 
     def _ended(self, task: Task) -> None:
-        """Saves the queue, and says of a task how it ended, if it has."""
         self.queue.save()
         if task.state == FAILED:
             self.say(f"{task.name}: failed, and the queue goes on: {task.message} ({task.log})")
@@ -163,11 +144,9 @@ class Workers:
             row = list(scores.benchmarks.values())[-1]
             count = f"{len(self.queue.in_state(DONE))} of {len(self.queue.tasks)} done"
             left = seconds_left(self.queue, {job.task.name: time.monotonic() - job.started for job in self.jobs})
-            self.say(
-                f"{task.name}: Avg@{scores.n} {row['avg']:.1f}%, {row['length']:.0f} tokens "
-                f"({clock(sum(task.seconds.values()))})   {count}"
-                + (f"; ETA {clock(left / self.limit)}" if left else "")
-            )
+            found = f"Avg@{scores.n} {row['avg']:.1f}%, {row['length']:.0f} tokens"
+            eta = f"; ETA {clock(left / self.limit)}" if left else ""
+            self.say(f"{task.name}: {found} ({clock(sum(task.seconds.values()))})   {count}{eta}")
 
 
 def next_command(queue: Queue, task: Task) -> list[str]:
@@ -179,17 +158,15 @@ def next_command(queue: Queue, task: Task) -> list[str]:
     if task.stage == "train":
         begun = (folder / "config.yaml").is_file()
         if begun:
-            check_same_run(folder, run_config(pair, task))
+            check_same_run(folder, grid.run_config(pair, task))
         if not is_trained(queue, task):
             config = ["--config", str(queue.out / "pairs" / f"{task.pair}.yaml"), *as_flags(task.settings())]
             return ["poweropd_lite.train", *(["--resume"] if begun else [*config, "--output"]), str(folder)]
         task.stage = "evaluate"
     scoring = as_flags({"max_new_tokens" if k == "answer_tokens" else k: v for k, v in queue.scoring.items()})
-    if task.role == "run":
-        flags = ["--model", str(folder), *scoring, *machine_flags(pair, pair.dtype)]
-    else:
-        flags = [*model_flags(pair, task.role), *scoring]
-    return ["poweropd_lite.evaluate", *flags, "--output", str(queue.scores_folder(task))]
+    run = ["--model", str(folder), *grid.machine_flags(pair, pair.dtype)]
+    model = run if task.role == "run" else grid.model_flags(pair, task.role)
+    return ["poweropd_lite.evaluate", *model, *scoring, "--output", str(queue.scores_folder(task))]
 
 
 def check_same_run(folder: Path, here: Config) -> None:

@@ -11,7 +11,7 @@ from exact import TINY, drawn_rollouts, float64_model, token_logprobs, token_row
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.rehearse.advise_report import judge, screen
-from poweropd_lite.rehearse.advise_stats import (
+from poweropd_lite.rehearse.stats import (
     by_decile,
     effective_share,
     places,

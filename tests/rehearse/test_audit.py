@@ -18,7 +18,7 @@ from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import TRAINING, Draws
 from poweropd_lite.models.teacher import load_teacher
 from poweropd_lite.problems.prompts import step_indices
-from poweropd_lite.rehearse.audit_stats import intervals, log_prob_error, reward_error
+from poweropd_lite.rehearse.stats import intervals, log_prob_error, reward_error
 
 R = torch.tensor([0.5, -0.5, 0.2, 0.0, -0.8], dtype=torch.float64)
 S = torch.tensor([0.4, 0.1, 0.2, 0.1, 0.0], dtype=torch.float64)
@@ -280,7 +280,7 @@ def test_a_teacher_that_is_quantised_already_is_refused(tmp_path):
 
 def test_more_values_than_torch_sorts():
     """torch.quantile refuses more than 2^24 values; 4,096 long rollouts have more tokens."""
-    from poweropd_lite.rehearse.advise_stats import reward_facts
+    from poweropd_lite.rehearse.stats import reward_facts
 
     many = torch.zeros(2**24 + 20, dtype=torch.float64)
     many[::10] = 1.0
