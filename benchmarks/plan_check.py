@@ -17,9 +17,8 @@ import torch
 from shapes import SHAPES, make_student, make_teacher, sampling, settings
 
 from poweropd_lite.method.logprobs import Sampling, score_tokens
-from poweropd_lite.models.shape import read_config
 from poweropd_lite.plan.memory import plan_memory
-from poweropd_lite.plan.trace import Traces
+from poweropd_lite.plan.trace import traces_of
 
 MIB = 2**20
 
@@ -32,7 +31,7 @@ def main() -> None:
     config = settings(
         student="Qwen/Qwen3-0.6B-Base", token_budget=tokens, max_prompt_tokens=tokens // 2 - 64, max_new_tokens=64
     )
-    traces = Traces(*(read_config(getattr(config, r), r, config) for r in ("student", "teacher")), torch.bfloat16)
+    traces = traces_of(config, torch.bfloat16)
     plan = plan_memory(config, traces, cuda=False)
     ids = torch.zeros(2, tokens // 2, dtype=torch.long)
 

@@ -1,4 +1,4 @@
-"""Which card holds which pair, as docs/plan.md shows it: 12 to 80 GB, four pairs, LoRA and every weight. No GPU, no weights.
+"""Which card holds which pair, as docs/plan.md shows it: 12 to 80 GB, four pairs, LoRA and every weight. No GPU needed.
 
     python benchmarks/plan_table.py
 
@@ -6,9 +6,9 @@ A few minutes on two cores. A cell says that the config fits as it is, with whic
 """
 
 from poweropd_lite.base.config import load_config
-from poweropd_lite.plan.__main__ import plan
+from poweropd_lite.cli import as_flags
+from poweropd_lite.plan import plan
 from poweropd_lite.plan.cards import SIZES, find_card
-from poweropd_lite.plan.fit import describe
 from poweropd_lite.plan.settings import PlanConfig
 
 PAIRS = ("qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b")
@@ -22,7 +22,7 @@ def cell(config, size: int) -> str:
         return "fits"
     if fitting is None or fitting.full_finetune != config.full_finetune:
         return "-"
-    return f"`{describe({name: tuple(pair) for name, pair in report['changes'].items()})}`"
+    return f"`{as_flags({name: after for name, (_, after) in report['changes'].items()})}`"
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         for name in PAIRS:
             config = load_config(name, full_finetune=full)
             need = plan(config, PlanConfig(), say=print)[0]["needed_bytes"] / GIB
-            fits = [find_card(str(size))[2] >= need for size in SIZES]
+            fits = [find_card(str(size)).gib >= need for size in SIZES]
             cells = ["fits" if fit else cell(config, size) for size, fit in zip(SIZES, fits, strict=True)]
             row = [f"`{name}`", "every weight" if full else "LoRA", f"{need:.1f}", *cells]
             print("| " + " | ".join(row) + " |", flush=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from poweropd_lite.base.config import load_config
+from poweropd_lite.run.metrics import token_stats
 from poweropd_lite.run.recorder import Recorder
-from poweropd_lite.run.token_stats import token_stats
 from poweropd_lite.train import train
 
 

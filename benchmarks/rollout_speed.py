@@ -79,7 +79,7 @@ def measure(engine: str, model: str, folder: Path) -> None:
     config, prompts, stops, longest = case(model, folder)
     torch.set_num_threads(config.threads or 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student = load_student(config, device, compute_dtype(config, device))
+    student = load_student(config, device, compute_dtype(config.dtype, device))
     with torch.no_grad():  # an adapter that does something
         torch.manual_seed(0)
         for p in student.trainable().values():
@@ -132,8 +132,9 @@ def make_sampler(engine: str, student, config: Config, stops: frozenset[int]):
         built = LoopEngine(student, stops, say=print)
     else:
         from poweropd_lite.engines.vllm import VllmEngine
+        from poweropd_lite.models.shape import served_run
 
-        built = VllmEngine(student, config, stops)
+        built = VllmEngine(student, served_run(config), stops)
 
     def sample(prompts, draws, sampling, longest):
         built.sync()  # as in every step of training

@@ -1,5 +1,9 @@
-"""One question to a run, an adapter or a model: `ask("runs/power10-seed0", "Compute 12 + 30 - 7.")`."""
+"""One question: `ask("runs/power10-seed0", "Compute 12 + 30 - 7.")`, or `python -m poweropd_lite.ask RUN "..."`."""
 
-from poweropd_lite.evaluate.ask import ask
+from poweropd_lite.cli import run_command
+from poweropd_lite.evaluate.ask import ask, main
 
-__all__ = ["ask"]
+__all__ = ["ask", "main"]
+
+if __name__ == "__main__":
+    run_command(main)

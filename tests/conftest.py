@@ -71,7 +71,7 @@ def student_model():
     """The bundled base student in float32, fresh."""
     from poweropd_lite.models.loading import load_causal_lm
 
-    return load_causal_lm("bundled", "student", load_config("bundled"), torch.float32).eval()
+    return load_causal_lm("bundled", "student", torch.float32).eval()
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ def teacher_model():
     """The bundled teacher in float64; not to be changed."""
     from poweropd_lite.models.loading import load_causal_lm
 
-    return load_causal_lm("bundled", "teacher", load_config("bundled"), torch.float64).eval()
+    return load_causal_lm("bundled", "teacher", torch.float64).eval()
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""Is it right on this card? Log-probs, both scores, full_kl and their gradients against float32 on full logits; NF4 against
-its own dequantised weights in float32; the decoder, captured in graphs, against the model.
+"""Is it right on this card? Log-probs, both scores, full_kl and their gradients against float32 on full logits; NF4
+against its own dequantised weights in float32; the decoder, captured in graphs, against the model.
 """
 
 import torch

@@ -1,10 +1,11 @@
 """Measures this project on a card: `python benchmarks/gpu/run.py --out gpu_results`.
 
-Correctness first, then whole steps of Qwen3's true shapes with random weights. It runs from a checkout on Python 3.11 or
-3.12 with torch 2.11 or newer, transformers, peft and pydantic, without the hub; bitsandbytes (else the teacher stays in 16 bits) and
-vLLM are used where they are installed. Parts run one after the other, each in a process of its own that is stopped after four
-minutes; each writes its JSON (and what it printed, as a log) as it ends, so what was measured before a stop stays. `--part NAME` runs one, `--table` only
-prints the table, `--tiny` runs everything in small shapes on whatever is here (the tests do).
+Correctness first, then whole steps of Qwen3's true shapes with random weights. It runs from a checkout on Python 3.11
+or 3.12 with torch 2.11 or newer, transformers, peft and pydantic, without the hub; bitsandbytes (else the teacher stays
+in 16 bits) and vLLM are used where they are installed. Parts run one after the other, each in a process of its own that
+is stopped after four minutes; each writes its JSON (and what it printed, as a log) as it ends, so what was measured
+before a stop stays. `--part NAME` runs one, `--table` only prints the table, `--tiny` runs everything in small shapes
+on whatever is here (the tests do).
 """
 
 import argparse
@@ -69,7 +70,8 @@ def table(out: Path) -> str:
     if correct:
         lines += ["| error | |", "|---|---|", *(f"| {k} | {v:.3g} |" for k, v in correct["errors"].items()), ""]
         lines += [f"WRONG: {fault}" for fault in correct["faults"]]
-    head = "part | s a step | rollout | teacher | student | optimizer | peak GiB | at rest | tokens/s | teacher, % of matmul | student, % | rollout, % of copy"
+    head = "part | s a step | rollout | teacher | student | optimizer | peak GiB | at rest | tokens/s"
+    head += " | teacher, % of matmul | student, % | rollout, % of copy"
     lines += [f"| {head} |", "|" + "---|" * 12]
     for part, f in found.items():
         if "failed" in f:

@@ -47,7 +47,7 @@ SHAPES = {
 
 
 if torch.cuda.is_available():
-    torch.backends.cuda.enable_cudnn_sdp(False)  # as in a run (session.py)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in a run (run/session.py)
 
 
 def device() -> torch.device:

@@ -8,11 +8,17 @@ import time
 import torch
 from shapes import SHAPES, device, make_student, make_teacher, model_config, prompts, sampling, settings
 
+from poweropd_lite.base.config_files import changed
 from poweropd_lite.method import update
+from poweropd_lite.method.batch import Stops
 from poweropd_lite.method.rollout import Draws, Rollout
+from poweropd_lite.method.update import Objective
 from poweropd_lite.models.loading import final_hidden
+from poweropd_lite.models.shape import served_run
 from poweropd_lite.plan.memory import plan_memory
 from poweropd_lite.plan.trace import Traces
+from poweropd_lite.run.metrics import describe
+from poweropd_lite.run.session import reward_settings
 
 GIB = 2**30
 
@@ -51,7 +57,10 @@ def measure(
     repeats: int,
     tiny: bool,
 ) -> dict:
-    """Returns the figures of the last of `repeats` steps after a warm-up. `method` is a reward, or "plain": power on full logits."""
+    """Returns the figures of the last of `repeats` steps after a warm-up.
+
+    `method` is a reward, or "plain": power on full logits.
+    """
     reward = {"plain": "power"}.get(method, method)
     config = settings(
         full_finetune=full, reward=reward, batch_size=batch, max_new_tokens=new, max_prompt_tokens=128, lr=1e-6
@@ -91,6 +100,7 @@ def measure(
     head_passes = (
         4 if full else 2
     )  # a trained head's chunks are made again in the backward pass, a frozen one's are not
+    student_flops = 2 * (passes * weights * read + head_passes * head * tokens)
     return {
         "student": student_name,
         "teacher": f"{teacher_name}, {bits} bits",
@@ -108,7 +118,7 @@ def measure(
         "tokens_per_second": tokens / seconds,
         "rollout_tokens_per_second": tokens / phases.seconds["rollout"],
         "teacher_tflops": teacher_flops / phases.seconds["teacher"] / 1e12,
-        "student_tflops": 2 * (passes * weights * read + head_passes * head * tokens) / phases.seconds["student"] / 1e12,
+        "student_tflops": student_flops / phases.seconds["student"] / 1e12,
         # every token of the batch reads the weights, the head and half of the longest cache
         "rollout_gb_per_second": new * (weights + head + batch * (read / batch / 2) * cache_width(student_name)) * 2
         / phases.seconds["rollout"] / 1e9,
@@ -118,7 +128,7 @@ def measure(
 
 def planned_gib(student: str, teacher: str, config, dtype: torch.dtype, engine: str, bits: int) -> dict[str, float]:
     """Returns what `python -m poweropd_lite.plan` would say of the phases that are measured here."""
-    config = config.model_copy(update={"teacher_bits": bits})
+    config = changed(config, teacher_bits=bits)
     traces = Traces(model_config(student), model_config(teacher), dtype)
     plan = plan_memory(config, traces, device().type == "cuda", "vllm" if engine == "vllm" else "loop")
     names = {"rollout": "rollout", "teacher": "score", "student": "update", "optimizer": "optimizer"}
@@ -134,7 +144,7 @@ def make_engine(name: str, student, config):
 
         folder = tempfile.TemporaryDirectory()
         student.model.get_base_model().save_pretrained(folder.name)
-        return VllmEngine(student, config.model_copy(update={"student": folder.name}), frozenset({7})), folder
+        return VllmEngine(student, served_run(changed(config, student=folder.name)), frozenset({7})), folder
     from poweropd_lite.engines.loop import LoopEngine
 
     engine = LoopEngine(student, frozenset({7}), print)
@@ -148,7 +158,11 @@ def ours(student, teacher, optimizer, scaler, rollouts, plain_sampling, config, 
     names, standing = iter(("teacher", "student", "optimizer")), update._finish
     update._finish = lambda where: phases.end(next(names))
     try:
-        return update.update(student, teacher, optimizer, scaler, rollouts, plain_sampling, 7, config)
+        stops = Stops(config.stop_mode, 7)
+        objective = Objective(config.reward, reward_settings(config), plain_sampling, config.score, stops)
+        gradient = update.accumulate(student, teacher, rollouts, objective, config.token_budget, scaler)
+        metrics = update.take_step(student, optimizer, gradient, config.max_grad_norm, scaler)
+        return metrics | describe(gradient.tokens, objective)
     finally:
         update._finish = standing
 

@@ -1,5 +1,5 @@
-"""Every setting of a run: its default, its limits and one sentence on it. This file is the only home of training's defaults
-(those of the commands beside it: command_config.py).
+"""Every setting of a run: its default, its limits and one sentence on it. This file is the only home of training's defaults;
+the other commands' are in their own settings.py.
 
 `load_config` reads a YAML file (one of configs/ by name, or a path), then flags or keyword arguments on top; an unknown
 key or an impossible combination is refused here, before torch is imported and before any model loads. The defaults are
@@ -24,14 +24,15 @@ def number_of(value: Any) -> Any:
 Bits = Annotated[Literal[4, 8, 16, 32], BeforeValidator(number_of)]
 
 
-def section(title: str, *marks: str) -> dict[str, Any]:
-    """Puts a flag and those after it under a heading of --help; for `marks` see `marked`."""
-    return {"section": title, **mark(*marks)}
+def section(title: str) -> dict[str, Any]:
+    """Puts a flag and those after it under a heading of --help."""
+    return {"section": title}
 
 
-def mark(*marks: str) -> dict[str, Any]:
-    """Says of a field what `marked` lists."""
-    return {"marks": marks}
+def setting(default: Any, description: str, *, section: str = "", marks: str = "", **limits: Any) -> Any:
+    """One setting of a run; for `section` and `marks`, words apart by spaces, see the functions beside this one."""
+    extra: dict[str, Any] = {"marks": marks.split(), **({"section": section} if section else {})}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
 def marked(*marks: str) -> frozenset[str]:
@@ -44,7 +45,7 @@ def marked(*marks: str) -> frozenset[str]:
     - "scores": accuracies are comparable only where it is the same;
     - "untraced": the memory of a micro-batch of given size does not depend on it.
     """
-    extras = {name: field.json_schema_extra or {} for name, field in Config.model_fields.items()}
+    extras: dict[str, Any] = {name: field.json_schema_extra or {} for name, field in Config.model_fields.items()}
     return frozenset(name for name, extra in extras.items() if set(marks) & set(extra.get("marks", ())))
 
 
@@ -54,256 +55,190 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     # The method
-    reward: Literal["power", "log_ratio", "clip", "tanh", "zscore", "full_kl"] = Field(
+    reward: Literal["power", "log_ratio", "clip", "tanh", "zscore", "full_kl"] = setting(
         "power",
-        description="what a sampled token is paid (docs/method.md); full_kl is the full-vocabulary baseline",
-        json_schema_extra=section("method", "grid"),
+        "what a sampled token is paid (docs/method.md); full_kl is the full-vocabulary baseline",
+        section="method",
+        marks="grid",
     )
-    alpha: float = Field(
+    alpha: float = setting(
         10.0,
+        "exponent of the power reward p^alpha - q^alpha; other rewards ignore it",
         gt=0,
         le=1e6,
-        description="exponent of the power reward p^alpha - q^alpha; other rewards ignore it",
-        json_schema_extra=mark("grid", "untraced"),
+        marks="grid untraced",
     )
-    clip_limit: float = Field(
-        1.0, gt=0, description="the clip reward's bound on the log ratio (paper: 1; released script: 5)"
-    )
-    tau: float = Field(5.0, gt=0, description="the tanh reward's scale: tanh(log ratio / tau)")
-    score: Literal["sampled", "full"] = Field(
+    clip_limit: float = setting(1.0, "the clip reward's bound on the log ratio (paper: 1; released script: 5)", gt=0)
+    tau: float = setting(5.0, "the tanh reward's scale: tanh(log ratio / tau)", gt=0)
+    score: Literal["sampled", "full"] = setting(
         "sampled",
-        description="whose log-prob carries the gradient: the distribution sampled from (unbiased under top-k, top-p, temperature), or the untruncated one (released code)",
-        json_schema_extra=mark("grid"),
+        "whose log-prob carries the gradient: the distribution sampled from (unbiased under top-k, top-p, temperature), or the untruncated one (released code)",
+        marks="grid",
     )
-    stop_mode: Literal["mask", "raw", "relabel", "cross_eos"] = Field(
+    stop_mode: Literal["mask", "raw", "relabel", "cross_eos"] = setting(
         "mask",
-        description="the final stop token in the loss: left out, kept, relabelled as the teacher's stop for both, or as the teacher's stop for the teacher alone",
+        "the final stop token in the loss: left out, kept, relabelled as the teacher's stop for both, or as the teacher's stop for the teacher alone",
     )
 
     # The models
-    student: str = Field(
+    student: str = setting(
         "Qwen/Qwen3-0.6B-Base",
+        "hub id or folder of the model that learns; 'bundled' for the shipped one",
         min_length=1,
-        description="hub id or folder of the model that learns; 'bundled' for the shipped one",
-        json_schema_extra=section("models"),
+        section="models",
     )
-    teacher: str = Field(
-        "Qwen/Qwen3-4B",
-        min_length=1,
-        description="hub id or folder of the model that scores; 'bundled' for the shipped one",
+    teacher: str = setting(
+        "Qwen/Qwen3-4B", "hub id or folder of the model that scores; 'bundled' for the shipped one", min_length=1
     )
-    teacher_bits: Bits = Field(
+    teacher_bits: Bits = setting(
         4,
-        description="teacher weights: 4 is NF4 with double quantisation, 8 is LLM.int8 (CUDA), 16 the compute dtype, 32 float32",
-        json_schema_extra=mark("untraced"),
+        "teacher weights: 4 is NF4 with double quantisation, 8 is LLM.int8 (CUDA), 16 the compute dtype, 32 float32",
+        marks="untraced",
     )
-    student_bits: Annotated[Literal[4, 16], BeforeValidator(number_of)] = Field(
-        16, description="weights of the student's frozen base: 16 is the compute dtype, 4 is NF4 (QLoRA)"
+    student_bits: Annotated[Literal[4, 16], BeforeValidator(number_of)] = setting(
+        16, "weights of the student's frozen base: 16 is the compute dtype, 4 is NF4 (QLoRA)"
     )
-    loader: Literal["auto", "unsloth", "peft"] = Field(
+    loader: Literal["auto", "unsloth", "peft"] = setting(
         "auto",
-        description="what loads the student; auto: Unsloth where it is installed and runs, PEFT elsewhere (same adapter, same names)",
-        json_schema_extra=mark("resume", "found"),
+        "what loads the student; auto: Unsloth where it is installed and runs, PEFT elsewhere (same adapter, same names)",
+        marks="resume found",
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
         "auto",
-        description="compute dtype; auto: bfloat16 where the card has it, float16 with a loss scale on other cards (untested with Qwen3), float32 on a CPU",
+        "compute dtype; auto: bfloat16 where the card has it, float16 with a loss scale on other cards (untested with Qwen3), float32 on a CPU",
     )
-    full_finetune: bool = Field(
-        False, description="train every weight (float32 master weights) instead of a LoRA adapter"
-    )
-    lora_rank: int = Field(32, ge=1, description="rank of the LoRA adapter")
-    lora_alpha: float = Field(64.0, gt=0, description="LoRA's scale: the update is lora_alpha / lora_rank * B A")
-    lora_targets: str = Field(
+    full_finetune: bool = setting(False, "train every weight (float32 master weights) instead of a LoRA adapter")
+    lora_rank: int = setting(32, "rank of the LoRA adapter", ge=1)
+    lora_alpha: float = setting(64.0, "LoRA's scale: the update is lora_alpha / lora_rank * B A", gt=0)
+    lora_targets: str = setting(
         "all-linear",
+        "modules that get an adapter: all-linear (all but the head), or names joined by commas",
         min_length=1,
-        description="modules that get an adapter: all-linear (all but the head), or names joined by commas",
     )
-    modules_to_save: str = Field(
-        "", description="modules trained whole beside the adapter, joined by commas, such as embed_tokens,lm_head"
+    modules_to_save: str = setting(
+        "", "modules trained whole beside the adapter, joined by commas, such as embed_tokens,lm_head"
     )
-    gradient_checkpointing: bool = Field(
-        True, description="recompute activations in the backward pass: less memory, about a third more time"
+    gradient_checkpointing: bool = setting(
+        True, "recompute activations in the backward pass: less memory, about a third more time"
     )
-    trust_remote_code: bool = Field(
-        False, description="run Python code that comes with a model; only for sources you trust"
-    )
+    trust_remote_code: bool = setting(False, "run Python code that comes with a model; only for sources you trust")
 
     # The prompts
-    data: str = Field(
+    data: str = setting(
         "agentica-org/DeepScaleR-Preview-Dataset",
+        "hub id, or a JSON, JSONL or Parquet file of problems; 'bundled' for the synthetic ones",
         min_length=1,
-        description="hub id, or a JSON, JSONL or Parquet file of problems; 'bundled' for the synthetic ones",
-        json_schema_extra=section("prompts"),
+        section="prompts",
     )
-    data_subset: str | None = Field(
-        None, description="configuration name of a hub data set, such as main for openai/gsm8k"
+    data_subset: str | None = setting(None, "configuration name of a hub data set, such as main for openai/gsm8k")
+    data_split: str = setting("train", "split of a hub data set")
+    prompt_column: str = setting("problem", "column with the prompt: a text, or a list of {role, content} messages")
+    answer_column: str = setting("answer", "column with the reference answer; only evaluation needs it")
+    prompt_suffix: str = setting(
+        "", "text added to the last user message as it stands; begin it with the space or newline it needs"
     )
-    data_split: str = Field("train", description="split of a hub data set")
-    prompt_column: str = Field(
-        "problem", description="column with the prompt: a text, or a list of {role, content} messages"
+    system_prompt: str = setting("", "system message put before every prompt; none when empty")
+    enable_thinking: bool = setting(
+        False, "what the chat template is told; off makes Qwen3 add an empty think block, as the released code does"
     )
-    answer_column: str = Field("answer", description="column with the reference answer; only evaluation needs it")
-    prompt_suffix: str = Field(
-        "", description="text added to the last user message as it stands; begin it with the space or newline it needs"
-    )
-    system_prompt: str = Field("", description="system message put before every prompt; none when empty")
-    enable_thinking: bool = Field(
-        False,
-        description="what the chat template is told; off makes Qwen3 add an empty think block, as the released code does",
-    )
-    max_prompt_tokens: int = Field(
-        1024, ge=1, description="longer prompts are left out, counted and named", json_schema_extra=mark("untraced")
-    )
+    max_prompt_tokens: int = setting(1024, "longer prompts are left out, counted and named", ge=1, marks="untraced")
 
     # The rollouts
-    engine: Literal["auto", "vllm", "loop"] = Field(
+    engine: Literal["auto", "vllm", "loop"] = setting(
         "auto",
-        description="what samples; auto: vLLM where it is installed and runs, the built-in loop elsewhere",
-        json_schema_extra=section("rollouts", "resume", "found"),
+        "what samples; auto: vLLM where it is installed and runs, the built-in loop elsewhere",
+        section="rollouts",
+        marks="resume found",
     )
-    guard_every: int = Field(
+    guard_every: int = setting(
         50,
+        "steps between full checks that the engine samples from the weights that are trained; its log-probs are compared at every step",
         ge=1,
-        description="steps between full checks that the engine samples from the weights that are trained; its log-probs are compared at every step",
-        json_schema_extra=mark("sitting"),
+        marks="sitting",
     )
-    importance_cap: float | None = Field(
+    importance_cap: float | None = setting(
         None,
+        "if given, a token's reward is multiplied by min(q of the trainer / q of the engine, this), for engines that round differently",
         ge=1,
-        description="if given, a token's reward is multiplied by min(q of the trainer / q of the engine, this), for engines that round differently",
     )
-    batch_size: int = Field(
-        32, ge=1, description="prompts a step, one rollout each", json_schema_extra=mark("untraced")
-    )
-    decode_batch_size: int | None = Field(
+    batch_size: int = setting(32, "prompts a step, one rollout each", ge=1, marks="untraced")
+    decode_batch_size: int | None = setting(
         None,
+        "most completions decoded at once: the dial for keys and values; a whole batch if not given",
         ge=1,
-        description="most completions decoded at once: the dial for keys and values; a whole batch if not given",
-        json_schema_extra=mark("untraced"),
+        marks="untraced",
     )
-    max_new_tokens: int = Field(
-        1024,
-        ge=1,
-        description="longest completion; one that reaches it is truncated and stays in the loss whole",
-        json_schema_extra=mark("untraced"),
+    max_new_tokens: int = setting(
+        1024, "longest completion; one that reaches it is truncated and stays in the loss whole", ge=1, marks="untraced"
     )
-    temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollouts")
-    top_k: int = Field(
-        0,
-        ge=0,
-        description="sample among the k likeliest ids; 0: among all (released code: 20)",
-        json_schema_extra=mark("grid"),
-    )
-    top_p: float = Field(
+    temperature: float = setting(1.0, "sampling temperature of the rollouts", gt=0)
+    top_k: int = setting(0, "sample among the k likeliest ids; 0: among all (released code: 20)", ge=0, marks="grid")
+    top_p: float = setting(
         1.0,
+        "sample among the fewest ids that hold this mass; 1: among all (released code: 0.95)",
         gt=0,
         le=1,
-        description="sample among the fewest ids that hold this mass; 1: among all (released code: 0.95)",
-        json_schema_extra=mark("grid"),
+        marks="grid",
     )
 
     # The optimizer
-    steps: int = Field(
-        1500, ge=1, description="optimizer steps of the run", json_schema_extra=section("optimizer", "resume")
-    )
-    lr: float | None = Field(
+    steps: int = setting(1500, "optimizer steps of the run", ge=1, section="optimizer", marks="resume")
+    lr: float | None = setting(
         None,
+        "learning rate; if not given, 5e-7 for full fine-tuning (the paper's) and 5e-6 for LoRA, which wants about ten times as much",
         gt=0,
-        description="learning rate; if not given, 5e-7 for full fine-tuning (the paper's) and 5e-6 for LoRA, which wants about ten times as much",
     )
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning rate after the warm-up: held, or falling to zero just after the last step"
+    lr_schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "learning rate after the warm-up: held, or falling to zero just after the last step"
     )
-    warmup_steps: int = Field(
-        0, ge=0, description="steps over which the learning rate rises linearly, under every schedule"
+    warmup_steps: int = setting(0, "steps over which the learning rate rises linearly, under every schedule", ge=0)
+    max_grad_norm: float = setting(1.0, "the gradient is scaled down to this norm if it is larger", gt=0)
+    optimizer: Literal["adamw", "adamw8bit"] = setting(
+        "adamw", "AdamW without weight decay; adamw8bit keeps its state in 8 bits (CUDA)", marks="untraced"
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm if it is larger")
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
-        "adamw",
-        description="AdamW without weight decay; adamw8bit keeps its state in 8 bits (CUDA)",
-        json_schema_extra=mark("untraced"),
-    )
-    token_budget: int = Field(
+    token_budget: int = setting(
         8192,
+        "tokens (padding counted) of one micro-batch, for student and teacher: the dial for activation memory",
         ge=1,
-        description="tokens (padding counted) of one micro-batch, for student and teacher: the dial for activation memory",
-        json_schema_extra=mark("resume", "untraced"),
+        marks="resume untraced",
     )
 
     # Evaluation
-    eval_benchmarks: str | None = Field(
+    eval_benchmarks: str | None = setting(
         None,
+        "what the student is scored on, as --benchmarks of the evaluate command; none: on nothing",
         min_length=1,
-        description="what the student is scored on, as --benchmarks of the evaluate command; none: on nothing",
-        json_schema_extra=section("evaluation", "scores", "untraced"),
+        section="evaluation",
+        marks="scores untraced",
     )
-    eval_prompt_column: str | None = Field(
-        None, description="as prompt_column of the evaluate command", json_schema_extra=mark("scores")
+    eval_prompt_column: str | None = setting(None, "as prompt_column of the evaluate command", marks="scores")
+    eval_answer_column: str | None = setting(None, "as answer_column of the evaluate command", marks="scores")
+    eval_problems: int = setting(256, "how many problems of each benchmark, from the first on", ge=1, marks="scores")
+    eval_every: int = setting(0, "steps between evaluations; 0: only before and after training", ge=0, marks="untraced")
+    eval_samples: int = setting(8, "completions a problem, for Avg@k", ge=1, marks="scores")
+    eval_temperature: float = setting(0.6, "sampling temperature of evaluation, untruncated", gt=0, marks="scores")
+    eval_max_new_tokens: int | None = setting(
+        None, "longest completion in evaluation; max_new_tokens if not given", ge=1, marks="scores untraced"
     )
-    eval_answer_column: str | None = Field(
-        None, description="as answer_column of the evaluate command", json_schema_extra=mark("scores")
-    )
-    eval_problems: int = Field(
-        256,
-        ge=1,
-        description="how many problems of each benchmark, from the first on",
-        json_schema_extra=mark("scores"),
-    )
-    eval_every: int = Field(
-        0,
-        ge=0,
-        description="steps between evaluations; 0: only before and after training",
-        json_schema_extra=mark("untraced"),
-    )
-    eval_samples: int = Field(8, ge=1, description="completions a problem, for Avg@k", json_schema_extra=mark("scores"))
-    eval_temperature: float = Field(
-        0.6, gt=0, description="sampling temperature of evaluation, untruncated", json_schema_extra=mark("scores")
-    )
-    eval_max_new_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="longest completion in evaluation; max_new_tokens if not given",
-        json_schema_extra=mark("scores", "untraced"),
-    )
-    eval_batch_size: int = Field(
-        32, ge=1, description="completions generated at once in evaluation", json_schema_extra=mark("untraced")
-    )
+    eval_batch_size: int = setting(32, "completions generated at once in evaluation", ge=1, marks="untraced")
 
     # The run
-    seed: int = Field(
-        0,
-        ge=0,
-        lt=2**32,
-        description="fixes data order, adapter initialisation and sampling",
-        json_schema_extra=section("run", "grid"),
+    seed: int = setting(
+        0, "fixes data order, adapter initialisation and sampling", ge=0, lt=2**32, section="run", marks="grid"
     )
-    output: str | None = Field(
-        None,
-        min_length=1,
-        description="run folder; if not given, a new one under runs/",
-        json_schema_extra=mark("sitting", "found", "grid"),
+    output: str | None = setting(
+        None, "run folder; if not given, a new one under runs/", min_length=1, marks="sitting found grid"
     )
-    save_every: int = Field(
-        50,
-        ge=1,
-        description="steps between checkpoints; one is always made at the end and on Ctrl-C",
-        json_schema_extra=mark("sitting"),
+    save_every: int = setting(
+        50, "steps between checkpoints; one is always made at the end and on Ctrl-C", ge=1, marks="sitting"
     )
-    keep_checkpoints: int = Field(
-        2, ge=1, description="how many of the latest checkpoints stay on disk", json_schema_extra=mark("sitting")
+    keep_checkpoints: int = setting(2, "how many of the latest checkpoints stay on disk", ge=1, marks="sitting")
+    sample_every: int = setting(
+        10, "steps between completions written to samples.jsonl, beside the first", ge=1, marks="sitting"
     )
-    sample_every: int = Field(
-        10,
-        ge=1,
-        description="steps between completions written to samples.jsonl, beside the first",
-        json_schema_extra=mark("sitting"),
-    )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of torch; 0 leaves torch's own choice")
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
-        "none",
-        description="also log there, through accelerate; metrics.jsonl is always written",
-        json_schema_extra=mark("sitting"),
+    threads: int = setting(0, "CPU threads of torch; 0 leaves torch's own choice", ge=0, le=1024)
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = setting(
+        "none", "also log there, through accelerate; metrics.jsonl is always written", marks="sitting"
     )
 
     @property
@@ -332,8 +267,7 @@ class Config(BaseModel):
                 "stop_mode relabel scores a token that was not sampled, which score sampled can't do; "
                 "type --score full, or --stop-mode cross_eos"
             )
-        if self.token_budget < self.max_prompt_tokens + self.max_new_tokens:
-            longest = self.max_prompt_tokens + self.max_new_tokens
+        if self.token_budget < (longest := self.max_prompt_tokens + self.max_new_tokens):
             problems.append(
                 f"token_budget {self.token_budget} is less than one longest rollout ({self.max_prompt_tokens} prompt + "
                 f"{self.max_new_tokens} new tokens); type --token-budget {longest}, or lower --max-prompt-tokens"
@@ -374,10 +308,8 @@ def load_config(config: str | Path | None = None, **overrides: Any) -> Config:
     """
     values: dict[str, Any] = read_yaml(config_path(config)) if config is not None else {}
     values.update(overrides)
-    where = (
-        f" in {config}" if config is not None and not set(values) - set(Config.model_fields) <= set(overrides) else ""
-    )
-    return checked(Config, values, where)
+    in_file = config is not None and not set(values) - set(Config.model_fields) <= set(overrides)
+    return checked(Config, values, f" in {config}" if in_file else "")
 
 
 def names_models(values: dict[str, Any], flags: dict[str, Any]) -> bool:

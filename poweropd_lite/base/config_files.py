@@ -1,24 +1,22 @@
 """Where config files are found and how they are read; what their settings mean is config.py's."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
 
 from poweropd_lite.base.errors import UserError
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-Settings = TypeVar("Settings", bound="BaseModel")
-RENAMED = dict.fromkeys(
-    ("eval_data", "eval_subset", "eval_split"), "; it is eval_benchmarks now: a name, a file or ID:SUBSET:SPLIT"
-)
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def nearest(name: str, names: Any) -> str:
-    """Returns '; did you mean ...?' for the closest of `names`, or where to find them all."""
+def nearest(name: object, names: Iterable[str], otherwise: str = "; --help lists them all") -> str:
+    """Returns '; did you mean ...?' for the closest of `names`; `otherwise` says where to find them all."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else "; --help lists them all"
+    return f"; did you mean '{close[0]}'?" if close else otherwise
 
 
 def config_folder() -> Path:
@@ -46,19 +44,8 @@ def shipped_configs() -> list[str]:
     return sorted(path.stem for path in config_folder().glob("*.yaml"))
 
 
-def translated(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a file with the names of before eval_benchmarks in today's."""
-    old = {key: values.pop(key) for key in ("eval_data", "eval_subset", "eval_split") if key in values}
-    if data := old.get("eval_data"):
-        subset, split = old.get("eval_subset") or "", old.get("eval_split") or "test"
-        hub = "/" in data and not Path(data).exists() and Path(data).suffix not in (".json", ".jsonl", ".parquet")
-        values["eval_benchmarks"] = f"{data}:{subset}:{split}" if hub else data
-    return values
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns a YAML file's mapping; raises UserError where it is not one, or names a key twice."""
-    import yaml
 
     class UniqueKeys(yaml.SafeLoader):
         """PyYAML keeps the last of two equal keys without a word."""
@@ -79,19 +66,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'setting: value' lines, but it is a {type(values).__name__}")
-    return translated(values)
+    return values
 
 
 def checked(kind: type[Settings], values: dict[str, Any], where: str = "") -> Settings:
     """Returns the `kind` (a pydantic model) of `values`; raises UserError with every fault found."""
-    from pydantic import ValidationError
-
     fields = kind.model_fields
     unknown = [key for key in values if key not in fields]
     if unknown:
-        raise UserError(
-            "\n".join(f"unknown setting '{key}'{where}{RENAMED.get(key) or nearest(key, fields)}" for key in unknown)
-        )
+        raise UserError("\n".join(f"unknown setting '{key}'{where}{nearest(key, fields)}" for key in unknown))
     for key, value in values.items():  # YAML's yes and no, which would count as 1 and 0
         if isinstance(value, bool) and fields[key].annotation not in (bool, bool | None):
             raise UserError(f"{key}: found {value}, but it is not a switch; --help says what it takes")
@@ -112,16 +95,11 @@ def _explain(fault: Any, fields: dict[str, Any]) -> str:
     name = fault["loc"][0]
     field = fields[name]
     message = fault["msg"].replace("Input should be", "it should be").replace("String", "it").rstrip(".")
-    example = (
-        ""
-        if field.is_required() or field.default is None
-        else f"; the default is --{name.replace('_', '-')} {field.default}"
-    )
+    none = field.is_required() or field.default is None
+    example = "" if none else f"; the default is --{name.replace('_', '-')} {field.default}"
     return f"{name}: found {fault['input']!r}, but {message}{example}"
 
 
 def dump_yaml(config: Any) -> str:
     """Returns every setting as YAML, in the order of config.py; `load_config` reads it back to an equal Config."""
-    import yaml
-
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)

@@ -1,9 +1,12 @@
-"""The one exception that is meant for users: its text is printed as it stands, without a traceback, and exit code 2."""
+"""What is said to a user when something is wrong: the one exception meant for users, and what a check found.
 
-import errno
-import os
-import sys
-from collections.abc import Callable
+A UserError's text is printed as it stands, without a traceback (cli.run_command). Findings are printed by the doctor; train
+refuses what is a refusal and says what is to be told. Both ask the same checks.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 class UserError(Exception):
@@ -14,29 +17,27 @@ class UserError(Exception):
         return [f"error: {self}"]
 
 
-_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Literal["ok", "warning", "refusal"]
+    check: str  # what was looked at, in a word or two
+    found: str  # what was found and, unless it is ok, why that matters
+    mend: str = ""  # the config line, or what to do
+    evidence: dict[str, Any] = field(default_factory=dict)  # JSON: the numbers behind it
+    told: bool = False  # whether train says it too
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self.mend}" if self.mend else self.found
 
 
-def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and ends the process with its exit code.
+def refuse(findings: Iterable[Finding]) -> None:
+    """Raises UserError with every refusal among the findings."""
+    if refusals := [str(f) for f in findings if f.level == "refusal"]:
+        raise UserError("\n".join(refusals))
 
-    A UserError becomes one message and code 2, and so does a disk that is full or not ours to write; Ctrl-C, where nothing
-    catches it, one word and code 130.
-    """
-    try:
-        code = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except BrokenPipeError:  # whoever read the output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    except OSError as error:
-        if error.errno not in _DISK_FAULTS:
-            raise
-        print(f"error: {error.strerror}: {error.filename or 'writing the run folder'}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+
+def notices(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """Returns what train says of the findings."""
+    return tuple(str(f) for f in findings if f.told)

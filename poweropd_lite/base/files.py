@@ -1,6 +1,8 @@
 """Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
 
 import contextlib
+import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -29,6 +31,53 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON; NaN and infinity are refused, for they are not JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """Makes and returns PARENT/NAME, or the first of PARENT/NAME-2, NAME-3, ... that is not taken."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    return path
+
+
+def try_lock(path: Path, flag: str) -> int | None:
+    """Returns an open file that holds the lock of `path`, None if another process has it. The lock goes with its last holder.
+
+    Raises UserError where none can be made; `flag` names another place.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"can't write into {path.parent}: {error.strerror}; type another {flag}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise UserError(f"can't lock {path}: {error.strerror}; type {flag} on a disk with file locks") from None
+    return handle
+
+
+def refuse_full(path: Path, flag: str, why: str, hidden_too: bool = False) -> None:
+    """Raises UserError unless `path` can become a new folder: it is absent, or a folder with nothing in it.
+
+    Hidden files count only if they would be replaced (`hidden_too`): a run killed in its first moment leaves a lock, half a
+    config. `flag` names another place.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; type {flag} with the name of a new folder")
+    if path.is_dir() and any(hidden_too or not file.name.startswith(".") for file in path.iterdir()):
+        raise UserError(f"{path} is not empty and {why}; type {flag} with the name of a new folder")
+
+
+def existing(path: Path) -> Path:
+    """Returns `path` if it is there, or the nearest folder that it would be made in."""
+    return next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
 
 
 @contextlib.contextmanager

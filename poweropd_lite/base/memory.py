@@ -1,23 +1,23 @@
 """Running out of memory: telling it from other errors, and going on with smaller micro-batches."""
 
+import gc
+import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from poweropd_lite.base.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
 
 T = TypeVar("T")
 
 
 @contextmanager
-def explained_out_of_memory(what: str) -> "Iterator[None]":
+def explained_out_of_memory(what: str) -> Iterator[None]:
     """Turns running out of memory inside the block into a UserError that says in what."""
     try:
         yield
@@ -50,8 +50,6 @@ def halving(
     With it come the budget that worked and how often it was halved. `longest` is the longest rollout: a budget below it
     changes nothing. Raises UserError when a single rollout does not fit.
     """
-    import gc
-
     import torch
 
     halved = 0
@@ -77,8 +75,6 @@ def halving(
 
 def machine_bytes() -> int:
     """Returns the bytes of this machine's memory."""
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

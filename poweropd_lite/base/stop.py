@@ -2,16 +2,23 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any, NoReturn
 
-from poweropd_lite.base.notebook import in_notebook
+from poweropd_lite.base.progress import in_notebook
 
 
 class Stopped(KeyboardInterrupt):
-    """The stop button was pressed and what there is was saved. As an error, it keeps the cells below from running."""
+    """A signal asked to stop, and what there was is saved or gone, as the command promises; `signal` is its number."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.signal = number
 
     def _render_traceback_(self) -> list[str]:
-        """What Jupyter and IPython show in place of a traceback."""
+        """What Jupyter and IPython show in place of a traceback; as an error it keeps the cells below from running."""
         return ["stopped and saved; the cells below were not run"]
 
 
@@ -22,7 +29,7 @@ class StopRequest:
         self, notice: str = "stopping after this step, then saving (once more to stop at once, without saving)"
     ) -> None:
         self.signal, self.notice = 0, notice
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python can't catch signals
@@ -37,6 +44,11 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal != 0
 
+    def check(self) -> None:
+        """Raises Stopped if a signal came: for work that is thrown away where it stands."""
+        if self.signal:
+            raise Stopped(self.signal)
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
             raise KeyboardInterrupt
@@ -47,4 +59,19 @@ class StopRequest:
 def end_cell(number: int) -> None:
     """In Jupyter, raises Stopped if the signal that ended the work was the stop button's; called once what there is was saved."""
     if number == signal.SIGINT and in_notebook():
-        raise Stopped
+        raise Stopped(number)
+
+
+@contextmanager
+def stopped_at_once(*numbers: int) -> Iterator[None]:
+    """A context in which these signals raise Stopped wherever the program is, so that open folders are removed."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

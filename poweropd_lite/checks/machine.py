@@ -1,94 +1,79 @@
-"""What this machine computes in, and what a config asks of it, checked before anything loads."""
+"""What a machine computes in, and what a config asks of it, checked before anything loads."""
 
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+
+import torch
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.base.errors import UserError
-from poweropd_lite.checks.findings import Finding
-
-if TYPE_CHECKING:
-    import torch
+from poweropd_lite.base.errors import Finding, UserError
 
 
-def check_machine(config: Config, device: "torch.device") -> list[Finding]:
-    """Returns what is found of a run's settings on a device."""
-    cuda, findings = device.type == "cuda", []
-    try:
-        dtype = str(compute_dtype(config, device)).removeprefix("torch.")
-    except UserError as error:
-        findings.append(Finding("refusal", "compute dtype", str(error)))
-    else:
-        findings.append(_dtype(dtype, config, cuda))
-    if config.optimizer == "adamw8bit" and not cuda:
-        findings.append(
-            Finding(
-                "refusal",
-                "optimizer",
-                "optimizer adamw8bit needs a CUDA card, and none is here",
-                "type --optimizer adamw",
-            )
-        )
+def check_machine(config: Config, device: torch.device) -> list[Finding]:
+    """Returns what is found of a run's settings on a device of this machine, and of the tracker that it wants here."""
+    findings = check_device(config, device.type == "cuda", has_bfloat16(device), device_name(device))
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
-        findings.append(
-            Finding(
-                "refusal", "tracker", f"tracker {config.tracker} is not installed", f"type pip install {config.tracker}"
-            )
-        )
-    if config.teacher_bits == 8 and not cuda:
-        findings.append(
-            Finding(
-                "refusal",
-                "teacher's bits",
-                "teacher_bits 8 (LLM.int8) needs a CUDA card, and none is here",
-                "type --teacher-bits 4, 16 or 32",
-            )
-        )
+        found = f"tracker {config.tracker} is not installed"
+        findings.append(Finding("refusal", "tracker", found, f"type pip install {config.tracker}"))
     return findings
 
 
-def _dtype(dtype: str, config: Config, cuda: bool) -> Finding:
-    if dtype == "float16" and config.full_finetune:
-        return Finding(
-            "refusal",
-            "compute dtype",
-            "the card has no bfloat16, and full_finetune in float16 loses small updates",
-            "type --dtype float32, or --no-full-finetune",
-        )
-    if dtype == "float16":
-        return Finding(
-            "warning",
-            "compute dtype",
-            "this run computes in float16 with a loss scale, which is untested with Qwen3"
-            + ("" if config.dtype == "float16" else ": the card has no bfloat16"),
-            "dtype: float32, if memory allows",
-        )
-    where = "the card" if cuda else "the CPU; Qwen3's own sizes want a card"
-    return Finding("ok", "compute dtype", f"{dtype}, on {where}")
+def check_device(config: Config, cuda: bool, bfloat16: bool, name: str) -> list[Finding]:
+    """Returns what is found of a run's settings on the device `name`, which need not be here.
+
+    `cuda` says whether it is a CUDA card, `bfloat16` whether it computes in it.
+    """
+    findings = []
+    try:
+        findings.append(_dtype(config, cuda, bfloat16, name))
+    except UserError as error:
+        findings.append(Finding("refusal", "compute dtype", str(error)))
+    if not cuda and config.optimizer == "adamw8bit":
+        found = f"optimizer adamw8bit needs a CUDA card, not {name}"
+        findings.append(Finding("refusal", "optimizer", found, "type --optimizer adamw"))
+    if not cuda and config.teacher_bits == 8:
+        found = f"teacher_bits 8 (LLM.int8) needs a CUDA card, not {name}"
+        findings.append(Finding("refusal", "teacher's bits", found, "type --teacher-bits 4, 16 or 32"))
+    return findings
 
 
-def compute_dtype(config: Config, device: "torch.device") -> "torch.dtype":
-    """Returns the compute dtype of a config on a device; raises UserError for one that it does not have."""
-    import torch
-
-    cuda = device.type == "cuda"
-    if config.dtype == "auto":
-        if not cuda:
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if config.dtype == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"{device_name(device)} has no bfloat16; type --dtype float16 (with a loss scale) or float32")
-    if config.dtype == "float16" and not cuda:
-        raise UserError("float16 needs a CUDA card, and none is here; type --dtype float32 or bfloat16")
-    return getattr(torch, config.dtype)
+def _dtype(config: Config, cuda: bool, bfloat16: bool, name: str) -> Finding:
+    dtype = dtype_name(config.dtype, cuda, bfloat16, name)
+    if dtype != "float16":
+        where = "the card" if cuda else "the CPU; Qwen3's own sizes want a card"
+        return Finding("ok", "compute dtype", f"{dtype}, on {where}")
+    if config.full_finetune:
+        found = f"{name} has no bfloat16, and full_finetune in float16 loses small updates"
+        return Finding("refusal", "compute dtype", found, "type --dtype float32, or --no-full-finetune")
+    found = "this run computes in float16 with a loss scale, which is untested with Qwen3"
+    found += "" if config.dtype == "float16" else f": {name} has no bfloat16"
+    return Finding("warning", "compute dtype", found, "dtype: float32, if memory allows")
 
 
-def device_name(device: "torch.device") -> str:
+def dtype_name(asked: str, cuda: bool, bfloat16: bool, name: str) -> str:
+    """Returns the compute dtype of a setting `dtype` on the device `name`; raises UserError for one that it lacks."""
+    if asked == "auto":
+        return "float32" if not cuda else "bfloat16" if bfloat16 else "float16"
+    if asked == "bfloat16" and cuda and not bfloat16:
+        raise UserError(f"{name} has no bfloat16; type --dtype float16 (with a loss scale) or float32")
+    if asked == "float16" and not cuda:
+        raise UserError(f"float16 needs a CUDA card, not {name}; type --dtype float32 or bfloat16")
+    return asked
+
+
+def compute_dtype(asked: str, device: torch.device) -> torch.dtype:
+    """Returns the compute dtype of a setting `dtype` on a device of this machine; raises UserError for one it lacks."""
+    return getattr(torch, dtype_name(asked, device.type == "cuda", has_bfloat16(device), device_name(device)))
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device of this machine computes in bfloat16 itself."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def device_name(device: torch.device) -> str:
     """Returns a device's name for a user."""
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -98,8 +83,6 @@ def device_name(device: "torch.device") -> str:
 @contextmanager
 def own_threads() -> Iterator[None]:
     """Gives torch's number of threads back at the end of the block."""
-    import torch
-
     before = torch.get_num_threads()
     try:
         yield

@@ -8,20 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.checks.findings import Finding, notices, refuse
-from poweropd_lite.checks.pair_checks import (
-    PROBE,
-    Side,
-    check_attention,
-    check_length,
-    check_prompt_tokens,
-    check_rows,
-    check_same_ids,
-    check_stops,
-    check_templates,
-    scorable_ids,
-    template_of,
-)
+from poweropd_lite.base.errors import Finding, notices, refuse
+from poweropd_lite.checks.pair_checks import PROBE, Side, check_prompt_tokens, examine_pair, scorable_ids, template_of
 from poweropd_lite.models.loading import load_model_config, load_tokenizer
 from poweropd_lite.problems.prompts import Prompt, end_of_turn
 
@@ -49,22 +37,11 @@ def read_sides(config: Config) -> tuple[Side, Side]:
 
     def read(role: str) -> Side:
         name = getattr(config, role)
-        tokenizer = load_tokenizer(name, role, config)
-        model_config, stops = load_model_config(name, role, config)
+        tokenizer = load_tokenizer(name, role, config.trust_remote_code)
+        model_config, stops = load_model_config(name, role, config.trust_remote_code)
         return Side(role, name, tokenizer, model_config, tuple(stops))
 
     return read("student"), read("teacher")
-
-
-def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
-    """Returns what every check of a pair found."""
-    findings = [check_attention(config, student), *(check_length(config, side) for side in (student, teacher))]
-    vocabulary = check_same_ids(student, teacher)
-    findings.append(vocabulary)
-    if vocabulary.level != "refusal":  # of two languages there is no more to compare
-        findings += check_rows(student, teacher)
-        findings += check_stops(config, student, teacher)
-    return findings + check_templates(config, student, teacher)
 
 
 def load_pair(config: Config) -> Pair:
@@ -82,18 +59,12 @@ def settle_pair(config: Config, student: Side, teacher: Side, findings: Sequence
     if not student.tokenizer.chat_template:
         student.tokenizer.chat_template = teacher.tokenizer.chat_template
     stops = {*student.stops, *teacher.stops} | ({turn} & scorable if turn is not None else set())
-    return Pair(
-        student.tokenizer,
-        teacher.tokenizer,
-        frozenset(stops),
-        teacher.stops[0],
-        tuple(i for i in range(student.rows) if i not in scorable),
-        notices(findings),
-        (student, teacher),
-    )
+    forbidden, sides = tuple(i for i in range(student.rows) if i not in scorable), (student, teacher)
+    models = student.tokenizer, teacher.tokenizer
+    return Pair(*models, frozenset(stops), teacher.stops[0], forbidden, notices(findings), sides)
 
 
 def check_prompts(pair: Pair, config: Config, prompts: Sequence[Prompt]) -> None:
     """Raises UserError if the teacher can't read the prompts as the student does: a built-in line and the first 64 are cut by both."""
-    texts = [PROBE, *(pair.tokenizer.decode(list(prompt.ids)) for prompt in prompts[:CHECKED_PROMPTS])]
+    texts = [PROBE, *(str(pair.tokenizer.decode(list(prompt.ids))) for prompt in prompts[:CHECKED_PROMPTS])]
     refuse(check_prompt_tokens(config, *pair.sides, prompts, texts))

@@ -5,10 +5,10 @@ Nothing here knows Qwen's names: stop ids are what tokenizers, generation config
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.checks.findings import Finding
+from poweropd_lite.base.errors import Finding
 from poweropd_lite.problems.prompts import Prompt, TemplateFault, end_of_turn, prompt_text
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ class Side:
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Ids by token."""
         return self.tokenizer.get_vocab()
 
     @property
@@ -59,52 +58,41 @@ def scorable_ids(student: Side, teacher: Side) -> set[int]:
 
 def check_attention(config: Config, student: Side) -> Finding:
     """The rollout loop decodes full attention alone."""
-    text = student.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = getattr(text, "sliding_window", None)
-    slides = (
-        kinds == {"full_attention"}
-        and not getattr(text, "layer_types", None)
-        and getattr(text, "use_sliding_window", True)
-    )
-    if slides and window and window < config.longest_rollout:
-        return Finding(
-            "refusal",
-            "attention",
-            f"{student.name} attends to the last {window} tokens alone, and the built-in rollout loop decodes full attention: the two differ "
-            f"in rollouts of up to {config.longest_rollout} tokens",
-            "lower --max-prompt-tokens and --max-new-tokens below it, or choose a student such as Qwen3",
-            {"window": window, "longest": config.longest_rollout},
-        )
-    if others := sorted(kinds - {"full_attention"}):
-        return Finding(
-            "refusal",
-            "attention",
-            f"the built-in rollout loop decodes full-attention models; {student.name} has layers of kind {', '.join(others)}",
-            "choose a student such as Qwen3",
-        )
+    text, longest = student.config.get_text_config(), config.longest_rollout
+    kinds, window = getattr(text, "layer_types", None) or [], getattr(text, "sliding_window", None)
+    if not kinds and getattr(text, "use_sliding_window", True) and window and window < longest:
+        found = f"{student.name} attends to the last {window} tokens alone, and the built-in rollout loop decodes full "
+        found += f"attention: the two differ in rollouts of up to {longest} tokens"
+        mend = "lower --max-prompt-tokens and --max-new-tokens below it, or choose a student such as Qwen3"
+        return Finding("refusal", "attention", found, mend, {"window": window, "longest": longest})
+    if others := sorted(set(kinds) - {"full_attention"}):
+        found = f"the built-in rollout loop decodes full-attention models; {student.name} has layers of kind {', '.join(others)}"
+        return Finding("refusal", "attention", found, "choose a student such as Qwen3")
     return Finding("ok", "attention", "every layer of the student has full attention, which the rollout loop decodes")
 
 
 def check_length(config: Config, side: Side) -> Finding:
     """The longest rollout against a model's positions; the teacher reads no evaluation."""
     longest = config.longest_rollout if side.role == "student" else config.max_prompt_tokens + config.max_new_tokens
-    room = getattr(side.config.get_text_config(), "max_position_embeddings", None)
+    room, check = getattr(side.config.get_text_config(), "max_position_embeddings", None), f"{side.role}'s context"
     evidence = {"longest": longest, "positions": room}
     if room is not None and longest > room:
-        new = longest - config.max_prompt_tokens
-        return Finding(
-            "refusal",
-            f"{side.role}'s context",
-            f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + {new} new), but the {side.role} "
-            f"{side.name} has {room} positions",
-            "lower --max-prompt-tokens, --max-new-tokens or --eval-max-new-tokens",
-            evidence,
-        )
+        found = f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + "
+        found += f"{longest - config.max_prompt_tokens} new), but the {side.role} {side.name} has {room} positions"
+        mend = "lower --max-prompt-tokens, --max-new-tokens or --eval-max-new-tokens"
+        return Finding("refusal", check, found, mend, evidence)
     has = f"{room:,} positions" if room is not None else "no limit in its config"
-    return Finding(
-        "ok", f"{side.role}'s context", f"the longest rollout has {longest:,} tokens; {has}", evidence=evidence
-    )
+    return Finding("ok", check, f"the longest rollout has {longest:,} tokens; {has}", evidence=evidence)
+
+
+def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
+    """Returns what every check of a pair found."""
+    findings = [check_attention(config, student), *(check_length(config, side) for side in (student, teacher))]
+    vocabulary = check_same_ids(student, teacher)
+    findings.append(vocabulary)
+    if vocabulary.level != "refusal":  # of two languages there is no more to compare
+        findings += [*check_rows(student, teacher), *check_stops(config, student, teacher)]
+    return findings + check_templates(config, student, teacher)
 
 
 def check_same_ids(student: Side, teacher: Side) -> Finding:
@@ -113,18 +101,14 @@ def check_same_ids(student: Side, teacher: Side) -> Finding:
     by_id = {i: token for token, i in theirs.items()}
     moved = [(t, i) for t, i in ours.items() if by_id.get(i, t) != t or theirs.get(t, i) != i]
     only = [set(ours) - set(theirs), set(theirs) - set(ours)]
-    evidence = {"student": len(ours), "teacher": len(theirs), "moved": len(moved), "only_student": len(only[0]), "only_teacher": len(only[1])}  # fmt: skip
+    evidence = {"student": len(ours), "teacher": len(theirs), "moved": len(moved)}
+    evidence |= {"only_student": len(only[0]), "only_teacher": len(only[1])}
     if moved:
         token, i = moved[0]
-        return Finding(
-            "refusal",
-            "vocabulary",
-            f"{student.name} and {teacher.name} number their tokens differently ({len(moved):,} of {len(ours):,}; for one, "
-            f"{token!r} is {i} for the student and {theirs.get(token, 'absent')} for the teacher), so the teacher would score other "
-            "words than the student wrote",
-            "choose two models of one family",
-            evidence,
-        )
+        found = f"{student.name} and {teacher.name} number their tokens differently ({len(moved):,} of {len(ours):,}; "
+        found += f"for one, {token!r} is {i} for the student and {theirs.get(token, 'absent')} for the teacher), so "
+        found += "the teacher would score other words than the student wrote"
+        return Finding("refusal", "vocabulary", found, "choose two models of one family", evidence)
     same = f"{len(ours) - len(only[0]):,} tokens have the same id in both"
     if only[1]:
         same += f"; {len(only[1])} only the teacher has (such as {_few(only[1])}), which the student never writes"
@@ -136,37 +120,20 @@ def check_rows(student: Side, teacher: Side) -> list[Finding]:
     scorable = scorable_ids(student, teacher)
     own = {i for i in student.vocabulary.values() if i < student.rows}
     unscorable, padded = own - scorable, student.rows - len(own)
-    evidence = {
-        "student_rows": student.rows,
-        "teacher_rows": teacher.rows,
-        "unscorable": len(unscorable),
-        "padded": padded,
-    }
-    findings = []
+    rows = {"student_rows": student.rows, "teacher_rows": teacher.rows}
+    evidence, findings = rows | {"unscorable": len(unscorable), "padded": padded}, []
     if unscorable:
         named = {token for token, i in student.vocabulary.items() if i in unscorable}
-        findings.append(
-            Finding(
-                "warning",
-                "student's own tokens",
-                f"{len(unscorable)} tokens that only the student has are never sampled: the teacher can't score them "
-                f"(such as {_few(named)})",
-                evidence=evidence,
-                told=True,
-            )
-        )
+        found = f"{len(unscorable)} tokens that only the student has are never sampled: the teacher can't score them "
+        found += f"(such as {_few(named)})"
+        findings.append(Finding("warning", "student's own tokens", found, evidence=evidence, told=True))
     if padded:
-        findings.append(
-            Finding(
-                "ok",
-                "padded rows",
-                f"{padded} rows of the student's head that no token has are never sampled",
-                evidence=evidence | {"first": min(set(range(student.rows)) - own)},
-                told=True,
-            )
-        )
-    rows = f"heads of {student.rows:,} (student) and {teacher.rows:,} rows (teacher); {len(scorable):,} ids can be sampled and scored"
-    return [*findings, Finding("ok", "heads", rows, evidence=evidence)]
+        first = {"first": min(set(range(student.rows)) - own)}
+        found = f"{padded} rows of the student's head that no token has are never sampled"
+        findings.append(Finding("ok", "padded rows", found, evidence=evidence | first, told=True))
+    heads = f"heads of {student.rows:,} (student) and {teacher.rows:,} rows (teacher); {len(scorable):,} ids can be "
+    heads += "sampled and scored"
+    return [*findings, Finding("ok", "heads", heads, evidence=evidence)]
 
 
 def template_of(student: Side, teacher: Side) -> "PreTrainedTokenizerBase":
@@ -177,44 +144,30 @@ def template_of(student: Side, teacher: Side) -> "PreTrainedTokenizerBase":
 def check_stops(config: Config, student: Side, teacher: Side) -> list[Finding]:
     """Where a completion ends, and what the stop mode does with that token."""
     if not teacher.stops:
-        return [
-            Finding(
-                "refusal",
-                "stop tokens",
-                f"neither tokenizer nor generation config of {teacher.name} names a stop token; a teacher needs one",
-                "set eos_token_id in its generation_config.json",
-            )
-        ]
+        found = f"neither tokenizer nor generation config of {teacher.name} names a stop token; a teacher needs one"
+        return [Finding("refusal", "stop tokens", found, "set eos_token_id in its generation_config.json")]
     scorable = scorable_ids(student, teacher)
     evidence = {"student": student.stops, "teacher": teacher.stops}
     if outside := sorted({i for i in (*student.stops, *teacher.stops) if i not in scorable}):
-        return [
-            Finding(
-                "refusal",
-                "stop tokens",
-                f"stop ids {outside} are not tokens that both {student.name} and {teacher.name} have, so a completion could not end",
-                "mend eos_token_id in the generation_config.json that names them",
-                evidence,
-            )
-        ]
-    sets = f"the student ends with {student.tokens(student.stops) or 'nothing'}, the teacher with {teacher.tokens(teacher.stops)}"
-    findings = [Finding("ok", "stop tokens", f"{sets}; a completion ends with the first of any", evidence=evidence)]
+        found = (
+            f"stop ids {outside} are not tokens that both {student.name} and {teacher.name} have: no answer could end"
+        )
+        mend = "mend eos_token_id in the generation_config.json that names them"
+        return [Finding("refusal", "stop tokens", found, mend, evidence)]
+    sets = f"the student ends with {student.tokens(student.stops) or 'nothing'}, the teacher with "
+    sets += f"{teacher.tokens(teacher.stops)}; a completion ends with the first of any"
+    findings = [Finding("ok", "stop tokens", sets, evidence=evidence)]
     turn = end_of_turn(template_of(student, teacher))
     if turn is not None and turn not in scorable:
-        found = f"the chat template ends a turn with {student.tokens([turn])}, which only one of the two models has: it is never sampled"
+        found = f"the chat template ends a turn with {student.tokens([turn])}, which only one of the two models has: "
+        found += "it is never sampled"
         findings.append(Finding("warning", "end of turn", found, evidence={"id": turn}, told=True))
     elif turn is not None and turn not in {*student.stops, *teacher.stops}:
-        findings.append(
-            Finding(
-                "warning",
-                "end of turn",
-                f"the chat template ends a turn with {student.tokens([turn])}, which neither model's tokenizer or generation config "
-                "names as a stop: without it answers would run on to the length limit, so it is taken as one",
-                "add it to eos_token_id in generation_config.json, so that other programs stop there too",
-                {"id": turn},
-                told=True,
-            )
-        )
+        found = f"the chat template ends a turn with {student.tokens([turn])}, which neither model's tokenizer or "
+        found += "generation config names as a stop: without it answers would run on to the length limit, so it is "
+        found += "taken as one"
+        mend = "add it to eos_token_id in generation_config.json, so that other programs stop there too"
+        findings.append(Finding("warning", "end of turn", found, mend, {"id": turn}, told=True))
     return [*findings, _stop_mode(config, student, teacher)]
 
 
@@ -240,22 +193,19 @@ def check_templates(config: Config, student: Side, teacher: Side) -> list[Findin
     """The two chat templates on one question, token by token, and whether both heed the thinking mode."""
     ours, theirs = (bool(side.tokenizer.chat_template) for side in (student, teacher))
     if not ours or not theirs:
-        found = {
-            (False, False): "neither model has a chat template; prompts are plain text",
-            (False, True): "the student has no chat template; prompts follow the teacher's",
-            (True, False): "the teacher has no chat template; prompts follow the student's",
-        }
-        return [Finding("warning", "chat template", found[ours, theirs], told=True)]
-    question = [{"role": "user", "content": "x" + config.prompt_suffix}]
-    if config.system_prompt:
-        question.insert(0, {"role": "system", "content": config.system_prompt})
+        lacking, other = ("student", "teacher") if theirs else ("teacher", "student")
+        found = f"the {lacking} has no chat template; prompts follow the {other}'s"
+        found = found if ours or theirs else "neither model has a chat template; prompts are plain text"
+        return [Finding("warning", "chat template", found, told=True)]
+    system = [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
+    question = [*system, {"role": "user", "content": "x" + config.prompt_suffix}]
     texts: list[list[str]] = []
     for side in (student, teacher):
         try:
             texts.append([prompt_text(question, side.tokenizer, on) for on in (False, True)])
         except TemplateFault as error:
             # Prompts follow the student's, so that the teacher's is not needed.
-            level = "refusal" if side is student else "warning"
+            level: Literal["refusal", "warning"] = "refusal" if side is student else "warning"
             found = f"the chat template of the {side.role} {side.name} can't render a question: {error}"
             return [Finding(level, "chat template", found, "mend its chat_template.jinja", told=True)]
     mine, other = (rendered[config.enable_thinking] for rendered in texts)
@@ -265,20 +215,14 @@ def check_templates(config: Config, student: Side, teacher: Side) -> list[Findin
 def _same_text(student: Side, teacher: Side, mine: str, other: str) -> Finding:
     if mine == other:
         return Finding("ok", "chat template", f"both put a question in the same text: {mine!r}")
-    ids = [
-        side.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for side, text in ((student, mine), (teacher, other))
-    ]
+    pairs = ((student, mine), (teacher, other))
+    ids = [side.tokenizer(text, add_special_tokens=False)["input_ids"] for side, text in pairs]
     at = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
     first = [s.tokens(i[at : at + 1]) or "the end" for s, i in zip((student, teacher), ids, strict=True)]
-    return Finding(
-        "warning",
-        "chat template",
-        f"the chat templates differ, and prompts follow the student's: the teacher scores answers to {mine!r}, where its own form "
-        f"is {other!r} (token {at + 1} is the first that differs: {first[0]} and {first[1]})",
-        evidence={"student_ids": ids[0], "teacher_ids": ids[1], "first_difference": at},
-        told=True,
-    )
+    found = f"the chat templates differ, and prompts follow the student's: the teacher scores answers to {mine!r}, "
+    found += f"where its own form is {other!r} (token {at + 1} is the first that differs: {first[0]} and {first[1]})"
+    evidence = {"student_ids": ids[0], "teacher_ids": ids[1], "first_difference": at}
+    return Finding("warning", "chat template", found, evidence=evidence, told=True)
 
 
 def _thinking(config: Config, texts: list[list[str]]) -> Finding:
@@ -288,14 +232,10 @@ def _thinking(config: Config, texts: list[list[str]]) -> Finding:
         text = f"off or on changes the prompt of both; it is {mode}" if heeds[0] else "no template knows such a mode"
         return Finding("ok", "thinking mode", text, evidence=evidence)
     who, not_who = ("student", "teacher") if heeds[0] else ("teacher", "student")
-    return Finding(
-        "warning",
-        "thinking mode",
-        f"the {who}'s chat template heeds enable_thinking and the {not_who}'s does not: with it {mode}, one of them is asked in "
-        "another mode than it is used to",
-        f"enable_thinking: {'false' if config.enable_thinking else 'true'}, if that makes the templates agree",
-        evidence,
-    )
+    found = f"the {who}'s chat template heeds enable_thinking and the {not_who}'s does not: with it {mode}, one of "
+    found += "them is asked in another mode than it is used to"
+    mend = f"enable_thinking: {'false' if config.enable_thinking else 'true'}, if that makes the templates agree"
+    return Finding("warning", "thinking mode", found, mend, evidence)
 
 
 def check_prompt_tokens(
@@ -306,40 +246,21 @@ def check_prompt_tokens(
     No prompt may hold an id that the teacher has not; and both tokenizers must cut `texts` into the same tokens. Equal
     vocabularies don't show that: the order of merges, the pre-tokenizer or the normaliser may differ.
     """
-    scorable = scorable_ids(student, teacher)
-    findings = []
+    scorable, findings = scorable_ids(student, teacher), []
     if unknown := sorted({i for prompt in prompts for i in prompt.ids if i not in scorable}):
         names = ", ".join(map(repr, student.tokenizer.convert_ids_to_tokens(unknown[:5])))
-        findings.append(
-            Finding(
-                "refusal",
-                "prompts' tokens",
-                f"the prompts hold tokens that {config.teacher} does not have ({names}), so it can't score what follows them",
-                "choose a teacher of the student's family, or a chat template without them",
-            )
-        )
+        found = f"the prompts hold tokens that {config.teacher} does not have ({names}), so it can't score what follows them"
+        mend = "choose a teacher of the student's family, or a chat template without them"
+        findings.append(Finding("refusal", "prompts' tokens", found, mend))
     cut = [[s.tokenizer(text, add_special_tokens=False)["input_ids"] for s in (student, teacher)] for text in texts]
     different = [(text, *ids) for text, ids in zip(texts, cut, strict=True) if ids[0] != ids[1]]
-    evidence = {"texts": len(texts), "different": len(different)}
-    if different:
-        text, mine, other = different[0]
-        findings.append(
-            Finding(
-                "refusal",
-                "same text, same tokens",
-                f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and {len(other)} for "
-                f"{text[:60]!r}), though their vocabularies agree",
-                "choose two models of one family",
-                evidence,
-            )
-        )
-    else:
-        findings.append(
-            Finding(
-                "ok", "same text, same tokens", f"{len(texts)} texts are cut into the same tokens", evidence=evidence
-            )
-        )
-    return findings
+    check, evidence = "same text, same tokens", {"texts": len(texts), "different": len(different)}
+    if not different:
+        return [*findings, Finding("ok", check, f"{len(texts)} texts are cut into the same tokens", evidence=evidence)]
+    text, mine, other = different[0]
+    found = f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and "
+    found += f"{len(other)} for {text[:60]!r}), though their vocabularies agree"
+    return [*findings, Finding("refusal", check, found, "choose two models of one family", evidence)]
 
 
 def _few(tokens: set[str]) -> str:

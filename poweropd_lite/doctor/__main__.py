@@ -1,20 +1,20 @@
 """Says whether a pair, its data and this machine are sound: `python -m poweropd_lite.doctor --config qwen3-0.6b-4b`.
 
-From tokenizers, configs and data alone, in seconds: no weights are loaded. Each finding is ok, a warning or a refusal, with
-what mends it; train refuses what is refused here, but for worked answers, which it does not read. `--env` says what is installed and what a run would use.
+From tokenizers, configs and data alone, in seconds: no weights are loaded. Each finding is ok, a warning or a refusal,
+with what mends it; train refuses what is refused here, but for worked answers, which it does not read. `--env` says
+what is installed and what a run would use.
 """
 
 import contextlib
 import json
-import shlex
 import sys
 import textwrap
 
 from poweropd_lite.base.config import BUNDLED, Config, config_to_check, names_models
 from poweropd_lite.base.config_files import checked
-from poweropd_lite.base.errors import UserError, run_command
-from poweropd_lite.base.flags import config_parser, given
-from poweropd_lite.checks.findings import Finding
+from poweropd_lite.base.errors import Finding, UserError
+from poweropd_lite.cli import as_flags, config_parser, given, run_command
+from poweropd_lite.doctor.packages import check_versions
 from poweropd_lite.doctor.settings import DoctorConfig
 
 WIDTH = 118
@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 sound, 1 something is refused, 2 bad input."""
     parser = config_parser(
         "python -m poweropd_lite.doctor",
-        f"{__doc__.splitlines()[0]}\n\nAny setting of training may follow; without a config that names models it is the bundled pair's.",
+        f"{__doc__.splitlines()[0]}\n\n"
+        "Any setting of training may follow; without a config that names models it is the bundled pair's.",
         DoctorConfig,
         Config,
     )
@@ -39,19 +40,18 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--env examines no pair: it takes no other flag; leave them out, or leave out --env")
         print("\n".join(environment()))
         return 0
-    config = config_to_check(args.config, flags)
-
-    from poweropd_lite.doctor.environment import check_versions
-    from poweropd_lite.doctor.examine import as_json, examine
-    from poweropd_lite.engines.choose import hush_bitsandbytes
-
-    hush_bitsandbytes()
+    rows, config = checked(DoctorConfig, asked).rows, config_to_check(args.config, flags)
     try:
+        from poweropd_lite.doctor.examine import as_json, examine
+        from poweropd_lite.engines.choose import hush_bitsandbytes
+
+        hush_bitsandbytes()
         with contextlib.redirect_stdout(sys.stderr):
-            findings = examine(config, checked(DoctorConfig, asked), say=lambda text: print(text, flush=True))
-    except ImportError as error:  # of packages that don't go together
-        faults = [f"{f.found}; {f.mend}" for f in check_versions() if f.level != "ok"]
-        raise UserError(f"a package can't be imported: {error}\n" + "\n".join(faults)) from error
+            findings = examine(config, rows, say=lambda text: print(text, flush=True))
+    except ImportError as error:  # of packages that are missing or don't go together
+        versions = check_versions()
+        fault = f"\n{versions}" if versions.level != "ok" else ""
+        raise UserError(f"a package can't be imported: {error}{fault}") from error
     report = as_json(config, findings)
     if args.json:
         print(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False))
@@ -63,28 +63,17 @@ def main(argv: list[str] | None = None) -> int:
             how = {"config": args.config or BUNDLED, **flags}
             if names_models({}, flags) and not args.config:
                 del how["config"]  # two models that are named are taken on top of the defaults
-            print(f"next    python -m poweropd_lite.train {_as_flags(how)}")
+            print(f"next    python -m poweropd_lite.train {as_flags(how)}")
     return 0 if report["sound"] else 1
-
-
-def _as_flags(settings: dict[str, object]) -> str:
-    parts = []
-    for name, value in settings.items():
-        flag = "--" + name.replace("_", "-")
-        on_off = flag if value else flag.replace("--", "--no-", 1)
-        text = "none" if value is None else shlex.quote(str(value))
-        parts.append(on_off if isinstance(value, bool) else f"{flag} {text}")
-    return " ".join(parts)
 
 
 def shown(finding: Finding) -> list[str]:
     """Returns a finding as lines for a screen."""
-    head = f"{finding.level:8}{finding.check}: "
-    lines = []
-    for part in (head + finding.found).split("\n"):
-        indent = "" if not lines else " " * 8
+    lines: list[str] = []
+    for part in f"{finding.level:8}{finding.check}: {finding.found}".split("\n"):
+        start = " " * 8 if lines else ""
         lines += textwrap.wrap(
-            part.strip(), WIDTH, initial_indent=indent, subsequent_indent=" " * 8, break_long_words=False
+            part.strip(), WIDTH, initial_indent=start, subsequent_indent=" " * 8, break_long_words=False
         )
     if finding.mend:
         lines += textwrap.wrap(finding.mend, WIDTH, initial_indent="        mend: ", subsequent_indent=" " * 14)

@@ -1,36 +1,39 @@
 """Everything that the doctor looks at, in order: the pair, the prompts, the machine. No weights are loaded.
 
-The checks are those that train makes (pair_checks.py, machine.py), on more of the data, and some that only a person asks for.
+The checks are those that train makes (checks/), on more of the data, and some that only a person asks for.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from poweropd_lite.base.config import BUNDLED, Config
-from poweropd_lite.base.errors import UserError
-from poweropd_lite.checks.findings import Finding
+from poweropd_lite.base.errors import Finding, UserError
 from poweropd_lite.checks.machine import check_machine
-from poweropd_lite.checks.pair import examine_pair, read_sides, settle_pair
+from poweropd_lite.checks.pair import Pair, examine_pair, read_sides, settle_pair
 from poweropd_lite.checks.pair_checks import PROBE, Side, check_prompt_tokens
-from poweropd_lite.doctor.settings import DoctorConfig
+from poweropd_lite.doctor.packages import check_versions
+from poweropd_lite.engines.choose import choose_engine, choose_loader
+from poweropd_lite.models.adapter import adapter_modules
+from poweropd_lite.models.loading import explained_load
+from poweropd_lite.models.shape import empty_model
 from poweropd_lite.problems.benchmarks import find_benchmarks, load_problems
+from poweropd_lite.problems.bundled import problems
 from poweropd_lite.problems.prompts import Prompt, Source, TemplateFault, load_prompts, prompt_text, rows
-
-if TYPE_CHECKING:
-    import torch
-
-    from poweropd_lite.checks.pair import Pair
 
 LOGIT_SCALES = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # as configs name them
 SOLUTIONS = ("solution", "completion", "response", "answer")  # columns of a data set that hold worked answers
+RENDERED = 100  # prompts that are put in the teacher's own form, too
 
 
-def examine(config: Config, asked: DoctorConfig, say: Callable[[str], None]) -> list[Finding]:
-    """Returns what was found of a run's models, data and machine; raises UserError for models that can't be read."""
-    import torch
+def examine(config: Config, count: int, say: Callable[[str], None]) -> list[Finding]:
+    """Returns what was found of a run's models, of the first `count` rows of its data, and of this machine.
 
+    Raises UserError for models that can't be read.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say(f"reading tokenizers and configs of {config.student} and {config.teacher}")
     student, teacher = read_sides(config)
@@ -38,11 +41,10 @@ def examine(config: Config, asked: DoctorConfig, say: Callable[[str], None]) -> 
     findings.append(_two_models(config))
     if all(f.level != "refusal" for f in findings if f.check in ("vocabulary", "stop tokens", "chat template")):
         pair = settle_pair(config, student, teacher, findings)
-        say(f"reading up to {asked.rows:,} rows of {config.data}")
-        findings += check_data(config, pair, asked.rows)
-        findings += _held_out(config, pair)
+        say(f"reading up to {count:,} rows of {config.data}")
+        findings += check_data(config, pair, count) + _held_out(config, pair)
     findings += _student_modules(config, student)
-    return findings + check_machine(config, device) + _backends(config, device)
+    return findings + check_machine(config, device) + [check_versions(), _backends(config, device)]
 
 
 def _two_models(config: Config) -> Finding:
@@ -52,42 +54,40 @@ def _two_models(config: Config) -> Finding:
     return Finding("ok", "two models", f"{config.student} learns from {config.teacher}")
 
 
-def check_data(config: Config, pair: "Pair", count: int) -> list[Finding]:
-    """Returns what is found of the first `count` prompts: how many can be used, their lengths, and how both models read them."""
+def check_data(config: Config, pair: Pair, count: int) -> list[Finding]:
+    """Returns what is found of the first `count` prompts: how many can be used, how long, how both models read them."""
     try:
         prompts, skipped = load_prompts(config, pair.tokenizer, count)
     except UserError as error:
         return [Finding("refusal", "prompts", str(error))]
     lengths = sorted(len(prompt.ids) for prompt in prompts)
-    evidence = {
-        "used": len(prompts),
-        "skipped": len(skipped),
-        "longest": lengths[-1],
-        "middle": lengths[len(lengths) // 2],
-    }
-    found = f"{len(prompts):,} read; {evidence['middle']} tokens in the middle, {lengths[-1]} in the longest, of {config.max_prompt_tokens} allowed"
+    longest, middle = lengths[-1], lengths[len(lengths) // 2]
+    used, out = len(prompts), len(skipped)
+    found = f"{used:,} read; {middle} tokens in the middle, {longest} in the longest"
+    found += f", of {config.max_prompt_tokens} allowed"
+    evidence = {"used": used, "skipped": out, "longest": longest, "middle": middle}
     findings = [Finding("ok", "prompts", found, evidence=evidence)]
     if skipped:
-        long = sum("more than max_prompt_tokens" in line for line in skipped)
-        found = f"{len(skipped):,} of {len(skipped) + len(prompts):,} rows can't be used and are left out ({long:,} for their length), such as {skipped[0]}"
+        long = sum(row.too_long for row in skipped)
+        found = f"{out:,} of {out + used:,} rows can't be used and are left out ({long:,} for their length)"
+        found += f", such as {skipped[0]}"
         mend = "a larger max_prompt_tokens" if long else "mend the rows, or choose prompt_column"
-        findings.append(Finding("warning", "rows left out", found, mend, {"skipped": len(skipped), "too_long": long}))
-    if count > len(prompts) < config.batch_size:
-        found = (
-            f"{len(prompts)} prompts, fewer than the batch of {config.batch_size}: each is used several times a step"
-        )
+        findings.append(Finding("warning", "rows left out", found, mend, {"skipped": out, "too_long": long}))
+    if count > used < config.batch_size:
+        found = f"{used} prompts, fewer than the batch of {config.batch_size}: each is used several times a step"
         findings.append(
-            Finding("warning", "few prompts", found, "a smaller batch_size, or more data", {"prompts": len(prompts)})
+            Finding("warning", "few prompts", found, "a smaller batch_size, or more data", {"prompts": used})
         )
-    texts = [PROBE, *(pair.tokenizer.decode(list(prompt.ids)) for prompt in prompts)]
-    answers = [text for text in islice(_worked_answers(config), count) if _is_text(text)]
+    texts = [PROBE, *(str(pair.tokenizer.decode(list(prompt.ids))) for prompt in prompts)]
+    # Half of a character (a lone surrogate) is no text: no tokenizer takes it.
+    answers = [a for a in islice(_worked_answers(config), count) if a == a.encode("utf-8", "replace").decode()]
     findings += check_prompt_tokens(config, *pair.sides, prompts, texts + answers)
-    findings += _template_on_prompts(config, *pair.sides, prompts)
+    if pair.teacher_tokenizer.chat_template:
+        findings.append(_template_on_prompts(config, pair, prompts[:RENDERED]))
     return findings
 
 
-def _held_out(config: Config, pair: "Pair") -> list[Finding]:
-    """Whether the problems of training's own evaluation can be read."""
+def _held_out(config: Config, pair: Pair) -> list[Finding]:
     if config.eval_benchmarks is None:
         return []
     said: list[str] = []
@@ -103,22 +103,17 @@ def _held_out(config: Config, pair: "Pair") -> list[Finding]:
 
 def _student_modules(config: Config, student: Side) -> list[Finding]:
     """Whether the modules to be trained are there, and whether logits are the head's product alone."""
-    import torch
-
-    from poweropd_lite.models.adapter import adapter_modules
-    from poweropd_lite.models.loading import explained_load
-    from poweropd_lite.models.shape import empty_model
-
     text = student.config.get_text_config()
     scales = {name: getattr(text, name, None) for name in LOGIT_SCALES}
     if changed := {name: value for name, value in scales.items() if value not in (None, 1, 1.0)}:
-        found = f"{student.name} caps or scales its logits ({', '.join(f'{k} {v}' for k, v in changed.items())}), which the log-probs here don't"
+        how = ", ".join(f"{name} {value}" for name, value in changed.items())
+        found = f"{student.name} caps or scales its logits ({how}), which the log-probs here don't"
         return [Finding("refusal", "student's head", found, "choose a model such as Qwen3 or Llama", changed)]
     if config.full_finetune:
         return []
     try:
         with explained_load(config.student, "student", "causal language model"):
-            model = empty_model(student.config, config, torch.float32)
+            model = empty_model(student.config, torch.float32, config.trust_remote_code)
         wanted, whole = adapter_modules(model, config)
     except UserError as error:
         return [Finding("refusal", "trained modules", str(error))]
@@ -129,85 +124,44 @@ def _student_modules(config: Config, student: Side) -> list[Finding]:
 def _worked_answers(config: Config) -> Iterator[str]:
     """Worked answers of the data, which look as completions do; the bundled problems have their own."""
     if config.data == BUNDLED:
-        from poweropd_lite.problems.bundled import problems
-
         yield from (problem.solution for problem in problems(0, 1000, False))
         return
     for _, row in rows(Source(config.data, config.data_subset, config.data_split)):
         if isinstance(row, dict):
-            column = next((c for c in SOLUTIONS if isinstance(row.get(c), str)), None)
-            if column is not None:
-                yield row[column]
+            yield from islice((row[c] for c in SOLUTIONS if isinstance(row.get(c), str)), 1)
 
 
-def _is_text(text: str) -> bool:
-    """Half of a character (a lone surrogate) is none: no tokenizer takes it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _template_on_prompts(config: Config, student: Side, teacher: Side, prompts: list[Prompt]) -> list[Finding]:
+def _template_on_prompts(config: Config, pair: Pair, prompts: list[Prompt]) -> Finding:
     """How many real prompts the teacher's own template would put in other tokens."""
-    if not teacher.tokenizer.chat_template:
-        return []
-    different = 0
-    for prompt in prompts[:100]:
+    teacher, different = pair.teacher_tokenizer, 0
+    for prompt in prompts:
         messages = [{"role": role, "content": content} for role, content in prompt.messages]
         try:
-            text = prompt_text(messages, teacher.tokenizer, config.enable_thinking)
+            text = prompt_text(messages, teacher, config.enable_thinking)
         except TemplateFault:
             different += 1
-            continue
-        different += tuple(teacher.tokenizer(text, add_special_tokens=False)["input_ids"]) != prompt.ids
-    seen = len(prompts[:100])
-    evidence = {"prompts": seen, "different": different}
-    if different:
-        found = f"{different} of {seen} prompts have other tokens in the teacher's own form"
-        return [
-            Finding(
-                "warning",
-                "prompts in the teacher's form",
-                found,
-                "a teacher with the student's template, or the reverse",
-                evidence,
-            )
-        ]
-    return [
-        Finding(
-            "ok",
-            "prompts in the teacher's form",
-            f"{seen} of {seen} prompts have the same tokens in it",
-            evidence=evidence,
-        )
-    ]
+        else:
+            different += tuple(teacher(text, add_special_tokens=False)["input_ids"]) != prompt.ids
+    count, check = len(prompts), "prompts in the teacher's form"
+    evidence = {"prompts": count, "different": different}
+    if not different:
+        return Finding("ok", check, f"{count} of {count} prompts have the same tokens in it", evidence=evidence)
+    found = f"{different} of {count} prompts have other tokens in the teacher's own form"
+    return Finding("warning", check, found, "a teacher with the student's template, or the reverse", evidence)
 
 
-def _backends(config: Config, device: "torch.device") -> list[Finding]:
-    """Which loader and engine a run would take, and whether the packages go together."""
-    from poweropd_lite.doctor.environment import check_versions
-    from poweropd_lite.engines.choose import choose_engine, choose_loader
-
-    findings = check_versions()
+def _backends(config: Config, device: torch.device) -> Finding:
     try:
-        loader = choose_loader(config)
-        engine = choose_engine(config, device, loader.name)
+        engine = choose_engine(config, device, (loader := choose_loader(config)).name)
     except UserError as error:
-        return [*findings, Finding("refusal", "loader and engine", str(error))]
+        return Finding("refusal", "loader and engine", str(error))
     found = f"student by {loader.name} ({loader.why}); rollouts by {engine.name} ({engine.why})"
-    return [*findings, Finding("ok", "loader and engine", found)]
+    return Finding("ok", "loader and engine", found)
 
 
 def as_json(config: Config, findings: list[Finding]) -> dict[str, Any]:
     """Returns the findings as JSON."""
     counts = {level: sum(f.level == level for f in findings) for level in ("ok", "warning", "refusal")}
-    return {
-        "student": config.student,
-        "teacher": config.teacher,
-        "data": config.data,
-        "sound": not counts["refusal"],
-        "counts": counts,
-        "findings": [{k: v for k, v in vars(replace(f)).items() if k != "told"} for f in findings],
-    }
+    about = {name: getattr(config, name) for name in ("student", "teacher", "data")}
+    shown = [{key: value for key, value in asdict(f).items() if key != "told"} for f in findings]
+    return about | {"sound": not counts["refusal"], "counts": counts, "findings": shown}

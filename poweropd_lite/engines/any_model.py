@@ -1,9 +1,10 @@
 """Decoding through transformers' own forward, for students that decode.py does not know.
 
-A preallocated KV cache from which lines can be dropped; the same four methods as decode.Decoder, and no CUDA graphs.
+A preallocated KV cache from which lines can be dropped, and no CUDA graphs.
 """
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,48 +12,41 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from poweropd_lite.engines.decode import prompt_mask
 from poweropd_lite.models.loading import head_weight, model_body
-
-if TYPE_CHECKING:
-    from poweropd_lite.models.student import Student
+from poweropd_lite.models.student import Student
 
 
 class AnyDecoder:
-    """The student's body as transformers runs it, adapter and all."""
+    """A decode.Decoder: the student's body as transformers runs it, adapter and all."""
 
     graphs = False
 
-    def __init__(self, student: "Student") -> None:
+    def __init__(self, student: Student) -> None:
         self.student, self.dtype, self.cache = student, student.dtype, RowCache(0)
 
     @property
     def head(self) -> Tensor:
-        """The head's weight [V, D]."""
         return head_weight(self.student.model)
 
     def sync(self) -> None:
-        """Nothing to do: the weights are the student's own."""
+        pass  # the weights are the student's own
 
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
-        """As Decoder.prefill."""
         self.cache = RowCache(length)
         return self._forward(ids, (valid.cumsum(-1) - 1).clamp_min(0), prompt_mask(valid))
 
-    def step(self, token: Tensor, position: Tensor, column: int, mask: Tensor) -> Tensor:
-        """As Decoder.step; the cache knows its own column."""
+    def step(self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor) -> Tensor:
+        for layer in self.cache.layers:
+            layer.used = int(column)
         return self._forward(token[:, None], position[:, None], mask[:, None, None])
 
     def keep(self, lines: Tensor) -> None:
-        """As Decoder.keep."""
         for layer in self.cache.layers:
             layer.keep(lines)
 
     def drop_cache(self) -> None:
-        """Frees the cache."""
         self.cache = RowCache(0)
 
-    def release(self) -> None:
-        """Frees the cache."""
-        self.drop_cache()
+    release = drop_cache
 
     @torch.no_grad()
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
@@ -60,11 +54,7 @@ class AnyDecoder:
         body = model_body(self.student.model)
         with self.student.compute():
             out = body(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
             )
         return out.last_hidden_state[:, -1].to(self.dtype)
 
@@ -72,14 +62,19 @@ class AnyDecoder:
 class RowCache(Cache):
     """A KV cache of fixed length whose lines can be dropped: no concatenation a token."""
 
+    layers: list[Any]  # of _RowLayer
+
     def __init__(self, length: int) -> None:
-        super().__init__(layer_class_to_replicate=lambda: _RowLayer(length))
+        layer: Any = partial(_RowLayer, length)  # which transformers calls as the class that it asks for
+        super().__init__(layer_class_to_replicate=layer)
 
 
 class _RowLayer(CacheLayerMixin):
     """Keys and values [B, heads, length, head size], filled from the left."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, length: int) -> None:
         super().__init__()

@@ -6,19 +6,19 @@ they are taken or refused with the reason.
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
-    from poweropd_lite.evaluate.target import Target
-    from poweropd_lite.method.rollout import Engine
-    from poweropd_lite.models.student import Student
+from poweropd_lite.engines.loop import LoopEngine
+from poweropd_lite.engines.vllm import VllmEngine
+from poweropd_lite.method.rollout import Engine
+from poweropd_lite.models.shape import LORA_RANKS, served_run
+from poweropd_lite.models.student import Student
 
 
 @dataclass(frozen=True)
@@ -31,43 +31,49 @@ class Choice:
 
 def choose_loader(config: Config) -> Choice:
     """Returns "unsloth" or "peft". To be asked before transformers is used: Unsloth changes its classes when imported."""
-    if config.loader == "peft":
-        return Choice("peft", "as asked")
-    fault = unsloth_fault()
+    return _choose("loader", config.loader, "unsloth", "peft", unsloth_fault)
+
+
+def choose_engine(config: Config, device: torch.device, loader: str) -> Choice:
+    """Returns "vllm" or "loop" for a student that is trained."""
+    unfit = "vLLM is sent an adapter, and full fine-tuning has none" if config.full_finetune else None
+    shared = loader == "unsloth" and device.type == "cuda"
+    targets, whole = (names.split(",") for names in (config.lora_targets, config.modules_to_save))
+    unfit = unfit or vllm_unfit(config.lora_rank, targets, whole, config.student_bits, shared)
+    return choose_sampler(config.engine, device, unfit)
+
+
+def choose_sampler(asked: str, device: torch.device, unfit: str | None) -> Choice:
+    """Returns "vllm" or "loop", as asked or ("auto") as this machine has it; `unfit` is why vLLM can't serve the weights."""
+    return _choose("engine", asked, "vllm", "loop", lambda: unfit or vllm_fault(device.type))
+
+
+def _choose(what: str, asked: str, fast: str, own: str, fault_of_fast: Callable[[], str | None]) -> Choice:
+    if asked == own:
+        return Choice(own, "as asked")
+    fault = fault_of_fast()
     if fault is None:
-        return Choice("unsloth", "as asked" if config.loader == "unsloth" else "it is installed and runs here")
-    if config.loader == "unsloth":
-        raise UserError(f"loader unsloth can't run: {fault}; type --loader peft")
-    return Choice("peft", fault)
+        return Choice(fast, "as asked" if asked == fast else "it is installed and runs here")
+    if asked == fast:
+        raise UserError(f"{what} {fast} can't run: {fault}; type --{what} {own}")
+    return Choice(own, fault)
 
 
-def choose_engine(config: Config, device: "torch.device", loader: str, training: bool = True) -> Choice:
-    """Returns "vllm" or "loop"; weights that stay as they are (not `training`) need no adapter to be sent."""
-    if config.engine == "loop":
-        return Choice("loop", "as asked")
-    fault = vllm_unfit(config, device, loader, training) or vllm_fault(device.type)
-    if fault is None:
-        return Choice("vllm", "as asked" if config.engine == "vllm" else "it is installed and runs here")
-    if config.engine == "vllm":
-        raise UserError(f"engine vllm can't run: {fault}; type --engine loop")
-    return Choice("loop", fault)
+def vllm_unfit(rank: int, targets: Iterable[str], whole: Iterable[str], bits: int, shared: bool) -> str | None:
+    """Returns why vLLM can't serve such weights, or None.
 
-
-def vllm_unfit(config: Config, device: "torch.device", loader: str, training: bool = True) -> str | None:
-    """Returns why vLLM can't serve the student of this config, or None."""
-    from poweropd_lite.engines.vllm import LORA_RANKS
-
-    if config.full_finetune and training:
-        return "vLLM is sent an adapter, and full fine-tuning has none"
-    if config.modules_to_save:
-        return f"vLLM is sent an adapter alone, and {config.modules_to_save} is trained whole"
-    if {"embed_tokens", "lm_head"} & {name.strip() for name in config.lora_targets.split(",")}:
+    They have an adapter of `rank` on `targets`, modules trained `whole`, a base of `bits`; `shared`: in Unsloth's own vLLM.
+    """
+    names = ",".join(name.strip() for name in whole if name.strip())
+    if names:
+        return f"vLLM is sent an adapter alone, and {names} is trained whole"
+    if {"embed_tokens", "lm_head"} & {name.strip() for name in targets}:
         return "vLLM takes no adapter on an embedding from here"
-    if config.lora_rank > LORA_RANKS[-1]:
-        return f"vLLM serves adapters of rank {LORA_RANKS[-1]} at most, not {config.lora_rank}"
-    if config.student_bits == 4 and not (loader == "unsloth" and device.type == "cuda"):
+    if rank > LORA_RANKS[-1]:
+        return f"vLLM serves adapters of rank {LORA_RANKS[-1]} at most, not {rank}"
+    if bits == 4 and not shared:
         return "vLLM would sample from 16-bit weights what is trained on 4-bit ones (only Unsloth on CUDA shares them)"
-    if config.student_bits == 4 and importlib.util.find_spec("vllm_bnb_plugin") is None:
+    if bits == 4 and importlib.util.find_spec("vllm_bnb_plugin") is None:
         return "vLLM serves 4-bit weights through a plugin, which is not installed (pip install vllm-bnb-plugin)"
     return None
 
@@ -98,41 +104,16 @@ def unsloth_fault() -> str | None:
 
 def hush_bitsandbytes() -> None:
     """At its import bitsandbytes advises an optional CPU kernel, which nothing here uses."""
-    import logging
-
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_engine(
-    choice: Choice, student: "Student", config: Config, stop_ids: frozenset[int], say: Callable[[str], None]
-) -> "Engine":
-    """Brings up the chosen engine for a loaded student."""
+    choice: Choice, student: Student, config: Config, stop_ids: frozenset[int], say: Callable[[str], None]
+) -> Engine:
+    """Brings up the chosen engine for a student that is trained."""
     if choice.name == "vllm":
-        from poweropd_lite.engines.vllm import VllmEngine
-
-        return VllmEngine(student, config, stop_ids)
-    from poweropd_lite.engines.loop import LoopEngine
-
+        return VllmEngine(student, served_run(config), stop_ids)
     return LoopEngine(student, stop_ids, say, config.decode_batch_size)
-
-
-def serve_engine(
-    target: "Target",
-    config: Config,
-    device: "torch.device",
-    dtype: "torch.dtype",
-    stop_ids: frozenset[int],
-    say: Callable[[str], None],
-) -> "Engine":
-    """Brings up `config.engine` for a model that is sampled from and not trained; vLLM loads it by itself."""
-    if config.engine == "vllm":
-        from poweropd_lite.engines.vllm import VllmServer
-
-        return VllmServer(config, device, dtype, stop_ids, target.adapter)
-    from poweropd_lite.engines.loop import LoopEngine
-    from poweropd_lite.evaluate.target import load_target
-
-    return LoopEngine(load_target(target, config, device, dtype), stop_ids, say)
 
 
 def installed(package: str) -> str | None:

@@ -1,8 +1,8 @@
 """The student's forward written out for decoding: transformers' numbers, without what one token a row has no use for.
 
-Covers Llama, Mistral, Qwen2 and Qwen3: grouped-query attention, RMS norms, rotary positions, a gated MLP. A
-`Decoder` is checked against the model itself when it is made; for any other model `make_decoder` returns one that calls
-transformers (decode_any.py), which is slower and says so.
+Covers Llama, Mistral, Qwen2 and Qwen3: grouped-query attention, RMS norms, rotary positions, a gated MLP. It is checked
+against the model itself when it is made (loop.make_decoder); any other model is decoded by transformers (any_model.py),
+which is slower.
 
 What it saves: query heads of one group are the rows of one attention product, so keys and values are never repeated;
 projections that read the same input are one matmul; in float32 the adapter is merged into them (a copy; the base is never
@@ -12,7 +12,7 @@ waits for the device, so a step can be captured in a CUDA graph.
 Shapes: B lines, S new ids a line, D hidden size, Hq and Hk heads of size Dh, T columns of the cache.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,25 +20,54 @@ from torch import Tensor, nn
 
 from poweropd_lite.models.adapter import ADAPTER
 from poweropd_lite.models.loading import head_weight, model_body
-
-if TYPE_CHECKING:
-    from poweropd_lite.models.student import Student
+from poweropd_lite.models.student import Student
 
 KNOWN = ("llama", "mistral", "qwen2", "qwen3")  # the model types that this forward is the forward of
 
 
 class Unlike(Exception):
-    """The model is not built as `Decoder` expects; the text says where."""
+    """The model is not built as `FastDecoder` expects; the text says where."""
 
 
-class Decoder:
+class Decoder(Protocol):
     """The forward of a student's body with a KV cache. `sync` before decoding, for the weights may have moved."""
 
-    graphs = True  # a step never waits for the device and has fixed shapes: it can be captured
+    graphs: bool  # whether a step never waits for the device and has fixed shapes, so that it can be captured
 
-    def __init__(self, student: "Student") -> None:
+    @property
+    def head(self) -> Tensor:
+        """The head's weight [V, D], as the logits are made with it."""
+
+    def sync(self) -> None:
+        """Takes over the adapter's (or, in full fine-tuning, every matrix's) present values."""
+
+    def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
+        """Starts a batch: left-padded ids and their validity [B, S], room for `length` columns; returns the last hidden [B, D]."""
+
+    def step(self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor) -> Tensor:
+        """Returns the hidden states [B, D] of one more id a line; `mask` [B, width] is what each line may look at.
+
+        `column` is where the cache is written: a number or, with `graphs`, an int64 tensor [1] on the device.
+        """
+
+    def keep(self, lines: Tensor) -> None:
+        """Keeps only these lines of the cache [K] int64, in order."""
+
+    def drop_cache(self) -> None:
+        """Frees the cache."""
+
+    def release(self) -> None:
+        """Frees the cache and every copy of a weight; `sync` makes them anew."""
+
+
+class FastDecoder:
+    """The decoder of the models in KNOWN; raises Unlike for others."""
+
+    graphs = True
+
+    def __init__(self, student: Student) -> None:
         body, self.student, self.dtype = model_body(student.model), student, student.dtype
-        config = body.config
+        config, self.head = body.config, torch.empty(0)
         if config.model_type not in KNOWN:
             raise Unlike(f"its type is {config.model_type}")
         if hasattr(body.embed_tokens, "lora_embedding_A"):
@@ -49,7 +78,7 @@ class Decoder:
         self.heads = config.num_attention_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.embed, self.norm, self.eps = body.embed_tokens, body.norm, config.rms_norm_eps
-        self.cos, self.sin = _rotary_table(config, student.device, self.dtype)
+        self.cos, self.sin = _rotary_table(config, self.head_size, student.device, self.dtype)
         try:
             self.layers = [_Layer(layer, self.dtype) for layer in body.layers]
         except AttributeError as error:
@@ -58,7 +87,6 @@ class Decoder:
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Takes over the adapter's (or, in full fine-tuning, every matrix's) present values."""
         for layer in self.layers:
             layer.sync()
         weight = head_weight(self.student.model).detach()  # [V, D]
@@ -66,7 +94,6 @@ class Decoder:
         self.head = weight.to(self.dtype) if weight.is_cuda and self.dtype != torch.float32 else weight
 
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
-        """Starts a batch: left-padded ids and their validity [B, S], room for `length` columns; returns the last hidden [B, D]."""
         self.drop_cache()  # of the batch before
         lines, width = ids.shape
         shape = (len(self.layers), lines, self.kv_heads, length, self.head_size)
@@ -75,30 +102,23 @@ class Decoder:
         positions = (valid.cumsum(-1) - 1).clamp_min(0)
         return self._forward(ids, positions, slice(0, width), width, prompt_mask(valid)).view(lines, width, -1)[:, -1]
 
-    def step(self, token: Tensor, position: Tensor, column: "int | Tensor", mask: Tensor) -> Tensor:
-        """Returns the hidden states [B, D] of one more id a line; `mask` [B, width] is what each line may look at.
-
-        `column` is where the cache is written: a number, or an int64 tensor [1] on the device, which a captured graph reads.
-        """
+    def step(self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor) -> Tensor:
         return self._forward(token[:, None], position[:, None], column, mask.shape[-1], mask[:, None, None])
 
     def keep(self, lines: Tensor) -> None:
-        """Keeps only these lines of the cache [K] int64, in order."""
         self.keys, self.values = self.keys[:, lines], self.values[:, lines]
 
     def drop_cache(self) -> None:
-        """Frees the cache."""
         self.keys = self.values = torch.empty(0)
 
     def release(self) -> None:
-        """Frees the cache and every copy of a weight; `sync` makes them anew."""
         self.drop_cache()
         for layer in self.layers:
             layer.release()
         self.head = torch.empty(0)
 
     @torch.no_grad()
-    def _forward(self, ids: Tensor, positions: Tensor, column, width: int, mask: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, at: int | slice | Tensor, width: int, mask: Tensor) -> Tensor:
         lines, new = ids.shape
         group, size = self.heads // self.kv_heads, self.head_size
         x = F.embedding(ids, _weight(self.embed)).view(lines * new, -1)
@@ -112,11 +132,11 @@ class Decoder:
             qk = torch.addcmul(qk * cos, qk.roll(size // 2, -1), sin)
             q, k = qk[:, :, : self.heads], qk[:, :, self.heads :].transpose(1, 2)
             keys, values = self.keys[i], self.values[i]
-            if isinstance(column, Tensor):
-                keys.index_copy_(2, column, k)
-                values.index_copy_(2, column, v.transpose(1, 2))
+            if isinstance(at, Tensor):
+                keys.index_copy_(2, at, k)
+                values.index_copy_(2, at, v.transpose(1, 2))
             else:
-                place = column if isinstance(column, slice) else slice(column, column + 1)
+                place = at if isinstance(at, slice) else slice(at, at + 1)
                 keys[:, :, place], values[:, :, place] = k, v.transpose(1, 2)
             keys, values = keys[:, :, :width], values[:, :, :width]
             if new == 1:  # the query heads of a group stand where queries of one head would
@@ -131,14 +151,14 @@ class Decoder:
             x = x + layer.down(F.silu(gate) * up)
         return self._rms(x, self.norm).to(self.dtype)
 
-    def _rms(self, x: Tensor, norm: nn.Module) -> Tensor:
+    def _rms(self, x: Tensor, norm: Any) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], norm.weight, self.eps)
 
 
 class _Layer:
     """One decoder layer: its norms as they are, its projections ready for decoding."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.qkv = _Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
@@ -146,9 +166,10 @@ class _Layer:
         self.gate_up = _Projection([mlp.gate_proj, mlp.up_proj], dtype)
         self.down = _Projection([mlp.down_proj], dtype)
         self.scale = attention.scaling
-        self.norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        self.norms: list[Any] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self.head_counts = [p.out_features // attention.head_dim for p in (attention.q_proj, attention.k_proj)]
-        self.qk_norm, self.qk_eps, self.dtype = None, 0.0, dtype
+        self.qk_eps, self.dtype = 0.0, dtype
+        self.qk_norm: Tensor | None = None  # [Hq + Hk, Dh]
 
     def sync(self) -> None:
         for projection in (self.qkv, self.out, self.gate_up, self.down):
@@ -160,13 +181,13 @@ class _Layer:
 
     def release(self) -> None:
         for projection in (self.qkv, self.out, self.gate_up, self.down):
-            projection.weight = projection.down = None
+            projection.weight, projection.down = torch.empty(0), None
 
 
 class _Projection:
     """Linear layers that read the same input, as one: [N, in] -> [N, sum of outs]."""
 
-    def __init__(self, modules: list[nn.Module], dtype: torch.dtype) -> None:
+    def __init__(self, modules: list[Any], dtype: torch.dtype) -> None:
         self.modules, self.dtype = modules, dtype
         self.bases = [m.get_base_layer() if hasattr(m, "get_base_layer") else m for m in modules]
         self.adapted = [hasattr(m, "lora_A") and ADAPTER in m.lora_A for m in modules]
@@ -174,7 +195,10 @@ class _Projection:
         full = all(type(base) is nn.Linear for base in self.bases)
         # A matrix of our own: in float32, merged; where the master weights are wider than what is computed in, cast.
         self.owned = full and (dtype == torch.float32 or any(w.dtype != dtype for w in weights))
-        self.weight = self.bias = self.down = None
+        # [in, out]: on a CPU a few rows times this are up to twice as fast as times [out, in]. Empty until `sync`.
+        self.weight = torch.empty(0)
+        self.bias: Tensor | None = None
+        self.down: Tensor | None = None  # the adapter's A matrices, where they are not merged [sum of ranks, in]
 
     def sync(self) -> None:
         if not self.owned:
@@ -183,7 +207,7 @@ class _Projection:
         if len(self.bases) == 1 and not self.adapted[0] and self.bases[0].weight.dtype == self.dtype:
             self.weight, self.bias = self.bases[0].weight.T, self.bases[0].bias
             return
-        if self.weight is None:  # [in, out]: on a CPU a few rows times this are up to twice as fast as times [out, in]
+        if not self.weight.numel():
             size = self.bases[0].in_features, sum(base.out_features for base in self.bases)
             self.weight = torch.empty(size, dtype=self.dtype, device=self.bases[0].weight.device)
         start = 0
@@ -227,17 +251,16 @@ def prompt_mask(valid: Tensor) -> Tensor:
     return ((causal & valid[:, None]) | itself)[:, None]
 
 
-def _weight(module: nn.Module) -> Tensor:
+def _weight(module: Any) -> Tensor:
     return module.modules_to_save[ADAPTER].weight if hasattr(module, "modules_to_save") else module.weight
 
 
-def _rotary_table(config, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _rotary_table(config: Any, size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Returns cos and sin [positions, Dh], sin with rotate_half's sign in it."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if kind == "default" and rope.get("partial_rotary_factor", 1.0) == 1.0:
         exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
         frequencies, scale = 1.0 / (rope["rope_theta"] ** exponents), 1.0

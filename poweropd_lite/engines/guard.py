@@ -18,16 +18,17 @@ multiple of the gap at the first step, when the adapter is still zero and nothin
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.method.batch import MicroBatch, micro_batches
-from poweropd_lite.method.logprobs import Sampling, score_tokens, tempered_logprobs
+from poweropd_lite.method.batch import MicroBatch, Stops, loss_tokens, micro_batches
+from poweropd_lite.method.logprobs import Sampling, kept_ids, logit_chunks
 from poweropd_lite.method.rollout import Engine, Rollout
+from poweropd_lite.method.update import token_logprobs
 from poweropd_lite.models.adapter import ADAPTER
 from poweropd_lite.models.student import Student
 
@@ -51,9 +52,9 @@ class Guard:
     """Compares an engine with the trainer. `first_gap`, of the run's first step, is kept in its checkpoints."""
 
     def __init__(
-        self, engine: Engine, student: Student, sampling: Sampling, config: Config, first_gap: float | None
+        self, engine: Engine, student: Student, sampling: Sampling, stops: Stops, every: int, first_gap: float | None
     ) -> None:
-        self.engine, self.student, self.sampling, self.config = engine, student, sampling, config
+        self.engine, self.student, self.sampling, self.stops, self.every = engine, student, sampling, stops, every
         self.first_gap, self.fully_checked = first_gap, False
         self.evidence = torch.zeros(len(RATIOS), dtype=torch.float64)  # log-likelihood against the config's temperature
 
@@ -79,25 +80,27 @@ class Guard:
         Passes of its own are in micro-batches of `token_budget` tokens.
         Raises RolloutMismatch, naming the fault with its numbers, if the engine samples from anything but the trained weights.
         """
-        compared = torch.tensor(_sampled(rollouts, self.config.stop_mode), device=log_q.device)
+        tokens = [loss_tokens(rollout, self.stops) for rollout in rollouts]  # a final stop may stand under another id
+        as_sampled = [i < t.sampled for t in tokens for i in range(len(t.student))]
+        compared = torch.tensor(as_sampled, device=log_q.device)
         log_q, engine = log_q[compared], engine[compared]
         if not log_q.numel() or not log_q.isfinite().all():
             return {}  # nothing to compare; weights that gave NaN drop the step
         if not engine.isfinite().all():
             lost = int((~engine.isfinite()).sum())
-            raise RolloutMismatch(
-                f"{_RULE}: at step {step + 1} the {self.engine.name} engine gave no log-prob for {lost:,} of {len(engine):,} "
-                f"tokens (NaN or infinity).\n{self._advice()}"
+            raise self._mismatch(
+                f"at step {step + 1} the {self.engine.name} engine gave no log-prob for {lost:,} of {len(engine):,} tokens "
+                "(NaN or infinity)"
             )
         gap = (log_q - engine).abs()
         metrics = {"parity/gap": gap.mean().item(), "parity/gap_max": gap.max().item()}
-        due = step % self.config.guard_every == 0
+        due = step % self.every == 0
         full = due or not self.fully_checked
         if full:
             self._same_dtype()
             self._same_adapter(step)
         if full or not self.passes(gap):
-            batches = micro_batches(rollouts, token_budget, "mask", 0, self.student.device)
+            batches = micro_batches(rollouts, token_budget, Stops("mask"), self.student.device)
             facts = self._look_closer(step, batches, log_q, engine)
             metrics |= facts if due else {}  # that a run was resumed shows in no metric
         if self.first_gap is None:
@@ -109,10 +112,9 @@ class Guard:
         gaps = (engine - log_q).abs()
         gap = gaps.mean().item()
         if not self.passes(gaps):
-            raise RolloutMismatch(
-                f"{_RULE}: at step {step + 1} the {self.engine.name} engine's log-probs of {len(engine):,} sampled tokens are "
-                f"{gap:.3g} nats off the trainer's on average (at most {self.limit:.3g} passes). "
-                f"{self._whose(batches, engine, gap)}.\n{self._advice()}"
+            raise self._mismatch(
+                f"at step {step + 1} the {self.engine.name} engine's log-probs of {len(engine):,} sampled tokens are {gap:.3g} "
+                f"nats off the trainer's on average (at most {self.limit:.3g} passes). {self._whose(batches, engine, gap)}"
             )
         metrics = self._temperature(step, batches)
         if self._adapter_is_zero():
@@ -122,15 +124,15 @@ class Guard:
         effect, gap_off = (log_q - off).abs().mean().item(), (engine - off).abs().mean().item()
         floor = 0.0 if self.student.dtype == torch.float32 else HALF_FLOOR
         if effect > max(TOLD_APART * (self.first_gap or 0.0), floor) and gap_off < gap / 2:
-            raise RolloutMismatch(
-                f"{_RULE}: at step {step + 1} the {self.engine.name} engine's log-probs are nearer to those of the base without "
-                f"the adapter ({gap_off:.3g} nats) than with it ({gap:.3g}): the engine ignores the adapter.\n{self._advice()}"
+            raise self._mismatch(
+                f"at step {step + 1} the {self.engine.name} engine's log-probs are nearer to those of the base without the "
+                f"adapter ({gap_off:.3g} nats) than with it ({gap:.3g}): the engine ignores the adapter"
             )
         return metrics | {"parity/adapter_effect": effect}
 
     def _whose(self, batches: list[MicroBatch], engine: Tensor, gap: float) -> str:
         """Says which weights the engine's log-probs do belong to."""
-        if self.config.full_finetune:
+        if not self.student.has_adapter:
             return "It samples from other weights than are trained"
         with self.student.without_adapter():
             off = (engine - self._log_q(batches, len(engine))).abs().mean().item()
@@ -171,42 +173,33 @@ class Guard:
         odds = (others.logsumexp(0) - math.log(len(others))).item()
         if odds > SURE:
             estimate = _peak(grid, self.evidence.tolist())
-            raise RolloutMismatch(
-                f"{_RULE}: at step {step + 1} the {self.engine.name} engine's tokens look drawn at temperature {estimate:.2f}, not "
-                f"{wanted.temperature:g} (they are e^{odds:.0f} times likelier so).\n{self._advice()}"
+            raise self._mismatch(
+                f"at step {step + 1} the {self.engine.name} engine's tokens look drawn at temperature {estimate:.2f}, not "
+                f"{wanted.temperature:g} (they are e^{odds:.0f} times likelier so)"
             )
         if not (share := 1.0 - possible.double().mean().item()) <= IMPOSSIBLE_SHARE:
-            raise RolloutMismatch(
-                f"{_RULE}: at step {step + 1} {share:.1%} of the {self.engine.name} engine's tokens could not have been drawn "
-                f"at temperature {wanted.temperature:g} with top-k {wanted.top_k} and top-p {wanted.top_p:g}.\n{self._advice()}"
+            raise self._mismatch(
+                f"at step {step + 1} {share:.1%} of the {self.engine.name} engine's tokens could not have been drawn at "
+                f"temperature {wanted.temperature:g} with top-k {wanted.top_k} and top-p {wanted.top_p:g}"
             )
         # Of this check alone: that a run was resumed shows in no metric.
         return {"parity/temperature": _peak(grid, here.tolist())} if here.min() < -TELLING else {}
 
-    @torch.no_grad()
     def _log_q(self, batches: list[MicroBatch], count: int) -> Tensor:
-        out = torch.zeros(count, device=self.student.device)
-        for batch in batches:
-            hidden = batch.select(self.student.hidden(batch.ids))
-            scores = score_tokens(hidden, self.student.head, batch.student_ids, Sampling(), "full")
-            out[batch.order] = scores.logprob.to(out.dtype)
-        return out
+        return token_logprobs(self.student, batches, count, "student")
 
-    def _advice(self) -> str:
-        other = (
-            "Type" if self.engine.name == "loop" else "Type --engine loop to sample with the trainer's own weights, or"
-        )
-        return (
-            f"Nothing was learnt from this step; the weights before it are saved, and --resume goes on from them. {other} python "
-            "-m poweropd_lite.doctor --env, and report what it prints with this message"
+    def _mismatch(self, found: str) -> RolloutMismatch:
+        other = "" if self.engine.name == "loop" else " --engine loop to sample with the trainer's own weights, or"
+        return RolloutMismatch(
+            f"rollouts are not from the weights that are trained: {found}.\nNothing was learnt from this step; the weights "
+            f"before it are saved, and --resume goes on from them. Type{other} python -m poweropd_lite.doctor --env, and report "
+            "what it prints with this message"
         )
 
     def _same_dtype(self) -> None:
         if self.engine.dtype != self.student.dtype:
             ours, theirs = (str(d).removeprefix("torch.") for d in (self.student.dtype, self.engine.dtype))
-            raise RolloutMismatch(
-                f"{_RULE}: the {self.engine.name} engine computes in {theirs}, the trainer in {ours}.\n{self._advice()}"
-            )
+            raise self._mismatch(f"the {self.engine.name} engine computes in {theirs}, the trainer in {ours}")
 
     def _same_adapter(self, step: int) -> None:
         """Compares the adapter that was sent with the one being trained, bit for bit."""
@@ -217,9 +210,9 @@ class Guard:
         theirs = _read(sent)
         wrong = [n for n, p in ours.items() if n not in theirs or not torch.equal(theirs[n].to(p.device), p.detach())]
         if wrong or set(theirs) - set(ours):
-            raise RolloutMismatch(
-                f"{_RULE}: the adapter sent to {self.engine.name} before step {step + 1} is not the one being trained: "
-                f"{len(wrong)} of {len(ours)} tensors differ ({wrong[0] if wrong else 'some are extra'}).\n{self._advice()}"
+            raise self._mismatch(
+                f"the adapter sent to {self.engine.name} before step {step + 1} is not the one being trained: {len(wrong)} of "
+                f"{len(ours)} tensors differ ({wrong[0] if wrong else 'some are extra'})"
             )
 
     def _adapter_is_zero(self) -> bool:
@@ -242,21 +235,29 @@ class Guard:
                     p.copy_(kept[name])
 
 
-_RULE = "rollouts are not from the weights that are trained"
-
-
 def _saved_name(name: str) -> str:
     return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
 
-def _sampled(rollouts: Sequence[Rollout], stop_mode: str) -> list[bool]:
-    """Returns, for every token of the loss, whether it is what was sampled: a final stop may stand there under another id."""
-    flags: list[bool] = []
-    for r in rollouts:
-        stop = r.finish == "stop"
-        flags += [True] * (len(r.completion_ids) - stop)
-        flags += [False] * (stop and stop_mode != "mask")
-    return flags
+@torch.no_grad()
+def tempered_logprobs(
+    hidden: Tensor, weight: Tensor, ids: Tensor, sampling: Sampling, temperatures: Sequence[float]
+) -> Tensor:
+    """Returns the log-probs of `ids` [N] under `sampling` with each of K temperatures in place of its own, [N, K].
+
+    `hidden` [N, D] predict them, `weight` [V, D] is the head. -inf where top-k or top-p would have left the id out at that
+    temperature.
+    """
+    out = torch.empty(hidden.shape[0], len(temperatures), device=hidden.device)
+    for chunk, logits in logit_chunks(hidden, weight):
+        for k, temperature in enumerate(temperatures):
+            at = replace(sampling, temperature=temperature)
+            scaled = logits / temperature
+            if not at.is_plain:
+                scaled.masked_fill_(~kept_ids(logits, at), -torch.inf)
+            own = scaled.gather(-1, ids[chunk, None]) - scaled.logsumexp(-1, keepdim=True)
+            out[chunk, k] = own.squeeze(-1).to(out.dtype)
+    return out
 
 
 def _peak(grid: list[float], evidence: list[float]) -> float:

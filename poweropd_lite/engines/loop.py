@@ -8,14 +8,14 @@ A token is drawn by inverting the cumulative distribution at a number fixed befo
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import is_out_of_memory
-from poweropd_lite.engines.any_model import AnyDecoder
-from poweropd_lite.engines.decode import Decoder, Unlike
+from poweropd_lite.engines.decode import Decoder, FastDecoder, Unlike
 from poweropd_lite.method.logprobs import Sampling, float_logits, kept_ids
 from poweropd_lite.method.rollout import Draws, Rollout
 from poweropd_lite.models.loading import final_hidden
@@ -29,7 +29,8 @@ class LoopEngine:
     """Samples with the student itself. `fixed` and `graphs` are chosen by the device; tests set them."""
 
     name = "loop"
-    sent = sent_before = None  # it decodes the trainer's own weights: nothing is sent
+    sent: Path | None = None  # it decodes the trainer's own weights: nothing is sent
+    sent_before: Path | None = None
 
     def __init__(
         self, student: Student, stop_ids: frozenset[int], say: Callable[[str], None], most_lines: int | None = None
@@ -37,7 +38,7 @@ class LoopEngine:
         self.student, self.stop_ids, self.say, self.dtype = student, stop_ids, say, student.dtype
         self.decoder = make_decoder(student, say)
         cuda = student.device.type == "cuda"
-        self.fixed, self.graphs = cuda and self.decoder.graphs, cuda and self.decoder.graphs
+        self.fixed = self.graphs = cuda and self.decoder.graphs
         self.most_lines = most_lines  # of a batch; fewer after running out of memory
 
     def sync(self) -> None:
@@ -77,9 +78,7 @@ class LoopEngine:
         """Frees the KV cache and what was copied of the weights."""
         self.decoder.release()
 
-    def close(self) -> None:
-        """The same."""
-        self.decoder.release()
+    close = release
 
     def _sample(
         self, prompts: Sequence[tuple[int, ...]], noise: Tensor, sampling: Sampling, longest: int
@@ -124,7 +123,7 @@ class _Batch:
 
 
 @torch.no_grad()
-def _decode_dropping(decoder: "Decoder | AnyDecoder", batch: _Batch, sampling: Sampling) -> None:
+def _decode_dropping(decoder: Decoder, batch: _Batch, sampling: Sampling) -> None:
     """The loop that drops lines that have ended: the host looks at every token."""
     rows = torch.arange(batch.count, device=batch.ids.device)  # which row each line of the cache belongs to
     open_lines = torch.ones_like(rows, dtype=torch.bool)
@@ -171,7 +170,9 @@ def _decode_fixed(decoder: Decoder, batch: _Batch, sampling: Sampling, graphs: b
             step.run(bucket)
         else:
             if graph is None:
-                graph = _capture(lambda bucket=bucket: step.run(bucket))
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    step.run(bucket)
             graph.replay()
 
 
@@ -212,13 +213,6 @@ class _FixedStep:
         self.token.copy_(token)
 
 
-def _capture(run: Callable[[], None]) -> "torch.cuda.CUDAGraph":
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
-
-
 def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Returns (ids, log-prob at temperature 1, untruncated), each [C], for logits [C, V] and uniform numbers [C]."""
     total = logits.logsumexp(-1, keepdim=True)
@@ -234,17 +228,24 @@ def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Ten
     return ids.squeeze(-1), (logits.gather(-1, ids) - total).squeeze(-1)
 
 
-def make_decoder(student: Student, say: Callable[[str], None]) -> "Decoder | AnyDecoder":
-    """Returns the fast decoder, if its hidden states are the model's own on a few ids, or the one for any model."""
+def make_decoder(student: Student, say: Callable[[str], None] | None) -> Decoder:
+    """Returns the fast decoder, if its hidden states are the model's own on a few ids, or the one for any model.
+
+    `say` is told of the second. Without it nothing is checked: plan/ asks for the memory of a student without numbers.
+    """
     try:
-        decoder = Decoder(student)
-        _check(decoder, student)
+        decoder = FastDecoder(student)
+        if say is not None:
+            _check(decoder, student)
         return decoder
-    except Unlike as reason:
-        say(
-            f"rollouts by transformers' own forward, which is slower: the built-in decoder does not know this model ({reason})"
-        )
-        return AnyDecoder(student)
+    except Unlike as unlike:
+        reason = f"the built-in decoder does not know this model ({unlike})"
+    if say is not None:
+        say(f"rollouts by transformers' own forward, which is slower: {reason}")
+    # Its file imports transformers, which must not come before Unsloth.
+    from poweropd_lite.engines.any_model import AnyDecoder
+
+    return AnyDecoder(student)
 
 
 @torch.no_grad()

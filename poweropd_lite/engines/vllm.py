@@ -12,30 +12,28 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from poweropd_lite.base.config import Config
+import torch
+
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder
+from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Draws, Rollout
-from poweropd_lite.models.loading import model_path
-from poweropd_lite.models.shape import read_shape
+from poweropd_lite.models.shape import (
+    BESIDE_WEIGHTS,
+    GIB,
+    Served,
+    cache_bytes,
+    lora_rank_limit,
+    memory_share,
+    read_shape,
+)
+from poweropd_lite.models.student import Student
 
-if TYPE_CHECKING:
-    import torch
-
-    from poweropd_lite.method.logprobs import Sampling
-    from poweropd_lite.models.shape import Shape
-    from poweropd_lite.models.student import Student
-
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM builds its LoRA kernels for
 MOST_FORBIDDEN = 1024  # logit biases a request, in vLLM's CUDA runner
-_GIB = 2**30
-ALONE_LINES, ALONE_CACHE = (
-    256,
-    4 * _GIB,
-)  # of a vLLM that has the machine to itself: answers at once; keys and values, on a CPU
-BESIDE_WEIGHTS = 2 * _GIB  # activations, CUDA graphs and workspaces of a small model
+ALONE_LINES = 256  # answers at once of a vLLM that has the machine to itself
+ALONE_CACHE = 4 * GIB  # its keys and values, on a CPU
 
 
 class VllmEngine:
@@ -43,15 +41,18 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self, student: "Student", config: Config, stop_ids: frozenset[int]) -> None:
-        self.student, self.stop_ids = student, sorted(stop_ids)
-        self.shared = hasattr(student.model, "vllm_engine")  # Unsloth's fast inference
-        self.llm = student.model.vllm_engine if self.shared else _start(config, student.device, student.dtype)
-        self.dtype = self.llm.llm_engine.model_config.dtype
+    def __init__(self, student: Student, served: Served, stop_ids: frozenset[int]) -> None:
+        self.stop_ids = sorted(stop_ids)
+        self.model: Any = student.model
+        theirs = getattr(self.model, "vllm_engine", None)  # Unsloth's fast inference
+        self.shared = theirs is not None
+        self.llm: Any = _start(served, student.device, student.dtype) if theirs is None else theirs
+        self.dtype: torch.dtype = self.llm.llm_engine.model_config.dtype
         room = 4 * sum(p.numel() * p.element_size() for p in student.trainable().values())
         self.temporary = _adapter_folder(room)  # removed when the process ends, however it ends but by SIGKILL
         self.folder = Path(self.temporary.name)
-        self.number, self.request, self.asleep = 0, None, False
+        self.number, self.asleep = 0, False
+        self.request: Any = None  # vLLM's LoRARequest of `sent`
         self.sent: Path | None = None  # the adapter that is being served
         self.sent_before: Path | None = None  # the one before it, by which the guard knows a stale one
         self.can_sleep = not self.shared and student.device.type == "cuda"
@@ -68,27 +69,27 @@ class VllmEngine:
         folder = self.folder / name
         with whole_folder(folder) as beside:
             # "auto" would ask the hub whether the embedding was resized.
-            self.student.model.save_pretrained(beside, save_embedding_layers=False)
+            self.model.save_pretrained(beside, save_embedding_layers=False)
         if self.sent_before is not None:
             shutil.rmtree(self.sent_before)
         self.sent, self.sent_before = folder, self.sent
         if self.shared:
-            self.request = self.student.model.load_lora(str(folder), load_tensors=False)
+            self.request = self.model.load_lora(str(folder), load_tensors=False)
         else:
             self.request = LoRARequest(name, self.number, str(folder))
 
     def sample(
-        self, prompts: Sequence[tuple[int, ...]], draws: Draws, sampling: "Sampling", longest: int
+        self, prompts: Sequence[tuple[int, ...]], draws: Draws, sampling: Sampling, longest: int
     ) -> list[Rollout]:
         """Returns one rollout a prompt, in order."""
         biases = self._biases(sampling)
         params = [self._params(sampling, longest, biases, seed) for seed in draws.request_seeds()]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        generate = self.student.model.fast_generate if self.shared else self.llm.generate
+        generate = self.model.fast_generate if self.shared else self.llm.generate
         outputs = generate(inputs, sampling_params=params, use_tqdm=False, lora_request=self.request)
         return [self._rollout(prompt, out) for prompt, out in zip(prompts, outputs, strict=True)]
 
-    def _biases(self, sampling: "Sampling") -> dict[int, float] | None:
+    def _biases(self, sampling: Sampling) -> dict[int, float] | None:
         """Returns what keeps the forbidden ids from being sampled."""
         forbidden = [] if sampling.forbidden is None else sampling.forbidden.tolist()
         if len(forbidden) > MOST_FORBIDDEN:
@@ -98,7 +99,7 @@ class VllmEngine:
             )
         return dict.fromkeys(forbidden, -1e9) or None
 
-    def _params(self, sampling: "Sampling", longest: int, biases: dict[int, float] | None, seed: int) -> Any:
+    def _params(self, sampling: Sampling, longest: int, biases: dict[int, float] | None, seed: int) -> Any:
         from vllm import SamplingParams
 
         return SamplingParams(
@@ -143,15 +144,10 @@ class VllmServer(VllmEngine):
     """vLLM of a model whose weights stay as they are: whole, or a base with a saved adapter."""
 
     def __init__(
-        self,
-        config: Config,
-        device: "torch.device",
-        dtype: "torch.dtype",
-        stop_ids: frozenset[int],
-        adapter: Path | None,
+        self, served: Served, device: torch.device, dtype: torch.dtype, stop_ids: frozenset[int], adapter: Path | None
     ) -> None:
         self.stop_ids, self.shared, self.can_sleep, self.asleep = sorted(stop_ids), False, False, False
-        self.llm = _start(config, device, dtype, lora=adapter is not None, alone=True)
+        self.llm = _start(served, device, dtype, alone=True)
         self.dtype = self.llm.llm_engine.model_config.dtype
         self.sent, self.sent_before, self.request = adapter, None, None
         self.temporary = tempfile.TemporaryDirectory()
@@ -164,7 +160,7 @@ class VllmServer(VllmEngine):
             self.request = LoRARequest("evaluated", 1, str(self.sent.resolve()))
 
 
-def _adapter_folder(room: int) -> "tempfile.TemporaryDirectory":
+def _adapter_folder(room: int) -> tempfile.TemporaryDirectory:
     """Makes a folder in memory, where there are `room` bytes of it, and clears up after processes that were killed."""
     ram = Path("/dev/shm")
     fits = os.access(ram, os.W_OK) and shutil.disk_usage(ram).free > room
@@ -176,8 +172,8 @@ def _adapter_folder(room: int) -> "tempfile.TemporaryDirectory":
     return tempfile.TemporaryDirectory(prefix=f"poweropd-adapters-{os.getpid()}-", dir=place)
 
 
-def _start(config: Config, device: "torch.device", dtype: "torch.dtype", lora: bool = True, alone: bool = False) -> Any:
-    """Returns a vLLM of the student's base, sized from the config; raises UserError with the numbers if it does not fit.
+def _start(served: Served, device: torch.device, dtype: torch.dtype, alone: bool = False) -> Any:
+    """Returns a vLLM, sized for what it is to hold; raises UserError with the numbers if it does not fit.
 
     `alone`, with nothing to be trained beside it, it takes most of the card and queues what does not fit.
     """
@@ -188,27 +184,25 @@ def _start(config: Config, device: "torch.device", dtype: "torch.dtype", lora: b
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads stay as they are
     from vllm import LLM
 
-    shape = read_shape(config.student, "student", config)
-    weights, cache = shape.weight_bytes(8 * dtype.itemsize), cache_bytes(shape, config, dtype)
-    share = memory_share(config, device, dtype) if cuda else 0.5
-    lines = config.decode_batch_size or max(config.batch_size, min(config.eval_batch_size, 4 * config.batch_size))
+    shape = read_shape(served.model, "student", served.remote_code)
+    weights, cache = shape.weight_bytes(8 * dtype.itemsize), cache_bytes(shape, served, dtype)
+    share, lines = memory_share(served, device, dtype) if cuda and not alone else 0.5, served.most_lines
     if alone:
         share, lines = 0.9 if cuda else 0.5, min(lines, ALONE_LINES)
-        cache = min(cache, max(ALONE_CACHE, cache // config.batch_size))
+        cache = min(cache, max(ALONE_CACHE, cache // served.lines))
+    lora: dict[str, Any] = {}
+    if served.lora_rank is not None:
+        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank_limit(served.lora_rank)}
     try:
         return LLM(
-            model=model_path(config.student, "student"),
+            model=served.model,
             dtype=str(dtype).removeprefix("torch."),
-            trust_remote_code=config.trust_remote_code,
-            max_model_len=config.longest_rollout,
+            trust_remote_code=served.remote_code,
+            max_model_len=served.longest,
             max_num_seqs=lines,
             kv_cache_memory_bytes=None if alone and cuda else cache,
             gpu_memory_utilization=share,
-            **(
-                {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank_limit(config.lora_rank)}
-                if lora
-                else {}
-            ),
+            **lora,
             enable_prefix_caching=True,
             enable_sleep_mode=cuda,
             enforce_eager=not cuda,
@@ -216,48 +210,20 @@ def _start(config: Config, device: "torch.device", dtype: "torch.dtype", lora: b
             max_logprobs=0,
             generation_config="vllm",  # sampling is as our config says, not as the model's generation config does
             disable_log_stats=True,
-            seed=config.seed,
+            seed=served.seed,
         )
     except (ValueError, RuntimeError, MemoryError, AssertionError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(
-            f"vLLM did not start: {reason}\nAs to memory, it needs about {weights / _GIB:.1f} GiB for the student's weights, "
-            f"{cache / _GIB:.1f} GiB for keys and values ({config.batch_size} completions of {config.longest_rollout:,} tokens) and "
-            f"{BESIDE_WEIGHTS / _GIB:.0f} GiB beside them{_free(device)}; lower --batch-size, --max-new-tokens or "
+            f"vLLM did not start: {reason}\nAs to memory, it needs about {weights / GIB:.1f} GiB for the student's weights, "
+            f"{cache / GIB:.1f} GiB for keys and values ({served.lines} completions of {served.longest:,} tokens) and "
+            f"{BESIDE_WEIGHTS / GIB:.0f} GiB beside them{_free(device)}; lower --batch-size, --max-new-tokens or "
             "--max-prompt-tokens, or type --engine loop"
         ) from error
 
 
-def lora_rank_limit(rank: int) -> int:
-    """Returns the smallest rank that vLLM supports and that holds `rank`; raises UserError above its largest."""
-    for limit in LORA_RANKS:
-        if rank <= limit:
-            return limit
-    raise UserError(
-        f"vLLM serves adapters of rank {LORA_RANKS[-1]} at most; type --lora-rank {LORA_RANKS[-1]} or --engine loop"
-    )
-
-
-def cache_bytes(shape: "Shape", config: Config, dtype: "torch.dtype") -> int:
-    """Returns the bytes of keys and values of one batch of the longest rollouts, in vLLM's blocks of 16 tokens."""
-    # One block more a completion, and 128 of vLLM's own: the CPU build's blocks are of 128 tokens.
-    lines = config.decode_batch_size or config.batch_size
-    return shape.cache_bytes(lines, config.longest_rollout + 128, dtype.itemsize)
-
-
-def memory_share(config: Config, device: "torch.device", dtype: "torch.dtype") -> float:
-    """Returns the share of the card's memory that vLLM may use, 0 to 1."""
-    import torch
-
-    shape = read_shape(config.student, "student", config)
-    need = shape.weight_bytes(8 * dtype.itemsize) + cache_bytes(shape, config, dtype) + BESIDE_WEIGHTS
-    return round(min(0.9, need / torch.cuda.mem_get_info(device)[1]), 3)
-
-
-def _free(device: "torch.device") -> str:
-    import torch
-
+def _free(device: torch.device) -> str:
     if device.type != "cuda":
         return ""
     free, total = torch.cuda.mem_get_info(device)
-    return f"; {free / _GIB:.1f} of the card's {total / _GIB:.1f} GiB are free"
+    return f"; {free / GIB:.1f} of the card's {total / GIB:.1f} GiB are free"

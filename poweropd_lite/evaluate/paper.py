@@ -19,9 +19,9 @@ class PaperRow:
 
 
 def paper_row(run: Config) -> PaperRow | None:
-    """Returns the row of a run's student, teacher and reward, at its alpha or the nearest one; None if there is none."""
+    """Returns the row of a run's student, teacher and reward, at its alpha or the nearest; None if there is none."""
     rows = json.loads((Path(__file__).parent / "paper_tables.json").read_text(encoding="utf-8"))["rows"]
-    mine = (_last(run.student), _last(run.teacher), run.reward)
+    mine = (Path(run.student).name.lower(), Path(run.teacher).name.lower(), run.reward)
     fitting = [row for row in rows if (row["student"].lower(), row["teacher"].lower(), row["reward"]) == mine]
     if not fitting:
         return None
@@ -31,7 +31,3 @@ def paper_row(run: Config) -> PaperRow | None:
     reward = f"power {row['alpha']:g}" if power else row["reward"]
     title = f"{row['student']} <- {row['teacher']}, {reward}" + ("" if exact else f" (nearest to alpha {run.alpha:g})")
     return PaperRow(title, row["benchmarks"], row["mean"], exact)
-
-
-def _last(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1].lower()

@@ -4,17 +4,16 @@ Needs no model: grading can be done again, with another grader or the released c
 """
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import write_json, write_text
-from poweropd_lite.evaluate.folder import EvalFolder, read_samples, read_settings
+from poweropd_lite.evaluate.folder import SETTINGS, EvalFolder, read_samples, read_settings
 from poweropd_lite.evaluate.sampling import Answer, Key, right_counts, score
 from poweropd_lite.evaluate.scores import avg_at, interval, macro_interval, paired_difference, pass_at
 from poweropd_lite.grade import GRADER, Sample, Verdict, grade
@@ -23,15 +22,11 @@ CHUNK = 4096  # verdicts that are written down at once
 
 
 def grade_folder(
-    folder: EvalFolder,
-    names: list[str],
-    again: bool,
-    official: bool,
-    tick: Callable[[str, int, int], object] = lambda *_: None,
+    folder: EvalFolder, names: list[str], again: bool, official: bool, tick: Callable[[str, int, int], object]
 ) -> None:
     """Grades the samples that have no verdict of this grader yet, all of them if `again`, and writes the verdicts down.
 
-    Of the benchmarks `names`, which have all their samples; what `tick` raises ends it, with what was decided before in the file.
+    Of the benchmarks `names`, which have all their samples; what `tick` raises ends it; what was decided is kept.
     """
     for name in names:
         records = read_samples(folder.path, name)
@@ -39,11 +34,11 @@ def grade_folder(
         for start in range(0, len(fresh), CHUNK):
             chunk = fresh[start : start + CHUNK]
             samples = [Sample(r["text"], r["gold"], name, r["tolerance"]) for r in chunk]
-            verdicts = grade(samples, official, lambda done, total, name=name: tick(name, done, total))
+            verdicts = grade(samples, official, partial(tick, name))
             for record, verdict in zip(chunk, verdicts, strict=True):
                 record.pop("official", None)  # an older grader's
-                found = {k: v for k, v in asdict(verdict).items() if k != "official" or official}
-                record |= {"grader": GRADER, **found}
+                record["grader"] = GRADER
+                record |= {k: v for k, v in asdict(verdict).items() if k != "official" or official}
             folder.rewrite(name, records)
 
 
@@ -58,9 +53,8 @@ def complete_benchmarks(path: Path) -> list[str]:
         if here == wanted:
             done.append(name)
     if not done:
-        raise UserError(
-            f"{path} is not finished: {', '.join(counts)} samples are there; type the command that began it again, and it goes on"
-        )
+        shares = ", ".join(counts)
+        raise UserError(f"{path} is not finished: {shares} samples are there; type its command again, and it goes on")
     return done
 
 
@@ -69,21 +63,20 @@ def results_of(path: Path, ks: list[int], names: list[str]) -> dict[str, Any]:
 
     Scores are 0 to 1; the mean weighs the benchmarks alike.
     """
-    settings = read_settings(path)
-    n = settings["settings"]["n"]
+    settings, about = (read_settings(path)[key] for key in ("settings", "about"))
+    n: int = settings["n"]
     benchmarks: dict[str, dict] = {}
     averages, passes = [], []
     for name in names:
-        about = settings["about"]["benchmarks"][name]
         verdicts, answers = _read(path, name)
-        scores = score(answers, verdicts, about["problems"], n)
-        right = right_counts(verdicts, scores.problems)
+        count = about["benchmarks"][name]["problems"]
+        scores, right = score(answers, verdicts, count, n), right_counts(verdicts, count)
         averages.append(avg_at(right, n))
         passes.append(pass_at(right, n, n))
         benchmarks[name] = {
-            "problems": scores.problems,
-            "longest": about["longest"],
-            "whole": settings["about"]["whole"].get(name),
+            "problems": count,
+            "longest": about["benchmarks"][name]["longest"],
+            "whole": about["whole"].get(name),
             f"avg@{n}": scores.avg,
             f"avg@{n}_interval": interval(averages[-1]),
             f"pass@{n}": scores.any,
@@ -95,39 +88,21 @@ def results_of(path: Path, ks: list[int], names: list[str]) -> dict[str, Any]:
             "undecided": scores.undecided,
         }
         if all(v.official is not None for v in verdicts.values()):
-            theirs = right_counts(verdicts, scores.problems, official=True)
-            benchmarks[name] |= {
-                f"official_avg@{n}": float(avg_at(theirs, n).mean()),
-                f"official_pass@{n}": float(pass_at(theirs, n, n).mean()),
-            }
-    shared = [key for key in benchmarks[names[0]] if all(_averaged(b.get(key)) for b in benchmarks.values())]
-    mean = {key: float(np.mean([b[key] for b in benchmarks.values()])) for key in shared if key not in _COUNTS}
+            theirs = right_counts(verdicts, count, official=True)
+            benchmarks[name][f"official_avg@{n}"] = float(avg_at(theirs, n).mean())
+            benchmarks[name][f"official_pass@{n}"] = float(pass_at(theirs, n, n).mean())
+    shared = [key for key in benchmarks[names[0]] if all(isinstance(b.get(key), float) for b in benchmarks.values())]
+    mean: dict[str, Any] = {key: float(np.mean([b[key] for b in benchmarks.values()])) for key in shared}
     mean |= {f"avg@{n}_interval": macro_interval(averages), f"pass@{n}_interval": macro_interval(passes)}
-    about = {key: value for key, value in settings["about"].items() if key not in ("benchmarks", "whole")}
     return {
-        **about,
+        **{key: value for key, value in about.items() if key not in ("benchmarks", "whole")},
         "n": n,
         "ks": ks,
         "grader": GRADER,
-        "settings": settings["settings"],
+        "settings": settings,
         "benchmarks": benchmarks,
         "mean": mean,
     }
-
-
-_COUNTS = ("problems", "longest", "undecided")
-
-
-def _averaged(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def write_results(path: Path, ks: list[int], names: list[str], table: Callable[[dict], str]) -> dict[str, Any]:
-    """Writes results.json and results.md (made by `table`); returns the results."""
-    results = results_of(path, ks, names) | {"graded": time.strftime("%Y-%m-%d %H:%M:%S")}
-    write_json(path / "results.json", results)
-    write_text(path / "results.md", table(results))
-    return results
 
 
 def earlier_ks(path: Path) -> list[int]:
@@ -153,52 +128,49 @@ def _read(path: Path, name: str) -> tuple[dict[Key, Verdict], dict[Key, Answer]]
 def evaluation_in(folder: str | Path) -> Path:
     """Returns the folder of an evaluation: `folder` itself, or of a run's evaluations that of the latest step."""
     path = Path(folder)
-    if (path / "settings.json").is_file():
+    if (path / SETTINGS).is_file():
         return path
-    inside = [file.parent for file in path.glob("eval/*/settings.json")]
+    inside = [file.parent for file in path.glob(f"eval/*/{SETTINGS}")]
     if not inside:
+        mend = "type the folder that an evaluation wrote to, or a run that was evaluated"
+        raise UserError(f"{folder} holds no evaluation (no {SETTINGS}); {mend}")
+    steps = [path.name.split("-")[0] for path in inside]
+    latest = [str(path) for path, step in zip(inside, steps, strict=True) if step == max(steps)]
+    if len(latest) > 1:
         raise UserError(
-            f"{folder} holds no evaluation (no settings.json); type the folder that an evaluation wrote to, or a run that was evaluated"
+            f"{folder} was evaluated in several ways ({', '.join(sorted(latest))}); type one of these folders"
         )
-    latest = max(path.name.split("-")[0] for path in inside)
-    inside = [path for path in inside if path.name.split("-")[0] == latest]
-    if len(inside) > 1:
-        names = ", ".join(sorted(map(str, inside)))
-        raise UserError(f"{folder} was evaluated in several ways ({names}); type one of these folders")
-    return inside[0]
+    return Path(latest[0])
 
 
 def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
-    """Returns the paired difference (first - second) of Avg@n and Pass@k, on each benchmark that both have and on all of them.
+    """Returns the paired difference (first - second) of Avg@n and Pass@k, on each benchmark of both and on all of them.
 
-    k is the smaller n of the two, and Pass@k unbiased. Also in it: the settings that differ, and what only one of them has.
+    k is the smaller n of the two, and Pass@k unbiased. Also in it: what settings differ, and what one of them lacks.
     Raises UserError if they have no benchmark in common, or other problems in it.
     """
     paths = [evaluation_in(folder) for folder in (first, second)]
-    settings = [read_settings(path) for path in paths]
+    before, after = (read_settings(path)["settings"] for path in paths)
     complete = [complete_benchmarks(path) for path in paths]
     common = [name for name in complete[0] if name in complete[1]]
     if not common:
-        raise UserError(
-            f"{paths[0]} and {paths[1]} have no finished benchmark in common ({', '.join(complete[0])}; "
-            f"{', '.join(complete[1])}); evaluate both on one"
-        )
-    counts = [each["settings"]["n"] for each in settings]
+        finished = "; ".join(map(", ".join, complete))
+        raise UserError(f"{first} and {second} have no finished benchmark in common ({finished}); evaluate both on one")
+    counts = [before["n"], after["n"]]
     rows: dict[str, dict] = {}
     shares: dict[str, list[list[np.ndarray]]] = {"avg": [[], []], "pass": [[], []]}
     for name in common:
         golds = [{r["problem"]: (r["question"], r["gold"]) for r in read_samples(path, name)} for path in paths]
         if golds[0] != golds[1]:
+            sizes = " and ".join(f"{len(gold)} in {path}" for gold, path in zip(golds, paths, strict=True))
             raise UserError(
-                f"{name} has other problems in {paths[0]} ({len(golds[0])}) than in {paths[1]} ({len(golds[1])}), so its scores can't be paired; "
-                "evaluate both with the same --benchmarks and --problems"
+                f"{name} has other problems ({sizes}); evaluate both with the same --benchmarks and --problems"
             )
         for side, path in enumerate(paths):
             right = right_counts(_read(path, name)[0], len(golds[0]))
             shares["avg"][side].append(avg_at(right, counts[side]))
             shares["pass"][side].append(pass_at(right, counts[side], min(counts)))
         rows[name] = {measure: _difference(*([pair[-1]] for pair in shares[measure])) for measure in shares}
-    before, after = (each["settings"] for each in settings)
     differing = {key: [before.get(key), after.get(key)] for key in before | after if before.get(key) != after.get(key)}
     differing.pop("weights", None)
     return {

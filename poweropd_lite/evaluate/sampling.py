@@ -5,22 +5,22 @@ the batches fall, up to rounding, and two evaluations of one seed differ by thei
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from poweropd_lite.base.config import Config
+from poweropd_lite.checks.pair import Pair
 from poweropd_lite.evaluate.scores import avg_at, pass_at
 from poweropd_lite.grade import Sample, Verdict, grade
+from poweropd_lite.method.logprobs import Sampling
+from poweropd_lite.method.rollout import EVALUATION, Draws, Engine, Rollout
+from poweropd_lite.problems.benchmarks import Problems
 from poweropd_lite.problems.prompts import Prompt
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
-
-    from poweropd_lite.base.config import Config
-    from poweropd_lite.checks.pair import Pair
-    from poweropd_lite.method.logprobs import Sampling
-    from poweropd_lite.method.rollout import Engine, Rollout
-    from poweropd_lite.problems.benchmarks import Problems
 
 Key = tuple[int, int]  # (problem, k): the k-th sample of a problem, both from 0
 
@@ -38,8 +38,6 @@ class Answer:
 class Scores:
     """One benchmark's scores. Shares are 0 to 1, lengths tokens."""
 
-    problems: int
-    n: int  # samples a problem
     avg: float  # Avg@n: share of right answers among all samples
     any: float  # Pass@n: share of problems with at least one right sample
     length: float  # mean tokens of an answer
@@ -56,31 +54,24 @@ def batches(prompts: Sequence[Prompt], samples: Sequence[int], size: int) -> lis
 
 
 def sample_answers(
-    engine: "Engine", prompts: Sequence[Prompt], batch: Sequence[Key], sampling: "Sampling", longest: int, seed: int
-) -> "list[Rollout]":
+    engine: Engine, prompts: Sequence[Prompt], batch: Sequence[Key], sampling: Sampling, longest: int, seed: int
+) -> list[Rollout]:
     """Returns the rollouts of a batch, in order, from the weights of the engine's last sync."""
-    from poweropd_lite.method.rollout import EVALUATION, Draws
-
     draws = Draws(seed, EVALUATION, tuple(k for _, k in batch), tuple(i for i, _ in batch))
     return engine.sample([prompts[i].ids for i, _ in batch], draws, sampling, longest)
 
 
-def as_answer(rollout: "Rollout", tokenizer: "PreTrainedTokenizerBase") -> Answer:
+def as_answer(rollout: Rollout, tokenizer: "PreTrainedTokenizerBase") -> Answer:
     """Returns what a rollout says."""
     text = tokenizer.decode(list(rollout.completion_ids), skip_special_tokens=True)
-    return Answer(text, len(rollout.completion_ids), rollout.finish == "length")
+    return Answer(str(text), len(rollout.completion_ids), rollout.finish == "length")
 
 
-def grade_answers(
-    prompts: Sequence[Prompt],
-    answers: dict[Key, Answer],
-    benchmark: str | None,
-    official: bool = False,
-    tick: Callable[[int, int], object] = lambda done, total: None,
-) -> dict[Key, Verdict]:
+def grade_answers(prompts: Sequence[Prompt], answers: dict[Key, Answer], benchmark: str) -> dict[Key, Verdict]:
     """Returns the verdict on each answer."""
-    samples = [Sample(a.text, prompts[i].answer, benchmark, prompts[i].tolerance) for (i, _), a in answers.items()]
-    return dict(zip(answers, grade(samples, official, tick), strict=True))
+    asked = [(a.text, prompts[i]) for (i, _), a in answers.items()]
+    samples = [Sample(text, prompt.answer or "", benchmark, prompt.tolerance) for text, prompt in asked]
+    return dict(zip(answers, grade(samples), strict=True))
 
 
 def right_counts(verdicts: dict[Key, Verdict], problems: int, official: bool = False) -> list[int]:
@@ -93,11 +84,8 @@ def right_counts(verdicts: dict[Key, Verdict], problems: int, official: bool = F
 
 def score(answers: dict[Key, Answer], verdicts: dict[Key, Verdict], problems: int, n: int) -> Scores:
     """Returns the scores of graded answers, n to every problem."""
-    count = len(answers)
-    right = right_counts(verdicts, problems)
+    count, right = len(answers), right_counts(verdicts, problems)
     return Scores(
-        problems=problems,
-        n=n,
         avg=float(avg_at(right, n).mean()),
         any=float(pass_at(right, n, n).mean()),
         length=sum(a.tokens for a in answers.values()) / count,
@@ -109,41 +97,36 @@ def score(answers: dict[Key, Answer], verdicts: dict[Key, Verdict], problems: in
 
 @dataclass(frozen=True)
 class TrainingEvaluation:
-    """What a student scores in the middle of training, on each benchmark and (a plain mean over them) on all."""
+    """What a student scores in the middle of training."""
 
-    scores: dict[str, Scores]
-    greedy: dict[str, float]  # share of problems that greedy decoding answers right
+    n: int  # sampled answers a problem
+    benchmarks: dict[str, dict[str, float]]  # of each, Scores and `greedy`: what greedy decoding answers right
 
     def summary(self) -> dict[str, float]:
-        """Returns the means over the benchmarks, by name."""
-        names = ("avg", "any", "length", "stop_share", "answer_share")
-        mean = {name: sum(getattr(s, name) for s in self.scores.values()) / len(self.scores) for name in names}
-        greedy = sum(self.greedy.values()) / len(self.greedy)
-        return mean | {"greedy": greedy, "undecided": sum(s.undecided for s in self.scores.values())}
+        """Returns the plain means over the benchmarks, by name; the undecided answers are summed."""
+        each = list(self.benchmarks.values())
+        mean = {name: sum(b[name] for b in each) / len(each) for name in each[0] if name != "undecided"}
+        return mean | {"undecided": sum(b["undecided"] for b in each)}
 
     def metrics(self) -> dict[str, float]:
         """Returns it as metrics: of the group `eval`, and with several benchmarks of `eval/NAME` too."""
-        n = next(iter(self.scores.values())).n
-        titles = {"avg": f"avg@{n}", "any": f"pass@{n}"}
-        values = {f"eval/{titles.get(key, key)}": value for key, value in self.summary().items()}
-        if len(self.scores) > 1:
-            for name in self.scores:
-                alone = TrainingEvaluation({name: self.scores[name]}, {name: self.greedy[name]}).metrics()
-                values |= {key.replace("eval/", f"eval/{name}/"): value for key, value in alone.items()}
-        return values
+        titles = {"avg": f"avg@{self.n}", "any": f"pass@{self.n}"}
+        groups = {"eval": self.summary()}
+        if len(self.benchmarks) > 1:
+            groups |= {f"eval/{name}": scores for name, scores in self.benchmarks.items()}
+        return {f"{group}/{titles.get(k, k)}": value for group, scores in groups.items() for k, value in scores.items()}
 
-    def record(self) -> dict:
+    def record(self) -> dict[str, Any]:
         """Returns it as JSON: the means, and with several benchmarks those of each."""
-        each = {n: TrainingEvaluation({n: s}, {n: self.greedy[n]}).summary() for n, s in self.scores.items()}
-        return self.summary() | ({"benchmarks": each} if len(each) > 1 else {})
+        return self.summary() | ({"benchmarks": self.benchmarks} if len(self.benchmarks) > 1 else {})
 
 
 def evaluate_student(
-    engine: "Engine",
-    sets: "Sequence[Problems]",
-    pair: "Pair",
-    config: "Config",
-    device: "torch.device",
+    engine: Engine,
+    sets: Sequence[Problems],
+    pair: Pair,
+    config: Config,
+    device: torch.device,
     tick: Callable[[int, int], bool] = lambda done, total: True,
 ) -> "tuple[TrainingEvaluation, Rollout] | None":
     """Returns the evaluation of the weights of the engine's last sync, and one of its rollouts to look at.
@@ -151,10 +134,6 @@ def evaluate_student(
     `eval_samples` sampled answers a problem, and a greedy one. `tick` is told how many answers of how many are there before
     each batch; when it says no, the evaluation ends and None is returned.
     """
-    import torch
-
-    from poweropd_lite.method.logprobs import Sampling
-
     forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
     longest = config.eval_max_new_tokens or config.max_new_tokens
     ways = (
@@ -162,8 +141,7 @@ def evaluate_student(
         ([config.eval_samples], Sampling(top_k=1, forbidden=forbidden)),
     )
     total = sum(len(s.prompts) for s in sets) * (config.eval_samples + 1)
-    done, first = 0, None
-    scores, greedy = {}, {}
+    done, first, benchmarks = 0, None, {}
     for problems in sets:
         answers: list[dict[Key, Answer]] = []
         for samples, sampling in ways:
@@ -175,7 +153,8 @@ def evaluate_student(
                 answers[-1] |= {key: as_answer(r, pair.tokenizer) for key, r in zip(batch, rollouts, strict=True)}
                 first, done = first or rollouts[0], done + len(batch)
         name, count = problems.benchmark.name, len(problems.prompts)
-        verdicts = [grade_answers(problems.prompts, each, name) for each in answers]
-        scores[name] = score(answers[0], verdicts[0], count, config.eval_samples)
-        greedy[name] = sum(v.correct for v in verdicts[1].values()) / count
-    return TrainingEvaluation(scores, greedy), first
+        drawn, greedy = (grade_answers(problems.prompts, each, name) for each in answers)
+        benchmarks[name] = asdict(score(answers[0], drawn, count, config.eval_samples))
+        benchmarks[name]["greedy"] = sum(v.correct for v in greedy.values()) / count
+    assert first is not None  # no set is without a problem
+    return TrainingEvaluation(config.eval_samples, benchmarks), first

@@ -54,11 +54,9 @@ def _resampled_means(values: np.ndarray, random: np.random.Generator) -> np.ndar
 def paired_difference(
     ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """Returns the mean difference ours - theirs over benchmarks, and its interval; both have the same problems, in order.
+    """Returns the mean difference ours - theirs over benchmarks, and its interval; both have the same problems in order.
 
     Paired: what a problem's difficulty does to both scores falls out, so the interval is narrower than the two scores'.
     """
-    gaps = [
-        np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64) for a, b in zip(ours, theirs, strict=True)
-    ]
+    gaps = [np.subtract(a, b, dtype=np.float64) for a, b in zip(ours, theirs, strict=True)]
     return float(np.mean([gap.mean() for gap in gaps])), macro_interval(gaps, seed)

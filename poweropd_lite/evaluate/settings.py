@@ -9,6 +9,8 @@ from poweropd_lite.base.config import number_of, section
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
 
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
 
 class EvalConfig(BaseModel):
     """One evaluation. Fields are flags of the evaluate command. Frozen."""
@@ -17,85 +19,58 @@ class EvalConfig(BaseModel):
 
     model: str = Field(
         min_length=1,
-        description="a run folder, an adapter, a model's folder or hub id; bundled-student or bundled-teacher for the shipped ones",
+        description="a run folder, an adapter, a model's folder or hub id; bundled-student or bundled-teacher",
         json_schema_extra=section("model"),
     )
-    base: str | None = Field(
-        None, min_length=1, description="the base model of an adapter; if not given, the one it names"
-    )
+    base: str | None = Field(None, min_length=1, description="an adapter's base model; if not given, the one it names")
     bits: Annotated[Literal[4, 16], BeforeValidator(number_of)] | None = Field(
-        None,
-        description="weights of the model: 16 is the compute dtype, 4 is NF4; if not given, as the run trained, or 16",
+        None, description="of the weights: 16 is the compute dtype, 4 is NF4; if not given, as the run trained, or 16"
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="compute dtype; auto: bfloat16 where the card has it, float32 on a CPU"
-    )
-    engine: Literal["auto", "vllm", "loop"] = Field(
-        "auto", description="what samples; auto: vLLM where it is installed and runs, the built-in loop elsewhere"
-    )
-    trust_remote_code: bool = Field(
-        False, description="run Python code that comes with a model; only for sources you trust"
-    )
+    dtype: Dtype = Field("auto", description="it computes in; auto: bfloat16 where the card has it, float32 on a CPU")
+    engine: Literal["auto", "vllm", "loop"] = Field("auto", description="what samples; auto: vLLM where it runs")
+    trust_remote_code: bool = Field(False, description="run Python code of a model; only for sources you trust")
 
     benchmarks: str | None = Field(
         None,
         min_length=1,
-        description="joined by commas: gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench, all (these seven), bundled, a JSON, JSONL or Parquet file of problems and answers, a hub id (ID:SUBSET:SPLIT); if not given, all with CUDA, bundled without",
+        description="joined by commas: gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench, all (these), "
+        "bundled, a JSON, JSONL or Parquet file of problems and answers, a hub id (ID:SUBSET:SPLIT); if not given, all "
+        "with CUDA, bundled without",
         json_schema_extra=section("benchmarks"),
     )
-    benchmark_folder: str | None = Field(
-        None, description="folder with copies of the benchmarks, such as math500.jsonl, to be read instead of the hub"
-    )
-    problems: int | None = Field(
-        None, ge=1, description="how many problems of each, from the first on; all of them if not given"
-    )
-    prompt_column: str | None = Field(
-        None, description="column with the problem, in a file or hub id; if not given: problem, question or prompt"
-    )
-    answer_column: str | None = Field(
-        None, description="column with the answer; if not given: answer, final_answer or solution"
-    )
+    benchmark_folder: str | None = Field(None, description="of copies, such as math500.jsonl, read instead of the hub")
+    problems: int | None = Field(None, ge=1, description="how many of each, from the first on; if not given, all")
+    prompt_column: str | None = Field(None, description="if not given: problem, question or prompt")
+    answer_column: str | None = Field(None, description="if not given: answer, final_answer or solution")
     prompt_suffix: str | None = Field(
-        None, description="text added to the problem as it stands; if not given, as the run trained, or none"
+        None, description="added to the problem; if not given, as the run trained, or none"
     )
     system_prompt: str | None = Field(None, description="system message; if not given, as the run trained, or none")
     enable_thinking: bool | None = Field(
-        None, description="what the chat template is told; if not given, as the run trained, or off"
+        None, description="of the chat template; if not given, as the run trained, or off"
     )
     max_prompt_tokens: int = Field(2048, ge=1, description="longer problems are left out, counted and named")
 
     n: int = Field(8, ge=1, description="samples a problem", json_schema_extra=section("sampling"))
-    k: str | None = Field(
-        None,
-        description="also score the unbiased Pass@k for these, joined by commas; if not given, powers of two below n",
-    )
+    k: str | None = Field(None, description="Pass@k too, joined by commas; if not given, powers of two below n")
     temperature: float = Field(0.6, gt=0, description="sampling temperature")
     top_k: int = Field(0, ge=0, description="sample among the k likeliest ids; 0: among all; 1: greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="sample among the fewest ids that hold this mass; 1: among all")
-    max_new_tokens: int | None = Field(
-        None, ge=1, description="longest answer in tokens; if not given, 4,096, and for the bundled problems 112"
-    )
-    batch_size: int | None = Field(
-        None,
-        ge=1,
-        description="answers generated at once; if not given, 512 for vLLM, and for the built-in loop 64 (CUDA) or 256",
-    )
+    max_new_tokens: int | None = Field(None, ge=1, description="longest answer; if not given, 4,096 (bundled: 112)")
+    batch_size: int | None = Field(None, ge=1, description="answers at once; else 512 (vLLM), 64 (CUDA) or 256 (CPU)")
     seed: int | None = Field(None, ge=0, lt=2**32, description="fixes the sampling; if not given, the run's own, or 0")
     official_grading: bool = Field(
-        False, description="score by the released code's grading as well, in columns of its own"
+        False, description="score by the released code's grading as well, in its own columns"
     )
 
     output: str | None = Field(
         None,
         min_length=1,
-        description="folder of samples and results; if not given, eval/ in a run folder, else a new name under evaluations/",
+        description="folder of samples and results; if not given, eval/ in a run folder, else in evaluations/",
         json_schema_extra=section("output"),
     )
     threads: int | None = Field(
-        None,
-        ge=0,
-        le=1024,
-        description="CPU threads of torch; 0 leaves torch's own choice; if not given, 1 for the bundled pair",
+        None, ge=0, le=1024, description="0: torch's choice; if not given, 1 for the bundled pair"
     )
 
     @property
@@ -114,9 +89,8 @@ class EvalConfig(BaseModel):
 def load_eval_config(**settings: Any) -> EvalConfig:
     """Returns the EvalConfig of `settings`; raises UserError as load_config does."""
     if settings.get("model") is None and not set(settings) - set(EvalConfig.model_fields):
-        raise UserError(
-            "no model to evaluate; type --model with a run folder, an adapter, a model or a hub id, or --model bundled-student"
-        )
+        kinds = "a run folder, an adapter, a model or a hub id, or --model bundled-student"
+        raise UserError(f"no model to evaluate; type --model with {kinds}")
     texts = {key: ",".join(map(str, v)) for key, v in settings.items() if isinstance(v, list | tuple)}
     texts |= {key: str(v) for key, v in settings.items() if isinstance(v, Path) or (key == "k" and isinstance(v, int))}
     config = checked(EvalConfig, settings | texts)

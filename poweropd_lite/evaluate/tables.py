@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from poweropd_lite.base.tables import aligned, number, percent
+
 MEAN = "mean"  # which no benchmark may be named
 TITLES = {
     "gsm8k": "GSM8K", "math500": "MATH-500", "amc23": "AMC23", "aime24": "AIME24", "aime25": "AIME25",
@@ -19,44 +21,36 @@ def screen_table(results: dict[str, Any]) -> str:
     lines = [head]
     for name, scores in _rows(results["benchmarks"], results["mean"]):
         line = [TITLES.get(name, name), f"{scores['problems']:,}" if "problems" in scores else ""]
-        line += [f"{_percent(scores[f'{m}@{n}'])} ({_interval(scores[f'{m}@{n}_interval'])})" for m in ("avg", "pass")]
-        line += [f"{scores['length']:,.0f}", _percent(scores["truncated"]), _percent(scores["no_answer"])]
-        line += [_percent(scores.get(f"official_{m}@{n}")) for m in ("avg", "pass")] if official else []
+        line += [f"{percent(scores[f'{m}@{n}'])} ({_interval(scores[f'{m}@{n}_interval'])})" for m in ("avg", "pass")]
+        line += [f"{scores['length']:,.0f}", percent(scores["truncated"]), percent(scores["no_answer"])]
+        line += [percent(scores.get(f"official_{m}@{n}")) for m in ("avg", "pass")] if official else []
         if paper:
             theirs = paper["mean"] if name == MEAN else paper["benchmarks"].get(name)
             if name == MEAN and set(paper["benchmarks"]) != set(results["benchmarks"]):
                 theirs = None  # another mean
-            line += (
-                [f"{theirs['avg@8']:.1f}", f"{theirs['pass@8']:.1f}", f"{theirs['length']:,.0f}"]
-                if theirs
-                else ["-"] * 3
-            )
+            three = ("avg@8", ".1f"), ("pass@8", ".1f"), ("length", ",.0f")
+            line += [number(theirs and theirs[key], form) for key, form in three]
         lines.append(line)
-    text = _aligned(lines)
     notes = [_passes(results)]
     if paper:
         notes.append(f"paper: {paper['title']} (arXiv 2606.17199, Tables 2 and 3), full fine-tuning")
-    undecided = sum(b["undecided"] for b in results["benchmarks"].values())
-    if undecided:
-        notes.append(
-            f"{undecided:,} answers could not be decided (refused, past a second, or past what sympy can do): they count as wrong"
-        )
-    parts = [TITLES.get(name, name) for name, b in results["benchmarks"].items() if not b["whole"]]
-    if parts:
+    if undecided := sum(b["undecided"] for b in results["benchmarks"].values()):
+        why = "refused, past a second, or past what sympy can do"
+        notes.append(f"{undecided:,} answers could not be decided ({why}): they count as wrong")
+    if parts := [TITLES.get(name, name) for name, b in results["benchmarks"].items() if not b["whole"]]:
         notes.append(f"not the whole set, so not to be compared: {', '.join(parts)}")
-    return "\n".join([text, *filter(None, notes)])
+    return "\n".join([aligned(lines), *filter(None, notes)])
 
 
 def _passes(results: dict[str, Any]) -> str:
     mean = results["mean"] if len(results["benchmarks"]) > 1 else next(iter(results["benchmarks"].values()))
     ks = sorted(int(key[5:]) for key in mean if key.startswith("pass@") and key[5:].isdigit())
-    return "Pass@k " + "  ".join(f"{k}: {_percent(mean[f'pass@{k}'])}" for k in ks)
+    return "Pass@k " + "  ".join(f"{k}: {percent(mean[f'pass@{k}'])}" for k in ks)
 
 
 def markdown(results: dict[str, Any]) -> str:
     """Returns the paper's kind of row, Avg@n / Pass@n / length a benchmark, with its header."""
-    n = results["n"]
-    columns = _rows(results["benchmarks"], results["mean"])
+    n, columns = results["n"], _rows(results["benchmarks"], results["mean"])
     title = results.get("title") or results["model"]
     head = ["model", *(TITLES.get(name, name) for name, _ in columns)]
     rows = [[title, *(_cell(s[f"avg@{n}"], s[f"pass@{n}"], s["length"], 100) for _, s in columns)]]
@@ -65,8 +59,10 @@ def markdown(results: dict[str, Any]) -> str:
         rows.append([f"{title}, official grading", *cells])
     if paper := results.get("paper"):
         theirs = {**paper["benchmarks"], MEAN: paper["mean"]}
-        whole = set(paper["benchmarks"]) == set(results["benchmarks"])
-        cells = [_cell(t["avg@8"], t["pass@8"], t["length"], 1) if (t := theirs.get(name)) and (name != MEAN or whole) else "-" for name, _ in columns]  # fmt: skip
+        if set(paper["benchmarks"]) != set(results["benchmarks"]):
+            del theirs[MEAN]  # another mean
+        found = [theirs.get(name) for name, _ in columns]
+        cells = [_cell(t["avg@8"], t["pass@8"], t["length"], 1) if t else "-" for t in found]
         rows.append([f"paper: {paper['title']}", *cells])
     lines = [head, ["---"] * len(head), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -88,30 +84,16 @@ def comparison_table(compared: dict[str, Any]) -> str:
     lines = [[*head, f"Pass@{compared['k']}: first", "second", "difference (95%)"]]
     for name, row in _rows(compared["benchmarks"], compared["mean"]):
         line = [TITLES.get(name, name)]
-        for measure in ("avg", "pass"):
-            m = row[measure]
+        for m in (row["avg"], row["pass"]):
             low, high = (100 * x for x in m["interval"])
-            line += [
-                _percent(m["first"]),
-                _percent(m["second"]),
-                f"{100 * m['difference']:+.1f} ({low:+.1f} to {high:+.1f})",
-            ]
+            difference = f"{100 * m['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+            line += [percent(m["first"]), percent(m["second"]), difference]
         lines.append(line)
     notes = [f"{key} differs: {ours} and {theirs}" for key, (ours, theirs) in compared["differing"].items()]
     if compared["left_out"]:
         notes.append(f"only in one of them, so left out: {', '.join(compared['left_out'])}")
-    return "\n".join([f"first  {compared['first']}", f"second {compared['second']}", _aligned(lines), *notes])
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}%"
+    return "\n".join([f"first  {compared['first']}", f"second {compared['second']}", aligned(lines), *notes])
 
 
 def _interval(bounds: tuple[float, float]) -> str:
     return f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}"
-
-
-def _aligned(lines: list[list[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines]  # fmt: skip
-    return "\n".join(row.rstrip() for row in rows)

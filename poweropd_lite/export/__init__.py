@@ -1,10 +1,19 @@
-"""Export: a run or an adapter as what other programs load, proven before it is handed over.
+"""Turns a run or an adapter into what other programs load: `python -m poweropd_lite.export RUN --to FORMAT`.
 
-`python -m poweropd_lite.export RUN --to FORMAT`, or `export(load_export_config(model=..., to=...))`. Read in this order:
-plan.py (what will be done), source.py (the live model), proof.py (what must hold), the formats in folders.py and gguf.py,
-card.py and push.py.
+Read in this order: prepare.py (what will be done; job.py), source.py (the live model and its merge), folders.py and
+gguf.py (the formats), proof.py (what must hold), handover.py (the folder), make.py (all in order), card.py, push.py.
 """
 
-from poweropd_lite.export.run import Exported, export
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-__all__ = ["Exported", "export"]
+if TYPE_CHECKING:
+    from poweropd_lite.export.make import Exported
+    from poweropd_lite.export.settings import ExportConfig
+
+
+def export(config: "ExportConfig", say: Callable[[str], None] = print) -> "Exported":
+    """Exports a run or an adapter (make.export)."""
+    from poweropd_lite.export import make
+
+    return make.export(config, say)

@@ -1,16 +1,15 @@
 """The command line of export: `python -m poweropd_lite.export RUN --to FORMAT`."""
 
 import signal
-import sys
-from typing import Any, NoReturn
 
-from poweropd_lite.base.errors import UserError, run_command
-from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.stop import stopped_at_once
+from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.export.settings import ExportConfig, load_export_config
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 2 bad input or a wrong export, 130 or 143 stopped by a signal; nothing half-written."""
+    """Returns the exit code: 0 done, 2 bad input or a wrong export, 128 + n stopped by a signal; nothing half-written."""
     parser = config_parser(
         "python -m poweropd_lite.export",
         "Turns a run or a PEFT adapter into what other programs load, and proves it first.\n\n"
@@ -27,17 +26,12 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"found both {args.source} and --model {flags['model']}; type one of them")
         flags["model"] = args.source
     config = load_export_config(**flags)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell leaves ignored in a script's background
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-    from poweropd_lite.export.run import export
+    from poweropd_lite.export.make import export
 
-    export(config, say=lambda text: print(text, flush=True))
+    # SIGINT too: a shell has it ignored in what a script starts in the background.
+    with stopped_at_once(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        export(config, say=lambda text: print(text, flush=True))
     return 0
-
-
-def _end(number: int, frame: Any) -> NoReturn:
-    sys.exit(128 + number)  # which lets open folders be removed
 
 
 if __name__ == "__main__":

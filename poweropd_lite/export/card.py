@@ -1,160 +1,206 @@
-"""The model card (README.md): what the export is, how it was trained and scored, its proof, and how to load it."""
+"""The model card (README.md): what the export is, how it was trained and scored, its proof, and how to load it.
 
+Training and scores are the run's, or those in the export that this one is made of.
+"""
+
+import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from poweropd_lite.base.files import write_text
-from poweropd_lite.export.history import base_name
-
-if TYPE_CHECKING:
-    from poweropd_lite.export.plan import Plan
+from poweropd_lite.evaluate.serve import adapter_rank
+from poweropd_lite.export.handover import REPORT
+from poweropd_lite.export.job import Job
+from poweropd_lite.models.shape import LORA_RANKS
 
 LICENCES = {"qwen/qwen3": "apache-2.0", "bundled": "apache-2.0"}  # of models that the configs name
 
 
-def write_card(plan: "Plan", folder: Path, report: dict[str, Any]) -> None:
-    """Writes README.md into an export."""
-    parts = [_header(plan, report), f"# {plan.name}", _what(plan, report)]
-    if rows := report["training"]:
-        parts += [
-            "## Training",
-            "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items()),
+def base_name(model: str) -> str:
+    """Returns what to call a model: its hub id or folder; "bundled" rather than this machine's folder of a shipped one."""
+    return "bundled" if Path(model).parts[-3:-1] == ("poweropd_lite", "tiny") else model
+
+
+def training(job: Job) -> dict[str, Any] | None:
+    """Returns the lines of a card's training table; None if it is not known."""
+    run, trained = job.target.run, "every weight"
+    if run is None:
+        return _read(job.target.adapter or Path(job.target.base), REPORT).get("training")
+    if not run.full_finetune:
+        base = ", on a 4-bit base" if run.student_bits == 4 else ""
+        trained = f"LoRA rank {run.lora_rank}, lora_alpha {run.lora_alpha:g}{base}"
+    steps = _read(job.target.run_folder, "summary.json").get("steps", "unknown")
+    return {
+        "base": base_name(job.target.base if job.target.adapter else run.student),
+        "teacher": f"{run.teacher} ({run.teacher_bits}-bit)",
+        "reward": run.reward + (f", alpha {run.alpha:g}" if run.reward == "power" else ""),
+        "score": run.score,
+        "data": f"{run.data}{f' ({run.data_split})' if '/' in run.data else ''}",
+        "steps": f"{steps} of {run.batch_size} rollouts, at most {run.max_new_tokens} new tokens each",
+        "sampling": f"temperature {run.temperature:g}, top-k {run.top_k}, top-p {run.top_p:g}",
+        "thinking": "on" if run.enable_thinking else "off (enable_thinking=False)",
+        "learning rate": f"{run.learning_rate:g}, {run.lr_schedule}",
+        "trained": trained,
+        "seed": run.seed,
+    }
+
+
+def evaluation(job: Job) -> str | None:
+    """Returns the run's evaluations as Markdown, and what training found before and after; None if there are none."""
+    folder, run = job.target.run_folder, job.target.run
+    if folder is None or run is None:
+        return _read(job.target.adapter or Path(job.target.base), REPORT).get("evaluation")
+    tables, k = [], run.eval_samples
+    summary = _read(folder, "summary.json")
+    before, after = (summary.get(f"evaluation_{name}") for name in ("before", "after"))
+    if before and after:
+        lines = [
+            f"Training's own, {run.eval_problems} problems of {run.eval_benchmarks} at most, {k} samples each:\n",
+            f"| | Avg@{k} | Pass@{k} | greedy | answers that stop |\n|---|---|---|---|---|",
         ]
+        for name, e in (("before", before), ("after", after)):
+            shares = (f"{e[key]:.1%}" for key in ("avg", "any", "greedy", "stop_share"))
+            lines.append(f"| {name} training | {' | '.join(shares)} |")
+        tables.append("\n".join(lines))
+    tables += [file.read_text(encoding="utf-8").strip() for file in sorted(folder.glob("eval/*/results.md"))]
+    return "\n\n".join(tables).replace("\n# ", "\n### ") or None
+
+
+def _read(folder: Path | None, name: str) -> dict[str, Any]:
+    """A JSON file in a run's folder, or of the export that this one is made of."""
+    try:
+        values = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
+        return values if isinstance(values, dict) else {}
+    except (OSError, ValueError):  # a card without these lines is still true
+        return {}
+
+
+def write_card(job: Job, folder: Path, report: dict[str, Any]) -> None:
+    """Writes README.md into an export."""
+    parts = [_header(job, report), f"# {job.name}", _what(job, report)]
+    if rows := report["training"]:
+        lines = [f"| {key} | {value} |" for key, value in rows.items()]
+        parts += ["## Training", "\n".join(["| | |\n|---|---|", *lines])]
     if report["evaluation"]:
         parts += ["## Evaluation", "Of the trained model itself, not of this file.", report["evaluation"]]
-    parts += [
-        "## Loading",
-        _loading(plan, folder, report),
-        "## Proof",
-        _proof(report),
-        "## Licence",
-        _licence(plan),
-    ]
+    parts += ["## Loading", _loading(job, folder, report), "## Proof", _proof(report), "## Licence", _licence(job)]
     write_text(folder / "README.md", "\n\n".join(part.strip() for part in parts) + "\n")
 
 
-def _header(plan: "Plan", report: dict[str, Any]) -> str:
+def _header(job: Job, report: dict[str, Any]) -> str:
     import yaml
 
-    library = {"adapter": "peft", "gguf": "gguf"}.get(plan.config.to, "transformers")
+    library = {"adapter": "peft", "gguf": "gguf"}.get(job.config.to, "transformers")
     tags = ["on-policy-distillation", "poweropd"] if report["training"] else []
-    tags += ["lora"] if plan.config.to == "adapter" else []
+    tags += ["lora"] if job.config.to == "adapter" else []
     fields: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
-    licence = _known_licence(_origin(plan))
-    if licence is not None:
+    if licence := _known_licence(_origin(job)):
         fields["license"] = licence
-    if not Path(plan.target.base).exists():
-        fields["base_model"] = plan.target.base
+    if not Path(job.target.base).exists():
+        fields["base_model"] = job.target.base
         relation = {"adapter": "adapter", "merged-16bit": "finetune"}
-        fields["base_model_relation"] = relation.get(plan.config.to, "quantized")
-    run = plan.target.run
+        fields["base_model_relation"] = relation.get(job.config.to, "quantized")
+    run = job.target.run
     if run is not None and "/" in run.data and not Path(run.data).exists():
         fields["datasets"] = [run.data]
     return "---\n" + yaml.safe_dump(fields, sort_keys=False) + "---"
 
 
-def _origin(plan: "Plan") -> str:
+def _origin(job: Job) -> str:
     """The model that was trained, or that is exported as it is."""
-    run = plan.target.run
-    return base_name(run.student if run is not None and plan.target.adapter is None else plan.target.base)
+    run = job.target.run
+    return base_name(run.student if run is not None and job.target.adapter is None else job.target.base)
 
 
-def _what(plan: "Plan", report: dict[str, Any]) -> str:
-    merged = ", adapter merged" if plan.target.adapter else ""
+def _what(job: Job, report: dict[str, Any]) -> str:
+    merged = ", adapter merged" if job.target.adapter else ""
     kinds = {
         "adapter": "A LoRA adapter in PEFT's format",
         "merged-16bit": f"One model in {report['weights']}{merged}",
         "merged-4bit": f"One model in NF4 (bitsandbytes){merged}",
         "gguf": f"A GGUF file ({report['weights']}) for llama.cpp and Ollama{merged}",
     }
-    revision = f" at revision {plan.revision}" if plan.revision else ""
-    how = ""
+    what = f"{kinds[job.config.to]}, of {_origin(job)}{f' at revision {job.revision}' if job.revision else ''}."
     if rows := report["training"]:
         formula = " (p^alpha - q^alpha)" if rows["reward"].startswith("power") else ""
-        how = (
+        what += (
             f" Trained by on-policy distillation from {rows['teacher']} with reward {rows['reward']}{formula}, as in "
             "[PowerOPD](https://arxiv.org/abs/2606.17199)."
         )
     notes = "".join(f"\n\nNote: {note}." for note in report["notes"])
-    version = report["versions"]["poweropd_lite"]
-    origin = _origin(plan)
-    return f"{kinds[plan.config.to]}, of {origin}{revision}.{how} Made by poweropd_lite {version}.{notes}"
+    return f"{what} Made by poweropd_lite {report['versions']['poweropd_lite']}.{notes}"
 
 
-def _loading(plan: "Plan", folder: Path, report: dict[str, Any]) -> str:
-    place = plan.config.push or "."
-    inside = "" if plan.config.push else "From inside this folder:\n\n"
+def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
+    place, base = job.config.push or ".", job.target.base
+    name = re.sub(r"[^a-z0-9._-]+", "-", job.name.lower()).strip("-.") or "model"  # for a shell and Ollama
+    inside = "" if job.config.push else "From inside this folder:\n\n"
+    text = '"What is 12 * 7?"'
+    if job.vocabulary.tokenizer.chat_template:
+        chat = f'[{{"role": "user", "content": {text}}}], tokenize=False, add_generation_prompt=True'
+        text = f"tokenizer.apply_chat_template({chat})"
+    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{place}")\n'
     ask = (
-        'text = tokenizer.apply_chat_template([{"role": "user", "content": "What is 12 * 7?"}], tokenize=False, add_generation_prompt=True)\n'
-        if plan.vocabulary.tokenizer.chat_template
-        else 'text = "What is 12 * 7?"\n'
-    )
-    ask += (
+        f"text = {text}\n"
         'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))\n```"
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))\n```\n\n"
     )
-    stops = sorted(report["stop_tokens"].values())
-    if plan.config.to == "adapter":
-        return inside + (
-            f"```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{plan.target.base}", dtype="auto")\n'
-            f'model = PeftModel.from_pretrained(base, "{place}")\ntokenizer = AutoTokenizer.from_pretrained("{place}")\n'
-            f'model.generation_config = GenerationConfig.from_pretrained("{place}")  # it stops at {stops}\n{ask}\n\n'
-            f"vLLM: `vllm serve {plan.target.base} --enable-lora --max-lora-rank {_vllm_rank(plan)} --lora-modules {_plain(plan.name)}={place}`; it takes its stop "
-            f'tokens from the base, so send `"stop_token_ids": {stops}` with each request, and give it the chat template here (`--chat-template`).\n\n'
-            "`reference.json` holds what training saw of this adapter: `python -m poweropd_lite.export` checks it before it makes anything of it."
+    if job.config.to == "adapter":
+        stops, rank = sorted(report["stop_tokens"].values()), adapter_rank(job.target) or 1
+        most = next((limit for limit in LORA_RANKS if rank <= limit), rank)
+        own = f'model.generation_config = GenerationConfig.from_pretrained("{place}")  # it stops at {stops}\n'
+        return (
+            f"{inside}```python\nfrom peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
+            f'model = PeftModel.from_pretrained(base, "{place}")\n{tokenizer}{own}{ask}'
+            f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {name}={place}`; it takes "
+            "its stop "
+            f'tokens from the base, so send `"stop_token_ids": {stops}` with each request, and give it the chat '
+            "template here "
+            "(`--chat-template`).\n\n`reference.json` holds what training saw of this adapter: `python -m "
+            "poweropd_lite.export` checks it before it makes anything of it."
         )
-    if plan.config.to == "gguf":
+    if job.config.to == "gguf":
         file = next(folder.glob("*.gguf")).name
-        return inside + (
-            f"llama.cpp: `llama-cli -m {file} -cnv --jinja`; Python: `llama_cpp.Llama('{file}')`.\n\n"
-            f"Ollama: `ollama create {_plain(plan.name)} -f Modelfile` with the [Modelfile](Modelfile) here, then `ollama run {_plain(plan.name)}`.\n\n"
-            f'transformers: `AutoModelForCausalLM.from_pretrained("{place}", gguf_file="{file}", config=AutoConfig.from_pretrained("{plan.target.base}"))` '
-            "(without the config it takes 128 for the size of a head)."
+        return (
+            f"{inside}llama.cpp: `llama-cli -m {file} -cnv --jinja`; Python: `llama_cpp.Llama('{file}')`.\n\n"
+            f"Ollama: `ollama create {name} -f Modelfile` with the [Modelfile](Modelfile) here, then `ollama run "
+            f"{name}`.\n\n"
+            f'transformers: `AutoModelForCausalLM.from_pretrained("{place}", gguf_file="{file}", '
+            f'config=AutoConfig.from_pretrained("{base}"))` (without the config it takes 128 for the size of a head).'
         )
-    return inside + (
-        f"```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")\ntokenizer = AutoTokenizer.from_pretrained("{place}")\n{ask}\n\n'
-        + (f"vLLM: `vllm serve {place}`." if plan.config.to == "merged-16bit" else "It needs bitsandbytes.")
+    return (
+        f"{inside}```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")\n{tokenizer}{ask}'
+        + (f"vLLM: `vllm serve {place}`." if job.config.to == "merged-16bit" else "It needs bitsandbytes.")
     )
-
-
-def _plain(name: str) -> str:
-    """A name that a shell and Ollama take as it is."""
-    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.") or "model"
-
-
-def _vllm_rank(plan: "Plan") -> int:
-    from poweropd_lite.engines.vllm import LORA_RANKS
-
-    saved = plan.target.adapter_config or {}
-    rank = max([saved.get("r") or 8, *(saved.get("rank_pattern") or {}).values()])
-    return next((limit for limit in LORA_RANKS if rank <= limit), rank)
 
 
 def _proof(report: dict[str, Any]) -> str:
     proof = report["proof"]
-    found, effect, share = proof["difference"], proof["adapter_effect"], proof["effect_kept"]
-    text = (
-        f"Before it was handed over, next-token log-probs on fixed texts were compared with the trained model's, in float32 arithmetic: {found['mean']:.2g} nats "
-        f"apart on average, {found['largest']:.2g} at most ({proof['limit']['mean']:.1g} and {proof['limit']['largest']:.1g} are allowed for {proof['kind']})."
-    )
+    found, limit, effect, share = (proof[key] for key in ("difference", "limit", "adapter_effect", "effect_kept"))
+    moved, slope = "", "a least-squares slope: rounding may put it above 100%"
     if share is not None:
-        text += f" The adapter moves them by {effect['mean']:.2g} on average; {share:.1%} of that is kept (a least-squares slope: rounding may put it above 100%)."
-    return text + " A program that computes in 16 bits adds its own rounding. All figures: `export.json`."
+        moved = f" The adapter moves them by {effect['mean']:.2g} on average; {share:.1%} of that is kept ({slope})."
+    return (
+        "Before it was handed over, next-token log-probs on fixed texts were compared with the trained model's, in "
+        f"float32 arithmetic: {found['mean']:.2g} nats apart on average, {found['largest']:.2g} at most "
+        f"({limit['mean']:.1g} and {limit['largest']:.1g} are allowed for {proof['kind']}).{moved} A program that "
+        "computes in 16 bits adds its own rounding. All figures: `export.json`."
+    )
 
 
 def _known_licence(model: str) -> str | None:
     return next((licence for start, licence in LICENCES.items() if model.lower().startswith(start)), None)
 
 
-def _licence(plan: "Plan") -> str:
-    run, models = plan.target.run, {"base": _origin(plan)}
-    if run is not None:
-        models |= {"teacher": run.teacher, "data": run.data}
-    lines = []
-    for role, name in models.items():
-        licence = _known_licence(name) if role != "data" or name == "bundled" else None
-        lines.append(f"- {role} {name}: {licence or 'see its own card; its terms hold for what is derived from it'}")
-    return "\n".join(lines)
+def _licence(job: Job) -> str:
+    run, models = job.target.run, {"base": _origin(job)}
+    models |= {"teacher": run.teacher, "data": run.data} if run is not None else {}
+    theirs = "see its own card; its terms hold for what is derived from it"
+    known = {
+        role: _known_licence(name) if role != "data" or name == "bundled" else None for role, name in models.items()
+    }
+    return "\n".join(f"- {role} {name}: {known[role] or theirs}" for role, name in models.items())

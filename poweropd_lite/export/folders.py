@@ -1,36 +1,33 @@
-"""The formats that transformers and PEFT load: adapter, merged in 16 bits, merged in NF4. Each is written, then read back.
+"""The formats that transformers and PEFT load: adapter, merged in 16 bits, in NF4. Each is written, then read back.
 
-A writer fills a folder; its reader loads that folder as a user would and returns what the loaded model says.
+An export_* fills a folder, loads it as a user would, and returns what the loaded model says.
 """
 
 import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_json
-from poweropd_lite.export.shards import INDEX, SINGLE, Checkpoint, ShardWriter, row_blocks
-from poweropd_lite.export.source import device
+from poweropd_lite.export.job import Job
+from poweropd_lite.export.proof import gap
+from poweropd_lite.export.shards import INDEX, SINGLE, Checkpoint, new_shard, row_blocks
+from poweropd_lite.export.source import Source, device
 from poweropd_lite.models.loading import load_causal_lm, nf4, stay_unpacked
-from poweropd_lite.models.probe import REFERENCE, Probe, probe
-
-if TYPE_CHECKING:
-    from poweropd_lite.export.plan import Plan
-    from poweropd_lite.export.source import Source
+from poweropd_lite.models.probe import REFERENCE, Probe
 
 Tick = Callable[[str, int, int], object]
 
 
-def write_common(plan: "Plan", folder: Path) -> None:
-    """Writes the tokenizer with its chat template, and a generation config that stops where the student was taught to."""
+def write_common(job: Job, folder: Path) -> None:
+    """Writes the tokenizer with its chat template, and a generation config that stops where training stopped."""
     from transformers import GenerationConfig
 
-    tokenizer = plan.vocabulary.tokenizer
+    tokenizer = job.vocabulary.tokenizer
     for ours in ("local_files_only", "is_local"):  # how it was loaded here, which transformers would write down
         tokenizer.init_kwargs.pop(ours, None)
     try:
@@ -38,133 +35,137 @@ def write_common(plan: "Plan", folder: Path) -> None:
     except Exception as error:  # the tokenizers library has no kinds of its own for a full disk
         raise UserError(f"can't write the tokenizer: {error}") from None
     try:
-        generation = GenerationConfig.from_pretrained(plan.target.base)
+        generation = GenerationConfig.from_pretrained(job.target.base)
     except OSError:  # a model need not have one
         generation = GenerationConfig()
-    stops = sorted(plan.vocabulary.stop_ids)
-    first = plan.vocabulary.tokenizer.eos_token_id
-    generation.eos_token_id = sorted(stops, key=lambda i: i != first)  # the tokenizer's own comes first
+    own = tokenizer.eos_token_id  # which comes first
+    generation.eos_token_id = sorted(job.vocabulary.stop_ids, key=lambda i: (i != own, i))
     if generation.pad_token_id is None:
-        generation.pad_token_id = plan.vocabulary.tokenizer.pad_token_id
+        generation.pad_token_id = tokenizer.pad_token_id
     # As the base has it: save_pretrained refuses combinations that some bases come with.
     kept = {k: v for k, v in generation.to_diff_dict().items() if k != "_from_model_config" and v is not False}
     write_json(folder / "generation_config.json", kept)
 
 
-def write_adapter(plan: "Plan", folder: Path) -> None:
-    """Writes the adapter in PEFT's format, naming its base and the base's revision."""
+def export_adapter(job: Job, folder: Path, source: Source) -> Probe:
+    """Writes the adapter in PEFT's format, naming its base and the base's revision; asked through plain PEFT."""
+    from peft import PeftModel
     from peft.utils import load_peft_weights
     from safetensors.torch import save_file
 
-    weights = load_peft_weights(str(plan.target.adapter), device="cpu")
+    write_common(job, folder)
+    target, adapter = job.target, job.target.adapter
+    assert adapter is not None  # prepare.py refuses a whole model
+    weights = load_peft_weights(str(adapter), device="cpu")
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
-    saved = plan.target.adapter_config
-    named = str(saved.get("base_model_name_or_path") or "")
+    named = str(target.adapter_config.get("base_model_name_or_path") or "")
     if not named or (named.startswith(("/", ".", "~")) and not Path(named).is_dir()):
-        named = plan.target.base  # a folder of the machine that it was trained on
-    saved = saved | {
+        named = target.base  # a folder of the machine that it was trained on
+    settings = {
         "base_model_name_or_path": named,
-        "revision": saved.get("revision") or (plan.revision if named == plan.target.base else None),
+        "revision": target.adapter_config.get("revision") or (job.revision if named == target.base else None),
         "inference_mode": True,
     }
-    write_json(folder / "adapter_config.json", saved)
-    if (plan.target.adapter / REFERENCE).is_file():
-        shutil.copyfile(plan.target.adapter / REFERENCE, folder / REFERENCE)
+    write_json(folder / "adapter_config.json", target.adapter_config | settings)
+    if (adapter / REFERENCE).is_file():
+        shutil.copyfile(adapter / REFERENCE, folder / REFERENCE)
+    base: Any = load_causal_lm(target.base, "model", job.stored_dtype, job.config.trust_remote_code)
+    return source.ask(PeftModel.from_pretrained(base.to(device()), str(folder)))
 
 
-def probe_adapter(plan: "Plan", folder: Path, source: "Source") -> Probe:
-    """Returns what plain PEFT says of a written adapter."""
-    from peft import PeftModel
+def export_merged(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Probe, int]:
+    """Writes the merged model in job.kind; asked in the dtype that its config names. Returns the tensors read back too."""
+    write_common(job, folder)
+    write_merged(job, folder, source, job.kind, tick)
+    checked = check_merged(folder, source, job.kind, tick)
+    model = _load_written(job, folder, "auto").to(device())
+    if bool(model.config.tie_word_embeddings) != source.tied:
+        raise UserError("the written model ties head and embedding otherwise than the merge does")
+    return source.ask(model), checked
 
-    config = Config(student=plan.target.base, teacher="bundled", trust_remote_code=plan.config.trust_remote_code)
-    base = load_causal_lm(plan.target.base, "model", config, plan.model_config.dtype or torch.float32)
-    return probe(PeftModel.from_pretrained(base.to(device()), str(folder)), source.live.texts, source.live)
 
-
-def write_merged(plan: "Plan", folder: Path, source: "Source", dtype: str, tick: Tick) -> None:
+def write_merged(job: Job, folder: Path, source: Source, dtype: str, tick: Tick) -> None:
     """Writes the merged model, shard by shard as the base is, a few rows at a time."""
-    torch_dtype = getattr(torch, dtype)
-    tensors, stored = source.tensors(), source.checkpoint.tensors
+    torch_dtype, tensors = getattr(torch, dtype), source.tensors
     shards: dict[str, list[str]] = {}
     for name, (origin, _) in tensors.items():
-        shards.setdefault(stored[origin].file.name, []).append(name)
+        shards.setdefault(source.checkpoint.tensors[origin].file.name, []).append(name)
     if len(shards) == 1:
         shards = {SINGLE: next(iter(shards.values()))}
     done, total = 0, 0
     for file, names in shards.items():
-        with ShardWriter(folder / file, {name: (dtype, tensors[name][1]) for name in names}) as writer:
+        with new_shard(folder / file, torch_dtype, {name: tensors[name][1] for name in names}) as append:
             for name in names:
                 for rows in source.blocks(name):
                     narrow = rows.to(torch_dtype)
                     if not narrow.isfinite().all():
                         raise UserError(f"{name} has numbers that {dtype} can't hold; type --dtype bfloat16")
-                    writer.append(narrow)
-                    total += narrow.numel() * narrow.itemsize
+                    total += append(narrow)
                 done += 1
                 tick("merging", done, len(tensors))
     if len(shards) > 1:
         places = {name: file for file, names in shards.items() for name in names}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
-    config = type(plan.model_config).from_dict(plan.model_config.to_dict())
-    config.dtype = torch_dtype
-    config.tie_word_embeddings = source.tied
+    config = type(job.model_config).from_dict(job.model_config.to_dict())
+    config.dtype, config.tie_word_embeddings = torch_dtype, source.tied
     config.save_pretrained(folder)
-    local = Path(plan.target.base)
-    for code in sorted(local.glob("*.py")) if local.is_dir() and plan.config.trust_remote_code else []:
+    local = Path(job.target.base)
+    for code in sorted(local.glob("*.py")) if local.is_dir() and job.config.trust_remote_code else []:
         shutil.copyfile(code, folder / code.name)
 
 
-def check_merged(folder: Path, source: "Source", dtype: str, tick: Tick) -> int:
-    """Returns how many tensors of a written model are, bit for bit, the merge rounded once; raises UserError for others."""
-    written = Checkpoint(str(folder))
-    tensors = source.tensors()
-    if set(written.tensors) != set(tensors):
-        odd = sorted(set(written.tensors) ^ set(tensors))
-        raise UserError(f"the written model has other tensors than the merge ({len(odd)}, for one {odd[0]})")
+def check_merged(folder: Path, source: Source, dtype: str, tick: Tick) -> int:
+    """Returns how many tensors of a written model are the merge rounded once, bit for bit; or raises UserError."""
+    written, tensors = Checkpoint(str(folder)), source.tensors
+    check_names(set(written.tensors), set(tensors))
     for done, (name, (_, shape)) in enumerate(tensors.items(), 1):
         for rows, expected in zip(row_blocks(shape), source.blocks(name), strict=True):
-            if not torch.equal(written.rows(name, rows), expected.to(getattr(torch, dtype))):
-                raise UserError(
-                    f"{name} was read back from the disk as other numbers than were written; is the disk sound?"
-                )
+            check_equal(name, torch.equal(written.rows(name, rows), expected.to(getattr(torch, dtype))))
         tick("reading back", done, len(tensors))
     return len(tensors)
 
 
-def probe_merged(plan: "Plan", folder: Path, source: "Source") -> Probe:
-    """Returns what a written model says, loaded by transformers in the dtype that its config names."""
-    model = _load_written(plan, folder, "auto").to(device())
-    if bool(model.config.tie_word_embeddings) != source.tied:
-        raise UserError("the written model ties head and embedding otherwise than the merge does")
-    return probe(model, source.live.texts, source.live)
+def check_names(written: set[str], tensors: set[str]) -> None:
+    """Raises UserError unless a written file has the tensors of the merge."""
+    if odd := sorted(written ^ tensors):
+        raise UserError(f"the written model has other tensors than the merge ({len(odd)}, for one {odd[0]})")
 
 
-def write_4bit(plan: "Plan", folder: Path, source: "Source", tick: Tick) -> tuple[Probe, Probe]:
-    """Writes the merged model in NF4, by bitsandbytes; returns what it says before it is saved, and the base in NF4."""
+def check_equal(name: str, equal: bool) -> None:
+    """Raises UserError unless a tensor was read back as it was written."""
+    if not equal:
+        raise UserError(f"{name} was read back from the disk as other numbers than were written; is the disk sound?")
+
+
+def export_4bit(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Probe, Probe]:
+    """Writes the merged model in NF4, by bitsandbytes; with it comes what the base says in NF4.
+
+    Raises UserError where the model says other things after it was saved and loaded.
+    """
     whole = folder / ".merged"
     whole.mkdir()
-    write_merged(plan, whole, source, "bfloat16", tick)
-    options: dict[str, Any] = {"quantization_config": nf4(torch.bfloat16), "device_map": {"": device()}}
-    model = _load_written(plan, whole, torch.bfloat16, **options)
-    said = probe(model, source.live.texts, source.live)
+    write_merged(job, whole, source, "bfloat16", tick)
+    place = {"device_map": {"": device()}}
+    quantised: dict[str, Any] = {"quantization_config": nf4(torch.bfloat16), **place}
+    model = _load_written(job, whole, torch.bfloat16, **quantised)
+    before = rounded = source.ask(model)
     model.save_pretrained(folder)
     shutil.rmtree(whole)
-    if not source.changes:
-        return said, said
     del model
     gc.collect()  # quantised models hold themselves in a circle
-    base = _load_written(plan, Path(plan.target.base), torch.bfloat16, **options)
-    return said, probe(base, source.live.texts, source.live)
+    if source.changes:
+        rounded = source.ask(_load_written(job, Path(job.target.base), torch.bfloat16, **quantised))
+    write_common(job, folder)
+    said = source.ask(_load_written(job, folder, torch.bfloat16, **place))
+    if (moved := gap(before, said)).largest > 1e-4:
+        raise UserError(
+            f"the 4-bit model says other things after it was saved and loaded (by {moved.largest:.3g} nats); nothing "
+            "was handed over. Type --to merged-16bit, which any loader can quantise itself"
+        )
+    return said, rounded
 
 
-def probe_4bit(plan: "Plan", folder: Path, source: "Source") -> Probe:
-    """Returns what a written 4-bit model says, loaded by transformers."""
-    model = _load_written(plan, folder, torch.bfloat16, device_map={"": device()})
-    return probe(model, source.live.texts, source.live)
-
-
-def _load_written(plan: "Plan", folder: Path, dtype: Any, **options: Any) -> Any:
-    config = Config(student=str(folder), teacher="bundled", trust_remote_code=plan.config.trust_remote_code)
-    model = load_causal_lm(str(folder), "model", config, dtype, **options)
+def _load_written(job: Job, folder: Path, dtype: Any, **options: Any) -> Any:
+    model = load_causal_lm(str(folder), "model", dtype, job.config.trust_remote_code, **options)
     stay_unpacked(model)
     return model

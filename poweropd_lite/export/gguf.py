@@ -1,53 +1,49 @@
-"""GGUF for llama.cpp and Ollama: one file with the merged weights, the tokenizer, the chat template and the stop tokens.
+"""GGUF for llama.cpp and Ollama: one file with merged weights, tokenizer, chat template and stop tokens.
 
-Written with the gguf package (writer, tensor names, quantisers) for Qwen3, Qwen2 and Llama. Other kinds of weights are made
-of that file by llama.cpp's quantiser, other models converted by llama.cpp (llama_cpp.py). Read back and asked by
+Written with the gguf package (writer, tensor names, quantisers) for Qwen3, Qwen2 and Llama. Other kinds are made of
+that file by llama.cpp's quantiser, other models converted by llama.cpp (llama_cpp.py). Read back and asked by
 transformers' GGUF loader.
 """
 
 import math
 from contextlib import redirect_stderr
-from dataclasses import replace
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.export.settings import OWN_GGUF, ExportConfig
+from poweropd_lite.export.folders import Tick, check_equal, check_names
+from poweropd_lite.export.gguf_vocab import add_vocabulary, pre_tokenizer, write_modelfile
+from poweropd_lite.export.job import Job
+from poweropd_lite.export.llama_cpp import convert, quantise
+from poweropd_lite.export.settings import OWN_GGUF
+from poweropd_lite.export.source import Source, device
+from poweropd_lite.models.probe import Probe
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from poweropd_lite.export.folders import Tick
-    from poweropd_lite.export.plan import Plan
-    from poweropd_lite.export.source import Source
-    from poweropd_lite.models.probe import Probe
 
 ARCHITECTURES = ("qwen3", "qwen2", "llama")  # transformers' model_type, and GGUF's name for the same
 ROPE_FREQS = "rope_freqs.weight"
 _HALF_LARGEST = 65504.0  # of float16
 
 
-def check_gguf(config: ExportConfig, model_config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raises UserError for a model that neither this file nor the given llama.cpp checkout can write."""
-    from poweropd_lite.export.llama_cpp import check_checkout
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of the file."""
 
-    if config.llama_cpp is not None:
-        check_checkout(config)
-        return
-    fault = unfit(model_config, tokenizer)
-    if fault is not None:
-        raise UserError(
-            f"the GGUF file of this model can't be written here: {fault}; type --llama-cpp with the folder of a llama.cpp checkout, "
-            "whose converter knows more models"
-        )
+    origin: str  # the merged model's name for it
+    shape: tuple[int, ...]
+    kind: Any  # gguf's name for its encoding
 
 
 def unfit(c: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Returns why a model's GGUF file can't be written by this file, or None."""
-    from poweropd_lite.export.gguf_vocab import pre_tokenizer
-
     if c.model_type not in ARCHITECTURES:
         return f"its type is {c.model_type}, and {', '.join(ARCHITECTURES)} are known"
     rope = c.rope_parameters or {}
@@ -64,248 +60,182 @@ def unfit(c: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | 
     return pre_tokenizer(tokenizer)[1]
 
 
-def export_gguf(plan: "Plan", folder: Path, source: "Source", tick: "Tick") -> tuple["Probe", int | None]:
-    """Writes the GGUF file and Ollama's Modelfile; returns what the file says, and how many tensors were read back equal, if any were."""
-    from poweropd_lite.export.llama_cpp import convert, quantise
-    from poweropd_lite.export.modelfile import write_modelfile
-
-    file = folder / f"model-{plan.gguf_type}.gguf"
-    own = plan.gguf_type in OWN_GGUF
-    if plan.config.llama_cpp is not None and unfit(plan.model_config, plan.vocabulary.tokenizer) is not None:
-        convert(plan, file, source, tick)
-        checked = None
-    elif own:
-        write_gguf(plan, file, source, tick)
-        checked = check_gguf_file(plan, file, source, tick)
+def export_gguf(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Probe, int | None]:
+    """Writes the GGUF file and Ollama's Modelfile; returns what the file says and the tensors read back, if any."""
+    kind, checked = job.config.gguf_kind, None
+    file, checkout = folder / f"model-{kind}.gguf", Path(job.config.llama_cpp or "").resolve()
+    if job.config.llama_cpp is not None and unfit(job.model_config, job.vocabulary.tokenizer) is not None:
+        convert(job, checkout, file, source, tick)
+    elif kind in OWN_GGUF:
+        checked = write_gguf(job, file, source, kind, tick)
     else:
         whole = file.with_name(".whole.gguf")
-        wide = replace(plan, config=plan.config.model_copy(update={"gguf_type": "f32"}))
-        write_gguf(wide, whole, source, tick)
-        checked = check_gguf_file(wide, whole, source, tick)
-        quantise(plan, whole, file)
-    write_modelfile(plan, folder, file.name)
-    return probe_gguf(plan, file, source), checked
+        checked = write_gguf(job, whole, source, "f32", tick)
+        quantise(checkout, kind, whole, file)
+    write_modelfile(job, folder, file.name)
+    return probe_gguf(job, file, source), checked
 
 
-def write_gguf(plan: "Plan", file: Path, source: "Source", tick: "Tick") -> None:
-    """Writes metadata, vocabulary and tensors; no more than one tensor is in memory."""
+def write_gguf(job: Job, file: Path, source: Source, kind: str, tick: Tick) -> int:
+    """Writes metadata, vocabulary and tensors, one at a time in memory, and reads them back; returns how many.
+
+    Raises UserError for a tensor that is not, byte for byte, what the merge gives.
+    """
     import gguf
-    import numpy as np
 
-    from poweropd_lite.export.gguf_vocab import add_vocabulary
-
-    config = plan.model_config
-    writer = gguf.GGUFWriter(file, config.model_type)
-    _add_settings(writer, plan)
-    add_vocabulary(writer, plan, rows=config.vocab_size)
-    tensors = _tensors(plan, source)
-    for name, origin in tensors.items():
-        shape = _shape(origin, source, plan)
-        kind = _kind(plan, shape)
-        packed = gguf.quant_shape_to_byte_shape(shape, kind)
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), math.prod(packed), raw_dtype=kind)
+    entries, settings = _entries(job, source, kind), _settings(job, kind)
+    writer = gguf.GGUFWriter(file, job.model_config.model_type)
+    writer.add_name(job.name)
+    for name, value in settings.items():
+        add: Any = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        add(name, value)
+    vocabulary = add_vocabulary(writer, job)
+    for name, entry in entries.items():
+        size = math.prod(gguf.quant_shape_to_byte_shape(entry.shape, entry.kind))
+        writer.add_tensor_info(name, entry.shape, np.dtype(np.float32), size, raw_dtype=entry.kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for done, origin in enumerate(tensors.values(), 1):
-        writer.write_tensor_data(_encoded(plan, source, origin))
-        tick("writing", done, len(tensors))
+    for done, entry in enumerate(entries.values(), 1):
+        writer.write_tensor_data(_encoded(job, source, entry))
+        tick("writing", done, len(entries))
     writer.close()
 
-
-def check_gguf_file(plan: "Plan", file: Path, source: "Source", tick: "Tick") -> int:
-    """Returns how many tensors of a written file are, byte for byte, what the merge gives; raises UserError for others."""
-    import gguf
-    import numpy as np
-
-    tensors = _tensors(plan, source)
     try:
         reader = gguf.GGUFReader(file)
         written = {tensor.name: tensor for tensor in reader.tensors}
         values = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, OSError, IndexError) as error:
         raise UserError(f"the GGUF file can't be read back: {error}; is the disk sound?") from None
-    wrong = [name for name, value in _expected(plan).items() if values.get(name) != value]
-    if wrong:
-        raise UserError(
-            f"{wrong[0]} was read back from the GGUF file as {str(values.get(wrong[0]))[:100]}, which is wrong"
-        )
-    if set(written) != set(tensors):
-        odd = sorted(set(written) ^ set(tensors))
-        raise UserError(f"the GGUF file has other tensors than the merge ({len(odd)}, for one {odd[0]})")
-    for done, (name, origin) in enumerate(tensors.items(), 1):
-        expected = _encoded(plan, source, origin)
-        if not np.array_equal(written[name].data.reshape(-1).view(np.uint8), expected.reshape(-1).view(np.uint8)):
-            raise UserError(
-                f"{name} was read back from the disk as other numbers than were written; is the disk sound?"
-            )
-        tick("reading back", done, len(tensors))
-    return len(tensors)
+    named = {"general.architecture": job.model_config.model_type, "general.name": job.name}
+    for name, value in (named | settings | vocabulary).items():
+        if values.get(name) != (float(np.float32(value)) if isinstance(value, float) else value):
+            raise UserError(f"{name} was read back from the GGUF file as {str(values.get(name))[:100]}, which is wrong")
+    check_names(set(written), set(entries))
+    for done, (name, entry) in enumerate(entries.items(), 1):
+        data = written[name].data.reshape(-1).view(np.uint8)
+        check_equal(name, np.array_equal(data, _encoded(job, source, entry)))
+        tick("reading back", done, len(entries))
+    return len(entries)
 
 
-def probe_gguf(plan: "Plan", file: Path, source: "Source") -> "Probe":
-    """Returns what transformers' GGUF loader makes of a file; the config is the base's, for that loader does not read it whole."""
-    import torch
+def probe_gguf(job: Job, file: Path, source: Source) -> Probe:
+    """Returns what transformers' GGUF loader makes of a file, by the base's config, which it would not read whole."""
     from transformers import AutoModelForCausalLM
 
-    from poweropd_lite.export.source import device
-    from poweropd_lite.models.probe import probe
-
-    config = type(plan.model_config).from_dict(plan.model_config.to_dict())
+    config = type(job.model_config).from_dict(job.model_config.to_dict())
     config.tie_word_embeddings = source.tied
     # 16 bits hold what the file does: exactly for f16 and bf16, to far below a step of a quantised kind.
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}.get(plan.gguf_type, torch.float16)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}.get(job.config.gguf_kind, torch.float16)
     try:
         with redirect_stderr(StringIO()):  # a progress bar that transformers' settings don't reach
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, config=config, dtype=dtype, output_loading_info=True
             )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"transformers can't load the GGUF file back ({reason}), so it can't be proven, and nothing was handed over; type "
-            "--to merged-16bit and convert that yourself"
+            f"transformers can't load the GGUF file back ({reason}), so it can't be proven, and nothing was handed "
+            "over; type --to merged-16bit and convert that yourself"
         ) from None
-    if info["missing_keys"] or info["mismatched_keys"]:
-        odd = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    model, info = loaded
+    if odd := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise UserError(
             f"the GGUF file lacks {len(odd)} tensors of the model, for one {odd[0]}; nothing was handed over"
         )
-    return probe(model.to(device()), source.live.texts, source.live)
+    return source.ask(model.to(device()))
 
 
-def _add_settings(writer: Any, plan: "Plan") -> None:
+def _settings(job: Job, kind: str) -> dict[str, int | float]:
+    """What a reader must know of the model, by GGUF's names, in the file's order: uint32 and float32."""
     import gguf
 
-    c = plan.model_config
-    heads, head = c.num_attention_heads, _head_size(plan)
-    types = {
-        "f32": gguf.LlamaFileType.ALL_F32,
-        "f16": gguf.LlamaFileType.MOSTLY_F16,
-        "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    c, head = job.model_config, _head_size(job)
+    numbers = {
+        "context_length": c.max_position_embeddings,
+        "embedding_length": c.hidden_size,
+        "block_count": c.num_hidden_layers,
+        "feed_forward_length": c.intermediate_size,
+        "attention.head_count": c.num_attention_heads,
+        "attention.head_count_kv": c.num_key_value_heads,
+        "attention.key_length": head,
+        "attention.value_length": head,
+        "rope.dimension_count": head,
+        "rope.freq_base": float((c.rope_parameters or {}).get("rope_theta", 10000.0)),
+        "attention.layer_norm_rms_epsilon": float(c.rms_norm_eps),
+        "vocab_size": c.vocab_size,
     }
-    writer.add_name(plan.name)
-    writer.add_file_type(types.get(plan.gguf_type, gguf.LlamaFileType.MOSTLY_Q8_0))
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_context_length(c.max_position_embeddings)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_key_length(head)
-    writer.add_value_length(head)
-    writer.add_rope_dimension_count(head)
-    writer.add_rope_freq_base(float((c.rope_parameters or {}).get("rope_theta", 10000.0)))
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_vocab_size(c.vocab_size)
-
-
-def _expected(plan: "Plan") -> dict[str, Any]:
-    """Some of what a reader must find, by the model's config and its tokenizer."""
-    from poweropd_lite.export.gguf_vocab import pre_tokenizer, stops
-
-    c, tokenizer = plan.model_config, plan.vocabulary.tokenizer
-    eos, others = stops(plan.vocabulary)
-    ids = dict(zip(("eos", "eot", "eom"), (eos, *others), strict=False)) | {"padding": tokenizer.pad_token_id}
     return {
-        "general.architecture": c.model_type,
-        f"{c.model_type}.block_count": c.num_hidden_layers,
-        f"{c.model_type}.attention.head_count": c.num_attention_heads,
-        f"{c.model_type}.attention.head_count_kv": c.num_key_value_heads,
-        f"{c.model_type}.attention.key_length": _head_size(plan),
-        f"{c.model_type}.embedding_length": c.hidden_size,
-        f"{c.model_type}.feed_forward_length": c.intermediate_size,
-        f"{c.model_type}.context_length": c.max_position_embeddings,
-        **{f"tokenizer.ggml.{key}_token_id": token for key, token in ids.items() if token is not None},
-        "tokenizer.ggml.pre": pre_tokenizer(tokenizer)[0],
-        **({"tokenizer.chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
+        "general.file_type": int(gguf.LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"]),
+        "general.quantization_version": int(gguf.GGML_QUANT_VERSION),
+        **{f"{c.model_type}.{name}": value for name, value in numbers.items()},
     }
 
 
-def _head_size(plan: "Plan") -> int:
-    c = plan.model_config
+def _head_size(job: Job) -> int:
+    c = job.model_config
     return getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
 
 
-def _tensors(plan: "Plan", source: "Source") -> dict[str, str]:
-    """Returns the merged model's tensor by its name in the file, in the model's order."""
+def _entries(job: Job, source: Source, kind: str) -> dict[str, Entry]:
+    """Returns the file's tensors by their names in it, in the model's order.
+
+    Vectors stay float32; a matrix whose rows are no whole number of q8_0's blocks of 32 is float16, as llama.cpp has it.
+    """
     import gguf
 
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == plan.model_config.model_type)
-    names = gguf.get_tensor_name_map(arch, plan.model_config.num_hidden_layers)
-    found = {}
-    for origin in source.tensors():
-        name = names.get_name(origin, try_suffixes=(".weight", ".bias"))
+    c, kinds = job.model_config, gguf.GGMLQuantizationType
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == c.model_type)
+    names = gguf.get_tensor_name_map(arch, c.num_hidden_layers)
+    shapes = {origin: shape for origin, (_, shape) in source.tensors.items()}
+    if (c.rope_parameters or {}).get("rope_type") == "llama3":
+        shapes[ROPE_FREQS] = (_head_size(job) // 2,)
+    entries = {}
+    for origin, shape in shapes.items():
+        name = ROPE_FREQS if origin == ROPE_FREQS else names.get_name(origin, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise UserError(f"GGUF has no name for {origin}; type --llama-cpp with the folder of a llama.cpp checkout")
-        found[name] = origin
-    if (plan.model_config.rope_parameters or {}).get("rope_type") == "llama3":
-        found[ROPE_FREQS] = ROPE_FREQS
-    return found
+        uneven = kind == "q8_0" and shape[-1] % 32
+        encoding = kinds.F32 if len(shape) == 1 else kinds.F16 if uneven else kinds[kind.upper()]
+        entries[name] = Entry(origin, shape, encoding)
+    return entries
 
 
-def _shape(origin: str, source: "Source", plan: "Plan") -> tuple[int, ...]:
-    if origin == ROPE_FREQS:
-        return (_head_size(plan) // 2,)
-    return source.tensors()[origin][1]
-
-
-def _kind(plan: "Plan", shape: tuple[int, ...]) -> Any:
-    """Vectors stay float32; a matrix whose rows are no whole number of q8_0's blocks of 32 is float16, as llama.cpp has it."""
-    from gguf import GGMLQuantizationType as Types
-
-    if len(shape) == 1:
-        return Types.F32
-    kind = {"f32": Types.F32, "f16": Types.F16, "bf16": Types.BF16, "q8_0": Types.Q8_0}[plan.gguf_type]
-    return Types.F16 if kind is Types.Q8_0 and shape[-1] % 32 else kind
-
-
-def _encoded(plan: "Plan", source: "Source", origin: str) -> "np.ndarray":
-    """Returns a tensor of the merged model in the file's encoding: bytes [rows, bytes a row]."""
+def _encoded(job: Job, source: Source, entry: Entry) -> np.ndarray:
+    """Returns the bytes of a tensor of the merged model in the file's encoding."""
     import gguf
-    import numpy as np
 
-    shape = _shape(origin, source, plan)
-    kind = _kind(plan, shape)
-    out = np.empty(gguf.quant_shape_to_byte_shape(shape, kind), dtype=np.uint8)
+    origin, start = entry.origin, 0
     if origin == ROPE_FREQS:
-        out[:] = _rope_factors(plan).view(np.uint8)
-        return out
-    if plan.model_config.model_type == "llama" and origin.endswith(("q_proj.weight", "k_proj.weight")):
-        blocks = iter([_interleaved(source.tensor(origin), plan, origin)])
+        return _rope_factors(job).view(np.uint8)
+    if job.model_config.model_type == "llama" and origin.endswith(("q_proj.weight", "k_proj.weight")):
+        blocks = iter([_interleaved(torch.cat(list(source.blocks(origin))), job, origin)])
     else:
         blocks = source.blocks(origin)
-    start = 0
+    out = np.empty(math.prod(gguf.quant_shape_to_byte_shape(entry.shape, entry.kind)), dtype=np.uint8)
     for block in blocks:
         values = block.numpy()
-        if kind is gguf.GGMLQuantizationType.F16 and np.abs(values).max(initial=0) > _HALF_LARGEST:
+        if entry.kind is gguf.GGMLQuantizationType.F16 and np.abs(values).max(initial=0) > _HALF_LARGEST:
             raise UserError(f"{origin} has numbers that f16 can't hold; type --gguf-type bf16")
-        packed = gguf.quantize(values, kind).view(np.uint8)
-        if len(shape) == 1:
-            out[:] = packed
-            break
+        packed = gguf.quantize(values, entry.kind).view(np.uint8).reshape(-1)
         out[start : start + len(packed)] = packed
         start += len(packed)
     return out
 
 
-def _interleaved(weight: Any, plan: "Plan", origin: str) -> Any:
+def _interleaved(weight: torch.Tensor, job: Job, origin: str) -> torch.Tensor:
     """llama.cpp rotates neighbouring rows of a Llama head together, transformers row i and row i + half."""
-    c = plan.model_config
+    c = job.model_config
     heads = c.num_attention_heads if origin.endswith("q_proj.weight") else c.num_key_value_heads
     rows, columns = weight.shape
     return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns).contiguous()
 
 
-def _rope_factors(plan: "Plan") -> "np.ndarray":
+def _rope_factors(job: Job) -> np.ndarray:
     """What llama3 scaling divides each frequency by, float32 [head size / 2]."""
-    import numpy as np
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    c = plan.model_config
+    c, size = job.model_config, _head_size(job)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](c, "cpu")
-    size = _head_size(plan)
-    exponents = np.arange(0, size, 2, dtype=np.float64) / size
-    plain = c.rope_parameters["rope_theta"] ** -exponents
+    plain = c.rope_parameters["rope_theta"] ** -(np.arange(0, size, 2, dtype=np.float64) / size)
     return (plain / scaled.numpy().astype(np.float64)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""An export's folder: filled beside its place, and put there only when it is whole and nothing of the user's is in the way."""
+"""An export's folder: filled beside its place, and put there when it is whole and nothing of the user's is in the way."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import flush_files, sync_folder
+from poweropd_lite.base.files import flush_files, refuse_full, sync_folder
 
 REPORT = "export.json"
 
@@ -20,22 +20,17 @@ def check_place(out: Path, overwrite: bool) -> None:
     _clear_up(out.resolve())
     if out.is_symlink() and not out.exists():
         raise UserError(f"{out} is a link to nothing; type --out with the name of a new folder")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; type --out with the name of a new folder")
     if out.resolve() == Path.cwd():
         raise UserError(f"--out {out} is the folder you are in; type --out with the name of a new folder in it")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
     files = _files_of_export(out)
     if files is None:
-        raise UserError(f"{out} is not empty and holds no export ({REPORT}); type --out with the name of a new folder")
-    if not overwrite:
+        refuse_full(out, "--out", f"holds no export ({REPORT})", hidden_too=True)
+    elif not overwrite:
         raise UserError(f"{out} holds an export already; type --overwrite to replace it, or --out with a new folder")
-    others = sorted(p.name for p in out.iterdir() if p.name != REPORT and files.get(p.name) != p.stat().st_size)
-    if others:
+    elif others := sorted(p.name for p in out.iterdir() if p.name != REPORT and files.get(p.name) != p.stat().st_size):
         raise UserError(
-            f"{out} holds {len(others)} files that its export did not write, or that were changed since (for one {others[0]}), which --overwrite "
-            "would delete; move them, or type --out with a new folder"
+            f"{out} holds {len(others)} files that its export did not write, or that were changed since (for one "
+            f"{others[0]}), which --overwrite would delete; move them, or type --out with a new folder"
         )
 
 
@@ -71,12 +66,7 @@ def handed_over(out: Path, overwrite: bool) -> Iterator[Path]:
         check_place(out, overwrite)  # again: hours may have passed
         if out.exists():
             os.replace(out, aside)
-        try:
-            os.replace(beside, out)
-        except BaseException:
-            if aside.exists():
-                os.replace(aside, out)
-            raise
+        os.replace(beside, out)
         done = True
         sync_folder(out.parent)
     except (OSError, SafetensorError) as error:
@@ -87,6 +77,8 @@ def handed_over(out: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
         if done:
             shutil.rmtree(aside, ignore_errors=True)
+        elif aside.exists() and not out.exists():
+            os.replace(aside, out)
         for parent in made if not done else []:
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -110,6 +102,6 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
-        return True
+    except PermissionError:
+        pass  # another user's
     return True

@@ -1,28 +1,21 @@
-"""What must hold before an export is handed over, in next-token log-probs on fixed texts.
+"""What must hold before an export is handed over, in next-token log-probs on fixed texts, all in float32 arithmetic.
 
-Three comparisons, all in float32 arithmetic: the merge without rounding says what the live adapter says; the export, read back
-as a user would load it, says it too, within the format's rounding; and it keeps what the adapter changed of its base.
+The merge without rounding says what the live adapter says; the export, read back as a user would load it, says it too,
+within the format's rounding, and keeps what the adapter changed. (That the weights are the trained ones: source.py.)
 """
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.probe import Probe
 
-if TYPE_CHECKING:
-    from poweropd_lite.export.source import Source
-
 EXACT = (1e-5, 1e-4)  # nats, mean and largest: what float32 sums in another order may differ by
 # The most that a format may be off the live adapter on average, nats, and the largest of all differences.
 LIMITS = {
-    "float32": EXACT,
-    "float16": (0.01, 0.5),
-    "bfloat16": (0.05, 2.0),
-    "q8_0": (0.1, 4.0),
-    "nf4": (1.0, 15.0),
+    "float32": EXACT, "float16": (0.01, 0.5), "bfloat16": (0.05, 2.0), "q8_0": (0.1, 4.0), "nf4": (1.0, 15.0),
     "llama.cpp": (1.0, 15.0),
-}
+}  # fmt: skip
 KEPT = (0.5, 1.5)  # of the adapter's effect
 
 
@@ -32,6 +25,13 @@ class Gap:
 
     mean: float
     largest: float
+
+    def exceeds(self, limits: tuple[float, float]) -> bool:
+        """Whether it is more than `limits` of mean and largest difference, or no number."""
+        return not (self.mean <= limits[0] and self.largest <= limits[1])
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} nats on average and {self.largest:.3g} at most"
 
 
 def gap(first: Probe, second: Probe) -> Gap:
@@ -52,57 +52,59 @@ def kept(exported: Probe, live: Probe, base: Probe, rounded: Probe) -> float | N
 
 
 def within(limits: tuple[float, float], effect: Gap, parts: int) -> tuple[float, float]:
-    """Returns limits of mean and largest difference, raised to one part in `parts` of the adapter's effect where that is more.
+    """Returns limits of mean and largest difference, raised to a part in `parts` of the adapter's effect if that is more.
 
     Large models' sums are less exact than small ones'; what matters is that the error is small beside what was learnt.
     """
     return max(limits[0], effect.mean / parts), max(limits[1], 10 * effect.largest / parts)
 
 
-def check_merge(source: "Source") -> Gap:
+def check_merge(merged: Probe, live: Probe, base: Probe) -> Gap:
     """Returns how far the unrounded merge is from the live adapter; raises UserError if it is another model."""
-    found, effect = gap(source.merged, source.live), gap(source.base, source.live)
-    mean, largest = within(EXACT, effect, 500)
-    if not (found.mean <= mean and found.largest <= largest):
+    found, limits = gap(merged, live), within(EXACT, gap(base, live), 500)
+    if found.exceeds(limits):
         raise UserError(
-            f"the merged weights do not say what the live adapter says: log-probs differ by {found.mean:.3g} nats on average and {found.largest:.3g} "
-            f"at most, and {mean:.1g} and {largest:.1g} are allowed. Something in this adapter is not merged as PEFT applies it; type --to adapter"
+            f"the merged weights do not say what the live adapter says: log-probs differ by {found}, and "
+            f"{limits[0]:.1g} and {limits[1]:.1g} are allowed; something in this adapter is not merged as PEFT applies "
+            "it; type --to adapter"
         )
     return found
 
 
-def check_export(exported: Probe, source: "Source", kind: str, rounded: Probe | None = None) -> dict[str, Any]:
+def check_export(
+    exported: Probe, live: Probe, base: Probe, kind: str, notes: list[str], rounded: Probe | None = None
+) -> dict[str, Any]:
     """Returns the proof of an export as it goes into export.json; raises UserError if it is not the live model.
 
-    `rounded` is what the base says in the export's format, where that was asked.
+    `rounded` is what the base says in the export's format, where that was asked. What a user should know joins `notes`.
     """
-    found, effect = gap(exported, source.live), gap(source.base, source.live)
-    mean, largest = within(EXACT, effect, 500) if kind == "float32" else LIMITS[kind]
-    share = kept(exported, source.live, source.base, rounded or source.base)
-    if not (found.mean <= mean and found.largest <= largest):
+    found, effect = gap(exported, live), gap(base, live)
+    limits = within(EXACT, effect, 500) if kind == "float32" else LIMITS[kind]
+    share = kept(exported, live, base, rounded or base)
+    if found.exceeds(limits):
         raise UserError(
-            f"the exported model does not say what the live one says: its next-token log-probs are off by {found.mean:.3g} nats on average and "
-            f"{found.largest:.3g} at most, and {kind} may be off by {mean:g} and {largest:g}; nothing was handed over. "
-            "A wider format, or --to adapter, keeps more"
+            f"the exported model does not say what the live one says: log-probs are off by {found}, and {kind} may be "
+            f"off by {limits[0]:g} and {limits[1]:g}; nothing was handed over. A wider format, or --to adapter, keeps "
+            "more"
         )
     can_tell = found.mean <= 2 * effect.mean
     if share is not None and can_tell and not KEPT[0] <= share <= KEPT[1]:
         raise UserError(
-            f"the exported model kept {share:.0%} of what the adapter changes: in {kind} most of its changes are lost in the rounding; "
-            "nothing was handed over. Type --dtype float16 or float32 (merged-16bit), or --to adapter"
+            f"the exported model kept {share:.0%} of what the adapter changes: the rounding to {kind} loses most of "
+            "it; nothing was handed over. Type --dtype float16 or float32 (merged-16bit), or --to adapter"
         )
     if share is not None and found.mean > effect.mean / 4:
-        source.notes.append(
-            f"the rounding to {kind} moves log-probs by {found.mean:.2g} nats on average, the adapter by {effect.mean:.2g}: a wider format "
-            "is nearer to what was trained"
+        notes.append(
+            f"the rounding to {kind} moves log-probs by {found.mean:.2g} nats on average, the adapter by "
+            f"{effect.mean:.2g}: a wider format is nearer to what was trained"
         )
-    sure = share is None or can_tell
+    lost = "within the format's limits, but the adapter's effect is lost in the rounding"
     return {
-        "verdict": "proven" if sure else "within the format's limits, but the adapter's effect is lost in the rounding",
+        "verdict": "proven" if share is None or can_tell else lost,
         "unit": "nats",
         "kind": kind,
         "difference": asdict(found),
-        "limit": {"mean": mean, "largest": largest},
+        "limit": dict(zip(("mean", "largest"), limits, strict=True)),
         "adapter_effect": asdict(effect),
         "effect_kept": share,
     }

@@ -3,96 +3,72 @@
 import glob
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.export.job import Job
 
-if TYPE_CHECKING:
-    from poweropd_lite.export.plan import Plan
-
-IN_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 # What an export may write: with --overwrite, such files of an earlier one are replaced or removed, and no others.
 WRITTEN = re.compile(
-    r"(README\.md|Modelfile|export\.json|reference\.json|config\.json|generation_config\.json|adapter_(config\.json|model\.safetensors)|"
+    r"(README\.md|Modelfile|export\.json|reference\.json|(adapter_|generation_)?config\.json|adapter_model\.safetensors|"
     r"tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|chat_template\.jinja|"
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|model-[\w.]+\.gguf|\.gitattributes)"
 )
 
 
-def check_push(plan: "Plan") -> None:
-    """Raises UserError if the upload could not be made: asked before the work."""
-    if plan.config.push is None:
-        return
+def check_push(job: Job, name: str) -> None:
+    """Raises UserError if the upload to `name` could not be made: asked before the work."""
     from httpx import HTTPError
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    api = HfApi(token=job.token)
     try:
-        _api(plan).whoami()
-        there = set(_files(plan)) - IN_A_NEW_REPOSITORY
-        shown = bool(there) and plan.config.private and not _api(plan).repo_info(plan.config.push).private
+        api.whoami()
+        there = set(api.list_repo_files(name)) - {".gitattributes", "README.md"} if api.repo_exists(name) else set()
+        shown = bool(there) and job.config.private and not api.repo_info(name).private
     except OfflineModeIsEnabled:
         raise UserError("--push uploads, and HF_HUB_OFFLINE says not to; unset it, or leave out --push") from None
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"the hub can't be reached or does not take the token: {_reason(error, plan)}; check HF_TOKEN"
-        ) from None
-    if there and not plan.config.overwrite:
-        raise UserError(
-            f"{plan.config.push} holds {len(there)} files already (for one {sorted(there)[0]}); type --push with a new name, or --overwrite to "
-            "upload over it"
-        )
+        reason = _reason(error, job)
+        raise UserError(f"the hub can't be reached or does not take the token: {reason}; check HF_TOKEN") from None
+    new = "--push with a new name"
+    if there and not job.config.overwrite:
+        first = sorted(there)[0]
+        raise UserError(f"{name} holds {len(there)} files already (for one {first}); type {new}, or --overwrite")
     if shown:
-        raise UserError(
-            f"{plan.config.push} is there already and public; type --no-private to upload to it, or --push with a new name"
-        )
-    if strange := sorted(name for name in there if not WRITTEN.fullmatch(name)):
-        raise UserError(
-            f"{plan.config.push} holds files that no export writes (for one {strange[0]}), so it is not written over; type --push with a new name"
-        )
+        raise UserError(f"{name} is there already and public; type --no-private to upload to it, or {new}")
+    if strange := sorted(file for file in there if not WRITTEN.fullmatch(file)):
+        raise UserError(f"{name} holds files that no export writes (for one {strange[0]}); type {new}")
 
 
-def push(plan: "Plan", say: Callable[[str], None]) -> str:
-    """Uploads the export's folder in one commit; returns its address. Raises UserError, with the folder left as it is."""
+def push(job: Job, name: str, say: Callable[[str], None]) -> str:
+    """Uploads the export's folder in one commit; returns its address. Raises UserError; the folder stays."""
     from httpx import HTTPError
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    api, name = _api(plan), plan.config.push
-    say(f"uploading {plan.out} to {name}")
-    kept = {".gitattributes", *(file.name for file in plan.out.iterdir())}
+    api = HfApi(token=job.token)
+    say(f"uploading {job.out} to {name}")
+    kept = {".gitattributes", *(file.name for file in job.out.iterdir())}
     try:
-        api.create_repo(name, private=plan.config.private, exist_ok=True)
+        api.create_repo(name, private=job.config.private, exist_ok=True)
         done = api.upload_folder(
             repo_id=name,
-            folder_path=plan.out,
+            folder_path=job.out,
             commit_message="Upload by poweropd_lite",
             ignore_patterns=[".*"],
-            delete_patterns=[glob.escape(name) for name in _files(plan) if name not in kept] or None,
+            delete_patterns=[glob.escape(file) for file in api.list_repo_files(name) if file not in kept] or None,
         )
     except (HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"the upload to {name} failed: {_reason(error, plan)}\nThe export itself is whole, in {plan.out}; to try again, type: "
-            f"hf upload {name} {plan.out}{' --private' if plan.config.private else ''}"
+            f"the upload to {name} failed: {_reason(error, job)}\nThe export itself is whole, in {job.out}; to try "
+            f"again, type: hf upload {name} {job.out}{' --private' if job.config.private else ''}"
         ) from None
     url = str(getattr(done, "repo_url", None) or done)
     say(f"uploaded to {url}")
     return url
 
 
-def _api(plan: "Plan") -> Any:
-    from huggingface_hub import HfApi
-
-    return HfApi(token=plan.token)
-
-
-def _files(plan: "Plan") -> list[str]:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return _api(plan).list_repo_files(plan.config.push)
-    except RepositoryNotFoundError:
-        return []
-
-
-def _reason(error: Exception, plan: "Plan") -> str:
-    text = " ".join(str(error).replace(plan.token, "HF_TOKEN").split())  # whatever a library puts into its messages
-    return text[:300]
+def _reason(error: Exception, job: Job) -> str:
+    """The error in a line, without the token: whatever a library puts into its messages."""
+    return " ".join(str(error).replace(job.token or "HF_TOKEN", "HF_TOKEN").split())[:300]

@@ -6,14 +6,16 @@ The format is a JSON header behind its length in eight bytes, then the tensors' 
 import json
 import math
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from poweropd_lite.base.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ROWS = 1 << 22  # elements that are read, merged and written at a time
@@ -33,20 +35,19 @@ class Checkpoint:
     """The safetensors of a model (none for None), by tensor name, in the order of their files."""
 
     def __init__(self, model: str | None) -> None:
+        from safetensors import SafetensorError, safe_open
+
         self.tensors: dict[str, Stored] = {}
         for file in _files(model) if model is not None else []:
-            from safetensors import SafetensorError, safe_open
-
             try:
                 with safe_open(file, "pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 (a handle is no mapping)
                         part = opened.get_slice(name)
-                        kind = _CODES.get(part.get_dtype(), "")
-                        self.tensors[name] = Stored(file, tuple(part.get_shape()), kind)
+                        self.tensors[name] = Stored(file, tuple(part.get_shape()), _CODES.get(part.get_dtype(), ""))
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} can't be read: {error}; is the download whole?") from None
 
-    def rows(self, name: str, rows: slice) -> "torch.Tensor":
+    def rows(self, name: str, rows: slice) -> Tensor:
         """Returns some rows of a tensor (all of a scalar)."""
         from safetensors import safe_open
 
@@ -58,22 +59,19 @@ class Checkpoint:
 def _files(model: str) -> list[Path]:
     from transformers.utils import cached_file
 
-    found = {n: cached_file(model, n, _raise_exceptions_for_missing_entries=False) for n in (INDEX, SINGLE)}
-    if found[SINGLE]:
-        return [Path(found[SINGLE])]
-    if not found[INDEX]:
+    single, index = (cached_file(model, n, _raise_exceptions_for_missing_entries=False) for n in (SINGLE, INDEX))
+    if single:
+        return [Path(single)]
+    if not index:
         raise UserError(
-            f"{model} has no {SINGLE} and no {INDEX}, and other kinds of weights are not merged here; type --base with a copy "
-            "that transformers' save_pretrained wrote"
+            f"{model} has no {SINGLE} and no {INDEX}, and other kinds of weights are not merged here; type --base with "
+            "a copy that transformers' save_pretrained wrote"
         )
     try:
-        names = sorted(set(json.loads(Path(found[INDEX]).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{found[INDEX]} can't be read: {error}; is the download whole?") from None
-    try:
-        return [Path(cached_file(model, name)) for name in names]
-    except OSError as error:
-        raise UserError(f"a file of {model} is missing: {error}; is the download whole?") from None
+        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        return [Path(str(cached_file(model, name))) for name in names]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"what {index} lists can't be read: {error}; is the download whole?") from None
 
 
 def row_blocks(shape: tuple[int, ...]) -> list[slice]:
@@ -84,35 +82,19 @@ def row_blocks(shape: tuple[int, ...]) -> list[slice]:
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
-class ShardWriter:
-    """A safetensors file whose tensors' names, dtypes and shapes are known, and whose bytes come in that order."""
-
-    def __init__(self, path: Path, entries: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-        codes = {torch_name: code for code, torch_name in _CODES.items()}
-        sizes = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name, (dtype, shape) in entries.items():
-            size = sizes[codes[dtype]] * math.prod(shape)
-            header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
-            end += size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self.end = 8 + len(text) + end
-        self.file: BinaryIO = open(path, "wb")  # noqa: SIM115 (closed by the with statement it is used in)
-        self.file.write(struct.pack("<Q", len(text)) + text)
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        whole = self.file.tell() == self.end
-        self.file.close()
-        if kind is None and not whole:
+@contextmanager
+def new_shard(path: Path, dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> Iterator[Callable[[Tensor], int]]:
+    """Gives what appends the next rows, in the order of `shapes`, to a file of one dtype, and returns their bytes."""
+    code = next(code for code, name in _CODES.items() if getattr(torch, name) == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        yield lambda rows: file.write(rows.contiguous().view(torch.uint8).numpy().tobytes() if rows.numel() else b"")
+        if file.tell() != 8 + len(text) + end:
             raise RuntimeError("a shard was closed before all of its tensors were written")
-
-    def append(self, rows: "torch.Tensor") -> None:
-        """Writes the next rows."""
-        import torch
-
-        self.file.write(rows.contiguous().view(torch.uint8).numpy().tobytes() if rows.numel() else b"")

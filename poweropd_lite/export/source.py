@@ -1,150 +1,132 @@
 """The model that is exported: its base, its adapter's changes, and what the live model says, as the export must.
 
-The live model is the base with the adapter put on by PEFT, unmerged. It is asked, read and let go before anything is written.
+The live model is the base with PEFT's adapter on it, unmerged: asked, read and let go before anything is written.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.evaluate.serve import load_target
+from poweropd_lite.export.job import Job
+from poweropd_lite.export.proof import KEPT, gap, kept, within
 from poweropd_lite.export.shards import Checkpoint, row_blocks
 from poweropd_lite.models.merge import Change, changes_of
 from poweropd_lite.models.probe import Probe, probe, probe_texts, read_reference
 
 if TYPE_CHECKING:
-    from poweropd_lite.export.plan import Plan
+    from peft import PeftModel
 
 
 @dataclass
 class Source:
-    """What is exported: the base's files and, by parameter name, what the adapter changes. Of the live model: what it says."""
+    """What is exported: the base's files, what the adapter changes, by parameter name, and what the live model says."""
 
     checkpoint: Checkpoint
+    tensors: dict[str, tuple[str, tuple[int, ...]]]  # by name: the base's tensor it is made of, shape
     changes: dict[str, Change]
     live: Probe
     base: Probe  # what the base says without the adapter
     merged: Probe  # what the base says with the changes merged in float32, without any rounding
     tied: bool  # whether head and embedding of the export are one matrix
-    known: set[str]  # the model's own names of its weights
-    ends: tuple[str, str]  # the names of embedding and head
-    notes: list[str] = field(default_factory=list)  # what a user should know
+    notes: list[str]  # what a user should know
 
     @property
     def is_zero(self) -> bool:
         """Whether the adapter changes nothing (or there is none)."""
         return all(change.is_zero for change in self.changes.values())
 
-    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The export's tensors: (the base's tensor it is made of, shape) by name."""
-        stored, (embedding, head) = self.checkpoint.tensors, self.ends
-        found = {name: (name, tensor.shape) for name, tensor in stored.items() if name in self.known}
-        if self.tied:
-            found.pop(head, None)
-        elif head not in found and embedding in found:
-            found[head] = (embedding, stored[embedding].shape)
-        return found
-
     def blocks(self, name: str) -> Iterator[Tensor]:
         """Gives a tensor of the export in float32, a few rows at a time."""
-        origin, shape = self.tensors()[name]
+        origin, shape = self.tensors[name]
         change = self.changes.get(name)
         for rows in row_blocks(shape):
             values = self.checkpoint.rows(origin, rows).float()
             merged = values if change is None else change.rows(values, rows)
             if not merged.isfinite().all():
                 raise UserError(
-                    f"{name} is not finite after the merge: the base's weights or the adapter's are damaged"
+                    f"{name} is not finite after the merge: the base's or the adapter's weights are damaged"
                 )
             yield merged
 
-    def tensor(self, name: str) -> Tensor:
-        """Returns a tensor of the export whole, in float32."""
-        return torch.cat(list(self.blocks(name)))
+    def ask(self, model: Any) -> Probe:
+        """Returns what another model says where the live one was asked."""
+        return probe(model, self.live.texts, self.live)
 
 
-def read_source(plan: "Plan", say: Callable[[str], None]) -> Source:
+def read_source(job: Job, say: Callable[[str], None]) -> Source:
     """Loads the live model, asks it and reads its adapter; raises UserError for one that is not what was trained."""
-    target, notes = plan.target, list(plan.notes)
-    checkpoint = Checkpoint(target.base if plan.config.to != "adapter" else None)
-    texts = probe_texts(plan.vocabulary.tokenizer)
-    stored = plan.model_config.dtype or torch.float32
-    live_model = _load(plan, 16, stored)
-    live = probe(live_model, texts)
-    known, ends, tied = _anatomy(live_model)
-    strange = sorted(set(checkpoint.tensors) - known)
-    if strange and plan.config.to != "adapter":
+    target, notes, merging = job.target, list(job.notes), job.config.to != "adapter"
+    checkpoint = Checkpoint(target.base if merging else None)
+    stored = job.stored_dtype
+    model = _load(job, 16, stored)
+    live = base = merged = probe(model, probe_texts(job.vocabulary.tokenizer))
+    known, ends, tied = _anatomy(model)
+    if strange := sorted(set(checkpoint.tensors) - known):
         notes.append(
-            f"{len(strange)} tensors in the base's files are no part of the model and are left out, such as {strange[0]}"
+            f"{len(strange)} tensors in the base's files are no part of the model and are left out, such as "
+            f"{strange[0]}"
         )
     if odd := sorted(name for name, t in checkpoint.tensors.items() if name in known and not t.dtype):
-        raise UserError(
-            f"{odd[0]} in the files of {target.base} is no floating-point tensor, which a merge here can't round"
-        )
-    if target.adapter is None:
-        source = Source(checkpoint, {}, live, live, live, tied, known, ends, notes)
-        if target.run is not None:
-            _check_reference(plan, live_model, source, read_reference(Path(target.base)), say)
-        return source
-    with live_model.disable_adapter():
-        base = probe(live_model, texts, live)
-    try:
-        changes = changes_of(live_model)
-        uses = _uses(live_model, changes)
-        was_tied, tied = tied, _stays_tied(changes, ends, tied)
-        with live_model.disable_adapter():
-            merged = probe(live_model, texts, live, uses)
-        if was_tied and not tied:
+        raise UserError(f"{odd[0]} of {target.base} is no floating-point tensor, which a merge here can't round")
+    changes: dict[str, Change] = {}
+    if target.adapter is not None:
+        with model.disable_adapter():
+            base = probe(model, live.texts, live)
+        try:
+            changes = changes_of(model)
+            uses, was_tied = _uses(model, changes), tied
+            tied = _stays_tied(changes, ends, tied)
+            with model.disable_adapter():
+                merged = probe(model, live.texts, live, uses)
+            if was_tied and not tied:
+                what = "the adapter changes the embedding or the head alone"
+                notes.append(f"{what}, so the two are untied: the export has a head of its own")
+        except UserError:
+            if merging:
+                raise
+            changes, merged = {}, live
+        if tied:  # one matrix, by the embedding's name
+            changes.pop(ends[1], None)
+        changes = {name: change.cpu() for name, change in changes.items()}
+    tensors, (embedding, head) = {n: (n, t.shape) for n, t in checkpoint.tensors.items() if n in known}, ends
+    if tied:
+        tensors.pop(head, None)
+    elif embedding in tensors:
+        tensors.setdefault(head, tensors[embedding])
+    source = Source(checkpoint, tensors, changes, live, base, merged, tied, notes)
+    if target.adapter is not None or target.run is not None:
+        seen = read_reference(target.adapter or Path(target.base))
+        trained_on = stored if seen is None else getattr(torch, seen.base_dtype)
+        if seen is not None and seen.base_bits == 4:
+            del model
+            model = _load(job, 4, torch.float32)
             notes.append(
-                "the adapter changes the embedding or the head alone, so the two are untied: the export has a head of its own"
+                "the adapter was trained on its base in 4 bits, and is exported on the 16-bit weights of that base, "
+                "which it has not seen in training"
             )
-    except UserError:
-        if plan.config.to != "adapter":
-            raise
-        changes, merged = {}, live
-    if tied:  # one matrix, by the embedding's name
-        changes.pop(ends[1], None)
-    changes = {name: change.cpu() for name, change in changes.items()}
-    source = Source(checkpoint, changes, live, base, merged, tied, known, ends, notes)
-    seen = read_reference(target.adapter)
-    trained_on = getattr(torch, seen.base_dtype) if seen is not None else stored
-    if seen is not None and seen.base_bits == 16 and trained_on not in (stored, torch.float32):
-        del live_model  # the base was narrowed for training
-        live_model = _load(plan, 16, trained_on)
-    if seen is not None and seen.base_bits == 4:
-        del live_model
-        live_model = _load(plan, 4, torch.float32)
-        notes.append(
-            "the adapter was trained on its base in 4 bits, and is exported on the 16-bit weights of that base, which it has "
-            "not seen in training"
-        )
-    _check_reference(plan, live_model, source, seen, say)
-    absent = sorted(set(changes) - set(source.tensors()))
-    if absent and plan.config.to != "adapter":
+        elif trained_on not in (stored, torch.float32):
+            del model  # the base was narrowed for training
+            model = _load(job, 16, trained_on)
+        _check_reference(job, model, source, seen, say)
+    if merging and (absent := sorted(set(changes) - set(tensors))):
         raise UserError(
-            f"the adapter changes {absent[0]}, which the files of {target.base} don't hold under that name; a merge here can't "
-            "tell where it belongs. Load the base with transformers, save it with save_pretrained, and type --base with that folder"
+            f"the adapter changes {absent[0]}, which the files of {target.base} don't hold under that name; load the "
+            "base with transformers, save it with save_pretrained, and type --base with that folder"
         )
-    if source.is_zero and plan.config.to != "adapter":
-        source.notes.append("the adapter is zero: what is exported is its base")
+    if target.adapter is not None and merging and source.is_zero:
+        notes.append("the adapter is zero: what is exported is its base")
     return source
 
 
-def _load(plan: "Plan", bits: int, dtype: torch.dtype) -> "torch.nn.Module":
-    from poweropd_lite.evaluate.target import load_target
-
-    config = Config(
-        student=plan.target.base,
-        teacher=plan.target.base,
-        student_bits=bits,
-        trust_remote_code=plan.config.trust_remote_code,
-    )
-    return load_target(plan.target, config, device(), dtype).model
+def _load(job: Job, bits: int, dtype: torch.dtype) -> Any:
+    """Any: PEFT's model around transformers', or transformers' own; both answer for the same things."""
+    return load_target(job.target, bits, device(), dtype, job.config.trust_remote_code).model
 
 
 def device() -> torch.device:
@@ -152,31 +134,30 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _original(module: "torch.nn.Module") -> "torch.nn.Module":
+def _original(module: Any) -> Any:
     """The base's own module under what PEFT put around it."""
     return getattr(module, "base_layer", None) or getattr(module, "original_module", None) or module
 
 
-def _anatomy(model: "torch.nn.Module") -> tuple[set[str], tuple[str, str], bool]:
+def _anatomy(model: Any) -> tuple[set[str], tuple[str, str], bool]:
     """Returns the names of a base's weights, those of its embedding and its head, and whether the two are one matrix."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = {name.replace(".base_layer.", ".").replace(".original_module.", ".") for name in base.state_dict()}
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     names = {id(module): f"{name}.weight" for name, module in base.named_modules()}
-    tied = _original(ends[0]).weight is _original(ends[1]).weight
-    return known, (names[id(ends[0])], names[id(ends[1])]), tied
+    return known, (names[id(embedding)], names[id(head)]), _original(embedding).weight is _original(head).weight
 
 
-def _uses(model: "torch.nn.Module", changes: dict[str, Change]) -> dict[tuple[str, int], Change]:
+def _uses(model: "PeftModel", changes: dict[str, Change]) -> dict[tuple[str, int], Change]:
     """Returns the changes by how and where the base uses the weight."""
     base, uses = model.get_base_model(), {}
-    kinds = {torch.nn.Embedding: "embedding", torch.nn.Linear: "linear"}
     for name, change in changes.items():
         original = _original(base.get_submodule(name.rsplit(".", 1)[0]))
-        kind = next((word for cls, word in kinds.items() if isinstance(original, cls)), None)
-        if kind is None or not name.endswith(".weight"):
+        kind = "embedding" if isinstance(original, torch.nn.Embedding) else "linear"
+        if not isinstance(original, torch.nn.Embedding | torch.nn.Linear) or not name.endswith(".weight"):
             raise UserError(
-                f"the adapter trains {name} whole, and a merge here knows linear layers and embeddings; type --to adapter"
+                f"the adapter trains {name} whole, and a merge here knows linear layers and embeddings; type --to "
+                "adapter"
             )
         uses[kind, id(original.weight)] = change
     return uses
@@ -184,46 +165,40 @@ def _uses(model: "torch.nn.Module", changes: dict[str, Change]) -> dict[tuple[st
 
 def _stays_tied(changes: dict[str, Change], ends: tuple[str, str], tied: bool) -> bool:
     """Whether head and embedding, one matrix in the base, are still equal with the changes."""
-    embedding, head = (changes.get(name) for name in ends)
-    if not tied or (embedding is head is None):
+    made = [changes[name].whole for name in ends if name in changes]
+    if not tied or not made:
         return tied
-    both = all(end is not None and end.whole is not None for end in (embedding, head))
-    return both and torch.equal(embedding.whole, head.whole)
+    return len(made) == 2 and made[0] is not None and made[1] is not None and torch.equal(made[0], made[1])
 
 
-def _check_reference(
-    plan: "Plan", model: "torch.nn.Module", source: Source, seen: Probe | None, say: Callable[[str], None]
-) -> None:
+def _check_reference(job: Job, model: Any, source: Source, seen: Probe | None, say: Callable[[str], None]) -> None:
     """Raises UserError unless the weights say what training saw of them; says so, or notes that it can't be known."""
-    from poweropd_lite.export.proof import KEPT, gap, kept, within
-
-    folder = plan.target.adapter or Path(plan.target.base)
     if seen is None:
         source.notes.append(
-            "no reference.json lies beside the weights, so only what the files say could be compared, not what training saw"
+            "no reference.json lies beside the weights, so only what the files say could be compared, not what "
+            "training saw"
         )
         return
     if seen.texts != source.live.texts:
         raise UserError(
-            f"the tokenizer of {plan.target.name} turns the reference's texts into other ids than in training; put back the "
-            "tokenizer that the run handed over"
+            f"the tokenizer of {job.target.name} turns the reference's texts into other ids than in training; put back "
+            "the tokenizer that the run handed over"
         )
-    now = probe(model, seen.texts, seen)
-    without = now
-    if plan.target.adapter is not None:
+    now = without = probe(model, seen.texts, seen)
+    if job.target.adapter is not None:
         with model.disable_adapter():
             without = probe(model, seen.texts, seen)
     found, effect = gap(now, seen), gap(without, seen)
     # Half precision rounds, and 4-bit kernels differ from device to device.
     exact = seen.arithmetic == "float32" and seen.base_bits == 16
-    mean, largest = within((1e-4, 2e-3), effect, 200) if exact else (0.15, 4.0)
+    limits = within((1e-4, 2e-3), effect, 200) if exact else (0.15, 4.0)
     # Under a wide limit another adapter, or none, could hide: the effect must be the one that was trained.
-    share = kept(now, seen, without, without) if plan.target.adapter is not None else None
-    other = share is not None and effect.mean > mean / 2 and not KEPT[0] <= share <= KEPT[1]
-    if not (found.mean <= mean and found.largest <= largest) or other:
+    share = kept(now, seen, without, without) if job.target.adapter is not None else None
+    other = share is not None and effect.mean > limits[0] / 2 and not KEPT[0] <= share <= KEPT[1]
+    if found.exceeds(limits) or other:
         raise UserError(
-            f"the weights in {folder} do not say what they said at the end of training: its next-token log-probs are off by {found.mean:.3g} nats "
-            f"on average ({found.largest:.3g} at most), and {mean:.2g} is allowed. Its weights, its lora_alpha or rank, or its base "
-            f"({plan.target.base}) are not those of the run; export the run's own folder, with --base for the right base"
+            f"the weights in {job.target.adapter or job.target.base} do not say what they said at the end of training: "
+            f"log-probs are off by {found}, and {limits[0]:.2g} on average is allowed. Weights, lora_alpha, rank or "
+            f"base ({job.target.base}) are not the run's; export the run's own folder, with --base for the right base"
         )
     say(f"the weights say what training saw: log-probs within {found.largest:.1e} nats")

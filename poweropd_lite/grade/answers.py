@@ -50,7 +50,8 @@ def boxed_answer(text: str) -> str | None:
 
 def boxed_spans(text: str) -> list[tuple[int, int]]:
     r"""Returns where the contents of the balanced boxes begin and end, in order of their beginnings; escaped braces don't count."""
-    spans, opened = [], []
+    spans: list[tuple[int, int]] = []
+    opened: list[int | None] = []  # where a box's contents began; None for another brace
     start = max(0, min(i for i in (text.find("\\boxed"), text.find("\\fbox"), len(text)) if i >= 0))
     for match in _BRACES.finditer(text, start):
         token = match[0]
@@ -93,11 +94,8 @@ def _said_answer(text: str) -> str | None:
 
 
 def _hashed_answer(text: str) -> str | None:
-    if "####" in text:
-        line = text.rsplit("####", 1)[1].strip().split("\n")[0].strip()
-        if _HASHED.match(line):
-            return line
-    return None
+    line = text.rsplit("####", 1)[1].strip().split("\n")[0].strip() if "####" in text else ""
+    return line if _HASHED.match(line) else None
 
 
 def _last_number(text: str) -> str | None:

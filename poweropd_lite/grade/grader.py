@@ -70,11 +70,11 @@ def grade(
     verdicts: list[bool | None] = []
     questions: dict[Question, list[int]] = {}  # equal ones are asked once
     for i, (sample, answer) in enumerate(zip(samples, found, strict=True)):
-        verdict = None if answer is not None else False
+        verdict: bool | None = False
         if answer is not None:
             verdict = quick_verdict(sample.gold, answer, sample.tolerance)
-        if verdict is None and not is_hostile(answer):  # a refused one stays undecided
-            questions.setdefault(Question(sample.gold, answer, sample.tolerance), []).append(i)
+            if verdict is None and not is_hostile(answer):  # a refused one stays undecided
+                questions.setdefault(Question(sample.gold, answer, sample.tolerance), []).append(i)
         verdicts.append(verdict)
     _decide(questions, verdicts, tick)
     # Several answers may stand in several boxes: looked at only where the last box alone is not right.

@@ -60,15 +60,15 @@ class Judges:
             for _ in range(3):
                 open_ones = deque(i for i in range(len(questions)) if i not in verdicts)
                 if self.process.poll() is not None:
-                    self._stop()
+                    self.close()
                     self._start()
                 try:
                     self._ask(questions, open_ones, verdicts, tick)
                     break
                 except (BrokenPipeError, EOFError):  # the parent itself was killed
-                    self._stop()
+                    self.close()
                 except BaseException:  # Ctrl-C, most of all: answers that are under way must not meet the next question
-                    self._stop()
+                    self.close()
                     raise
             else:
                 raise RuntimeError("the grading processes were killed three times; is there too little memory?")
@@ -95,22 +95,20 @@ class Judges:
         command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(self.workers)]
         # A session of its own: Ctrl-C is the run's to handle.
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        assert self.process.stdin is not None and self.process.stdout is not None
         self._to, self._from = self.process.stdin, self.process.stdout
         if self._from.readline() != b"ready\n":
             raise RuntimeError(
                 "the grading processes did not start; is math-verify installed (pip install math-verify)?"
             )
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Ends the processes."""
         self.process.kill()
         self.process.wait()
         for pipe in (self._to, self._from):
             with contextlib.suppress(OSError):
                 pipe.close()
-
-    def close(self) -> None:
-        """Ends the processes."""
-        self._stop()
 
 
 _running: Judges | None = None
@@ -136,12 +134,8 @@ def serve(count: int) -> None:
     logging.disable(logging.WARNING)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)  # it ends with its input
-    for gold, answer in (
-        ("\\frac{x}{2}+1", "0.5x+1"),
-        ("\\{1,2\\}", "2,1"),
-        ("x>2", "(2,\\infty)"),
-        ("y=2x", "2x-y=0"),
-    ):
+    pairs = (("\\frac{x}{2}+1", "0.5x+1"), ("\\{1,2\\}", "2,1"), ("x>2", "(2,\\infty)"), ("y=2x", "2x-y=0"))
+    for gold, answer in pairs:
         same_answer(gold, answer)  # loads sympy and builds the parser's tables, once for all workers
     os.set_blocking(0, False)
     _write(1, b"ready\n")
@@ -167,11 +161,10 @@ class _Parent:
                 with contextlib.suppress(OSError):  # it has died in the meantime: undecided, as the pipe will say
                     worker.sendall(line + b"\n")
             for key, _ in self.selector.select():
-                if key.fileobj == 0:
-                    if not self._read():
-                        return
-                else:
+                if isinstance(key.fileobj, socket.socket):
                     self._hear(key.fileobj)
+                elif not self._read():
+                    return
 
     def _read(self) -> bool:
         chunk = os.read(0, 2**20)
@@ -196,15 +189,9 @@ class _Parent:
         self.selector.unregister(worker)
         del self.answered[worker]
         worker.close()
-        while self._reap():
-            pass
-
-    @staticmethod
-    def _reap() -> bool:
-        try:
-            return os.waitpid(-1, os.WNOHANG)[0] != 0
-        except ChildProcessError:
-            return False
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
     def _fork(self) -> socket.socket:
         ours, theirs = socket.socketpair()

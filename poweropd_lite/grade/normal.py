@@ -4,6 +4,9 @@ r"""One way of writing for an answer: layout, commands and words. Strings only.
 """
 
 import re
+from collections.abc import Callable
+
+_Rules = list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]
 
 _UNICODE = str.maketrans(
     {
@@ -16,7 +19,7 @@ _UNICODE = str.maketrans(
 )  # fmt: skip
 _FONTS = r"\\(?:mathrm|mathit|textbf|textit|textrm|textnormal|textsf|mbox|operatorname|mathsf|rm)"
 _FUNCTIONS = "sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|gcd|lcm|max|min|det"
-_LAYOUT = [
+_LAYOUT: _Rules = [
     # A comma or a space in a number, said with a thin or a negative space: 10,\!080.
     (re.compile(r"(?<=\d)(?:,?\\!|\{,\}|\\[,;:])+ ?(?=\d{3}(?!\d))"), ""),
     # Every other space that LaTeX has.
@@ -32,7 +35,7 @@ _LAYOUT = [
 _WRAPPER = re.compile(r"\\(?:boldsymbol|mathbf|bm|underline|ensuremath|textbf|(?:text)?color ?\{[a-z]+\}) ?\{(.*)\}")
 _MAGNITUDES = {"hundred": "2", "thousand": "3", "million": "6", "billion": "9", "trillion": "12"}
 _BRACKETS = {"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]"}
-_REPLACED = [
+_REPLACED: _Rules = [
     # Fractions, roots and brackets by one name.
     (re.compile(r"\\[dtc]frac(?![a-z])|\\nicefrac(?![a-z])"), r"\\frac"),
     (re.compile(r"\\sqrt ?(\d\d+)"), r"\\sqrt{\1}"),

@@ -89,12 +89,11 @@ def number(text: str) -> Number | None:
         value += Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(once))
         return Number(-value if sign == "-" else value, percent=percent)
     if found := _SCIENTIFIC.fullmatch(text):
-        front = _PLAIN.fullmatch(found[1] or f"{found[2]}1")
+        front = number(found[1] or f"{found[2]}1")
         power = int(found[3] or found[4])
         if front is None or abs(power) > MOST_DIGITS:
             return None
-        before = number(front[0])
-        return Number(before.value * Fraction(10) ** power, before.exact, percent)
+        return Number(front.value * Fraction(10) ** power, front.exact, percent)
     return None
 
 
@@ -116,4 +115,4 @@ def same_number(gold: Number, answer: Number, tolerance: float | None = None) ->
     gap = abs(gold.value - answer.value)
     if tolerance is not None and gap <= Fraction(repr(tolerance)):
         return True
-    return not (gold.exact and answer.exact) and gap <= ROUNDING * min(1, abs(gold.value))
+    return not (gold.exact and answer.exact) and gap <= ROUNDING * min(Fraction(1), abs(gold.value))

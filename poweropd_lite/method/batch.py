@@ -3,6 +3,7 @@
 N, the denominator, is known here already, from ids, finish reasons and the stop mode, before any forward.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,43 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.method.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Stops:
+    """What the loss makes of a completion's final stop token: the table of stop modes in docs/method.md."""
+
+    mode: str = "mask"  # "mask", "raw", "relabel" or "cross_eos"
+    teacher: int = 0  # the teacher's own stop id, for "relabel" and "cross_eos"
+
+
+@dataclass(frozen=True)
+class LossTokens:
+    """A rollout's tokens that are in the loss; they start at its first token."""
+
+    student: tuple[int, ...]  # the ids whose log q counts
+    teacher: tuple[int, ...]  # the ids whose log p counts
+    sampled: int  # how many of them, from the first on, stand there as they were sampled: all but a final stop
+
+
+def loss_tokens(rollout: Rollout, stops: Stops) -> LossTokens:
+    """Returns a rollout's tokens in the loss. Only the final stop token is ever treated apart; a truncated completion stays whole."""
+    ids = rollout.completion_ids
+    if rollout.finish != "stop":
+        return LossTokens(ids, ids, len(ids))
+    body = ids[:-1]
+    last: tuple[tuple[int, ...], tuple[int, ...]] = {
+        "mask": ((), ()),
+        "raw": (ids[-1:], ids[-1:]),
+        "relabel": ((stops.teacher,), (stops.teacher,)),
+        "cross_eos": (ids[-1:], (stops.teacher,)),
+    }[stops.mode]
+    return LossTokens(body + last[0], body + last[1], len(body))
+
+
+def loss_lengths(rollouts: Sequence[Rollout], stops: Stops) -> list[int]:
+    """Returns how many tokens of each rollout are in the loss; their sum is N."""
+    return [len(loss_tokens(rollout, stops).student) for rollout in rollouts]
 
 
 @dataclass(frozen=True)
@@ -22,73 +60,45 @@ class MicroBatch:
     student_ids: Tensor  # [N'] int64: the id whose log q counts, in reward and loss
     teacher_ids: Tensor  # [N'] int64: the id whose log p counts
     order: Tensor  # [N'] int64: the token's place among the step's N tokens
+    engine: Tensor  # [N'] float32: the engine's log-prob; NaN for a final stop, which may be scored under another id
 
     def select(self, hidden: Tensor) -> Tensor:
         """Returns the hidden states [N', D] that predict the tokens of the loss, out of [B, T, D]."""
         return hidden[self.lines, self.columns]
 
-    def __len__(self) -> int:
-        return self.student_ids.numel()
-
-
-def loss_ids(rollout: Rollout, stop_mode: str, teacher_stop: int) -> tuple[list[int], list[int]]:
-    """Returns the (student ids, teacher ids) of a rollout's tokens that are in the loss; they start at its first token.
-
-    Only the final stop token is ever treated apart (the table of stop modes in docs/method.md); a truncated completion
-    stays whole.
-    """
-    ids = list(rollout.completion_ids)
-    if rollout.finish != "stop" or stop_mode == "raw":
-        return ids, ids
-    body = ids[:-1]
-    if stop_mode == "mask":
-        return body, body
-    if stop_mode == "relabel":
-        return [*body, teacher_stop], [*body, teacher_stop]
-    return ids, [*body, teacher_stop]
-
-
-def loss_lengths(rollouts: Sequence[Rollout], stop_mode: str) -> list[int]:
-    """Returns how many tokens of each rollout are in the loss."""
-    return [len(r.completion_ids) - (stop_mode == "mask" and r.finish == "stop") for r in rollouts]
-
-
-def count_tokens(rollouts: Sequence[Rollout], stop_mode: str) -> int:
-    """Returns N, the number of tokens in the loss of a step."""
-    return sum(loss_lengths(rollouts, stop_mode))
-
 
 def micro_batches(
-    rollouts: Sequence[Rollout], token_budget: int, stop_mode: str, teacher_stop: int, device: torch.device
+    rollouts: Sequence[Rollout], token_budget: int, stops: Stops, device: torch.device
 ) -> list[MicroBatch]:
     """Returns the rollouts as micro-batches of at most `token_budget` ids each, padding counted, longest first.
 
     A rollout longer than the budget stands alone. Rollouts without a token in the loss are left out.
     """
-    ids = [loss_ids(rollout, stop_mode, teacher_stop) for rollout in rollouts]
-    starts = torch.tensor([0] + [len(student) for student, _ in ids]).cumsum(0).tolist()
+    tokens = [loss_tokens(rollout, stops) for rollout in rollouts]
+    starts = torch.tensor([0] + [len(t.student) for t in tokens]).cumsum(0).tolist()
     by_length = sorted(range(len(rollouts)), key=lambda i: (-len(rollouts[i]), i))
     groups: list[list[int]] = []
     for i in by_length:
-        if not ids[i][0]:
+        if not tokens[i].student:
             continue
         if groups and (len(groups[-1]) + 1) * len(rollouts[groups[-1][0]]) <= token_budget:
             groups[-1].append(i)
         else:
             groups.append([i])
-    return [_micro_batch([(rollouts[i], *ids[i], starts[i]) for i in group], device) for group in groups]
+    return [_micro_batch([(rollouts[i], tokens[i], starts[i]) for i in group], device) for group in groups]
 
 
-def _micro_batch(group: list[tuple[Rollout, list[int], list[int], int]], device: torch.device) -> MicroBatch:
+def _micro_batch(group: list[tuple[Rollout, LossTokens, int]], device: torch.device) -> MicroBatch:
     width = max(len(rollout) for rollout, *_ in group)
     padded = torch.zeros(len(group), width, dtype=torch.long)
     parts: list[list[int]] = [[], [], [], [], []]
-    for line, (rollout, student_ids, teacher_ids, start) in enumerate(group):
+    engine: list[float] = []
+    for line, (rollout, tokens, start) in enumerate(group):
         padded[line, : len(rollout)] = torch.tensor(rollout.prompt_ids + rollout.completion_ids)
-        count, first = len(student_ids), len(rollout.prompt_ids) - 1  # a position predicts the id after it
-        columns = range(first, first + count)
-        for part, new in zip(
-            parts, ([line] * count, columns, student_ids, teacher_ids, range(start, start + count)), strict=True
-        ):
+        count, first = len(tokens.student), len(rollout.prompt_ids) - 1  # a position predicts the id after it
+        columns, order = range(first, first + count), range(start, start + count)
+        for part, new in zip(parts, ([line] * count, columns, tokens.student, tokens.teacher, order), strict=True):
             part.extend(new)
-    return MicroBatch(padded.to(device), *(torch.tensor(part, dtype=torch.long, device=device) for part in parts))
+        engine += [*rollout.logprobs[: tokens.sampled], *[math.nan] * (count - tokens.sampled)]
+    indices = (torch.tensor(part, dtype=torch.long) for part in parts)
+    return MicroBatch(*(t.to(device) for t in (padded, *indices, torch.tensor(engine))))

@@ -13,9 +13,9 @@ Shapes: N tokens, D hidden size, V rows of the head. Logits are float32 (float64
 the model: at alpha 500 an error of 0.005 in a log-prob is a factor of 12 in the reward.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,9 +80,7 @@ def kept_ids(logits: Tensor, sampling: Sampling) -> Tensor:
     if not sampling.truncates:
         allowed = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
         if sampling.forbidden is not None:
-            allowed.index_fill_(
-                0, sampling.forbidden, False
-            )  # (assigning by index would make a card wait for the host)
+            allowed.index_fill_(0, sampling.forbidden, False)  # (assigning by index makes a card wait for the host)
         return allowed.expand(logits.shape)
     z = logits.clone()
     if sampling.forbidden is not None:
@@ -121,83 +119,29 @@ def reverse_kl(
     return TokenKL(value, *extras.unbind(-1))
 
 
-@torch.no_grad()
-def tempered_logprobs(
-    hidden: Tensor, weight: Tensor, ids: Tensor, sampling: Sampling, temperatures: Sequence[float]
-) -> Tensor:
-    """Returns the log-probs of `ids` [N] under `sampling` with each of K temperatures in place of its own, [N, K].
-
-    -inf where top-k or top-p would have left the id out at that temperature.
-    """
-    out = torch.empty(hidden.shape[0], len(temperatures), device=hidden.device)
+def logit_chunks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields the logits [C, V] of a few rows at a time, and which rows of `hidden` [N, D] they are."""
     matrix = _matrix(hidden, weight)
     for chunk in _chunks(hidden.shape[0], weight.shape[0]):
-        logits = float_logits(hidden[chunk], matrix)
-        for k, temperature in enumerate(temperatures):
-            at = replace(sampling, temperature=temperature)
-            scaled = logits / temperature
-            if not at.is_plain:
-                scaled.masked_fill_(~kept_ids(logits, at), -torch.inf)
-            own = scaled.gather(-1, ids[chunk, None]) - scaled.logsumexp(-1, keepdim=True)
-            out[chunk, k] = own.squeeze(-1).to(out.dtype)
-    return out
-
-
-@torch.no_grad()
-def truncation_facts(
-    hidden: Tensor, weight: Tensor, ids: Tensor, samplings: Sequence[Sampling]
-) -> tuple[Tensor, Tensor]:
-    """Returns ||onehot(id) - q|| of `ids` [N], which is sqrt(1 - 2 q(id) + sum q^2), and [N, K, 4] on each of K samplings.
-
-    The four, with s the distribution that a sampling draws from: untruncated probability of the ids that it keeps, 1 if the
-    token is one of them, ||s - q||, the norm of the expected score function of log q under s, and ||onehot(id) - s||. With a
-    plain one: 1, 1, 0 and ||onehot(id) - q||.
-    """
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    pull = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
-    facts = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=wide, device=hidden.device)
-    facts = facts.repeat(hidden.shape[0], len(samplings), 1)
-    matrix = _matrix(hidden, weight)
-    for chunk in _chunks(hidden.shape[0], weight.shape[0]):
-        logits, target = float_logits(hidden[chunk], matrix), ids[chunk, None]
-        minus_one = -torch.ones_like(target, dtype=wide)
-        probs = logits.softmax(-1)
-        for k, sampling in enumerate(samplings):
-            if sampling.is_plain:
-                continue
-            kept = kept_ids(logits, sampling)
-            drawn = (logits / sampling.temperature).masked_fill_(~kept, -torch.inf).softmax(-1)
-            facts[chunk, k, 0] = probs.masked_fill(~kept, 0.0).sum(-1)
-            facts[chunk, k, 1] = kept.gather(-1, target).squeeze(-1).to(wide)
-            facts[chunk, k, 2] = (drawn - probs).norm(dim=-1)
-            facts[chunk, k, 3] = drawn.scatter_add_(-1, target, minus_one).norm(dim=-1)
-        # As a norm, not by its formula: near q = 1 that one subtracts nearly equal numbers.
-        pull[chunk] = probs.scatter_add_(-1, target, minus_one).norm(dim=-1)
-    plain = [k for k, sampling in enumerate(samplings) if sampling.is_plain]
-    facts[:, plain, 3] = pull[:, None]
-    return pull, facts
+        yield chunk, float_logits(hidden[chunk], matrix)
 
 
 def float_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """Returns hidden [C, D] @ weight [V, D]^T, accumulated and kept in float32 (float64 for float64), [C, V]."""
     with torch.autocast(hidden.device.type, enabled=False):  # which would round them to half precision
-        return _float_logits(hidden, weight)
-
-
-def _float_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    if weight.is_cuda and hidden.dtype in _HALF:
-        return torch.mm(hidden, weight.to(hidden.dtype).T, out_dtype=torch.float32)
-    half = weight.dtype in _HALF
-    few = not weight.is_cuda and hidden.shape[0] < _FEW_ROWS
-    if not half and not few:
-        return hidden.to(weight.dtype) @ weight.T
-    wide = hidden.to(torch.float32 if half else weight.dtype)
-    logits = wide.new_empty(hidden.shape[0], weight.shape[0])
-    size = _FEW_ROWS_BLOCK if few and not half else _VOCAB_BLOCK
-    for start in range(0, weight.shape[0], size):
-        block = slice(start, start + size)
-        torch.mm(wide, weight[block].to(wide.dtype).T, out=logits[:, block])
-    return logits
+        if weight.is_cuda and hidden.dtype in _HALF:
+            return torch.mm(hidden, weight.to(hidden.dtype).T, out_dtype=torch.float32)
+        half = weight.dtype in _HALF
+        few = not weight.is_cuda and hidden.shape[0] < _FEW_ROWS
+        if not half and not few:
+            return hidden.to(weight.dtype) @ weight.T
+        wide = hidden.to(torch.float32 if half else weight.dtype)
+        logits = wide.new_empty(hidden.shape[0], weight.shape[0])
+        size = _FEW_ROWS_BLOCK if few and not half else _VOCAB_BLOCK
+        for start in range(0, weight.shape[0], size):
+            block = slice(start, start + size)
+            torch.mm(wide, weight[block].to(wide.dtype).T, out=logits[:, block])
+        return logits
 
 
 def _pull_back(dlogits: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -217,7 +161,7 @@ class _Rows(torch.autograd.Function):
     """One value a row of logits, chunk by chunk; `rows(logits, chunk, want_grad)` gives value, extras and d(value)."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, rows: "Callable") -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, rows: "_ScoreRows | _KLRows") -> tuple[Tensor, Tensor]:
         count, wide = hidden.shape[0], torch.float64 if weight.dtype == torch.float64 else torch.float32
         matrix = _matrix(hidden, weight)
         value = torch.empty(count, dtype=wide, device=hidden.device)
@@ -229,7 +173,7 @@ class _Rows(torch.autograd.Function):
             logits = float_logits(hidden[chunk], matrix)
             value[chunk], extras[chunk], dlogits = rows(logits, chunk, hidden_grad_now)
             del logits
-            if hidden_grad_now:
+            if dhidden is not None and dlogits is not None:
                 dhidden[chunk] = _pull_back(dlogits, matrix, hidden.dtype)
         ctx.mark_non_differentiable(extras)
         ctx.hidden_dtype = hidden.dtype
@@ -237,7 +181,7 @@ class _Rows(torch.autograd.Function):
         return value, extras
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if not ctx.head_trains:
             (dhidden,) = ctx.saved_tensors
             return (dhidden * grad[:, None]).to(ctx.hidden_dtype), None, None
@@ -282,11 +226,11 @@ class _ScoreRows:
         if self.as_sampled:
             temperature = self.sampling.temperature
             kept = kept.scatter(-1, target, True)
-            scaled = logits.div_(temperature).masked_fill_(~kept, -torch.inf)
-            del probs
+            probs = scaled = logits.div_(temperature).masked_fill_(~kept, -torch.inf)  # frees the softmax
             total = scaled.logsumexp(-1, keepdim=True)
             score = (scaled.gather(-1, target) - total).squeeze(-1).clamp_max(0.0)
-            probs = scaled.sub_(total).exp_() if want_grad else None
+            if want_grad:
+                probs = scaled.sub_(total).exp_()
         dlogits = None
         if want_grad:
             dlogits = probs.neg_()

@@ -19,11 +19,6 @@ def policy_gradient_sum(score: Tensor, reward: Tensor) -> Tensor:
     return -(reward.detach() * score).sum()
 
 
-def full_kl_sum(kl: Tensor) -> Tensor:
-    """Returns the sum of the reverse KL [N] over the positions of the loss, a scalar: the full-vocabulary baseline."""
-    return kl.sum()
-
-
 def divide_gradients(parameters: Iterable[torch.nn.Parameter], count: int) -> None:
     """Divides every gradient in place by `count`, the N of the loss, which must be at least 1."""
     if count < 1:

@@ -2,8 +2,12 @@
 
 Pure maths on tensors of any one shape; p is the teacher's probability and q the student's, both from the untruncated
 softmax at temperature 1. Every function returns a detached tensor: a reward is a constant to the loss (PowerOPD, arXiv
-2606.17199, where the reward stands under a stop-gradient).
+2606.17199, where the reward stands under a stop-gradient). A new reward is a function here, an entry of `REWARDS` and
+its name in base/config.py.
 """
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -21,9 +25,9 @@ def log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p - log_q).detach()
 
 
-def clip(log_p: Tensor, log_q: Tensor, *, limit: float) -> Tensor:
-    """Returns the log ratio clipped to [-limit, limit]."""
-    return log_ratio(log_p, log_q).clamp(-limit, limit)
+def clip(log_p: Tensor, log_q: Tensor, *, clip_limit: float) -> Tensor:
+    """Returns the log ratio clipped to [-clip_limit, clip_limit]."""
+    return log_ratio(log_p, log_q).clamp(-clip_limit, clip_limit)
 
 
 def tanh(log_p: Tensor, log_q: Tensor, *, tau: float) -> Tensor:
@@ -39,7 +43,34 @@ def zscore(log_p: Tensor, log_q: Tensor, *, mean: Tensor, std: Tensor) -> Tensor
     return (log_ratio(log_p, log_q) - mean) / std
 
 
-def log_ratio_moments(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the mean and population standard deviation (at least 1e-8) of the log ratio over a whole step's tokens."""
+def log_ratio_moments(log_p: Tensor, log_q: Tensor) -> dict[str, Tensor]:
+    """Returns the `mean` and population `std` (at least 1e-8) of the log ratio over a whole step's tokens."""
     ratio = log_ratio(log_p, log_q)
-    return ratio.mean(), ratio.std(correction=0).clamp_min(1e-8)
+    return {"mean": ratio.mean(), "std": ratio.std(correction=0).clamp_min(1e-8)}
+
+
+@dataclass(frozen=True)
+class Reward:
+    """How a token is paid, and what is known of that before one is."""
+
+    pay: Callable[..., Tensor] | None  # (log p, log q, settings by name); None: whole distributions are compared
+    settings: tuple[str, ...] = ()  # of the config, which `pay` takes by name
+    of_step: bool = False  # whether `pay` takes the step's moments too, so that they must be known first
+    bounded: bool = True
+    range: tuple[float, float] = (-1.0, 1.0)  # of a token's reward; what one that is not bounded seldom leaves
+    unit: str | None = None  # the setting that `range` is a multiple of
+
+    def limits(self, settings: Mapping[str, float]) -> tuple[float, float]:
+        """Returns `range` under these settings of the config."""
+        scale = settings[self.unit] if self.unit else 1.0
+        return scale * self.range[0], scale * self.range[1]
+
+
+REWARDS = {
+    "power": Reward(power, settings=("alpha",)),
+    "log_ratio": Reward(log_ratio, bounded=False, range=(-40.0, 10.0)),
+    "clip": Reward(clip, settings=("clip_limit",), unit="clip_limit"),
+    "tanh": Reward(tanh, settings=("tau",)),
+    "zscore": Reward(zscore, of_step=True, bounded=False, range=(-10.0, 10.0)),
+    "full_kl": Reward(None, bounded=False, range=(-40.0, 0.0)),
+}

@@ -1,20 +1,19 @@
 """What a rollout is, which random numbers it is drawn with, and what every engine can do.
 
-An engine is one of engine_loop.py and engine_vllm.py; backends.py chooses. Whatever the engine, a row's randomness is a
-function of (seed, purpose, step, row), so, up to rounding, a completion does not depend on how the batch was cut.
+Whatever the engine, a row's randomness is a function of (seed, purpose, step, row), so, up to rounding, a completion does
+not depend on how the batch was cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from pathlib import Path
+import numpy as np
+import torch
+from torch import Tensor
 
-    import torch
-    from torch import Tensor
-
-    from poweropd_lite.method.logprobs import Sampling
+from poweropd_lite.method.logprobs import Sampling
 
 # A row's stream of random numbers is keyed by what it is for, so that evaluation never shares one with training.
 TRAINING, EVALUATION = 0, 1
@@ -47,20 +46,15 @@ class Draws:
         step = self.step if isinstance(self.step, int) else self.step[rows]
         return Draws(self.seed, self.purpose, step, self.rows[rows])
 
-    def uniforms(self, length: int) -> "Tensor":
+    def uniforms(self, length: int) -> Tensor:
         """Returns numbers in [0, 1), [rows, length] float64; a longer `length` only adds columns."""
-        import numpy as np
-        import torch
-
         return torch.from_numpy(np.stack([generator.random(length) for generator in self._generators()]))
 
     def request_seeds(self) -> list[int]:
         """Returns one seed a row, for an engine that has a generator of its own."""
         return [int(generator.integers(2**62)) for generator in self._generators()]
 
-    def _generators(self):
-        import numpy as np
-
+    def _generators(self) -> Iterator[np.random.Generator]:
         steps = (self.step,) * len(self.rows) if isinstance(self.step, int) else self.step
         for step, row in zip(steps, self.rows, strict=True):
             yield np.random.default_rng([self.seed, self.purpose, step, row])
@@ -70,15 +64,15 @@ class Engine(Protocol):
     """What samples. `sync` brings the student's weights of this moment to it; `sample` uses those of the last sync."""
 
     name: str
-    dtype: "torch.dtype"  # what it computes in
-    sent: "Path | None"  # the adapter that it was sent at the last sync, as PEFT saves it, if it is sent one
-    sent_before: "Path | None"  # the one before
+    dtype: torch.dtype  # what it computes in
+    sent: Path | None  # the adapter that it was sent at the last sync, as PEFT saves it, if it is sent one
+    sent_before: Path | None  # the one before
 
     def sync(self) -> None:
         """Takes over the student's weights as they are now."""
 
     def sample(
-        self, prompts: Sequence[tuple[int, ...]], draws: Draws, sampling: "Sampling", longest: int
+        self, prompts: Sequence[tuple[int, ...]], draws: Draws, sampling: Sampling, longest: int
     ) -> list[Rollout]:
         """Returns one rollout of at most `longest` new tokens for each prompt, in order."""
 

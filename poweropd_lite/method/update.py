@@ -1,33 +1,74 @@
 """One optimizer step: the teacher scores the rollouts, the student learns from them.
 
-In the paper's order: log p of every sampled token; then, micro-batch by micro-batch, one student forward that gives log q,
-the reward and the loss together (`accumulate`); then 1/N, the clip and the optimizer (`take_step`). `full_kl` replaces reward and score by the KL of
-whole distributions, and `zscore` needs a first pass for the step's mean and deviation.
+In the paper's order: log p of every sampled token; then, micro-batch by micro-batch, one student forward that gives
+log q, the reward and the loss together (`accumulate`); then 1/N, the clip and the optimizer (`take_step`). `full_kl`
+replaces reward and score by the KL of whole distributions, and `zscore` needs a first pass for the step's moments.
 """
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from poweropd_lite.base.config import Config
-from poweropd_lite.method import loss, reward
-from poweropd_lite.method.batch import MicroBatch, count_tokens, micro_batches
+from poweropd_lite.method import loss
+from poweropd_lite.method.batch import MicroBatch, Stops, loss_lengths, micro_batches
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
+from poweropd_lite.method.reward import REWARDS, log_ratio_moments
 from poweropd_lite.method.rollout import Rollout
-from poweropd_lite.models.student import Student
-from poweropd_lite.models.teacher import Teacher
-from poweropd_lite.run.metrics import distribution
 
-_PLAIN = Sampling()
+
+class Model(Protocol):
+    """What scores: a teacher, or a student."""
+
+    @property
+    def head(self) -> Tensor:
+        """The head's weight [V, D]."""
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Returns the final hidden states [B, T, D] of right-padded ids [B, T]."""
+
+
+class Learner(Model, Protocol):
+    """What learns."""
+
+    device: torch.device
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name, in a fixed order."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a student is to learn from its rollouts: all of a run's settings that the update reads."""
+
+    reward: str  # a name in REWARDS
+    settings: Mapping[str, float] = field(default_factory=dict)  # of the reward, such as {"alpha": 10.0}
+    sampling: Sampling = Sampling()  # how the rollouts were drawn
+    score: str = "sampled"  # whose log-prob carries the gradient: of the distribution "sampled" from, or the "full" one
+    stops: Stops = Stops()
+    importance_cap: float | None = None  # the most that a token's reward is multiplied by; None: by nothing
+
+    def pay(self, log_p: Tensor, log_q: Tensor, moments: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Returns each token's reward [N]; for one `of_step`, `moments` are the step's, or else those of these tokens."""
+        entry = REWARDS[self.reward]
+        assert entry.pay is not None, f"{self.reward} compares whole distributions, and pays no single token"
+        more: Mapping[str, float | Tensor] = {name: self.settings[name] for name in entry.settings}
+        if entry.of_step:
+            more = {**more, **(moments or log_ratio_moments(log_p, log_q))}
+        return entry.pay(log_p, log_q, **more)
+
+    def importance(self, log_q: Tensor, engine: Tensor) -> Tensor:
+        """Returns min(q / q of the engine, cap) [N], which corrects for sampling from slightly other numbers; 1 where unknown."""
+        return (log_q - engine).nan_to_num(0.0).exp().clamp_max(self.importance_cap or math.inf)
 
 
 @dataclass
 class StepTokens:
-    """What a step learnt about its N tokens, each [N] on its device, in the order of the rollouts; float32 (float64 for a float64 student)."""
+    """What a step learnt about its N tokens, each [N] on its device, in the order of the rollouts; float32 (float64)."""
 
     log_p: Tensor  # the teacher's log-prob of the token
     log_q: Tensor  # the student's
@@ -36,12 +77,6 @@ class StepTokens:
     kept_mass: Tensor  # student mass of the ids that the sampler could draw
     added: Tensor  # 1 where the sampled id was outside that set
     engine: Tensor  # the engine's log q; NaN for a stop token, which may be scored under another id
-
-    @classmethod
-    def empty(cls, count: int, like: Tensor) -> "StepTokens":
-        """Returns room for `count` tokens, on the device of the head `like`."""
-        wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return cls(*(torch.zeros(count, dtype=wide, device=like.device) for _ in range(7)))
 
 
 @dataclass
@@ -54,75 +89,64 @@ class Gradient:
     metrics: dict[str, float]
 
 
-def update(
-    student: Student,
-    teacher: Teacher,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    rollouts: Sequence[Rollout],
-    sampling: Sampling,
-    teacher_stop: int,
-    config: Config,
-) -> dict[str, float]:
-    """Takes one optimizer step on `rollouts` and returns its metrics (docs/metrics.md): `accumulate`, then `take_step`."""
-    gradient = accumulate(student, teacher, scaler, rollouts, sampling, teacher_stop, config, config.token_budget)
-    return take_step(student, optimizer, scaler, gradient, config)
-
-
 def accumulate(
-    student: Student,
-    teacher: Teacher,
-    scaler: torch.amp.GradScaler,
+    student: Learner,
+    teacher: Model,
     rollouts: Sequence[Rollout],
-    sampling: Sampling,
-    teacher_stop: int,
-    config: Config,
+    objective: Objective,
     token_budget: int,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Gradient:
-    """Returns the gradient of a step on `rollouts`, in micro-batches of at most `token_budget` tokens."""
-    started = time.monotonic()
-    count = count_tokens(rollouts, config.stop_mode)
-    metrics: dict[str, float] = {"tokens/loss": count, "optim/student_passes": 0.0}
-    tokens = StepTokens.empty(count, student.head)
+    """Returns the gradient of a step on `rollouts`, in micro-batches of at most `token_budget` tokens.
+
+    `scaler` is for float16. The metrics are `tokens/loss`, `optim/student_passes` and seconds (docs/metrics.md).
+    """
+    started, scale = time.monotonic(), scaler or torch.amp.GradScaler(student.device.type, enabled=False)
+    count = sum(loss_lengths(rollouts, objective.stops))
+    entry, metrics = REWARDS[objective.reward], {"tokens/loss": count, "optim/student_passes": 0.0}
+    wide = torch.float64 if student.head.dtype == torch.float64 else torch.float32
+    tokens = StepTokens(*(torch.zeros(count, dtype=wide, device=student.device) for _ in range(7)))
     total_loss = torch.zeros((), device=student.device)
     for parameter in student.trainable().values():
         parameter.grad = None
     if count == 0:
         return Gradient(count, total_loss, tokens, metrics)
-    tokens.engine.copy_(torch.tensor(engine_logprobs(rollouts, config.stop_mode)))
-    batches = micro_batches(rollouts, token_budget, config.stop_mode, teacher_stop, student.device)
-    kept_hidden = _score_by_teacher(teacher, batches, tokens, keep=config.reward == "full_kl")
+    batches = micro_batches(rollouts, token_budget, objective.stops, student.device)
+    said: list[Tensor] = []  # of the teacher, for full_kl: hidden states [N', D_T] a micro-batch, never logits
+    if entry.pay is None:
+        with torch.no_grad():
+            said = [batch.select(teacher.hidden(batch.ids)) for batch in batches]
+    else:
+        tokens.log_p.copy_(token_logprobs(teacher, batches, count, "teacher"))
     _finish(student.device)
     metrics["time/teacher"] = time.monotonic() - started
 
-    started = time.monotonic()
-    moments = None
-    if config.reward == "zscore":
-        tokens.log_q.copy_(student_logprobs(student, batches, count))
-        moments = reward.log_ratio_moments(tokens.log_p, tokens.log_q)
-        metrics["optim/student_passes"] += 1
+    started, moments = time.monotonic(), None
+    if entry.of_step:
+        tokens.log_q.copy_(token_logprobs(student, batches, count, "student"))
+        moments = log_ratio_moments(tokens.log_p, tokens.log_q)
     for i, batch in enumerate(batches):
-        hidden = batch.select(student.hidden(batch.ids))
-        if config.reward == "full_kl":
-            loss_sum = _full_kl(student, teacher, hidden, kept_hidden[i], batch, tokens, sampling)
+        hidden, tokens.engine[batch.order] = batch.select(student.hidden(batch.ids)), batch.engine.to(wide)
+        if entry.pay is None:
+            loss_sum = _full_kl(student, hidden, teacher, said[i], batch, tokens, objective.sampling)
         else:
-            loss_sum = _policy_gradient(student, hidden, batch, tokens, sampling, moments, config)
-        scaler.scale(loss_sum).backward()
+            loss_sum = _policy_gradient(student, hidden, batch, tokens, objective, moments)
+        scale.scale(loss_sum).backward()
         total_loss += loss_sum.detach()
-    metrics["optim/student_passes"] += 1
+    metrics["optim/student_passes"] = 1.0 + entry.of_step
     _finish(student.device)
     metrics["time/student"] = time.monotonic() - started
     return Gradient(count, total_loss, tokens, metrics)
 
 
 def take_step(
-    student: Student,
+    student: Learner,
     optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     gradient: Gradient,
-    config: Config,
+    max_grad_norm: float = 1.0,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, float]:
-    """Divides the gradient by N, clips it, takes the optimizer step and returns the metrics of it all.
+    """Divides the gradient by N, clips it to `max_grad_norm`, takes the optimizer step and returns the metrics of it all.
 
     The step is dropped, with `optim/skipped` 1 and the weights untouched, if no token is in the loss or if the loss or the
     gradient norm is not finite.
@@ -130,136 +154,71 @@ def take_step(
     metrics = gradient.metrics | {"optim/skipped": 1.0}
     if gradient.count == 0:
         return metrics
-    started = time.monotonic()
-    scaler.unscale_(optimizer)
+    started, scale = time.monotonic(), scaler or torch.amp.GradScaler(student.device.type, enabled=False)
+    scale.unscale_(optimizer)
     parameters = list(student.trainable().values())
     loss.divide_gradients(parameters, gradient.count)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
     total_loss = gradient.loss.item()
     if math.isfinite(total_loss) and math.isfinite(norm):
-        scaler.step(optimizer)
+        scale.step(optimizer)
         metrics["optim/skipped"] = 0.0
-    scaler.update()
+    scale.update()
     optimizer.zero_grad(set_to_none=True)
     _finish(student.device)
     metrics["time/optimizer"] = time.monotonic() - started
-    metrics |= {"loss": total_loss / gradient.count, "optim/grad_norm": norm}
-    metrics |= _describe(gradient.tokens, config)
-    if config.reward == "full_kl":  # whose teacher sees every id, kept or not
-        del metrics["sampling/added_share"]
-    return metrics
+    return metrics | {"loss": total_loss / gradient.count, "optim/grad_norm": norm}
 
 
 @torch.no_grad()
-def student_logprobs(student: Student, batches: list[MicroBatch], count: int) -> Tensor:
-    """Returns the student's log q of the `count` tokens of the loss [N], by a pass without gradient."""
-    out = StepTokens.empty(count, student.head).log_q
+def over_tokens(
+    model: Model, batches: Iterable[MicroBatch], count: int, facts: Callable[[Tensor, MicroBatch], Tensor], columns: int
+) -> Tensor:
+    """Returns facts(hidden [N', D], batch) [N', columns] of all N tokens without gradient, [N, columns], float32 (float64)."""
+    head = model.head
+    wide = torch.float64 if head.dtype == torch.float64 else torch.float32
+    out = torch.zeros(count, columns, dtype=wide, device=head.device)
     for batch in batches:
-        hidden = batch.select(student.hidden(batch.ids))
-        out[batch.order] = score_tokens(hidden, student.head, batch.student_ids, _PLAIN, "full").logprob
+        out[batch.order] = facts(batch.select(model.hidden(batch.ids)), batch).to(wide)
     return out
 
 
-def engine_logprobs(rollouts: Sequence[Rollout], stop_mode: str) -> list[float]:
-    """Returns the engine's log-probs of the tokens of the loss, in their order; NaN for a stop token that is in the loss.
+def token_logprobs(model: Model, batches: Iterable[MicroBatch], count: int, side: str) -> Tensor:
+    """Returns the model's log-prob of each of the N tokens [N]: of the ids of `side`, "student" or "teacher"."""
 
-    In some stop modes that one is scored under another id than was sampled.
-    """
-    values: list[float] = []
-    for r in rollouts:
-        values += r.logprobs[:-1] if r.finish == "stop" else r.logprobs
-        if r.finish == "stop" and stop_mode != "mask":
-            values.append(math.nan)
-    return values
+    def facts(hidden: Tensor, batch: MicroBatch) -> Tensor:
+        ids = batch.student_ids if side == "student" else batch.teacher_ids
+        return score_tokens(hidden, model.head, ids, Sampling(), "full").logprob[:, None]
 
-
-def _score_by_teacher(teacher: Teacher, batches: list[MicroBatch], tokens: StepTokens, keep: bool) -> list[Tensor]:
-    """Fills in log p; for full_kl it keeps the hidden states ([N', D_T] a micro-batch) instead, never logits."""
-    kept = []
-    for batch in batches:
-        hidden = batch.select(teacher.hidden(batch.ids))
-        if keep:
-            kept.append(hidden)
-        else:
-            scores = score_tokens(hidden, teacher.head, batch.teacher_ids, _PLAIN, "full")
-            tokens.log_p[batch.order] = scores.logprob.to(tokens.log_p.dtype)
-    return kept
+    return over_tokens(model, batches, count, facts, 1)[:, 0]
 
 
 def _policy_gradient(
-    student: Student,
-    hidden: Tensor,
-    batch: MicroBatch,
-    tokens: StepTokens,
-    sampling: Sampling,
-    moments: tuple[Tensor, Tensor] | None,
-    config: Config,
-) -> Tensor:
-    scores = score_tokens(hidden, student.head, batch.student_ids, sampling, config.score)
+    student: Learner, hidden: Tensor, batch: MicroBatch, tokens: StepTokens, objective: Objective,
+    moments: Mapping[str, Tensor] | None,
+) -> Tensor:  # fmt: skip
+    scores = score_tokens(hidden, student.head, batch.student_ids, objective.sampling, objective.score)
     log_p, log_q = tokens.log_p[batch.order], scores.logprob
-    paid = token_reward(log_p, log_q, moments, config)
+    paid = objective.pay(log_p, log_q, moments)
     tokens.log_q[batch.order], tokens.reward[batch.order] = log_q, paid
     tokens.entropy[batch.order], tokens.kept_mass[batch.order] = scores.entropy, scores.kept_mass
     tokens.added[batch.order] = scores.added
-    if config.importance_cap is not None:
-        paid = paid * importance(log_q, tokens.engine[batch.order], config.importance_cap)
+    if objective.importance_cap is not None:
+        paid = paid * objective.importance(log_q, batch.engine)
     return loss.policy_gradient_sum(scores.score, paid)
 
 
 def _full_kl(
-    student: Student,
-    teacher: Teacher,
-    hidden: Tensor,
-    teacher_hidden: Tensor,
-    batch: MicroBatch,
-    tokens: StepTokens,
+    student: Learner, hidden: Tensor, teacher: Model, said: Tensor, batch: MicroBatch, tokens: StepTokens,
     sampling: Sampling,
-) -> Tensor:
-    out = reverse_kl(hidden, student.head, teacher_hidden, teacher.head, batch.student_ids, batch.teacher_ids, sampling)
+) -> Tensor:  # fmt: skip
+    out = reverse_kl(hidden, student.head, said, teacher.head, batch.student_ids, batch.teacher_ids, sampling)
     tokens.log_p[batch.order], tokens.log_q[batch.order] = out.teacher_logprob, out.logprob
     tokens.reward[batch.order] = -out.kl.detach()
     tokens.entropy[batch.order], tokens.kept_mass[batch.order] = out.entropy, out.kept_mass
-    return loss.full_kl_sum(out.kl)
-
-
-def token_reward(log_p: Tensor, log_q: Tensor, moments: tuple[Tensor, Tensor] | None, config: Config) -> Tensor:
-    """Returns the config's reward for each token [N]; `moments` are the step's own, for zscore."""
-    if config.reward == "power":
-        return reward.power(log_p, log_q, alpha=config.alpha)
-    if config.reward == "clip":
-        return reward.clip(log_p, log_q, limit=config.clip_limit)
-    if config.reward == "tanh":
-        return reward.tanh(log_p, log_q, tau=config.tau)
-    if config.reward == "zscore":
-        return reward.zscore(log_p, log_q, mean=moments[0], std=moments[1])
-    return reward.log_ratio(log_p, log_q)
-
-
-def importance(log_q: Tensor, engine: Tensor, cap: float) -> Tensor:
-    """Returns min(q / q of the engine, cap) [N], which corrects for sampling from slightly other numbers; 1 where unknown."""
-    return (log_q - engine).nan_to_num(0.0).exp().clamp_max(cap)
-
-
-def _describe(tokens: StepTokens, config: Config) -> dict[str, float]:
-    facts = {
-        **distribution("reward", tokens.reward),
-        **distribution("log_ratio", tokens.log_p - tokens.log_q),
-        "reward/positive_share": (tokens.reward > 0).double().mean().item(),
-        "logprob/teacher": tokens.log_p.mean().item(),
-        "logprob/student": tokens.log_q.mean().item(),
-        "entropy": tokens.entropy.mean().item(),
-        "sampling/kept_mass": tokens.kept_mass.mean().item(),
-        "sampling/added_share": tokens.added.mean().item(),
-    }
-    if config.importance_cap is not None:
-        weight = importance(tokens.log_q, tokens.engine, config.importance_cap)
-        facts["importance/mean"] = weight.mean().item()
-        capped = (tokens.log_q - tokens.engine).nan_to_num(0.0).exp() > config.importance_cap
-        facts["importance/capped_share"] = capped.double().mean().item()
-    return facts
+    return out.kl.sum()
 
 
 def _finish(device: torch.device) -> None:
-    """Waits for the card, so that a phase's seconds are its own."""
-    if device.type == "cuda":
+    if device.type == "cuda":  # whose work must be over for a phase's seconds to be its own
         torch.cuda.synchronize(device)

@@ -1,14 +1,15 @@
 """The LoRA adapter: which modules get one, and PEFT's way of putting it on."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -17,14 +18,13 @@ ADAPTER = "default"  # PEFT's own name for a model's first adapter
 
 def with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
     """Returns the frozen `base` with a LoRA adapter of the config's seed on it."""
-    import torch
     from peft import LoraConfig, get_peft_model
 
     wanted, whole = adapter_modules(base, config)
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # a float serves as well as PEFT's int
         lora_dropout=0.0,
         target_modules=wanted,
         modules_to_save=whole or None,
@@ -45,8 +45,6 @@ def adapter_modules(base: "PreTrainedModel", config: Config) -> tuple[list[str],
 
     all-linear is every linear module but the head, by name: Unsloth wants names.
     """
-    import torch
-
     modules = list(base.named_modules())
     linear = sorted({name.rsplit(".", 1)[-1] for name, m in modules if isinstance(m, torch.nn.Linear)} - {"lm_head"})
     targets = [t.strip() for t in config.lora_targets.split(",") if t.strip()]
@@ -62,7 +60,7 @@ def adapter_modules(base: "PreTrainedModel", config: Config) -> tuple[list[str],
 
 
 @contextmanager
-def explained_adapter(config: Config) -> "Iterator[None]":
+def explained_adapter(config: Config) -> Iterator[None]:
     """Turns what PEFT says of impossible targets into a UserError."""
     try:
         yield

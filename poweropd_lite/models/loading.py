@@ -5,18 +5,19 @@ A causal LM is used as two parts: the body, which turns ids into final hidden st
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.base.config import BUNDLED, Config
+import torch
+from torch import Tensor
+
+from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.method.logprobs import float_logits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import torch
     from peft import PeftModel
-    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -25,21 +26,21 @@ def model_path(name: str, role: str) -> str:
     return str(Path(__file__).parent.parent / "tiny" / role) if name == BUNDLED else name
 
 
-def load_tokenizer(name: str, role: str, config: Config) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: str, role: str, remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """Returns the tokenizer of a model; raises UserError if there is none."""
     from transformers import AutoTokenizer
 
     with explained_load(name, role, "tokenizer"):
-        return AutoTokenizer.from_pretrained(model_path(name, role), trust_remote_code=config.trust_remote_code)
+        return AutoTokenizer.from_pretrained(model_path(name, role), trust_remote_code=remote_code)
 
 
-def load_model_config(name: str, role: str, config: Config) -> tuple["PretrainedConfig", list[int]]:
+def load_model_config(name: str, role: str, remote_code: bool = False) -> tuple["PretrainedConfig", list[int]]:
     """Returns a model's config and the stop ids of its generation config; raises UserError if there is no model."""
     from transformers import AutoConfig, GenerationConfig
 
     path = model_path(name, role)
     with explained_load(name, role, "model config"):
-        model_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        model_config = AutoConfig.from_pretrained(path, trust_remote_code=remote_code)
     try:
         stops = GenerationConfig.from_pretrained(path).eos_token_id
     except OSError as error:
@@ -52,19 +53,22 @@ def load_model_config(name: str, role: str, config: Config) -> tuple["Pretrained
     return model_config, stops
 
 
-def load_causal_lm(name: str, role: str, config: Config, dtype: "torch.dtype", **options: Any) -> "PreTrainedModel":
+def load_causal_lm(
+    name: str, role: str, dtype: torch.dtype, remote_code: bool = False, **options: Any
+) -> "PreTrainedModel":
     """Returns the model's weights in `dtype` with every dropout off; raises UserError if it is not a causal LM."""
     from transformers import AutoModelForCausalLM
 
     with explained_load(name, role, "causal language model"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_path(name, role),
             dtype=dtype,
             attn_implementation="sdpa",
-            trust_remote_code=config.trust_remote_code,
+            trust_remote_code=remote_code,
             output_loading_info=True,
             **options,
         )
+    model, info = loaded
     lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lost:
         raise UserError(
@@ -77,8 +81,7 @@ def load_causal_lm(name: str, role: str, config: Config, dtype: "torch.dtype", *
 
 def quiet_dropout(model: "PreTrainedModel") -> None:
     """Turns every dropout off."""
-    import torch
-
+    module: Any
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -86,15 +89,12 @@ def quiet_dropout(model: "PreTrainedModel") -> None:
             module.attention_dropout = 0.0
 
 
-def nf4(dtype: "torch.dtype") -> Any:
+def nf4(dtype: torch.dtype) -> Any:
     """Returns transformers' setting for NF4 with double quantisation, computed in `dtype`."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 
@@ -104,27 +104,31 @@ def stay_unpacked(model: "PreTrainedModel | PeftModel") -> None:
     Repacked, they have bfloat16 scales and arithmetic (other numbers than elsewhere), are slower at small sizes, and give
     wrong gradients to what is trained through them.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
-def model_body(model: "PreTrainedModel") -> "nn.Module":
-    """Returns the part of a causal LM (wrapped by PEFT or not) that makes the final hidden states."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.get_decoder()
+def unwrapped(model: Any) -> Any:
+    """Returns the PreTrainedModel of a PeftModel, or of one itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def head_weight(model: "PreTrainedModel") -> "Tensor":
+def model_body(model: "PreTrainedModel | PeftModel") -> Any:
+    """Returns the module of a causal LM that makes the final hidden states."""
+    return unwrapped(model).get_decoder()
+
+
+def head_weight(model: "PreTrainedModel | PeftModel") -> Tensor:
     """Returns the head's weight [V, D]; the trained copy, where PEFT keeps one (`modules_to_save`)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = base.get_output_embeddings()
+    head = unwrapped(model).get_output_embeddings()
     if hasattr(head, "modules_to_save"):
         head = head.modules_to_save[head.active_adapters[0]]
     return head.weight
 
 
-def final_hidden(model: "PreTrainedModel", ids: "Tensor") -> "Tensor":
+def final_hidden(model: "PreTrainedModel | PeftModel", ids: Tensor) -> Tensor:
     """Returns the final hidden states [B, T, D] of right-padded ids [B, T].
 
     No mask is needed: under a causal mask no token sees the padding that follows it.
@@ -132,16 +136,12 @@ def final_hidden(model: "PreTrainedModel", ids: "Tensor") -> "Tensor":
     return model_body(model)(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def check_head(model: "PreTrainedModel", name: str) -> None:
+def check_head(model: "PreTrainedModel | PeftModel", name: str) -> None:
     """Raises UserError unless the model's logits are its final hidden states times its head, on a few ids.
 
     Soft-capped, scaled or biased logits would make every log-prob here silently wrong.
     """
-    import torch
-
-    from poweropd_lite.method.logprobs import float_logits
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = unwrapped(model)
     ids = torch.arange(8, device=base.device)[None] % head_weight(model).shape[0]
     with torch.no_grad():
         logits = base(input_ids=ids, use_cache=False).logits[0].float()
@@ -163,9 +163,8 @@ def check_head(model: "PreTrainedModel", name: str) -> None:
 
 
 @contextlib.contextmanager
-def explained_load(name: str, role: str, what: str) -> "Iterator[None]":
+def explained_load(name: str, role: str, what: str) -> Iterator[None]:
     """Turns what the libraries raise for a model that can't be loaded into a UserError."""
-    import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 

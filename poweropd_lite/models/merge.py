@@ -5,12 +5,12 @@ at a time, so that no weight needs be held twice. Pure maths on tensors but for 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.models.adapter import ADAPTER
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,7 +31,9 @@ class Change:
     @property
     def is_zero(self) -> bool:
         """Whether it leaves every weight as it is."""
-        return self.whole is None and (not self.left.any() or not self.right.any() or self.scale == 0)
+        if self.left is None or self.right is None:
+            return False
+        return not self.left.any() or not self.right.any() or self.scale == 0
 
     @property
     def is_finite(self) -> bool:
@@ -40,22 +42,20 @@ class Change:
 
     def cpu(self) -> "Change":
         """Returns the same change with its numbers in the host's memory."""
-        return Change(
-            *(t.cpu() if isinstance(t, Tensor) else t for t in (self.left, self.right, self.scale, self.whole))
-        )
+        left, right, whole = (None if t is None else t.cpu() for t in (self.left, self.right, self.whole))
+        return Change(left, right, self.scale, whole)
 
     def rows(self, base: Tensor, rows: "Rows") -> Tensor:
         """Returns these rows of the merged weight, from those of the base; float32."""
         if self.whole is not None:
             return self.whole[rows].float()
+        assert self.left is not None and self.right is not None
         return base.float() + self.scale * (self.left[rows].float() @ self.right.float())
 
 
 def changes_of(model: "PeftModel") -> dict[str, Change]:
     """Returns an adapter's changes by the name of the base's parameter; raises UserError for what can't be merged."""
     from peft.tuners.lora import LoraLayer
-
-    from poweropd_lite.models.adapter import ADAPTER
 
     refused = {
         "use_dora": "DoRA scales the weights' norms",
@@ -66,7 +66,7 @@ def changes_of(model: "PeftModel") -> dict[str, Change]:
         "trainable_token_indices": "it trains rows of the embedding",
         "fan_in_fan_out": "its layers are stored transposed",
     }
-    config = model.peft_config[ADAPTER]
+    config: Any = model.peft_config[ADAPTER]
     for setting, reason in refused.items():
         if getattr(config, setting, None):
             raise UserError(f"the adapter has {setting}: {reason}, which a merge here does not do; type --to adapter")
@@ -78,7 +78,8 @@ def changes_of(model: "PeftModel") -> dict[str, Change]:
         )
     if config.bias != "none":
         raise UserError(f"the adapter trains biases ({config.bias}), which a merge here does not do; type --to adapter")
-    found = {}
+    found: dict[str, Change] = {}
+    module: Any
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, LoraLayer) and ADAPTER in module.scaling:
             found[f"{name}.weight"] = _low_rank(name, module)
@@ -94,9 +95,7 @@ def changes_of(model: "PeftModel") -> dict[str, Change]:
     return found
 
 
-def _low_rank(name: str, module: "torch.nn.Module") -> Change:
-    from poweropd_lite.models.adapter import ADAPTER
-
+def _low_rank(name: str, module: Any) -> Change:
     scale = module.scaling[ADAPTER]
     if ADAPTER in module.lora_A:
         a, b = module.lora_A[ADAPTER].weight.detach(), module.lora_B[ADAPTER].weight.detach()

@@ -4,37 +4,40 @@ Embedding, norm and head stay on the device, since the log-probs read the head's
 go to the host's memory or stay in their files, from where accelerate's hooks bring each to the device when its turn comes.
 """
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from poweropd_lite.base.config import Config
+import torch
+
 from poweropd_lite.models.loading import explained_load, load_model_config
 
-if TYPE_CHECKING:
-    import torch
-
 GIB = 2**30
+Places = dict[str, str | int]  # part of a model -> where it stands; empty: all on the device
 _SPARE = 2 * GIB  # for activations, logits of a chunk and what the allocator can't use
 
 
 def layer_map(
-    config: Config, device: "torch.device", dtype: "torch.dtype", room: float | None = None
-) -> dict[str, str | int]:
-    """Returns the device_map of the config's teacher in `dtype`: part -> `device` (a card by its number), "cpu" or "disk".
+    name: str, device: torch.device, dtype: torch.dtype, room: float | None = None, remote_code: bool = False
+) -> Places:
+    """Returns the device_map of a teacher in `dtype`: part -> `device` (a card by its number), "cpu" or "disk".
 
     `room` is the bytes that its weights may take on `device`; if not given, what is free there. On a CPU there is no step
     between memory and disk. Raises UserError for a teacher that is no causal LM.
     """
-    import torch
     from accelerate.utils import get_max_memory
     from transformers import AutoModelForCausalLM
 
-    model_config, _ = load_model_config(config.teacher, "teacher", config)
-    with explained_load(config.teacher, "teacher", "causal language model"), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    model_config, _ = load_model_config(name, "teacher", remote_code)
+    with explained_load(name, "teacher", "causal language model"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, trust_remote_code=remote_code)
     kinds = set(model._no_split_modules or ())
     layers = [name for name, module in model.named_modules() if type(module).__name__ in kinds]
     sizes = {name: sum(p.numel() * p.element_size() for p in model.get_submodule(name).parameters()) for name in layers}
-    others = [name for name, module in model.named_modules() if _own_tensors(module) and not _inside(name, layers)]
+    inside = tuple(f"{name}." for name in layers)
+    others = [n for n, module in model.named_modules() if _own_tensors(module) and not f"{n}.".startswith(inside)]
     fixed = sum(p.numel() * p.element_size() for p in model.parameters()) - sum(sizes.values())
     host = max(0, get_max_memory()["cpu"] - _SPARE)
     if room is None:
@@ -54,18 +57,28 @@ def layer_map(
     return places
 
 
-def streamed(places: dict[str, str | int], device: "torch.device") -> int:
+def streamed(places: Places, device: torch.device) -> int:
     """Returns how many layers of a device_map are not on `device`."""
     return sum(place != _place(device) for place in places.values())
 
 
-def _place(device: "torch.device") -> str | int:
+@contextmanager
+def placing(places: Places, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Gives what load_teacher takes of `places`: nothing, if all is on the device. On disk it needs the block to last."""
+    if not streamed(places, device):
+        yield {}
+        return
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it says twice what is meant to be so
+    if "disk" not in places.values():
+        yield {"device_map": places}
+        return
+    with TemporaryDirectory(prefix="poweropd_lite-", ignore_cleanup_errors=True) as scratch:
+        yield {"device_map": places, "offload_folder": scratch}
+
+
+def _place(device: torch.device) -> str | int:
     return "cpu" if device.type == "cpu" else device.index or 0
 
 
-def _own_tensors(module: "torch.nn.Module") -> bool:
+def _own_tensors(module: torch.nn.Module) -> bool:
     return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
-
-
-def _inside(name: str, layers: list[str]) -> bool:
-    return any(name == layer or name.startswith(layer + ".") for layer in layers)

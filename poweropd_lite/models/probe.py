@@ -18,11 +18,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.models.loading import final_hidden
-from poweropd_lite.models.merge import Change
+from poweropd_lite.models.loading import final_hidden, unwrapped
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from poweropd_lite.models.merge import Change
 
 REFERENCE = "reference.json"  # its file, beside an adapter
 TOP = 8  # log-probs that are compared at each position: of the likeliest tokens of the model compared with
@@ -30,7 +32,7 @@ LONGEST = 64  # tokens of a text
 _ROWS = 1 << 22  # weight elements that are widened at a time: 16 MiB of float32
 _POSITIONS = 32  # whose logits are there at a time
 _HALF = (torch.bfloat16, torch.float16)
-_SOME_DAY = {"date_string": "26 Jul 2024"}  # for templates that would put in the day's date
+_SOME_DAY: dict[str, Any] = {"date_string": "26 Jul 2024"}  # for templates that would put in the day's date
 _TEXTS = (
     ("What is 12 * (7 - 3) + 5?", "First 7 - 3 = 4, then 12 * 4 = 48, and 48 + 5 = 53. The answer is \\boxed{53}."),
     ("Tom has 8 apples and buys 7 more. How many has he?", "He has 8 + 7 = 15 apples. \\boxed{15}"),
@@ -87,7 +89,7 @@ def probe_texts(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Returns the fixed texts as ids: a question in the model's chat template (or plain) and the beginning of an answer."""
     texts = []
     for question, answer in _TEXTS:
-        prompt = question + "\n"
+        prompt: Any = question + "\n"
         if tokenizer.chat_template:
             messages = [{"role": "user", "content": question}]
             prompt = tokenizer.apply_chat_template(
@@ -99,10 +101,10 @@ def probe_texts(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
 
 @torch.no_grad()
 def probe(
-    model: "PreTrainedModel",
+    model: "PreTrainedModel | PeftModel",
     texts: Sequence[Sequence[int]],
     like: Probe | None = None,
-    changes: dict[tuple[str, int], Change] | None = None,
+    changes: "dict[tuple[str, int], Change] | None" = None,
     arithmetic: Any = None,
 ) -> Probe:
     """Returns what `model` says on `texts`, at the ids of `like` or else at its own likeliest.
@@ -116,8 +118,7 @@ def probe(
     ids, logprobs = [], []
     with _to_be_asked(model), arithmetic or Float32Arithmetic(changes or {}):
         hidden = final_hidden(model, batch)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        head = base.get_output_embeddings()
+        head = unwrapped(model).get_output_embeddings()
         for i, text in enumerate(texts):
             parts = hidden[i, : len(text)].split(_POSITIONS)
             asked = None if like is None else like.ids[i]
@@ -141,7 +142,7 @@ def _likeliest(logits: Tensor, ids: list[list[int]] | None, part: int) -> tuple[
 class Float32Arithmetic(TorchFunctionMode):
     """A context in which products with half-precision weights are of float32, with `changes` merged into the weights."""
 
-    def __init__(self, changes: dict[tuple[str, int], Change]) -> None:
+    def __init__(self, changes: "dict[tuple[str, int], Change]") -> None:
         super().__init__()
         self.changes = changes
 
@@ -150,7 +151,7 @@ class Float32Arithmetic(TorchFunctionMode):
         if func is F.linear and type(args[1]) in (Tensor, torch.nn.Parameter) and args[1].dim() == 2:
             change = self.changes.get(("linear", id(args[1])))
             if args[1].dtype in _HALF or change is not None:
-                return _linear(*args, change=change, **kwargs)
+                return _linear(change, *args, **kwargs)
         if func is F.embedding:
             change = self.changes.get(("embedding", id(args[1])))
             rows = func(*args, **kwargs).float()
@@ -158,7 +159,7 @@ class Float32Arithmetic(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, change: Change | None = None) -> Tensor:
+def _linear(change: "Change | None", x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., D] times weight [V, D] transposed, float32, a few rows of the weight at a time."""
     out = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32)
     step = max(1, _ROWS // weight.shape[1])
@@ -170,18 +171,19 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, change: Chang
 
 
 @contextmanager
-def _to_be_asked(model: "PreTrainedModel") -> Iterator[None]:
+def _to_be_asked(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     """A context in which a model is in eval mode and computes without TF32, its 4-bit layers in float32."""
     training, precision = model.training, torch.get_float32_matmul_precision()
     model.eval()
     torch.set_float32_matmul_precision("highest")
-    before = [(m, m.compute_dtype, m.compute_type_is_set) for m in model.modules() if hasattr(m, "compute_type_is_set")]
-    for layer, *_ in before:
+    quantised: list[Any] = [m for m in model.modules() if hasattr(m, "compute_type_is_set")]
+    before = [(m.compute_dtype, m.compute_type_is_set) for m in quantised]
+    for layer in quantised:
         layer.compute_dtype, layer.compute_type_is_set = torch.float32, True
     try:
         yield
     finally:
         model.train(training)
         torch.set_float32_matmul_precision(precision)
-        for layer, dtype, is_set in before:
-            layer.compute_dtype, layer.compute_type_is_set = dtype, is_set
+        for layer, was in zip(quantised, before, strict=True):
+            layer.compute_dtype, layer.compute_type_is_set = was

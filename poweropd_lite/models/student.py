@@ -4,20 +4,19 @@ Both loaders give the same thing: a model whose trained parameters have PEFT's n
 and whose body makes the hidden states that logprobs.py takes. An adapter trained with one opens with the other.
 """
 
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.models.adapter import with_adapter
 from poweropd_lite.models.loading import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import torch
     from peft import PeftModel
-    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -26,42 +25,44 @@ class Student:
     """A loaded student. `dtype` is what it computes in; trained weights are float32 whatever that is."""
 
     model: "PreTrainedModel | PeftModel"
-    device: "torch.device"
-    dtype: "torch.dtype"
+    device: torch.device
+    dtype: torch.dtype
     loader: str = "peft"  # or "unsloth"
 
     @property
-    def head(self) -> "Tensor":
+    def head(self) -> Tensor:
         """The head's weight [V, D]."""
         return head_weight(self.model)
 
-    def trainable(self) -> "dict[str, nn.Parameter]":
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it learns an adapter, beside a base that stays as it is."""
+        return hasattr(self.model, "peft_config")
+
+    def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name, in a fixed order."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def compute(self) -> "AbstractContextManager":
+    def compute(self) -> AbstractContextManager:
         """The autocast context of every forward."""
-        import torch
-
         half = self.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
 
-    def hidden(self, ids: "Tensor") -> "Tensor":
+    def hidden(self, ids: Tensor) -> Tensor:
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T]."""
         self.model.train()  # transformers recomputes activations (gradient checkpointing) in this mode only
         with self.compute():
             # With float32 master weights the residual stream is float32; the head's product is of `dtype`, as any other.
             return final_hidden(self.model, ids).to(self.dtype)
 
-    @contextmanager
-    def without_adapter(self) -> "Iterator[None]":
+    def without_adapter(self) -> AbstractContextManager:
         """The base alone, inside the block; for a student that has an adapter."""
-        with self.model.disable_adapter():
-            yield
+        model: Any = self.model
+        return model.disable_adapter()
 
 
 def load_student(
-    config: Config, device: "torch.device", dtype: "torch.dtype", loader: str = "peft", fast_inference: bool = False
+    config: Config, device: torch.device, dtype: torch.dtype, loader: str = "peft", fast_inference: bool = False
 ) -> Student:
     """Returns the student of a config on `device`, every dropout off, seeded by `config.seed`.
 
@@ -70,8 +71,6 @@ def load_student(
     `fast_inference` (Unsloth on CUDA) brings up vLLM on the same base weights. Raises UserError for target modules that
     the model does not have.
     """
-    import torch
-
     if loader == "unsloth":
         from poweropd_lite.models.unsloth import load_unsloth
 
@@ -89,16 +88,14 @@ def load_student(
     return Student(model, device, dtype, loader)
 
 
-def _load_peft(config: Config, device: "torch.device", dtype: "torch.dtype") -> "PreTrainedModel | PeftModel":
-    import torch
-
-    if config.student_bits == 4:
-        options = {"quantization_config": nf4(dtype), "device_map": {"": device}}
-        base = load_causal_lm(config.student, "student", config, dtype, **options)
+def _load_peft(config: Config, device: torch.device, dtype: torch.dtype) -> "PreTrainedModel | PeftModel":
+    nf4_here = {"quantization_config": nf4(dtype), "device_map": {"": device}} if config.student_bits == 4 else {}
+    kept = torch.float32 if config.full_finetune else dtype
+    base: Any = load_causal_lm(config.student, "student", kept, config.trust_remote_code, **nf4_here)
+    if nf4_here:
         stay_unpacked(base)
     else:
-        kept = torch.float32 if config.full_finetune else dtype
-        base = load_causal_lm(config.student, "student", config, kept).to(device)
+        base.to(device)
     model = base.requires_grad_(True) if config.full_finetune else with_adapter(base, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,37 +1,37 @@
 """Loading the student with Unsloth: its patched forward and gradient checkpointing, and on CUDA its vLLM.
 
 On a CPU it is Unsloth's own CPU backend (from 2026.10.9 on), which runs stock transformers and PEFT. Unsloth changes
-transformers' classes when it is imported, so backends.choose_loader imports it before anything else is loaded.
+transformers' classes when it is imported, so engines/choose.py imports it before anything else is loaded.
 """
 
+import json
 from typing import TYPE_CHECKING
+
+import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.adapter import adapter_modules, explained_adapter
 from poweropd_lite.models.loading import explained_load, model_path, quiet_dropout
+from poweropd_lite.models.shape import lora_rank_limit, memory_share, served_run
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 
 def load_unsloth(
-    config: Config, device: "torch.device", dtype: "torch.dtype", fast_inference: bool
+    config: Config, device: torch.device, dtype: torch.dtype, fast_inference: bool
 ) -> "PreTrainedModel | PeftModel":
     """Returns the student as Unsloth loads it, with its adapter or with every weight trained."""
-    import torch
     from unsloth import FastLanguageModel
 
     checkpointing = "unsloth" if config.gradient_checkpointing else False
     options = {}
     if fast_inference:
-        from poweropd_lite.engines.vllm import lora_rank_limit, memory_share
-
         options = {
             "fast_inference": True,
-            "gpu_memory_utilization": memory_share(config, device, dtype),
+            "gpu_memory_utilization": memory_share(served_run(config), device, dtype),
             "max_lora_rank": lora_rank_limit(config.lora_rank),
             "training": False,  # of its vLLM: else the log-probs come back tempered and truncated
         }
@@ -71,8 +71,6 @@ def load_unsloth(
 
 def _check_whole(model: "PreTrainedModel", config: Config) -> None:
     """Raises UserError if the checkpoint lacks tensors of the model, which would then be random; Unsloth says nothing."""
-    import json
-
     from safetensors import safe_open
     from transformers.utils import cached_file
 

@@ -1,19 +1,20 @@
-"""Cards by name, with their makers' published figures, and the seconds that a step would take at a stated share of these.
+"""Machines: cards by name with their makers' published figures, and the seconds of a step at a share of these.
 
-An estimate: nothing of it was measured on a card. `--compute-share` and `--bandwidth-share` change the shares.
+An estimate: of a step of the benchmark's pair 4.3 s, where an H100 took 10.7 (docs/plan.md). `--compute-share` and
+`--bandwidth-share` change the shares.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.memory import machine_bytes
 from poweropd_lite.plan.flops import Lengths, step_flops
+from poweropd_lite.plan.memory import GIB, MemoryPlan
+from poweropd_lite.problems.benchmarks import find_benchmarks
 
-if TYPE_CHECKING:
-    from poweropd_lite.plan.memory import MemoryPlan
-
-GIB = 2**30
 LOGIT_PASSES = 10  # times that float32 logits are read or written for a score and its gradient (logprobs.py)
 TOKEN_OVERHEAD = 1e-3  # seconds a decoded token costs beside reading weights, keys and values; assumed
 
@@ -26,6 +27,21 @@ class Card:
     tflops: float  # dense bfloat16 products with float32 sums (float16 where there is no bfloat16), 1e12 a second
     bandwidth: float  # of its memory, 1e9 bytes a second
     bfloat16: bool = True
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is planned for."""
+
+    name: str
+    cuda: bool
+    card: Card | None = None  # its published figures, if they are known
+    gib: float | None = None  # of memory that can be used; None: any
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether it computes in bfloat16, as every card does that is sold today."""
+        return self.card is None or self.card.bfloat16
 
 
 CARDS = {
@@ -49,42 +65,42 @@ CARDS = {
 }
 SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have
 # GiB that can be used of the smallest card sold under a size in GB
-_USABLE = {12: 11.6, 16: 14.6, 24: 22.0, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1}
-_USABLE_SHARE = 0.91  # of any other size in GB
-LARGEST = 512  # GB; a larger number is no size of one card
+_USABLE: dict[float, float] = {12: 11.6, 16: 14.6, 24: 22.0, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1}
 
 
-def find_card(text: str) -> tuple[str, Card | None, float]:
-    """Returns the name, the card if it is known, and its usable GiB, for a name such as rtx4090 or a size in GB such as 24."""
+def find_machine(gpu: str | None, wants_card: bool) -> Machine:
+    """Returns the machine of --gpu; if that is not given, the card that is here; without one any card, if the run
+    `wants_card`, or else this CPU. Raises UserError for a card that is not known.
+    """
+    if gpu is not None and gpu.lower() != "cpu":
+        return find_card(gpu)
+    if gpu is None and torch.cuda.is_available():
+        name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
+        return Machine(name, True, known_card(name, total), total)
+    if gpu is None and wants_card:
+        return Machine("any card", True)
+    return Machine("this machine's CPU", False, None, machine_bytes() / GIB)
+
+
+def find_card(text: str) -> Machine:
+    """Returns the card of a name, such as rtx4090, or of a size in GB, such as 24; raises UserError for neither."""
     plain = _plain(text)
     for name, card in CARDS.items():
         if plain in (_plain(name), _plain(name).removeprefix("rtx")):
-            return name, card, card.gib
+            return Machine(name, True, card, card.gib)
     number = plain.removesuffix("gb").removesuffix("gib").removesuffix("g")
     try:
         size = float(number)
     except ValueError:
         size = 0.0
-    if not 1 <= size <= LARGEST:
-        raise UserError(
-            f"gpu: found {text!r}, which is neither a size in GB, such as 24, nor one of {', '.join(CARDS)}; a card that is not "
-            "among them is planned by its size"
-        )
-    return f"{size:g} GB", None, _USABLE.get(size, _USABLE_SHARE * size)
+    if not 1 <= size <= 512:  # a larger number is no size of one card
+        mend = "a card that is not among them is planned by its size"
+        raise UserError(f"gpu: found {text!r}, neither a size in GB, such as 24, nor one of {', '.join(CARDS)}; {mend}")
+    return Machine(f"{size:g} GB", True, None, _USABLE.get(size, 0.91 * size))
 
 
 def _plain(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum() or c == ".")
-
-
-def card_here() -> tuple[str, Card | None, float] | None:
-    """Returns the card of this machine, or None."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
-    return name, known_card(name, total), total
 
 
 def known_card(name: str, gib: float) -> Card | None:
@@ -94,8 +110,8 @@ def known_card(name: str, gib: float) -> Card | None:
         return None  # another chip under the same number
     plain = _plain(name)
     named = [key for key in CARDS if all(part.removesuffix("gb") in plain for part in key.split("-"))]
-    # An L40S is no L4, nor an A10G an A10, whose names theirs hold; an A100 is of one of two sizes; of h100 and h100-pcie the
-    # longer name is meant.
+    # An L40S is no L4, nor an A10G an A10, whose names theirs hold; an A100 is of one of two sizes; of h100 and
+    # h100-pcie the longer name is meant.
     alike = sorted((key for key in named if abs(CARDS[key].gib - gib) < 0.1 * gib), key=len)
     if not alike or (alike[-1] == "a10" and "a10g" in words):
         return None
@@ -103,15 +119,14 @@ def known_card(name: str, gib: float) -> Card | None:
 
 
 def step_seconds(
-    config: Config, plan: "MemoryPlan", card: Card, lengths: Lengths, compute_share: float, bandwidth_share: float
+    config: Config, plan: MemoryPlan, card: Card, lengths: Lengths, compute_share: float, bandwidth_share: float
 ) -> dict[str, float]:
     """Returns the estimated seconds of a step's rollouts, scores, update and optimizer."""
-    flops = step_flops(config, plan.student, plan.teacher, lengths)
+    flops, teacher = step_flops(config, plan.student, plan.teacher, lengths), plan.teacher
     rate, bandwidth = card.tflops * 1e12 * compute_share, card.bandwidth * 1e9 * bandwidth_share
-    student, teacher = plan.student.shape, plan.teacher
     tokens = config.batch_size * lengths.completion
     batches = max(1, -(-config.batch_size * lengths.total // config.token_budget))
-    logits = LOGIT_PASSES * 4 * tokens * student.head[0] / bandwidth
+    logits = LOGIT_PASSES * 4 * tokens * plan.student.shape.head[0] / bandwidth
     scored = 3 * 4 * tokens * teacher.head[0] / bandwidth
     # A 4-bit matrix is read, written in 16 bits and read again, once a micro-batch.
     unpacking = batches * 4.5 * teacher.linear_elements / bandwidth if config.teacher_bits == 4 else 0.0
@@ -123,24 +138,19 @@ def step_seconds(
     }
 
 
-def decode_seconds(config: Config, plan: "MemoryPlan", lengths: Lengths, lines: int, bandwidth: float) -> float:
+def decode_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, lines: int, bandwidth: float) -> float:
     """Returns the seconds of reading weights, keys and values for every token of `lines` completions at once."""
     shape = plan.student.shape
     parts = -(-lines // (config.decode_batch_size or lines))
     weights = shape.weight_bytes(4 if config.student_bits == 4 else 16) + 4 * plan.student.adapter
-    middle = lengths.prompt + lengths.completion // 2
-    cache = shape.cache_bytes(lines, middle, 2)
+    cache = shape.cache_bytes(lines, lengths.prompt + lengths.completion // 2, 2)
     return lengths.completion * ((parts * weights + cache) / bandwidth + parts * TOKEN_OVERHEAD)
 
 
-def evaluation_seconds(
-    config: Config, plan: "MemoryPlan", lengths: Lengths, card: Card, bandwidth_share: float
-) -> float:
-    """Returns the estimated seconds of one evaluation: its samples and one greedy answer a problem of each benchmark."""
+def evaluation_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, card: Card, bandwidth_share: float) -> float:
+    """Returns the estimated seconds of one evaluation: samples and one greedy answer a problem of each benchmark."""
     if config.eval_benchmarks is None:
         return 0.0
-    from poweropd_lite.problems.benchmarks import find_benchmarks
-
     benchmarks = find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks")
     problems = sum(min(config.eval_problems, *b.sizes) if b.sizes else config.eval_problems for b in benchmarks)
     answers = problems * (config.eval_samples + 1)
@@ -154,7 +164,5 @@ def evaluation_seconds(
 
 def evaluations(config: Config) -> int:
     """Returns how often a run evaluates: before, after, and every `eval_every` steps between."""
-    if config.eval_benchmarks is None:
-        return 0
     between = (config.steps - 1) // config.eval_every if config.eval_every else 0
-    return 2 + between
+    return 0 if config.eval_benchmarks is None else 2 + between

@@ -1,17 +1,18 @@
 """Floating-point operations of a step, a multiplication and an addition counting two: the true ones, and the paper's.
 
-True: every product that this program makes, from the real shapes. A sampled token's probability needs the logits of the whole
-vocabulary, so the head's product is made for every reward; query and output projections are heads x head size wide, which in
-Qwen3 is not the hidden size; a frozen matrix has no weight gradient; checkpointing makes the forward twice.
+True: every product that this program makes, from the real shapes. A sampled token's probability needs the logits of the
+whole vocabulary, so the head's product is made for every reward; query and output projections are heads x head size
+wide, in Qwen3 not the hidden size; a frozen matrix has no weight gradient; checkpointing makes the forward twice.
 
-The paper's (PowerOPD, appendix B) counts a forward without its head, takes the hidden size for the query's width, and three
-student forwards an update.
+The paper's (PowerOPD, appendix B) counts a forward without its head, takes the hidden size for the query's width, and
+three student forwards an update.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poweropd_lite.base.config import Config
+from poweropd_lite.method.reward import REWARDS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -31,7 +32,6 @@ class Lengths:
 
     @property
     def total(self) -> int:
-        """Both."""
         return self.prompt + self.completion
 
 
@@ -42,19 +42,19 @@ def step_flops(config: Config, student: "Traced", teacher: "Shape", lengths: Len
     body, attention = body_flops(shape, lines, lengths.total)
     adapter = 2.0 * student.adapter * tokens
     head, teacher_head = head_flops(shape, new), head_flops(teacher, new)
-    kl = config.reward == "full_kl"
+    reward = REWARDS[config.reward]
+    kl = reward.pay is None
 
     recompute = body + attention + adapter if config.gradient_checkpointing else 0.0
     # Gradients of activations; of weights, where they are trained. Attention's backward is two forwards.
     backward = body * (2 if config.full_finetune else 1) + 2 * attention + 2 * adapter
     head_trains = config.full_finetune or student.trained > student.adapter
-    head_passes = (
-        4 if head_trains else 2
-    )  # a frozen head's logits are made once, a trained one's again in the backward pass
+    # A frozen head's logits are made once, a trained one's again in the backward pass.
+    head_passes = 4 if head_trains else 2
     update = body + attention + adapter + recompute + backward + head_passes * head
     if kl:  # the teacher's head is multiplied beside the student's
         update += (2 if head_trains else 1) * teacher_head
-    if config.reward == "zscore":  # a pass for the step's mean and deviation
+    if reward.of_step:  # a pass for the step's mean and deviation
         update += body + attention + adapter + head
     scoring = sum(body_flops(teacher, lines, lengths.total)) + (0.0 if kl else teacher_head)
     return {"rollout": body + attention + adapter + head, "score": scoring, "update": update}
@@ -72,9 +72,7 @@ def head_flops(shape: "Shape", tokens: int) -> float:
 
 
 def paper_forward(config: "PretrainedConfig", lines: int, length: int) -> float:
-    """Returns appendix B's operations of one forward of B sequences of S tokens:
-    B L (4 S d^2 + 4 S d d_kv + 2 S^2 d + 6 S d m).
-    """  # fmt: skip
+    """Returns appendix B's operations of a forward of B x S tokens: B L (4 S d^2 + 4 S d d_kv + 2 S^2 d + 6 S d m)."""
     d = config.hidden_size
     m = getattr(config, "intermediate_size", None) or 4 * d  # where a config does not say it, as GPT-2's
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -83,30 +81,16 @@ def paper_forward(config: "PretrainedConfig", lines: int, length: int) -> float:
     return float(lines * config.num_hidden_layers * per_layer)
 
 
-@dataclass(frozen=True)
-class PaperUpdate:
-    """Appendix B's table for a pair, TFLOPs."""
-
-    teacher: float
-    student: float
-    sampled: float  # an update whose reward is of sampled tokens
-    full_vocabulary: float
-
-    @property
-    def saved(self) -> float:
-        """The share that sampled tokens save."""
-        return 1 - self.sampled / self.full_vocabulary
-
-
-def paper_update(teacher: "Shape", student: "Shape", lines: int, lengths: Lengths) -> PaperUpdate:
-    """Returns appendix B's operations of an update: teacher + 3 student, and for the full vocabulary the products with both
-    heads, 2 B T d_T V and 3 2 B T d_S V. Figures are rounded before they are added, as in the paper.
+def paper_update(teacher: "Shape", student: "Shape", lines: int, lengths: Lengths) -> dict[str, float]:
+    """Returns appendix B's table for a pair, TFLOPs: of the "teacher", the "student", an "update" on sampled tokens
+    (teacher + 3 student) and over the "full_vocabulary" (the products with both heads besides, 2 B T d_T V and
+    3 2 B T d_S V), and the share "saved". Figures are rounded before they are added, as in the paper.
     """
     new = lines * lengths.completion
     t, s = (_as_printed(paper_forward(shape.config, lines, lengths.total)) for shape in (teacher, student))
     heads = [_as_printed(f) for f in (head_flops(teacher, new), 3 * head_flops(student, new))]
-    sampled = t + 3 * s
-    return PaperUpdate(t, s, sampled, sampled + sum(heads))
+    sampled, full = t + 3 * s, t + 3 * s + sum(heads)
+    return {"teacher": t, "student": s, "update": sampled, "full_vocabulary": full, "saved": 1 - sampled / full}
 
 
 def _as_printed(operations: float) -> float:

@@ -4,16 +4,16 @@ A phase's bytes are the most that tensors hold at once in it; the peak is the la
 CUDA context and what the allocator can't use (`MemoryPlan.needed`).
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
 
 from poweropd_lite.base.config import Config
-
-if TYPE_CHECKING:
-    import torch
-
-    from poweropd_lite.models.shape import Shape
-    from poweropd_lite.plan.trace import Traced, Traces
+from poweropd_lite.base.memory import machine_bytes, peak_gib
+from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.models.shape import BESIDE_WEIGHTS, Shape, cache_bytes, served_run
+from poweropd_lite.plan.trace import Traced, Traces, traces_of
 
 GIB = 2**30
 CUDA_CONTEXT = 600 * 2**20  # torch's kernels, cuBLAS and bitsandbytes on a card; assumed
@@ -30,22 +30,16 @@ class MemoryPlan:
     phases: dict[str, dict[str, int]]
     cuda: bool
     runtime: int  # of the CUDA context, or of the process before anything is loaded
-    student: "Traced"
-    teacher: "Shape"
+    student: Traced
+    teacher: Shape
 
     def total(self, phase: str) -> int:
-        """Returns the bytes of a phase's tensors."""
         return sum(self.phases[phase].values())
 
     @property
-    def run(self) -> list[str]:
-        """The phases of a training run; export is a command of its own."""
-        return [phase for phase in self.phases if phase != "export"]
-
-    @property
     def peak_phase(self) -> str:
-        """The phase of a run that needs the most."""
-        return max(self.run, key=self.total)
+        """The phase of a training run that needs the most; export is a command of its own."""
+        return max((phase for phase in self.phases if phase != "export"), key=self.total)
 
     @property
     def peak(self) -> int:
@@ -62,12 +56,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: Config,
-    traces: "Traces",
-    cuda: bool,
-    engine: str = "loop",
-    shared: bool = False,
-    runtime: int | None = None,
+    config: Config, traces: Traces, cuda: bool, engine: str = "loop", shared: bool = False, runtime: int | None = None
 ) -> MemoryPlan:
     """Returns what a run of `config` holds in each phase, for prompts and completions as long as the config allows.
 
@@ -75,8 +64,7 @@ def plan_memory(
     process takes before anything is loaded, where that is known.
     """
     lines, width = fullest_batch(config)
-    dtype = traces.dtype
-    teacher_dtype = teacher_compute(config, dtype)
+    dtype, teacher_dtype = traces.dtype, teacher_compute(config, traces.dtype)
     teacher, scoring = traces.teacher(config, teacher_dtype, lines, width)
     student = traces.student(config, teacher.head, lines, width)
 
@@ -90,33 +78,24 @@ def plan_memory(
         "teacher": teacher.weight_bytes(teacher_bits, teacher_dtype.itemsize),
     }
     rollout, evaluation, always = _engine_bytes(config, traces, student, engine, shared)
-    if always:
-        resident["engine"] = always
-    kept = config.batch_size * config.max_new_tokens * teacher.head[1] * teacher_dtype.itemsize
-    kept = {"teacher's hidden states": kept} if config.reward == "full_kl" else {}
+    resident["engine"] = always
+    said = config.batch_size * config.max_new_tokens * teacher.head[1] * teacher_dtype.itemsize
+    kept = {"teacher's hidden states": said} if REWARDS[config.reward].pay is None else {}
     gradients = {"gradients": 4 * student.trained}
     copy = _head_copy(config, student, dtype) if cuda else {}
     base = _unpacked(config.student_bits, student.shape, dtype)
     phases = {
-        "load": {**_without(resident, "optimizer"), "quantising": _quantising(config, teacher, cuda)},
+        "load": {**resident, "optimizer": 0, "quantising": _quantising(config, teacher, cuda)},
         "rollout": {**resident, **rollout, **copy, **(base if engine == "loop" else {})},
         "score": {**resident, **kept, "activations": scoring, **_unpacked(config.teacher_bits, teacher, teacher_dtype)},
-        "update": {
-            **resident,
-            **gradients,
-            **kept,
-            "activations": student.update,
-            **copy,
-            **base,
-        },
+        "update": {**resident, **gradients, **kept, "activations": student.update, **copy, **base},
         "optimizer": {**resident, **gradients, "optimizer's copies": _optimizer_copies(config, student, cuda)},
         "evaluate": {**resident, **evaluation, **copy, **(base if engine == "loop" else {})},
         "export": _export(student, dtype, cuda),
     }
     if config.eval_benchmarks is None:
         del phases["evaluate"]
-    if runtime is None:
-        runtime = CUDA_CONTEXT if cuda else 0
+    runtime = (CUDA_CONTEXT if cuda else 0) if runtime is None else runtime
     phases = {name: {item: size for item, size in items.items() if size} for name, items in phases.items()}
     return MemoryPlan(phases, cuda, runtime, student, teacher)
 
@@ -131,57 +110,49 @@ def fullest_batch(config: Config) -> tuple[int, int]:
     return lines, tokens // lines
 
 
-def teacher_compute(config: Config, dtype: "torch.dtype") -> "torch.dtype":
+def teacher_compute(config: Config, dtype: torch.dtype) -> torch.dtype:
     """Returns what the teacher computes in, as load_teacher chooses it."""
-    import torch
-
     if config.teacher_bits == 32:
         return torch.float32
     return torch.bfloat16 if config.teacher_bits == 16 and dtype == torch.float32 else dtype
 
 
 def _engine_bytes(
-    config: Config, traces: "Traces", student: "Traced", engine: str, shared: bool
+    config: Config, traces: Traces, student: Traced, engine: str, shared: bool
 ) -> tuple[dict[str, int], dict[str, int], int]:
     """Returns what the engine needs in rollouts, in evaluation, and all the time."""
-    from poweropd_lite.engines.vllm import BESIDE_WEIGHTS, cache_bytes
-
     dtype = traces.dtype
     if engine == "vllm":
-        cache = cache_bytes(student.shape, config, dtype)
+        cache = cache_bytes(student.shape, served_run(config), dtype)
         if shared:
             return {}, {}, cache + BESIDE_WEIGHTS
-        awake = {
-            "keys and values": cache,
-            "vLLM": student.shape.weight_bytes(8 * dtype.itemsize) + BESIDE_WEIGHTS - VLLM_ASLEEP,
-        }
+        weights = student.shape.weight_bytes(8 * dtype.itemsize)
+        awake = {"keys and values": cache, "vLLM": weights + BESIDE_WEIGHTS - VLLM_ASLEEP}
         return awake, awake, VLLM_ASLEEP
-    found = []
-    for lines, new in (
-        (config.batch_size, config.max_new_tokens),
-        (config.eval_batch_size, config.eval_max_new_tokens or config.max_new_tokens),
-    ):
+
+    def decoding(lines: int, new: int) -> dict[str, int]:
         lines = min(lines, config.decode_batch_size or lines)
-        width = config.max_prompt_tokens + new
-        cache = student.shape.cache_bytes(lines, width, dtype.itemsize)
+        cache = student.shape.cache_bytes(lines, config.max_prompt_tokens + new, dtype.itemsize)
         whole = traces.rollout(config, lines, config.max_prompt_tokens, new)
-        found.append({"keys and values": cache, "decoding": max(0, whole - cache)})
-    return found[0], found[1], 0
+        return {"keys and values": cache, "decoding": max(0, whole - cache)}
+
+    new = config.max_new_tokens
+    return decoding(config.batch_size, new), decoding(config.eval_batch_size, config.eval_max_new_tokens or new), 0
 
 
-def _quantising(config: Config, teacher: "Shape", cuda: bool) -> int:
+def _quantising(config: Config, teacher: Shape, cuda: bool) -> int:
     """What loading the teacher takes beside its weights: the file's own pages on a CPU, a matrix at a time on a card."""
     if config.teacher_bits >= 16:
         return 0
     return 4 * max(out * into for out, into in teacher.linear) if cuda else 2 * teacher.elements
 
 
-def _unpacked(bits: int, shape: "Shape", dtype: "torch.dtype") -> dict[str, int]:
+def _unpacked(bits: int, shape: Shape, dtype: torch.dtype) -> dict[str, int]:
     """The one matrix that is multiplied just now, unpacked."""
     return {"unpacked matrix": dtype.itemsize * max(out * into for out, into in shape.linear)} if bits < 16 else {}
 
 
-def _head_copy(config: Config, student: "Traced", dtype: "torch.dtype") -> dict[str, int]:
+def _head_copy(config: Config, student: Traced, dtype: torch.dtype) -> dict[str, int]:
     """On a card a head that is trained, and so float32, is multiplied in half precision, from a copy."""
     vocabulary, size = student.shape.head
     whole = {name.strip() for name in config.modules_to_save.split(",")}
@@ -190,19 +161,41 @@ def _head_copy(config: Config, student: "Traced", dtype: "torch.dtype") -> dict[
     return {"head's copy": dtype.itemsize * vocabulary * size} if trained and dtype.itemsize < 4 else {}
 
 
-def _optimizer_copies(config: Config, student: "Traced", cuda: bool) -> int:
+def _optimizer_copies(config: Config, student: Traced, cuda: bool) -> int:
     """AdamW on a card takes all tensors at once, with a temporary of each; on a CPU one after the other."""
     if config.optimizer == "adamw8bit":
         return 0
     return 4 * (student.trained if cuda else student.largest)
 
 
-def _export(student: "Traced", dtype: "torch.dtype", cuda: bool) -> dict[str, int]:
+def _export(student: Traced, dtype: torch.dtype, cuda: bool) -> dict[str, int]:
     model = student.shape.weight_bytes(8 * dtype.itemsize)
     if cuda:  # the live model is asked there; merging is done in the host's memory
         return {"student": model, "adapter": 4 * student.adapter}
     return {"student": model, "merging": round((EXPORT_ON_HOST - 1) * model)}
 
 
-def _without(items: dict[str, int], name: str) -> dict[str, int]:
-    return {item: size for item, size in items.items() if item != name}
+def planned_gib(
+    config: Config, device: torch.device, dtype: torch.dtype, engine: str, shared: bool, say: Callable[[str], None]
+) -> float | None:
+    """Returns the planned peak of a run, GiB, as `recorder.peak_gib` measures it, having said it; None if it can't be planned.
+
+    On a card that is what tensors hold; on a CPU what this process already takes is added. More than the machine has is
+    said and not refused: prompts may be shorter than the config allows, and running out of memory halves what is in the way.
+    """
+    cuda = device.type == "cuda"
+    try:
+        found = plan_memory(config, traces_of(config, dtype), cuda, engine, shared)
+    except Exception as error:  # a model's own code on tensors without memory: no reason not to train it
+        say(f"memory not planned ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+        return None
+    if not cuda:
+        found = replace(found, runtime=round(peak_gib() * GIB))
+    planned = (found.peak + (0 if cuda else found.runtime)) / GIB
+    has = torch.cuda.get_device_properties(device).total_memory if cuda else machine_bytes()
+    if found.needed > has:
+        much = f"{found.needed / GIB:.1f} GiB at the worst ({found.peak_phase}), and {has / GIB:.1f} are here"
+        say(f"memory planned: {much}; python -m poweropd_lite.plan with the same settings finds what fits")
+    else:
+        say(f"memory planned: peak {planned:.2f} GiB at the worst ({found.peak_phase})")
+    return planned

@@ -3,6 +3,11 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from poweropd_lite.base.config import section
+from poweropd_lite.base.errors import UserError
+
+
+class CannotPlan(UserError):
+    """A model can't be traced on tensors without memory; that is no reason not to train it."""
 
 
 class PlanConfig(BaseModel):
@@ -13,7 +18,8 @@ class PlanConfig(BaseModel):
     gpu: str | None = Field(
         None,
         min_length=1,
-        description="the card: its memory in GB, such as 24, or a name, such as rtx4090 (with a time estimate), or cpu; if not given, the card of this machine",
+        description="the card: its memory in GB, such as 24, or a name, such as rtx4090 (with a time estimate), or "
+        "cpu; if not given, the card of this machine",
         json_schema_extra=section("plan"),
     )
     prompt_tokens: int = Field(

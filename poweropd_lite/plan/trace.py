@@ -20,19 +20,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from poweropd_lite.base.config import Config, marked
-from poweropd_lite.engines.any_model import AnyDecoder
-from poweropd_lite.engines.decode import Decoder, Unlike
-from poweropd_lite.engines.loop import draw
+from poweropd_lite.engines.loop import draw, make_decoder
 from poweropd_lite.method.logprobs import Sampling, float_logits, reverse_kl, score_tokens
+from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.adapter import with_adapter
 from poweropd_lite.models.loading import final_hidden, head_weight, quiet_dropout
-from poweropd_lite.models.shape import Shape, empty_model, shape_of
+from poweropd_lite.models.shape import Shape, empty_model, read_config, shape_of
 from poweropd_lite.models.student import Student
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_CPU = torch.device("cpu")
+_TRACED = [name for name in Config.model_fields if name not in marked("untraced")]
 
 
 class Traces:
@@ -43,23 +42,25 @@ class Traces:
         self._made: dict[tuple, Any] = {}
 
     def student(self, config: Config, teacher_head: tuple[int, int], lines: int, width: int) -> "Traced":
-        """As `trace_student`."""
         return self._once(trace_student, self.student_config, config, self.dtype, teacher_head, lines, width)
 
-    def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> "tuple[Shape, int]":
-        """As `trace_teacher`."""
+    def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> tuple[Shape, int]:
         return self._once(trace_teacher, self.teacher_config, config, dtype, lines, width)
 
-    def rollout(self, config: Config, lines: int, prompt: int, new: int) -> int | None:
-        """As `trace_rollout`."""
+    def rollout(self, config: Config, lines: int, prompt: int, new: int) -> int:
         return self._once(trace_rollout, self.student_config, config, self.dtype, lines, prompt, new)
 
     def _once(self, trace: Callable, model_config: "PretrainedConfig", config: Config, *rest: Any) -> Any:
-        part = config.model_copy(update={name: Config.model_fields[name].default for name in marked("untraced")})
-        key = (trace, part, *rest)
+        key = (trace, *(getattr(config, name) for name in _TRACED), *rest)
         if key not in self._made:
-            self._made[key] = trace(model_config, part, *rest)
+            self._made[key] = trace(model_config, config, *rest)
         return self._made[key]
+
+
+def traces_of(config: Config, dtype: torch.dtype) -> Traces:
+    """Returns the traces of a run's pair, none made yet; raises UserError for a model whose config can't be read."""
+    student, teacher = (read_config(getattr(config, r), r, config.trust_remote_code) for r in ("student", "teacher"))
+    return Traces(student, teacher, dtype)
 
 
 class Live(TorchDispatchMode):
@@ -89,7 +90,7 @@ class Live(TorchDispatchMode):
         self.now -= self._sizes.pop(key)
 
     @contextmanager
-    def watch(self) -> "Iterator[list[int]]":
+    def watch(self) -> Iterator[list[int]]:
         """Gives a list that holds, after the block, the most bytes that were alive in it beyond those at its start."""
         found: list[int] = []
         start = self.peak = self.now
@@ -109,15 +110,10 @@ class Traced:
 
 
 def trace_student(
-    model_config: "PretrainedConfig",
-    config: Config,
-    dtype: torch.dtype,
-    teacher_head: tuple[int, int],
-    lines: int,
-    width: int,
+    model_config: "PretrainedConfig", config: Config, dtype: torch.dtype, head: tuple[int, int], lines: int, width: int
 ) -> Traced:
     """Runs one micro-batch of `lines` rollouts of `width` tokens, all of them in the loss, through forward, loss and backward."""
-    shape = shape_of(empty_model(model_config, config, dtype))
+    shape = shape_of(empty_model(model_config, dtype, config.trust_remote_code))
     with fake_student(model_config, config, dtype) as (student, live):
         trainable = student.trainable()
         trained = sum(p.numel() for p in trainable.values())
@@ -125,9 +121,8 @@ def trace_student(
         for p in trainable.values():  # there before the backward, so that they are not counted as activations
             p.grad = torch.zeros_like(p)
         student.hidden(torch.zeros(1, 2, dtype=torch.long))  # makes what a model makes once
-        # The teacher's part of full_kl is counted with the teacher.
-        vocabulary, size = teacher_head
-        said = torch.empty(lines * width, size, dtype=dtype), torch.empty(vocabulary, size, dtype=dtype)
+        # The teacher's part of full_kl, of a `head` (V, D), is counted with the teacher.
+        said = torch.empty(lines * width, head[1], dtype=dtype), torch.empty(head, dtype=dtype)
         with live.watch() as found:
             _backward(student, said, config, lines, width)
         return Traced(shape, trained, adapter, max(p.numel() for p in trainable.values()), found[0])
@@ -137,11 +132,9 @@ def _backward(
     student: Student, teacher: tuple[torch.Tensor, torch.Tensor], config: Config, lines: int, width: int
 ) -> None:
     """A micro-batch's forward, loss and backward; `teacher` is its hidden states and its head, which full_kl reads."""
-    ids = torch.zeros(lines, width, dtype=torch.long)
-    rows = torch.zeros(lines * width, dtype=torch.long)
-    hidden = student.hidden(ids)[rows, rows]
-    sampling = _sampling(config)
-    if config.reward == "full_kl":
+    ids, rows = torch.zeros(lines, width, dtype=torch.long), torch.zeros(lines * width, dtype=torch.long)
+    hidden, sampling = student.hidden(ids)[rows, rows], _sampling(config)
+    if REWARDS[config.reward].pay is None:
         loss = reverse_kl(hidden, student.head, *teacher, rows, rows, sampling).kl.sum()
     else:
         loss = score_tokens(hidden, student.head, rows, sampling, config.score).score.sum()
@@ -153,7 +146,7 @@ def trace_teacher(
     model_config: "PretrainedConfig", config: Config, dtype: torch.dtype, lines: int, width: int
 ) -> tuple[Shape, int]:
     """Returns the teacher's shape and the most bytes that scoring a micro-batch needs beside the weights."""
-    model = empty_model(model_config, config, dtype)
+    model = empty_model(model_config, dtype, config.trust_remote_code)
     shape = shape_of(model)
     model.requires_grad_(False).eval()  # before it is given tensors: those that are trained are float32
     with FakeTensorMode(), Live() as live, torch.no_grad():
@@ -173,19 +166,13 @@ def trace_rollout(
     prompts' forward, one token's forward and its draw.
     """
     with fake_student(model_config, config, dtype) as (student, live), torch.no_grad(), live.watch() as found:
-        try:
-            decoder: Decoder | AnyDecoder = Decoder(student)
-        except Unlike:
-            decoder = AnyDecoder(student)
+        decoder = make_decoder(student, None)
         decoder.sync()
         ids = torch.zeros(lines, prompt, dtype=torch.long)
         valid = torch.ones(lines, prompt + new, dtype=torch.bool)
         noise, sampling = torch.zeros(lines, new, dtype=torch.float64), _sampling(config)
         hidden = decoder.prefill(ids, valid[:, :prompt], prompt + new)
         token, _ = draw(float_logits(hidden, decoder.head), sampling, noise[:, 0])
-        if isinstance(decoder, AnyDecoder):  # whose cache counts its own columns: to the last one
-            for layer in decoder.cache.layers:
-                layer.used = prompt + new - 1
         hidden = decoder.step(token, torch.zeros_like(token), prompt + new - 1, valid)
         draw(float_logits(hidden, decoder.head), sampling, noise[:, -1])
     return found[0]
@@ -196,16 +183,15 @@ def fake_student(
     model_config: "PretrainedConfig", config: Config, dtype: torch.dtype
 ) -> "Iterator[tuple[Student, Live]]":
     """Gives the student of a config as load_student makes it, on fake tensors, and the count of what is alive."""
-    model = empty_model(model_config, config, torch.float32 if config.full_finetune else dtype)
-    quiet_dropout(model)
-    if not config.full_finetune:
-        with torch.device("meta"):
-            model = with_adapter(model, config)
+    base = empty_model(model_config, torch.float32 if config.full_finetune else dtype, config.trust_remote_code)
+    quiet_dropout(base)
+    with torch.device("meta"):
+        model = base if config.full_finetune else with_adapter(base, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with FakeTensorMode(), Live() as live:
         _materialise(model)
-        yield Student(model, _CPU, dtype), live
+        yield Student(model, torch.device("cpu"), dtype), live
 
 
 def _materialise(model: torch.nn.Module) -> None:

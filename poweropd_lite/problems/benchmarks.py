@@ -1,7 +1,7 @@
-"""The problems that a model is scored on: the seven maths benchmarks of the paper, the bundled held-out set, anyone's own.
+"""The problems that a model is scored on: the paper's seven maths benchmarks, the bundled held-out set, anyone's own.
 
-A benchmark comes from the hub or from a copy in a folder; a set of another size than the original is said to be one, for
-its score is not comparable. Problems are read row by row, and one that can't be used is counted and named.
+A benchmark comes from the hub or from a copy in a folder; a set of another size than the original is said to be one,
+for its score is not comparable. Problems are read row by row, and one that can't be used is counted and named.
 """
 
 import math
@@ -15,13 +15,12 @@ from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.config_files import nearest
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.grade.answers import boxed_answer
-from poweropd_lite.problems.prompts import BUNDLED_PROBLEMS, Prompt, Source, make_prompt, rows, say_skipped, usable
+from poweropd_lite.problems.prompts import BUNDLED_PROBLEMS, Prompt, Skipped, Source, make_prompt, say_skipped, usable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ALL = ("gsm8k", "math500", "amc23", "aime24", "aime25", "minerva", "olympiadbench")  # the paper's seven
-_HUB = {
+_HUB = {  # the paper's seven
     "gsm8k": ("openai/gsm8k", "main", (1319,)),
     "math500": ("HuggingFaceH4/MATH-500", None, (500,)),
     "amc23": ("math-ai/amc23", None, (40,)),
@@ -30,12 +29,11 @@ _HUB = {
     "minerva": ("math-ai/minervamath", None, (272,)),
     "olympiadbench": ("math-ai/olympiadbench", None, (674, 675)),  # two copies go round, one row apart
 }
+ALL = tuple(_HUB)
 PROMPT_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "solution")
 SUFFIXES = (".jsonl", ".json", ".parquet")
 RESERVED = ("mean", "settings", "results")  # names of the evaluation's own
-LONGEST_ANSWER = 4096  # tokens, as in the paper
-BUNDLED_LONGEST = 112  # the bundled problems' worked answers have fewer than 90
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Benchmark:
     @property
     def longest(self) -> int:
         """How many tokens an answer may have, unless the user says another number."""
-        return BUNDLED_LONGEST if self.source.data == BUNDLED else LONGEST_ANSWER
+        return 112 if self.source.data == BUNDLED else 4096  # bundled answers have fewer than 90; 4,096 as in the paper
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,8 @@ def find_benchmarks(text: str, folder: str | None = None, flag: str = "--benchma
     found = [_find(name, folder, flag) for name in dict.fromkeys(names)]
     for name in (b.name for b in found):
         if name in RESERVED or not re.fullmatch(r"[\w][\w. -]{0,99}", name):
-            raise UserError(
-                f"a benchmark can't be named '{name}': results go by its name; rename the file (letters, digits, '.', '_', '-')"
-            )
-    for name in (b.name for b in found):
+            mend = "rename the file (letters, digits, '.', '_', '-')"
+            raise UserError(f"a benchmark can't be named '{name}': results go by its name; {mend}")
         if sum(b.name == name for b in found) > 1:
             raise UserError(f"two benchmarks are named {name}; rename a file, for results go by name")
     return found
@@ -87,27 +83,25 @@ def _find(name: str, folder: str | None, flag: str) -> Benchmark:
     if name in _HUB:
         hub, subset, sizes = _HUB[name]
         if folder is None:
-            return Benchmark(name, Source(hub, subset, "test", held_out=True, flag=flag), sizes)
+            return Benchmark(name, Source(hub, subset, "test", flag=flag), sizes)
         copies = [path for suffix in SUFFIXES if (path := Path(folder, name + suffix)).is_file()]
         if not copies:
-            raise UserError(
-                f"{folder} holds no {name}.jsonl (or .json or .parquet); leave out --benchmark-folder to ask the hub"
-            )
-        return Benchmark(name, Source(str(copies[0]), held_out=True, flag=flag), sizes)
+            mend = "leave out --benchmark-folder to ask the hub"
+            raise UserError(f"{folder} holds no {name}.jsonl (or .json or .parquet); {mend}")
+        return Benchmark(name, Source(str(copies[0]), flag=flag), sizes)
     path = Path(name)
     if path.suffix in SUFFIXES or path.is_file():
         if not path.is_file():
             raise UserError(f"no file of problems at {path}; type {flag} with a JSON, JSONL or Parquet file")
         sizes = _HUB[path.stem][2] if path.stem in _HUB else ()  # a copy of a known one
-        return Benchmark(path.stem, Source(name, held_out=True, flag=flag), sizes)
+        return Benchmark(path.stem, Source(name, flag=flag), sizes)
     if "/" in name:
         hub, _, rest = name.partition(":")
         subset, _, split = rest.partition(":")
-        return Benchmark(hub.rsplit("/", 1)[-1], Source(hub, subset or None, split or "test", held_out=True, flag=flag))
-    raise UserError(
-        f"no benchmark named '{name}'{nearest(name, (*ALL, 'all', BUNDLED)).replace('; --help lists them all', '')}; known are "
-        f"{', '.join(ALL)}, all of them as 'all', {BUNDLED}, and files of problems such as my.jsonl"
-    )
+        return Benchmark(hub.rsplit("/", 1)[-1], Source(hub, subset or None, split or "test", flag=flag))
+    meant = nearest(name, (*ALL, "all", BUNDLED), otherwise="")
+    known = f"{', '.join(ALL)}, all of them as 'all', {BUNDLED}, and files of problems such as my.jsonl"
+    raise UserError(f"no benchmark named '{name}'{meant}; known are {known}")
 
 
 def load_problems(
@@ -123,15 +117,13 @@ def load_problems(
     `columns` are of prompt and answer, None for the usual ones; `settings` is what data.make_prompt wants. Raises
     UserError when nothing can be read or a column is missing.
     """
-    found = rows(benchmark.source, limit)
-    prompts, skipped, more = usable(found, lambda row: _read(row, benchmark, tokenizer, settings, columns), limit)
-    if not prompts:
-        reasons = "\n  ".join(skipped[:5]) or "it has no rows"
-        raise UserError(f"no usable problem in {benchmark.source.data}:\n  {reasons}\ncheck {benchmark.source.flag}")
-    say_skipped(skipped, len(prompts), benchmark.source.data, say)
+    source = benchmark.source
+    found = usable(source, lambda r: _read(r, benchmark, tokenizer, settings, columns), limit, limit, source.flag)
+    prompts, skipped, more = found
     count = len(prompts)
+    say_skipped(skipped, count, source.data, say)
     if limit is not None and count < limit:
-        say(f"{benchmark.source.data} has {count} usable problems, fewer than the {limit} asked for")
+        say(f"{source.data} has {count} usable problems, fewer than the {limit} asked for")
     short = limit is not None and count == limit and (more or count < min(benchmark.sizes, default=0))
     whole = not skipped and not short and (not benchmark.sizes or count in benchmark.sizes)
     if benchmark.sizes and not whole and not short:
@@ -140,19 +132,18 @@ def load_problems(
     return Problems(benchmark, prompts, whole)
 
 
-def _read(row: dict, benchmark: Benchmark, tokenizer: Any, settings: Any, columns: tuple) -> Prompt | str:
+def _read(row: dict, benchmark: Benchmark, tokenizer: Any, settings: Any, columns: tuple) -> Prompt | Skipped:
     hub = _HUB.get(benchmark.name, ("",))[0] == benchmark.source.data  # whose columns are known
     asked, answered = (None, None) if hub or benchmark.source.data == BUNDLED else columns
-    flag = benchmark.source.flag.replace("benchmarks", "")
-    prompt_column = _column(row, asked, PROMPT_COLUMNS, f"{flag}prompt-column", benchmark)
+    prompt_column = _column(row, asked, PROMPT_COLUMNS, "prompt-column", benchmark)
     # GSM8K and AIME 2024 on the hub have their answers at the end of a text; a row may have several of the columns.
-    answer_column = _column(row, answered, ANSWER_COLUMNS, f"{flag}answer-column", benchmark)
+    answer_column = _column(row, answered, ANSWER_COLUMNS, "answer-column", benchmark)
     answer = gold_answer(row[answer_column], answer_column)
     if answer is None:
-        return f"no reference answer in '{answer_column}'"
+        return Skipped(f"no reference answer in '{answer_column}'")
     tolerance = row.get("error")
     if tolerance not in (None, "") and _tolerance(tolerance) is None and str(tolerance).lower() not in ("none", "nan"):
-        return f"'error' is {tolerance!r}, and should be the largest difference allowed, such as 1e-1"
+        return Skipped(f"'error' is {tolerance!r}, and should be the largest difference allowed, such as 1e-1")
     prompt = make_prompt(row[prompt_column], tokenizer, settings, prompt_column)
     if not isinstance(prompt, Prompt):
         return prompt
@@ -160,13 +151,13 @@ def _read(row: dict, benchmark: Benchmark, tokenizer: Any, settings: Any, column
 
 
 def _column(row: dict, asked: str | None, usual: tuple[str, ...], flag: str, benchmark: Benchmark) -> str:
-    wanted = usual if asked is None else (asked,)
+    wanted, source = usual if asked is None else (asked,), benchmark.source
     for name in wanted:
         if name in row:
             return name
-    raise UserError(
-        f"{benchmark.source.data} has no column {' or '.join(wanted)}; it has {', '.join(map(str, row))}; type {flag} with one of them"
-    )
+    has = f"{source.data} has no column {' or '.join(wanted)}; it has {', '.join(map(str, row))}"
+    # Training's own evaluation has --eval-benchmarks, and so --eval-prompt-column.
+    raise UserError(f"{has}; type {source.flag.replace('benchmarks', flag)} with one of them")
 
 
 def gold_answer(value: Any, column: str = "answer") -> str | None:
@@ -176,13 +167,9 @@ def gold_answer(value: Any, column: str = "answer") -> str | None:
     """
     if isinstance(value, list):
         return ", ".join(text for v in value if (text := gold_answer(v, column))) or None
-    if value is None or isinstance(value, bool | dict):
+    if value is None or isinstance(value, bool | dict) or (isinstance(value, float) and not math.isfinite(value)):
         return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # 27.0 of amc23
-    text = str(value).strip()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()  # 27.0 of amc23
     if text != text.encode("utf-8", "replace").decode():  # half of a character
         return None
     if "####" in text:

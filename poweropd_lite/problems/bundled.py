@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-HELD_OUT_SHARE = 8  # one question in eight is held out
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 Step = tuple[int, str, int, int]  # left, operator, right, result
@@ -29,13 +28,12 @@ class Problem:
     @property
     def solution(self) -> str:
         """The worked answer that the teacher is trained to give: an equation a line, then the boxed answer."""
-        lines = [f"{a} {op} {b} = {c}" for a, op, b, c in self.steps]
-        return "\n".join([*lines, f"Answer: \\boxed{{{self.answer}}}"])
+        return "".join(f"{a} {op} {b} = {c}\n" for a, op, b, c in self.steps) + f"Answer: \\boxed{{{self.answer}}}"
 
     @property
     def held_out(self) -> bool:
-        """Whether this question is kept for evaluation; a function of its text alone."""
-        return hashlib.sha256(self.question.encode()).digest()[0] % HELD_OUT_SHARE == 0
+        """Whether this question is kept for evaluation, as one in eight is; a function of its text alone."""
+        return hashlib.sha256(self.question.encode()).digest()[0] % 8 == 0
 
 
 def _apply(a: int, op: str, b: int) -> Step:
@@ -86,21 +84,15 @@ def _shop(rng: random.Random) -> tuple[str, list[Step]]:
     steps = _two_products(a, b, c, d)
     note = 100 if steps[-1][3] <= 100 else 200 if steps[-1][3] <= 200 else 300
     steps.append(_apply(note, "-", steps[-1][3]))
-    question = (
-        f"{name} buys {a} {one} at {b} dollars each and {c} {other} at {d} dollars each, and pays with {note} dollars. "
-        f"How much change does {name} get?"
-    )
+    question = f"{name} buys {a} {one} at {b} dollars each and {c} {other} at {d} dollars each, and pays with {note} "
+    question += f"dollars. How much change does {name} get?"
     return question, steps
 
 
 def _sequence(rng: random.Random) -> tuple[str, list[Step]]:
     start, gap, n = rng.randint(1, 60), rng.randint(2, 9), rng.randint(4, 13)
-    steps = [
-        _apply(start + gap, "-", start),
-        _apply(n, "-", 1),
-        _apply(n - 1, "*", gap),
-        _apply((n - 1) * gap, "+", start),
-    ]
+    last = (n - 1) * gap
+    steps = [_apply(start + gap, "-", start), _apply(n, "-", 1), _apply(n - 1, "*", gap), _apply(last, "+", start)]
     return f"A sequence starts {start}, {start + gap}, {start + 2 * gap}. What is term {n}?", steps
 
 
@@ -117,16 +109,8 @@ def _travel(rng: random.Random) -> tuple[str, list[Step]]:
     return question, _two_products(a, b, c, d)
 
 
-KINDS: dict[str, Callable[[random.Random], tuple[str, list[Step]]]] = {
-    "chain": _chain,
-    "products": _products,
-    "linear": _linear,
-    "modular": _modular,
-    "shop": _shop,
-    "sequence": _sequence,
-    "rectangle": _rectangle,
-    "travel": _travel,
-}
+_MAKERS = (_chain, _products, _linear, _modular, _shop, _sequence, _rectangle, _travel)
+KINDS: dict[str, Callable[[random.Random], tuple[str, list[Step]]]] = {make.__name__[1:]: make for make in _MAKERS}
 
 
 def problems(seed: int, count: int, held_out: bool) -> list[Problem]:

@@ -3,6 +3,7 @@
 A row that can't be used is counted and named (where it stands and why), never silently passed over.
 """
 
+import functools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.problems.bundled import problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +34,18 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A row that can't be a prompt; as text, where it stands and why."""
+
+    reason: str
+    too_long: bool = False  # it has more tokens than max_prompt_tokens
+    where: str = ""  # such as "problems.jsonl, line 7"
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Source:
     """Where rows are read from."""
 
@@ -44,48 +58,50 @@ class Source:
 
 def load_prompts(
     config: Config, tokenizer: "PreTrainedTokenizerBase", limit: int | None = None
-) -> tuple[list[Prompt], list[str]]:
-    """Returns the usable training prompts (the first `limit`, if given) and a line on each row that could not be used.
+) -> tuple[list[Prompt], list[Skipped]]:
+    """Returns the usable training prompts (the first `limit`, if given) and the rows among them that can't be used.
 
     Raises UserError when the data can't be read, lacks the columns, or has no usable row.
     """
     source = Source(config.data, config.data_subset, config.data_split)
     column = "problem" if config.data == BUNDLED else config.prompt_column
 
-    def read(row: dict) -> Prompt | str:
+    def read(row: dict) -> Prompt | Skipped:
         if column not in row:
-            return f"no column '{column}' among {', '.join(map(str, row))}"
+            return Skipped(f"no column '{column}' among {', '.join(map(str, row))}")
         answer = row.get(config.answer_column)
         prompt = make_prompt(row[column], tokenizer, config, column)
         return replace(prompt, answer=str(answer)) if isinstance(prompt, Prompt) and answer is not None else prompt
 
-    prompts, skipped, _ = usable(rows(source), read, limit)
-    if not prompts:
-        reasons = "\n  ".join(skipped[:5]) or "it has no rows"
-        raise UserError(
-            f"no usable problem in {source.data}:\n  {reasons}\ncheck --data, --prompt-column and --max-prompt-tokens"
-        )
+    prompts, skipped, _ = usable(source, read, limit, None, "--data, --prompt-column and --max-prompt-tokens")
     return prompts, skipped
 
 
 def usable(
-    numbered: Iterator[tuple[str, Any]], read: Callable[[dict], Prompt | str], limit: int | None
-) -> tuple[list[Prompt], list[str], bool]:
-    """Returns the rows that can be read as prompts (the first `limit`), a line on each other one, and if there are more."""
+    source: Source, read: Callable[[dict], Prompt | Skipped], limit: int | None, bundled: int | None, flags: str
+) -> tuple[list[Prompt], list[Skipped], bool]:
+    """Returns the rows that can be read as prompts (the first `limit`), those that can't, and if there are more.
+
+    `bundled` is how many of the bundled problems there are. Raises UserError, to check `flags`, where no row is usable.
+    """
     prompts: list[Prompt] = []
-    skipped: list[str] = []
-    for where, row in numbered:
-        if limit is not None and len(prompts) == limit:
-            return prompts, skipped, True
-        prompt = row if isinstance(row, str) else read(row)
+    skipped: list[Skipped] = []
+    more = False
+    for where, row in rows(source, bundled):
+        if more := limit is not None and len(prompts) == limit:
+            break
+        prompt = Skipped(row) if isinstance(row, str) else read(row)
         if isinstance(prompt, Prompt):
             prompts.append(prompt)
         else:
-            skipped.append(f"{where}: {prompt}")
-    return prompts, skipped, False
+            skipped.append(replace(prompt, where=where))
+    if not prompts:
+        reasons = "\n  ".join(map(str, skipped[:5])) or "it has no rows"
+        raise UserError(f"no usable problem in {source.data}:\n  {reasons}\ncheck {flags}")
+    return prompts, skipped, more
 
 
-def say_skipped(skipped: list[str], used: int, data: str, say: Callable[[str], None]) -> None:
+def say_skipped(skipped: list[Skipped], used: int, data: str, say: Callable[[str], None]) -> None:
     """Says how many rows could not be used, and why not the first of them."""
     if skipped:
         shown = "".join(f"\n  {line}" for line in skipped[:5]) + ("\n  ..." if len(skipped) > 5 else "")
@@ -97,43 +113,33 @@ def step_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]
 
     The data is one long row of epochs, each a permutation of its own; a batch may cross from one into the next.
     """
-    indices = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, offset = divmod(position, count)
-        indices.append(_permutation(count, seed, epoch)[offset])
-    return indices
+    places = (divmod(position, count) for position in range(step * batch_size, (step + 1) * batch_size))
+    return [_permutation(count, seed, epoch)[offset] for epoch, offset in places]
 
 
-_permutations: dict[tuple[int, int, int], list[int]] = {}
-
-
+@functools.lru_cache(maxsize=2)  # the epoch at hand and the one a batch crosses into
 def _permutation(count: int, seed: int, epoch: int) -> list[int]:
-    key = (count, seed, epoch)
-    if key not in _permutations:
-        order = list(range(count))
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        if len(_permutations) >= 2:  # the epoch at hand and the one a batch crosses into
-            _permutations.pop(next(iter(_permutations)))
-        _permutations[key] = order
-    return _permutations[key]
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
 
 
-def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any, column: str) -> Prompt | str:
-    """Returns a question (a text, or a list of messages) as a Prompt, or the reason why it can't be one.
+def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any, column: str) -> Prompt | Skipped:
+    """Returns a question (a text, or a list of messages) as a Prompt, or why it can't be one.
 
     `settings` has the fields prompt_suffix, system_prompt, enable_thinking and max_prompt_tokens.
     """
     if isinstance(value, str):
         messages = [{"role": "user", "content": value}]
-    elif isinstance(value, list) and value and all(_is_message(m) for m in value):
+    elif isinstance(value, list) and value and all(map(_is_message, value)):
         messages = [{"role": m["role"], "content": m["content"]} for m in value]
         if messages[-1]["role"] != "user":
-            return f"the last message is the {messages[-1]['role']}'s; a prompt must end with the user's"
+            return Skipped(f"the last message is the {messages[-1]['role']}'s; a prompt must end with the user's")
     else:
-        return f"'{column}' holds neither a text nor a list of messages with a role and a text as content"
+        return Skipped(f"'{column}' holds neither a text nor a list of messages with a role and a text as content")
     question = messages[-1]["content"]
     if not question.strip():
-        return f"'{column}' is empty"
+        return Skipped(f"'{column}' is empty")
     messages[-1]["content"] += settings.prompt_suffix
     if settings.system_prompt and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": settings.system_prompt})
@@ -141,14 +147,15 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
         text = prompt_text(messages, tokenizer, settings.enable_thinking)
         text.encode()
     except TemplateFault as error:
-        return f"the chat template refuses it: {error}"
+        return Skipped(f"the chat template refuses it: {error}")
     except UnicodeEncodeError:
-        return "it holds half of a character (a lone surrogate), which is not text"
+        return Skipped("it holds half of a character (a lone surrogate), which is not text")
     ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if not ids:
-        return "the tokenizer makes no token of it"
+        return Skipped("the tokenizer makes no token of it")
     if len(ids) > settings.max_prompt_tokens:
-        return f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {settings.max_prompt_tokens}"
+        longest = settings.max_prompt_tokens
+        return Skipped(f"the prompt has {len(ids)} tokens, more than max_prompt_tokens {longest}", too_long=True)
     return Prompt(ids, question, None, messages=tuple((m["role"], m["content"]) for m in messages))
 
 
@@ -166,9 +173,9 @@ def prompt_text(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerB
     return _rendered(messages, tokenizer, add_generation_prompt=True, enable_thinking=thinking)
 
 
-def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", **options: bool) -> str:
+def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", **options: Any) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # a template is a program, which fails in ways of its own
         raise TemplateFault(f"{type(error).__name__}: {error}") from error
 
@@ -196,16 +203,12 @@ def rows(source: Source, count: int | None = None) -> Iterator[tuple[str, Any]]:
     Of the bundled problems, which have no end, the first `count`. Raises UserError when the source can't be read.
     """
     if source.data == BUNDLED:
-        from poweropd_lite.problems.bundled import problems
-
         for i, problem in enumerate(problems(0, count or BUNDLED_PROBLEMS[source.held_out], source.held_out)):
             yield f"bundled problem {i}", {"problem": problem.question, "answer": str(problem.answer)}
         return
     path = Path(source.data)
-    if path.suffix in (".json", ".jsonl", ".parquet") or path.exists():
-        yield from _file_rows(path, source.flag)
-    else:
-        yield from _hub_rows(source)
+    of_file = path.suffix in (".json", ".jsonl", ".parquet") or path.exists()
+    yield from _file_rows(path, source.flag) if of_file else _hub_rows(source)
 
 
 def _file_rows(path: Path, flag: str) -> Iterator[tuple[str, Any]]:
@@ -237,9 +240,7 @@ def _file_rows(path: Path, flag: str) -> Iterator[tuple[str, Any]]:
         for i, row in enumerate(rows, 1):
             yield f"{path}, item {i}", row if isinstance(row, dict) else "not an object"
         return
-    for i, line in enumerate(text.split("\n"), 1):  # JSON Lines end at "\n" alone
-        if not line.strip():
-            continue
+    for i, line in ((i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()):  # they end at "\n" alone
         try:
             row = json.loads(line)
             yield f"{path}, line {i}", row if isinstance(row, dict) else "not an object"
@@ -256,8 +257,7 @@ def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
         data = datasets.load_dataset(source.data, source.subset, split=source.split)
     except Exception as error:  # the library raises dozens of kinds, of its own and of three others
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"can't load {source.data} (subset {source.subset}, split {source.split}) from the hub: {reason}\n"
-            f"type {source.flag} with a hub id, or with a JSON, JSONL or Parquet file"
-        ) from error
+        what = f"{source.data} (subset {source.subset}, split {source.split}) from the hub: {reason}"
+        mend = f"type {source.flag} with a hub id, or with a JSON, JSONL or Parquet file"
+        raise UserError(f"can't load {what}\n{mend}") from error
     yield from ((f"{source.data}, row {i}", row) for i, row in enumerate(data))

@@ -1,137 +1,113 @@
 """One audit: the student's rollouts scored by the teacher in every precision, one model after the other."""
 
 import gc
-from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from poweropd_lite.base.config import Config
+from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.rehearse.command import Check, make_report
+from poweropd_lite.base.memory import is_out_of_memory
+from poweropd_lite.models.loading import load_model_config
+from poweropd_lite.models.offload import GIB, Places, layer_map, placing, streamed
+from poweropd_lite.models.student import load_student
+from poweropd_lite.models.teacher import load_teacher
+from poweropd_lite.rehearse.audit_report import AuditReport, Candidate, Row, judge, numbers, screen
+from poweropd_lite.rehearse.pictures import draw_audit
+from poweropd_lite.rehearse.report import Check, about
+from poweropd_lite.rehearse.scored import Drawn, Pace, draw, log_probs, prepare_to_score, reward_configs, rewards
 from poweropd_lite.rehearse.settings import AuditConfig
+from poweropd_lite.rehearse.stats import intervals, log_prob_error, reward_error
+from poweropd_lite.run.session import Prepared, load_sampler
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from poweropd_lite.rehearse.scored import Drawn, Pace
-    from poweropd_lite.run.session import Prepared
+Pair = tuple[Tensor, Tensor]  # log p and log q, each [N]
 
 
-def audit(
-    config: Config, audit_config: AuditConfig | None = None, say: Callable[[str], None] = print
-) -> dict[str, Any]:
-    """Compares the teacher's precisions, writes the report's folder and returns the report (docs/audit.md).
-
-    Raises UserError for what the user can mend, and scored.Stopped, a KeyboardInterrupt, when a signal came.
-    """
-    from poweropd_lite.rehearse.audit_picture import draw_audit
-    from poweropd_lite.rehearse.audit_words import markdown, screen
-
-    check = Check("audit", "audits", measure, screen, markdown, draw_audit)
-    return make_report(check, config, audit_config or AuditConfig(), say)
-
-
-def measure(config: Config, settings: AuditConfig, pace: "Pace") -> dict[str, Any]:
+def measure(config: Config, settings: AuditConfig, pace: Pace) -> AuditReport:
     """Returns the report: models are loaded, score and are freed one after the other."""
-    from poweropd_lite.base.memory import is_out_of_memory
-    from poweropd_lite.rehearse.audit_words import judge
-    from poweropd_lite.rehearse.scored import label, prepare_to_score, reward_configs
-
-    refuse_quantised(config)
-    # PEFT loads the students: the second one would be of the classes that Unsloth changed for the first. No score is used.
-    ready = prepare_to_score(config.model_copy(update={"loader": "peft", "score": "full"}), pace.say)
+    model_config, _ = load_model_config(config.teacher, "teacher", config.trust_remote_code)
+    if getattr(model_config, "quantization_config", None):
+        raise UserError(
+            f"the files of the teacher {config.teacher} are quantised already, so there is no full precision to "
+            "compare with; type --teacher with the model that it was made from"
+        )
+    # PEFT loads the students: Unsloth would change the second one's classes for the first. No score is used.
+    ready = prepare_to_score(changed(config, loader="peft", score="full"), pace.say)
     judged = ready.config
     if judged.reward == "full_kl":
         pace.say("full_kl is judged by log_ratio, whose mean over the student's own tokens it is")
-        judged = judged.model_copy(update={"reward": "log_ratio"})
+        judged = changed(judged, reward="log_ratio")
     replayed = reward_configs(judged)
-    find_places(ready, 32, settings.reference_gib)  # what can't be planned is refused before anything is scored
-    drawn, log_q, half_q, half, missing = score_students(ready, settings, pace)
-    reference, streamed = score_teacher(ready, 32, settings.reference_gib, drawn, pace)
+    room = None if settings.reference_gib is None else settings.reference_gib * GIB
+    find_places(ready, 32, room)  # what can't be planned is refused before anything is scored
+    drawn, students = score_students(ready, settings, pace)
+    log_q = students.get(torch.float32, students[ready.dtype])
+    reference, streamed = score_teacher(ready, 32, room, drawn, pace)
     if not reference.isfinite().all():
-        raise UserError(
-            f"the full-precision teacher {config.teacher} gives log-probs that are not finite numbers, so there is nothing to "
-            "compare with; is the download whole?"
-        )
-    candidates = {}
-    if half_q is not None:
-        both = (reference, log_q), (reference, half_q)
-        candidates[f"student {half}"] = compare(replayed, drawn, settings, config.seed, *both)
+        what = f"the full-precision teacher {config.teacher} gives log-probs that are not finite numbers"
+        raise UserError(f"{what}, so there is nothing to compare with; is the download whole?")
+
+    def candidate(model: Literal["teacher", "student"], bits: int, log_p: Tensor, log_q_too: Tensor) -> Candidate:
+        error = log_prob_error(reference, log_p) if model == "teacher" else log_prob_error(log_q, log_q_too)
+        pairs = (reference, log_q), (log_p, log_q_too)
+        rows = {label: compare(reward, *pairs, drawn, settings) for label, reward in replayed.items()}
+        return {"model": model, "bits": bits, "log_prob_error": error, "rewards": rows}
+
+    candidates, missing = dict[str, Candidate](), dict[str, str]()
     for bits in sorted({4, 8, 16, config.teacher_bits}):
         name = f"{bits}-bit teacher"
         free(ready.device)  # of a try before this one that failed, too
         try:
-            log_p = reference if bits == 32 else score_teacher(ready, bits, settings.reference_gib, drawn, pace)[0]
+            log_p = reference if bits == 32 else score_teacher(ready, bits, room, drawn, pace)[0]
         except (UserError, RuntimeError, ImportError, ValueError, AssertionError, MemoryError) as error:
-            if bits == config.teacher_bits and is_out_of_memory(error):
-                raise UserError(
-                    f"{name}: {_why_not(error)}; type {'--teacher-bits 4, or ' if bits > 4 else ''}a smaller --teacher"
-                ) from None
+            text, out_of_memory = " ".join(str(error).split())[:200], is_out_of_memory(error)
+            missing[name] = f"{'no memory for it here' if out_of_memory else 'it does not run here'} ({text})"
             if bits == config.teacher_bits:
-                raise
-            missing[name] = _why_not(error)
+                if not out_of_memory:
+                    raise
+                ways = "--teacher-bits 4, or " * (bits > 4)
+                raise UserError(f"{name}: {missing[name]}; type {ways}a smaller --teacher") from None
             continue
         if bad := int((~log_p.isfinite()).sum()):
             missing[name] = f"{bad} of its {len(log_p)} log-probs are not finite numbers"
-            continue
-        candidates[name] = compare(replayed, drawn, settings, config.seed, (reference, log_q), (log_p, log_q))
+        else:
+            candidates[name] = candidate("teacher", bits, log_p, log_q)
+    half = torch.bfloat16 if ready.dtype == torch.float32 else ready.dtype
+    name = f"student {_name(half)}"
+    if len(students) == 2:
+        candidates[name] = candidate("student", 16, reference, students[half])
+    else:
+        missing[name] = f"no memory for a second student beside the one in {_name(ready.dtype)}"
     if not candidates:
         raise UserError("no precision of teacher or student could be compared: " + "; ".join(missing.values()))
-    report = {
-        "student": config.student,
-        "teacher": config.teacher,
-        "reward": label(judged),
-        "teacher_bits": config.teacher_bits,
-        "device": ready.device.type,
-        "dtype": _name(ready.dtype),
-        "rollouts": drawn.count,
-        "tokens": sum(drawn.lengths),
+    report: AuditReport = {
+        **about(config, settings, ready, drawn, judged.reward_label),
         "reference": {"bits": 32, "streamed_layers": streamed},
         "candidates": candidates,
         "not_audited": missing,
-        "settings": settings.model_dump(),
-        "config": config.model_dump(),
     }
-    return report | {"verdict": judge(report)}
+    report["verdict"] = judge(report)
+    return report
 
 
-def refuse_quantised(config: Config) -> None:
-    """Raises UserError for a teacher whose files are quantised already: there is no full precision to compare with."""
-    from poweropd_lite.models.loading import load_model_config
-
-    model_config, _ = load_model_config(config.teacher, "teacher", config)
-    if getattr(model_config, "quantization_config", None):
-        raise UserError(
-            f"the files of the teacher {config.teacher} are quantised already, so there is no full precision to compare with; "
-            "type --teacher with the model that it was made from"
-        )
+AUDIT = Check("audit", "audits", measure, screen, numbers, draw_audit)
 
 
-def score_students(
-    ready: "Prepared", settings: AuditConfig, pace: "Pace"
-) -> "tuple[Drawn, Tensor, Tensor | None, str, dict[str, str]]":
-    """Returns the rollouts, log q of their tokens [N] in float32 and in half precision, the latter's name, and what is missing.
+def score_students(ready: Prepared, settings: AuditConfig, pace: Pace) -> tuple[Drawn, dict[torch.dtype, Tensor]]:
+    """Returns the rollouts and log q of their tokens [N]: by the run's own student, and by one in float32 or bfloat16.
 
-    The half precision is the run's own, or bfloat16 where it computes in float32. Where the float32 student does not fit beside
-    nothing, the run's own log q stands for both.
+    The second is missing where it does not fit in memory.
     """
-    import torch
-
-    from poweropd_lite.base.memory import is_out_of_memory
-    from poweropd_lite.models.student import load_student
-    from poweropd_lite.rehearse.scored import draw, log_probs
-    from poweropd_lite.run.session import load_sampler
-
     student, engine = load_sampler(ready, pace.say)
-    half = torch.bfloat16 if ready.dtype == torch.float32 else ready.dtype
     with closing(engine):
         drawn = draw(ready, engine, settings.rollouts, pace)
         scores = {ready.dtype: log_probs(ready, drawn, student, "student", f"student {_name(ready.dtype)}", pace)}
     del student, engine
-    other = half if ready.dtype == torch.float32 else torch.float32
     free(ready.device)
-    missing: dict[str, str] = {}
+    other = torch.bfloat16 if ready.dtype == torch.float32 else torch.float32
     try:
         student = load_student(ready.config, ready.device, other, "peft")
         scores[other] = log_probs(ready, drawn, student, "student", f"student {_name(other)}", pace)
@@ -139,81 +115,52 @@ def score_students(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        missing[f"student {_name(half)}"] = f"no memory for a student in {_name(other)} beside it"
     free(ready.device)
     if not all(values.isfinite().all() for values in scores.values()):
         raise UserError(f"the student {ready.config.student} gives log-probs that are not finite numbers")
-    log_q = scores.get(torch.float32, scores[ready.dtype])
-    return drawn, log_q, None if missing else scores[half], _name(half), missing
+    return drawn, scores
 
 
-def find_places(ready: "Prepared", bits: int, room_gib: float | None) -> dict[str, str | int] | None:
-    """Returns where the teacher's layers go in 16 or 32 bits (offload.layer_map); None for bits that are not streamed."""
-    import torch
-
-    from poweropd_lite.models.offload import GIB, layer_map
-
-    if bits not in (16, 32):
-        return None
-    dtype = torch.float32 if bits == 32 else torch.bfloat16
-    return layer_map(ready.config, ready.device, dtype, None if room_gib is None else room_gib * GIB)
-
-
-def score_teacher(
-    ready: "Prepared", bits: int, room_gib: float | None, drawn: "Drawn", pace: "Pace"
-) -> "tuple[Tensor, int]":
-    """Returns log p [N] of the teacher in `bits`, and how many layers were streamed (in 16 and 32 bits, where it does not fit)."""
-    from poweropd_lite.models.teacher import load_scorer
-    from poweropd_lite.rehearse.scored import log_probs
-
-    config = ready.config.model_copy(update={"teacher_bits": bits})
+def score_teacher(ready: Prepared, bits: int, room: float | None, drawn: Drawn, pace: Pace) -> tuple[Tensor, int]:
+    """Returns log p [N] by the teacher in `bits`, and its streamed layers: in 16 and 32 bits, beyond `room` bytes."""
+    name, remote_code, places = ready.config.teacher, ready.config.trust_remote_code, find_places(ready, bits, room)
+    away, teacher = streamed(places, ready.device), None
     try:
-        teacher = load_scorer(config, ready.device, ready.dtype, find_places(ready, bits, room_gib))
-        if teacher.streamed:
-            pace.say(f"{teacher.streamed} layers of the {bits}-bit teacher are streamed: they don't fit on the device")
-        return log_probs(ready, drawn, teacher, "teacher", f"{bits}-bit teacher", pace), teacher.streamed
+        with placing(places, ready.device) as options:
+            teacher = load_teacher(name, bits, ready.device, ready.dtype, remote_code, **options)
+            if away:
+                pace.say(f"{away} layers of the {bits}-bit teacher are streamed: they don't fit on the device")
+            return log_probs(ready, drawn, teacher, "teacher", f"{bits}-bit teacher", pace), away
     finally:
         teacher = None
         free(ready.device)
 
 
-def _why_not(error: BaseException) -> str:
-    from poweropd_lite.base.memory import is_out_of_memory
-
-    text = " ".join(str(error).split())[:200]
-    return f"no memory for it here ({text})" if is_out_of_memory(error) else f"it does not run here ({text})"
-
-
-def compare(
-    replayed: dict[str, Config],
-    drawn: "Drawn",
-    settings: AuditConfig,
-    seed: int,
-    reference: "tuple[Tensor, Tensor]",
-    candidate: "tuple[Tensor, Tensor]",
-) -> dict[str, Any]:
-    """Returns the errors of one candidate: of its log-probs, and of each reward. Both are (log p, log q), one of them shared."""
-    from poweropd_lite.rehearse.audit_stats import intervals, log_prob_error, reward_error
-    from poweropd_lite.rehearse.scored import rewards
-
-    side = 1 if candidate[0] is reference[0] else 0
-    out: dict[str, Any] = {"log_prob_error": log_prob_error(reference[side], candidate[side]), "rewards": {}}
-    for name, config in replayed.items():
-        r, s = (rewards(config, *pair, drawn.sizes) for pair in (reference, candidate))
-        numbers = reward_error(r, s)
-        numbers["interval"] = intervals(r, s, drawn.lengths, settings.resamples, seed)
-        out["rewards"][name] = numbers
-    return out
+def find_places(ready: Prepared, bits: int, room: float | None) -> Places:
+    """Returns where the teacher's layers go: in 16 and 32 bits those that `room` bytes don't hold are streamed."""
+    if bits < 16:
+        return {}
+    dtype = torch.bfloat16 if bits == 16 else torch.float32
+    return layer_map(ready.config.teacher, ready.device, dtype, room, ready.config.trust_remote_code)
 
 
-def free(device: "torch.device") -> None:
+def compare(config: Config, reference: Pair, candidate: Pair, drawn: Drawn, settings: AuditConfig) -> Row:
+    """Returns the errors of the config's reward."""
+    r, s = (rewards(config, *pair, drawn.sizes) for pair in (reference, candidate))
+    error, alpha = reward_error(r, s), config.alpha if config.reward == "power" else None
+    between = intervals(r, s, drawn.lengths, settings.resamples, config.seed)
+    flipped, correlation = error["flipped_mass"], error["correlation"]
+    within = flipped is not None and flipped <= settings.max_flipped_mass
+    passes = within and correlation is not None and correlation >= settings.min_correlation
+    return {"reward": config.reward, "alpha": alpha, **error, "interval": between, "passes": passes}
+
+
+def free(device: torch.device) -> None:
     """Gives the memory of a model that was let go back to the card."""
-    import torch
-
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _name(dtype: "torch.dtype") -> str:
+def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

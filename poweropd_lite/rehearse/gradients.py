@@ -4,9 +4,9 @@ One backward a reward and batch, by training's own `accumulate`; no optimizer, s
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +15,12 @@ from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import halving, machine_bytes
 from poweropd_lite.method.rollout import Rollout
-from poweropd_lite.method.update import Gradient, accumulate
+from poweropd_lite.method.update import accumulate
+from poweropd_lite.models.student import Student
 from poweropd_lite.models.teacher import Teacher
 from poweropd_lite.rehearse.scored import Pace
+from poweropd_lite.run.session import Prepared, reward_settings
 
-if TYPE_CHECKING:
-    from poweropd_lite.models.student import Student
-    from poweropd_lite.run.session import Prepared
-
-FULL_KL = "full_kl"
 LEAST_SCALE = 2.0**-12  # of the loss: a gradient that overflows float16 even so is left as it is
 PIECE = 1 << 24
 
@@ -42,21 +39,21 @@ class RememberingTeacher(Teacher):
         return self.kept[key].to(ids.device)
 
 
-def check_room(student: "Student", steps: int) -> None:
+def check_room(student: Student, steps: int) -> None:
     """Raises UserError if the gradients of `steps` batches, held twice in float32, would take over half of the host's memory."""
     trained = sum(p.numel() for p in student.trainable().values())
     wanted, there = 2 * steps * 4 * trained, machine_bytes() // 2
     if wanted > there:
-        ways = (["--gradient-steps 2"] if steps > 2 else []) + ["--no-full-finetune with a --lora-rank that is small"]
         raise UserError(
             f"{steps} gradients of {trained:,} parameters, held twice to compare them, take {wanted / 2**30:.1f} GiB of the host's "
-            f"memory, half of which is {there / 2**30:.1f}; type {', or '.join(ways)}"
+            f"memory, half of which is {there / 2**30:.1f}; type {'--gradient-steps 2, or ' * (steps > 2)}--no-full-finetune "
+            "with a --lora-rank that is small"
         )
 
 
 def compare_gradients(
-    ready: "Prepared",
-    student: "Student",
+    ready: Prepared,
+    student: Student,
     teacher: Teacher,
     steps: list[list[Rollout]],
     replayed: dict[str, Config],
@@ -67,17 +64,14 @@ def compare_gradients(
     `replayed` must hold "full_kl", which the others are compared with. Gradients are of the parameters that learn, divided by
     N; twice as many of them as there are steps are held in the host's memory.
     """
-    teacher = RememberingTeacher(teacher.model)
+    teacher, reference, budget = RememberingTeacher(teacher.model), list[Tensor](), ready.config.token_budget
     scaler = torch.amp.GradScaler(ready.device.type, init_scale=16.0, enabled=ready.dtype == torch.float16)
     total, done, minus_kl, out = len(replayed) * len(steps), 0, [], {}
-    reference: list[Tensor] = []
-    budget = ready.config.token_budget
 
     def gradient(config: Config, rollouts: list[Rollout]) -> Tensor:
         nonlocal budget
-        work: Callable[[int], Gradient] = lambda b: accumulate(  # noqa: E731
-            student, teacher, scaler, rollouts, ready.sampling, ready.pair.teacher_stop, config, b
-        )
+        objective = replace(ready.objective, reward=config.reward, settings=reward_settings(config))
+        work = partial(accumulate, student, teacher, rollouts, objective, scaler=scaler)
         while True:
             found, now, _ = halving(work, budget, max(map(len, rollouts)), ready.device, pace.say)
             if now != budget:  # other micro-batches from here on
@@ -87,12 +81,12 @@ def compare_gradients(
             if not scaler.is_enabled() or flat.isfinite().all() or scaler.get_scale() <= LEAST_SCALE:
                 break
             scaler.update(scaler.get_scale() / 16)
-        if config.reward == FULL_KL:
+        if config.reward == "full_kl":
             minus_kl.append(found.tokens.reward.double().cpu())
         return flat
 
     try:
-        for name in sorted(replayed, key=lambda n: n != FULL_KL):
+        for name in sorted(replayed, key=lambda n: n != "full_kl"):
             mine = []
             for rollouts in steps:
                 pace.show("gradients", done, total)
@@ -132,4 +126,5 @@ def _norm(vector: Tensor) -> float:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    return None if not values or None in values else sum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -4,51 +4,46 @@ The rollouts are those that training would draw at its steps 0, 1, ... if the st
 random numbers. N tokens are those of the loss, in the order of the rollouts.
 """
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.base.config_files import checked
+from poweropd_lite.base.config_files import changed, checked
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.memory import halving
+from poweropd_lite.base.progress import Counting
 from poweropd_lite.base.stop import StopRequest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
-    from poweropd_lite.base.progress import Counting
-    from poweropd_lite.method.batch import MicroBatch
-    from poweropd_lite.method.rollout import Engine, Rollout
-    from poweropd_lite.run.session import Prepared
+from poweropd_lite.method.batch import MicroBatch, loss_lengths, micro_batches
+from poweropd_lite.method.logprobs import Sampling, score_tokens
+from poweropd_lite.method.rollout import Engine, Rollout
+from poweropd_lite.method.update import Model, Objective, over_tokens, token_logprobs
+from poweropd_lite.models.student import Student
+from poweropd_lite.rehearse.stats import truncation_facts
+from poweropd_lite.run.session import Prepared, prepare, reward_settings
 
 ALPHAS = (0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0, 500.0)  # the paper's sweep
-STOPPING = "stopping; nothing is written (once more to stop at once)"
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asked to stop; `signal` is its number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = number
 
 
 class Pace:
     """Shows how far the work is, and ends it with Stopped when a signal came."""
 
-    def __init__(self, stop: StopRequest, counting: "Counting", say: Callable[[str], None]) -> None:
+    def __init__(self, stop: StopRequest, counting: Counting, say: Callable[[str], None]) -> None:
         self.stop, self.counting, self.say = stop, counting, say
 
-    def check(self) -> None:
-        """Raises Stopped if a signal came."""
-        if self.stop:
-            raise Stopped(self.stop.signal)
+    def each(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        """Yields the batches, as long as no signal comes."""
+        for batch in batches:
+            self.stop.check()
+            yield batch
 
     def show(self, name: str, done: int, total: int) -> None:
         """Shows that `done` of `total` are done, or raises Stopped."""
-        self.check()
+        self.stop.check()
         self.counting.show(name, done, total)
 
 
@@ -56,35 +51,21 @@ class Pace:
 class Drawn:
     """Sampled rollouts by step; the last step may be short of the batch."""
 
-    steps: "list[list[Rollout]]"
+    steps: list[list[Rollout]]
     lengths: tuple[int, ...]  # tokens of the loss of each rollout, in order; 0 where only a masked stop was sampled
     sizes: tuple[int, ...]  # tokens of the loss of each step
 
-    @property
-    def count(self) -> int:
-        """How many rollouts there are."""
-        return len(self.lengths)
 
-
-def draw(ready: "Prepared", engine: "Engine", count: int, pace: Pace) -> Drawn:
+def draw(ready: Prepared, engine: Engine, count: int, pace: Pace) -> Drawn:
     """Samples `count` rollouts, one batch of the config after the other."""
-    from poweropd_lite.base.errors import UserError
-    from poweropd_lite.method.batch import loss_ids
-    from poweropd_lite.method.rollout import TRAINING, Draws
-    from poweropd_lite.problems.prompts import step_indices
-
-    config, steps = ready.config, []
+    size, steps = ready.config.batch_size, []
     engine.sync()
-    for step, start in enumerate(range(0, count, config.batch_size)):
+    for step, start in enumerate(range(0, count, size)):
         pace.show("sampling", start, count)
-        size = min(config.batch_size, count - start)
-        indices = step_indices(len(ready.prompts), config.batch_size, config.seed, step)[:size]
-        draws = Draws(config.seed, TRAINING, step, tuple(range(size)))
-        prompts = [ready.prompts[i].ids for i in indices]
-        steps.append(engine.sample(prompts, draws, ready.sampling, config.max_new_tokens))
+        steps.append(ready.sample(engine, step, min(size, count - start)))
     pace.show("sampling", count, count)
     engine.release()
-    lengths = [[len(loss_ids(r, config.stop_mode, ready.pair.teacher_stop)[0]) for r in step] for step in steps]
+    lengths = [loss_lengths(step, ready.objective.stops) for step in steps]
     if not any(map(sum, lengths)):
         raise UserError(
             f"every one of the {count} rollouts is a stop token alone, which stop mode mask leaves out: there is nothing to "
@@ -93,70 +74,56 @@ def draw(ready: "Prepared", engine: "Engine", count: int, pace: Pace) -> Drawn:
     return Drawn(steps, tuple(n for step in lengths for n in step), tuple(map(sum, lengths)))
 
 
-def over_tokens(
-    ready: "Prepared",
-    drawn: Drawn,
-    model: Any,
-    facts: "Callable[[Tensor, MicroBatch], Tensor]",
-    columns: int,
-    name: str,
-    pace: Pace,
-) -> "Tensor":
-    """Returns facts(hidden [N', D], batch) [N', columns] of all N tokens, [N, columns], on the CPU, without gradient.
+def by_step(
+    ready: Prepared, drawn: Drawn, score: Callable[[Iterable[MicroBatch], int], Tensor], name: str, pace: Pace
+) -> Tensor:
+    """Returns score(a step's micro-batches, its N tokens) [N, ...] of all steps, one after the other, on the CPU."""
+    budget, parts, done, total = ready.config.token_budget, [], 0, len(drawn.lengths)
+    before = torch.get_float32_matmul_precision()
 
-    `model` is a Student or a Teacher. Float32, float64 for a float64 model. Out of memory, it halves the micro-batches.
-    """
-    import torch
+    def of_step(rollouts: list[Rollout], size: int, budget: int) -> Tensor:
+        batches = micro_batches(rollouts, budget, ready.objective.stops, ready.device)
+        return score(pace.each(batches), size).cpu()
 
-    from poweropd_lite.base.memory import halving
-    from poweropd_lite.method.batch import micro_batches
-
-    config, done = ready.config, 0
-    wide = torch.float64 if model.head.dtype == torch.float64 else torch.float32
-    budget, parts = config.token_budget, []
-
-    def of_step(rollouts: "list[Rollout]", size: int, budget: int) -> "Tensor":
-        out = torch.zeros(size, columns, dtype=wide)
-        for batch in micro_batches(rollouts, budget, config.stop_mode, ready.pair.teacher_stop, ready.device):
-            pace.check()
-            with torch.no_grad(), exact_products():
-                out[batch.order.cpu()] = facts(batch.select(model.hidden(batch.ids)), batch).to(wide).cpu()
-        return out
-
-    for rollouts, size in zip(drawn.steps, drawn.sizes, strict=True):
-        pace.show(name, done, drawn.count)
-        longest = max(map(len, rollouts))
-        part, budget, _ = halving(
-            lambda b, r=rollouts, n=size: of_step(r, n, b), budget, longest, ready.device, pace.say
-        )
-        parts.append(part)
-        done += len(rollouts)
-    pace.show(name, drawn.count, drawn.count)
+    torch.set_float32_matmul_precision("highest")  # a card's TF32 keeps 10 bits of 23
+    try:
+        for rollouts, size in zip(drawn.steps, drawn.sizes, strict=True):
+            pace.show(name, done, total)
+            longest = max(map(len, rollouts))
+            part, budget, _ = halving(partial(of_step, rollouts, size), budget, longest, ready.device, pace.say)
+            parts.append(part)
+            done += len(rollouts)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    pace.show(name, total, total)
     return torch.cat(parts)
 
 
-def log_probs(ready: "Prepared", drawn: Drawn, model: Any, side: str, name: str, pace: Pace) -> "Tensor":
-    """Returns the model's log-prob of each of the N tokens: `side` "student" scores the student's ids, "teacher" the teacher's."""
-    from poweropd_lite.method.logprobs import Sampling, score_tokens
-
-    def facts(hidden: "Tensor", batch: "MicroBatch") -> "Tensor":
-        ids = batch.student_ids if side == "student" else batch.teacher_ids
-        return score_tokens(hidden, model.head, ids, Sampling(), "full").logprob[:, None]
-
-    return over_tokens(ready, drawn, model, facts, 1, name, pace)[:, 0]
+def log_probs(ready: Prepared, drawn: Drawn, model: Model, side: str, name: str, pace: Pace) -> Tensor:
+    """Returns the model's log-prob of each of the N tokens: of the ids of `side`, "student" or "teacher"."""
+    return by_step(ready, drawn, lambda batches, n: token_logprobs(model, batches, n, side), name, pace)
 
 
-def prepare_to_score(config: Config, say: Callable[[str], None]) -> "Prepared":
-    """Returns session.prepare's of a run that is only scored: without evaluation and without importance weights.
+def score_student(
+    ready: Prepared, drawn: Drawn, student: Student, samplings: list[Sampling], pace: Pace
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns log q [N], and as float64 what truncation_facts says: [N] and [N, K, 4] for K samplings."""
 
-    These multiply every reward alike, by numbers that are 1 up to rounding.
-    """
-    from poweropd_lite.run.session import prepare
+    def facts(hidden: Tensor, batch: Any) -> Tensor:
+        log_q = score_tokens(hidden, student.head, batch.student_ids, Sampling(), "full").logprob
+        pull, cut = truncation_facts(hidden, student.head, batch.student_ids, samplings)
+        return torch.cat([log_q[:, None], pull[:, None], cut.flatten(1)], -1)
 
+    columns = 2 + 4 * len(samplings)
+    found = by_step(ready, drawn, lambda batches, n: over_tokens(student, batches, n, facts, columns), "student", pace)
+    return found[:, 0], found[:, 1].double(), found[:, 2:].double().unflatten(-1, (-1, 4))
+
+
+def prepare_to_score(config: Config, say: Callable[[str], None]) -> Prepared:
+    """Returns session.prepare's of a run that is only scored: without evaluation, and without importance weights."""
     if config.importance_cap is not None:
-        say("importance weights are left out: they multiply every reward alike")
-    left_out = {"eval_benchmarks": None, "eval_every": 0, "importance_cap": None}
-    return prepare(config.model_copy(update=left_out), say)
+        say("importance weights are left out: they multiply every reward alike")  # by 1, up to rounding
+    return prepare(changed(config, eval_benchmarks=None, eval_every=0, importance_cap=None), say)
 
 
 def reward_configs(config: Config, *others: str) -> dict[str, Config]:
@@ -167,39 +134,14 @@ def reward_configs(config: Config, *others: str) -> dict[str, Config]:
     wanted = [{"reward": "power", "alpha": alpha} for alpha in sorted({*ALPHAS, config.alpha})]
     wanted += [{"reward": name} for name in (*others, config.reward)]
     made = [checked(Config, {**config.model_dump(), **values}) for values in wanted]
-    return {label(one): one for one in made}
+    return {one.reward_label: one for one in made}
 
 
-def label(config: Config) -> str:
-    """Returns the name of a config's reward, such as "power 10" or "tanh"."""
-    return f"power {config.alpha:g}" if config.reward == "power" else config.reward
-
-
-def rewards(config: Config, log_p: "Tensor", log_q: "Tensor", sizes: tuple[int, ...]) -> "Tensor":
+def rewards(config: Config, log_p: Tensor, log_q: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Returns the config's reward of each of the N tokens as float64, computed in the log-probs' float32 as training does.
 
     `sizes` are the tokens of each step, over which zscore takes its moments.
     """
-    import torch
-
-    from poweropd_lite.method.reward import log_ratio_moments
-    from poweropd_lite.method.update import token_reward
-
-    parts = []
-    for p, q in zip(log_p.split(sizes), log_q.split(sizes), strict=True):
-        moments = log_ratio_moments(p, q) if config.reward == "zscore" and len(p) else None
-        parts.append(token_reward(p, q, moments, config) if len(p) else p)
-    return torch.cat(parts).double()
-
-
-@contextlib.contextmanager
-def exact_products() -> "Iterator[None]":
-    """Float32 products are float32 inside the block: a card's TF32 keeps 10 bits of 23."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    objective = Objective(config.reward, reward_settings(config))
+    steps = zip(log_p.split(sizes), log_q.split(sizes), strict=True)
+    return torch.cat([objective.pay(p, q) if len(p) else p for p, q in steps]).double()

@@ -1,8 +1,8 @@
 """Settings of the audit and advise commands: their defaults, limits and a sentence on each."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from poweropd_lite.base.config import section
+from poweropd_lite.base.config import setting
 
 
 class AuditConfig(BaseModel):
@@ -10,32 +10,23 @@ class AuditConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
-    rollouts: int = Field(
-        256,
-        ge=2,
-        description="completions of the student that are scored; more of them narrow the intervals",
-        json_schema_extra=section("audit"),
+    rollouts: int = setting(
+        256, "completions of the student that are scored; more of them narrow the intervals", section="audit", ge=2
     )
-    max_flipped_mass: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="sound only if at most this share of the reference's reward mass, sum of |r|, changes its sign",
+    max_flipped_mass: float = setting(
+        0.05, "sound only if at most this share of the reference's reward mass, sum |r|, changes its sign", ge=0, le=1
     )
-    min_correlation: float = Field(
-        0.95, ge=-1, le=1, description="sound only if the rewards correlate at least so well with the reference's"
+    min_correlation: float = setting(
+        0.95, "sound only if the rewards correlate at least so well with the reference's", ge=-1, le=1
     )
-    resamples: int = Field(1000, ge=100, description="bootstrap samples, of whole rollouts, behind each 95% interval")
-    reference_gib: float | None = Field(
+    resamples: int = setting(1000, "bootstrap samples, of whole rollouts, behind each 95% interval", ge=100)
+    reference_gib: float | None = setting(
         None,
+        "memory that the full-precision teacher may take on the device, in GiB; layers that don't fit are streamed; if "
+        "not given, what is free",
         ge=0,
-        description="memory that the full-precision teacher may take on the device, in GiB; layers that don't fit are streamed; if not given, what is free",
     )
-    out: str | None = Field(
-        None,
-        min_length=1,
-        description="folder of the report; if not given, a new one under audits/",
-    )
+    out: str | None = setting(None, "folder of the report; if not given, a new one under audits/", min_length=1)
 
 
 class AdviseConfig(BaseModel):
@@ -43,32 +34,16 @@ class AdviseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
-    rollouts: int = Field(
-        256,
-        ge=1,
-        description="completions of the student that every reward is replayed on",
-        json_schema_extra=section("advise"),
+    rollouts: int = setting(256, "completions of the student that every reward is replayed on", section="advise", ge=1)
+    gradient_steps: int = setting(
+        3, "of them, so many batches of --batch-size have their gradients compared, one backward a reward", ge=2
     )
-    gradient_steps: int = Field(
-        3,
-        ge=2,
-        description="of them, so many batches of --batch-size have their gradients compared, one backward a reward",
+    live_reward: float = setting(0.01, "a token is live if its |reward| is above this", gt=0)
+    min_live_share: float = setting(
+        0.01, "refused if fewer of the tokens are live under the config's own reward", ge=0, le=1
     )
-    live_reward: float = Field(0.01, gt=0, description="a token is live if its |reward| is above this")
-    min_live_share: float = Field(
-        0.01, ge=0, le=1, description="refused if fewer of the tokens are live under the config's own reward"
+    few_live_share: float = setting(0.05, "a reward with fewer live tokens than this is marked", ge=0, le=1)
+    heavy_share: float = setting(
+        0.25, "a reward whose top 1% of tokens carry more of the gradient is marked", ge=0, le=1
     )
-    few_live_share: float = Field(
-        0.05, ge=0, le=1, description="a reward with fewer live tokens than this is called sparse"
-    )
-    heavy_share: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="a reward whose top 1% of tokens carry more of the gradient is called carried by a few",
-    )
-    out: str | None = Field(
-        None,
-        min_length=1,
-        description="folder of the report; if not given, a new one under advice/",
-    )
+    out: str | None = setting(None, "folder of the report; if not given, a new one under advice/", min_length=1)

@@ -1,9 +1,20 @@
-"""What runs did, as one page and its pictures: `python -m poweropd_lite.report RUN [RUN ...]`, or `report(["runs/a", "runs/b"])`.
+"""What runs did, as one page and its pictures: `python -m poweropd_lite.report RUN ...`, or `report(["runs/a"])`.
 
-Read in this order: read.py (run folders), series.py (the numbers under every figure), drawing.py, step_figures.py and
-token_figures.py (drawn from these numbers alone), table.py (runs side by side), page.py (the page), run.py (the command's work).
+Read in this order: read.py (run folders), series.py and table.py (numbers), pictures.py, reward_pictures.py, drawing.py
+(drawn from these numbers alone), page.py (the page), write.py (the whole).
 """
 
-from poweropd_lite.report.run import report
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from poweropd_lite.report.write import report
 
 __all__ = ["report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "report":
+        raise AttributeError(name)
+    from poweropd_lite.report.write import report
+
+    return report

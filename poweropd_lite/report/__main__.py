@@ -1,12 +1,11 @@
-"""Makes one page, with pictures, of what runs did: `python -m poweropd_lite.report runs/power10-seed0 runs/log_ratio-seed0`.
+"""Makes one page, with pictures, of what runs did: `python -m poweropd_lite.report runs/power10-seed0 runs/tanh-seed0`.
 
-Rewards, accuracy, length, gradients, time and memory by step, completions with their tokens coloured by reward, several runs
-side by side. It reads run folders, also of runs that still go on. From Python: `report(["runs/a", "runs/b"])`.
+Rewards, accuracy, length, gradients, time and memory by step, completions with their tokens coloured by reward, several
+runs side by side. It reads run folders, also of runs that still go on. From Python: `report(["runs/a", "runs/b"])`.
 """
 
 from poweropd_lite.base.config_files import checked
-from poweropd_lite.base.errors import run_command
-from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.report.settings import ReportConfig
 
 
@@ -16,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, as train wrote them")
     args = parser.parse(argv)
     asked = checked(ReportConfig, given(args, ReportConfig))
-    from poweropd_lite.report.run import report
+    from poweropd_lite.report.write import report
 
     report(args.runs, asked.out, asked.teacher, asked.baseline)
     return 0

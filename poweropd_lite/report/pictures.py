@@ -1,175 +1,120 @@
-"""Which figures a report has, with their titles and captions: those that the runs have numbers for."""
+"""Which pictures a report has, with titles and captions: those that runs have numbers for. Here those over steps."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from poweropd_lite.report import step_figures, token_figures
-from poweropd_lite.report.drawing import BOUND
+from matplotlib.figure import Figure
+
+from poweropd_lite.report.drawing import INK, Drawn, Numbers, Styles, label, new_figure, plot, style, with_legend
 from poweropd_lite.report.read import Reference, Run
+from poweropd_lite.report.reward_pictures import landscape_picture, reward_pictures
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Numbers = dict[str, dict[str, Any]]  # by the name of the run
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure; `file` is its name without ending, "" for one that is a part of another's."""
-
-    figure: "Figure"
-    title: str
-    caption: str
-    file: str
-    on_page: bool = True
+CUT = "The student's own probability of the ids that top-k and top-p leave it; 1: nothing was cut off."
+APART = "Mean difference of the two programs' log-probs of the same tokens."
+STOPS = "Share of a step's rollouts that end with a stop token."
+RATE = "Sampled tokens by seconds of the whole step."
+HEALTH: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # by metric: file, title, caption, how it is drawn
+    "rollout/length": ("rollout_length", "Tokens a completion", "Mean length of a step's rollouts.", {"floor": 0}),
+    "rollout/stop_share": ("stop_share", "Completions that stop", STOPS, {"floor": 0}),
+    "sampling/kept_mass": ("kept_mass", "Mass kept by truncation", CUT, {}),
+    "parity/gap": ("gap", "Engine and trainer apart, nats", APART, {"log": True}),
+    "time/tokens_per_second": ("tokens_per_second", "Tokens a second", RATE, {"floor": 0}),
+}
 
 
 def pictures(runs: Sequence[Run], numbers: dict[str, Any], teacher: Reference | None) -> Iterator[Drawn]:
     """Draws the figures of the report's `numbers`, in the order of the page."""
-    colours = {run.name: i for i, run in enumerate(runs)}
-    yield from _accuracy(runs, numbers, colours, teacher)
-    yield from _rewards(runs, numbers, colours)
-    yield from _health(runs, numbers, colours)
-    caption = (
-        "Size of the reward by the student's and the teacher's probability of the sampled token. The log ratio grows without "
-        "bound where one of the two is small; a large alpha pays only where one of them is near 1. Both axes are stretched toward 0 and 1."
-    )
-    yield Drawn(token_figures.landscape_figure(numbers["landscape"]), "The reward's landscape", caption, "landscape")
-
-
-def _accuracy(
-    runs: Sequence[Run], numbers: dict[str, Any], colours: dict[str, int], teacher: Reference | None
-) -> Iterator[Drawn]:
+    styles = {run.name: style(i) for i, run in enumerate(runs)}
     samples = "/".join(dict.fromkeys(str(run.config.eval_samples) for run in runs))
-    evaluated = _there(numbers["accuracy"])
-    if evaluated:
-        level = None if teacher is None else teacher.accuracy
-        figure = step_figures.accuracy_figure(evaluated, colours, samples, level)
-        caption = "Avg@k on the held-out problems."
-        if len({found["avg"][0] for found in evaluated.values() if found["step"][0] == 0}) > 1:
-            caption += " No line for the base: the runs differ in what they had before training."
-        yield Drawn(figure, "Accuracy by step", caption, "accuracy")
-        figure = step_figures.line_figure(evaluated, colours, "length", "mean length, tokens", floor=0)
+    if evaluated := _there(numbers["accuracy"]):
+        yield _accuracy(evaluated, styles, samples, teacher)
+        figure = _by_step(evaluated, styles, "length", "mean length, tokens", floor=0)
         yield Drawn(figure, "Length by step", "Mean length of the answers sampled in evaluation.", "length")
     if len(runs) > 1 and numbers["steps_to"]["levels"]:
-        caption = (
-            f"Steps that each run takes to the accuracies that {numbers['baseline']} comes to, "
-            "on straight lines between evaluations."
-        )
-        never = [name for name, steps in numbers["steps_to"]["steps"].items() if not any(s is not None for s in steps)]
-        caption += f" Never there: {', '.join(never)}." if never else ""
-        figure = step_figures.steps_figure(numbers["steps_to"], colours, samples)
-        yield Drawn(figure, "Steps to an accuracy", caption, "steps")
-
-
-def _rewards(runs: Sequence[Run], numbers: dict[str, Any], colours: dict[str, int]) -> Iterator[Drawn]:
-    gradient, reward = _there(numbers["gradient"]), _there(numbers["reward"])
-    if gradient:
-        clips = {run.config.max_grad_norm for run in runs}
-        figure = step_figures.gradient_figure(gradient, colours, clips.pop() if len(clips) == 1 else None)
-        yield Drawn(figure, "Gradient norm by step", "Before it is clipped, on a log scale.", "gradient")
-    if reward:
-        caption = "Outer band: from the least to the greatest reward of any token. Inner band: from the 5th to the 95th percentile."
-        bounds = _bounds(reward, "reward/min", "reward/max")
-        yield from _panels("Reward by step", caption, "reward", reward, colours, bounds, token_figures.reward_figure)
-    if found := numbers["density"]:
-        steps = sorted({of["step"] for of in found.values()})
-        when = "before training" if steps == [1] else f"at step {steps[0]}, the first that was kept"
-        caption = f"Density of the rewards of a step's tokens, on a log scale. Filled: {when}; line: at the last step that was kept.{_outside(found)}"
-        both = {name: {"first": of, "last": numbers["density_at_the_end"][name]} for name, of in found.items()}
-        bounds = token_figures.range_of([of for pair in both.values() for of in pair.values()])
-        yield from _panels("Reward density", caption, "density", both, colours, bounds, token_figures.density_figure)
-        caption = f"Line: the mean reward of the tokens at a place, {when}. Band: from the least to the greatest."
-        bounds, draw = _bounds(numbers["positions"], "min", "max"), token_figures.positions_figure
-        yield from _panels("Reward by place", caption, "positions", numbers["positions"], colours, bounds, draw)
-
-
-HEALTH = (  # the metric, the file, the title, the caption, how it is drawn
-    (
-        "rollout/stop_share",
-        "stop_share",
-        "Completions that stop",
-        "Share of a step's rollouts that end with a stop token.",
-        {"floor": 0},
-    ),
-    ("rollout/length", "rollout_length", "Tokens a completion", "Mean length of a step's rollouts.", {"floor": 0}),
-    (
-        "sampling/kept_mass",
-        "kept_mass",
-        "Mass kept by truncation",
-        "The student's own probability of the ids that top-k and top-p leave it; 1: nothing was cut off.",
-        {},
-    ),
-    (
-        "parity/gap",
-        "gap",
-        "Engine and trainer apart, nats",
-        "Mean difference of the two programs' log-probs of the same tokens.",
-        {"log": True},
-    ),
-    (
-        "time/tokens_per_second",
-        "tokens_per_second",
-        "Tokens a second",
-        "Sampled tokens by seconds of the whole step.",
-        {"floor": 0},
-    ),
-)
-
-
-def _health(runs: Sequence[Run], numbers: dict[str, Any], colours: dict[str, int]) -> Iterator[Drawn]:
-    for key, file, title, caption, options in HEALTH:
+        yield _steps_to(numbers["steps_to"], styles, samples)
+    if gradient := _there(numbers["gradient"]):
+        yield _gradient(gradient, styles, {run.config.max_grad_norm for run in runs})
+    yield from reward_pictures(numbers, styles)
+    for key, (file, title, caption, how) in HEALTH.items():
         if key == "sampling/kept_mass" and not any(run.config.top_k or run.config.top_p < 1 for run in runs):
             continue  # nothing is cut off but rows that no token has
         if found := _there(numbers["by_step"][key]):
-            yield Drawn(step_figures.line_figure(found, colours, key, title.lower(), **options), title, caption, file)
+            yield Drawn(_by_step(found, styles, key, title.lower(), **how), title, caption, file)
     if taken := {run.name: numbers["seconds"][run.name] for run in runs if run.steps}:
-        caption = "Seconds of all steps, and of the evaluations between them."
-        yield Drawn(step_figures.time_figure(taken), "Time by phase", caption, "time")
-
-
-def _panels(
-    title: str,
-    caption: str,
-    file: str,
-    found: Numbers,
-    colours: dict[str, int],
-    bounds: tuple[float, float],
-    draw: "Callable[[Numbers, dict[str, int], tuple[float, float]], Figure]",
-) -> Iterator[Drawn]:
-    """A figure a run for the page, which a phone can show, and one of all of them as a file."""
-    if bounds[0] < -BOUND or bounds[1] > BOUND:
-        caption += " Beyond the dotted lines the axis of rewards is logarithmic."
-    if len(found) == 1:
-        yield Drawn(draw(found, colours, bounds), title, caption, file)
-        return
-    for name, numbers in found.items():
-        yield Drawn(draw({name: numbers}, colours, bounds), f"{title}: {name}", caption, "")
-    yield Drawn(draw(found, colours, bounds), title, caption, file, on_page=False)
+        yield _time(taken)
+    yield landscape_picture(numbers["landscape"])
 
 
 def _there(found: Numbers) -> Numbers:
-    """The runs that have a number at all."""
     return {name: numbers for name, numbers in found.items() if numbers["step"]}
 
 
-def _bounds(found: Numbers, low: str, high: str) -> tuple[float, float]:
-    return (
-        min((x for numbers in found.values() for x in numbers[low]), default=0.0),
-        max((x for numbers in found.values() for x in numbers[high]), default=0.0),
-    )
+def _accuracy(runs: Numbers, styles: Styles, samples: str, teacher: Reference | None) -> Drawn:
+    """Avg@k by step, with the base (before training) and the teacher as lines."""
+    lines = {name: (found["step"], [100 * avg for avg in found["avg"]]) for name, found in runs.items()}
+    figure, axes = plot(lines, styles, "step", f"Avg@{samples}, %", few=math.inf)
+    bases = {found["avg"][0] for found in runs.values() if found["step"][0] == 0}
+    if len(bases) == 1:
+        axes.axhline(100 * min(bases), color="0.6", linewidth=1, linestyle=":", label="base (before training)")
+    if teacher is not None:
+        axes.axhline(100 * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
+    axes.set_ylim(0, 102)
+    no_line = " No line for the base: the runs differ in what they had before training."
+    caption = "Avg@k on the held-out problems." + (no_line if len(bases) > 1 else "")
+    return Drawn(with_legend(figure), "Accuracy by step", caption, "accuracy")
 
 
-def _outside(found: Numbers) -> str:
-    """Says what the histograms do not show."""
-    parts = []
-    for name, numbers in found.items():
-        outside = numbers["below"] + numbers["above"]
-        if outside or numbers["not_finite"]:
-            low, high = numbers["edges"][0], numbers["edges"][-1]
-            parts.append(
-                f" Not shown of {name}: {outside} of {numbers['tokens']:,} tokens, outside of {low:g} to {high:g}, "
-                f"and {numbers['not_finite']} that are not finite."
-            )
-    return "".join(parts)
+def _by_step(runs: Numbers, styles: Styles, key: str, up: str, log: bool = False, floor: float | None = None) -> Figure:
+    lines = {name: (found["step"], found[key]) for name, found in runs.items()}
+    figure, axes = plot(lines, styles, "step", up, linewidth=1.2)
+    if floor is not None:
+        axes.set_ylim(bottom=floor)
+    if log and any(value > 0 for found in runs.values() for value in found[key]):
+        axes.set_yscale("log")
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+    return with_legend(figure)
+
+
+def _gradient(runs: Numbers, styles: Styles, clips: set[float]) -> Drawn:
+    """Gradient norm before the clip, by step; the line is where it is clipped, if that is one number."""
+    figure = _by_step(runs, styles, "optim/grad_norm", "gradient norm", log=True)
+    if len(clips) == 1:
+        clip, axes, at = min(clips), figure.axes[0], ("axes fraction", "data")
+        axes.axhline(clip, color="0.4", linewidth=1, linestyle="--")
+        text = axes.annotate(f"clipped at {clip:g}", (1, clip), xycoords=at, ha="right", va="bottom", color="0.3")
+        text.set_fontsize("small")
+    return Drawn(figure, "Gradient norm by step", "Before it is clipped, on a log scale.", "gradient")
+
+
+def _steps_to(found: dict[str, Any], styles: Styles, samples: str) -> Drawn:
+    """Steps that each run needs for the accuracies that the baseline reaches (the paper's Fig. 1)."""
+    lines = {}
+    for name, steps in found["steps"].items():
+        if there := [i for i, step in enumerate(steps) if step is not None]:
+            lines[name] = [steps[i] for i in there], [100 * found["levels"][i] for i in there]
+    figure, axes = plot(lines, styles, "steps needed", f"Avg@{samples} reached, %", few=math.inf, markersize=4)
+    axes.set_xlim(left=0)
+    caption = f"Steps that each run takes to the accuracies that {found['baseline']} comes to"
+    caption += ", on straight lines between evaluations."
+    never = [name for name in found["steps"] if name not in lines]
+    caption += f" Never there: {', '.join(never)}." if never else ""
+    return Drawn(with_legend(figure), "Steps to an accuracy", caption, "steps")
+
+
+def _time(runs: dict[str, dict[str, float]]) -> Drawn:
+    names = list(runs)
+    phases = [phase for phase in runs[names[0]] if any(seconds[phase] for seconds in runs.values())]
+    unit, word = (3600, "hours") if max(sum(s.values()) for s in runs.values()) > 2 * 3600 else (1, "seconds")
+    figure, axes = new_figure(height=1.5 + 0.32 * len(names))
+    left = [0.0] * len(names)
+    for k, phase in enumerate(phases):
+        widths = [runs[name][phase] / unit for name in names]
+        axes.barh(range(len(names)), widths, left=left, color=INK[k % len(INK)], label=phase, height=0.6)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(names)), map(label, names), fontsize="small")
+    axes.invert_yaxis()
+    axes.set_xlabel(word)
+    caption = "Seconds of all steps, and of the evaluations between them."
+    return Drawn(with_legend(figure, columns=4), "Time by phase", caption, "time")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,12 @@ class Run:
     path: Path
     name: str  # as it stands in legends
     config: Config
-    steps: list[Line] = field(repr=False)  # of metrics.jsonl: a line for each step
-    evaluations: list[Line] = field(repr=False)  # and for each evaluation
-    tokens: list[Line] = field(
-        repr=False
-    )  # tokens.jsonl: histograms and places; empty for runs made before there was one
-    samples: list[Line] = field(repr=False)  # samples.jsonl
-    summary: dict[str, Any] | None = field(repr=False)  # summary.json; None while it runs, or after a kill
-    scored: dict[str, tuple[int, float, int]] = field(
-        repr=False
-    )  # by benchmark: n and Avg@n of evaluate, at which step
-
-    @property
-    def reward(self) -> str:
-        """The reward's name, such as "power 10" or "tanh"."""
-        return self.config.reward_label
+    steps: list[Line]  # of metrics.jsonl: a line for each step
+    evaluations: list[Line]  # and for each evaluation
+    tokens: list[Line]  # tokens.jsonl: histograms and places; empty for runs made before there was one
+    samples: list[Line]  # samples.jsonl
+    summary: Line | None  # summary.json; None while it runs, or after a kill
+    scored: dict[str, tuple[int, float, int]]  # by benchmark: n and Avg@n of evaluate, at which step
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,6 @@ def _read(folder: Path, name: str) -> Run:
         what = "it holds no metrics.jsonl and config.yaml" if folder.is_dir() else "there is no such folder"
         raise UserError(f"{folder} is no run: {what}; type the folder that train wrote, such as runs/power10-seed0")
     lines = [{k: _number(v) for k, v in line.items()} for line in read_lines(folder / "metrics.jsonl", METRICS)]
-    steps = [line for line in lines if "tokens/loss" in line]
     if not lines:
         raise UserError(f"{folder} has no metrics yet: nothing was trained or evaluated; wait for its first step")
     try:
@@ -82,40 +72,30 @@ def _read(folder: Path, name: str) -> Run:
     except FileNotFoundError:
         summary = None
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder}/summary.json is no JSON object ({error}); remove it, and the report does without"
-        ) from None
-    return Run(
-        folder,
-        name,
-        load_config(folder / "config.yaml"),
-        steps,
-        [line for line in lines if "eval/length" in line],
-        read_lines(folder / "tokens.jsonl", TOKENS),
-        read_lines(folder / "samples.jsonl", SAMPLES),
-        summary,
-        _scored(folder),
-    )
+        mend = "remove it, and the report does without"
+        raise UserError(f"{folder}/summary.json is no JSON object ({error}); {mend}") from None
+    steps, evaluations = ([line for line in lines if key in line] for key in ("tokens/loss", "eval/length"))
+    tokens, samples = read_lines(folder / "tokens.jsonl", TOKENS), read_lines(folder / "samples.jsonl", SAMPLES)
+    config = load_config(folder / "config.yaml")
+    return Run(folder, name, config, steps, evaluations, tokens, samples, summary, _scored(folder))
 
 
 def _scored(folder: Path) -> dict[str, tuple[int, float, int]]:
-    """What the evaluate command found of the latest step that it was run on; nothing where it is being written, or was never run."""
+    """What the evaluate command found of the latest step that it was run on; nothing where it was never run."""
     found = {}
     for file in sorted(folder.glob("eval/step_*/results.json")):
         try:
             results = json.loads(file.read_text(encoding="utf-8"))
-            n = results["n"]
-            step = int(file.parent.name.removeprefix("step_"))
+            n, step = results["n"], int(file.parent.name.removeprefix("step_"))
             found = {name: (n, float(row[f"avg@{n}"]), step) for name, row in results["benchmarks"].items()}
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{file} holds no results; make it anew: python -m poweropd_lite.evaluate --regrade {file.parent}"
-            ) from None
+            mend = f"make it anew: python -m poweropd_lite.evaluate --regrade {file.parent}"
+            raise UserError(f"{file} holds no results; {mend}") from None
     return found
 
 
 def read_lines(path: Path, wanted: dict[str, Any]) -> list[Line]:
-    """Returns the objects of a JSON Lines file, without a last line that is still being written; [] if there is no file.
+    """Returns the objects of a JSON Lines file, but for a last line that is being written; [] if there is no file.
 
     `wanted` has by key what a line holds there: a type or several. Raises UserError for any other line.
     """
@@ -152,32 +132,28 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
         if percent <= 1:
             raise UserError(f"teacher: found {given}, but an accuracy is in percent; did you mean {100 * percent:g}?")
         return Reference(percent / 100, "as given")
-    file = Path(given) / "results.json"
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        results = json.loads((Path(given) / "results.json").read_text(encoding="utf-8"))
         n = results["n"]
         accuracy, benchmarks = float(results["mean"][f"avg@{n}"]), list(results["benchmarks"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{given} holds no results of an evaluation; type --teacher with the folder that `python -m poweropd_lite.evaluate --model "
-            "TEACHER` named, or with its accuracy in percent"
-        ) from None
+        how = "the folder that `python -m poweropd_lite.evaluate --model TEACHER` named, or its accuracy in percent"
+        raise UserError(f"{given} holds no results of an evaluation; type --teacher with {how}") from None
     for run in runs:
         theirs = [name.strip() for name in (run.config.eval_benchmarks or "").split(",") if name.strip()]
         if theirs and sorted(theirs) != sorted(benchmarks):
-            raise UserError(
-                f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}; evaluate the teacher on the same"
-            )
-    counts = ", ".join(f"{b['problems']:,} of {name}" for name, b in results["benchmarks"].items())
-    other = any(run.evaluations and (run.config.eval_samples != n or _other_problems(run, results)) for run in runs)
-    other_text = "; of other problems or samples than a run's, so shares of it are rough" if other else ""
-    return Reference(accuracy, f"Avg@{n} on {counts} ({given}{other_text})")
+            both = f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}"
+            raise UserError(f"{both}; evaluate the teacher on the same")
+    rows, scored = results["benchmarks"], [run.config for run in runs if run.evaluations]
+    same = all(c.eval_samples == n and _same_problems(c.eval_problems, row) for c in scored for row in rows.values())
+    rough = "" if same else "; of other problems or samples than a run's, so shares of it are rough"
+    counts = ", ".join(f"{row['problems']:,} of {name}" for name, row in rows.items())
+    return Reference(accuracy, f"Avg@{n} on {counts} ({given}{rough})")
 
 
-def _other_problems(run: Run, results: Line) -> bool:
-    """Whether an evaluation is of other problems than a run's own, which are the first eval_problems of each benchmark."""
-    asked, rows = run.config.eval_problems, results["benchmarks"].values()
-    return any(asked < row["problems"] or (asked > row["problems"] and not row.get("whole")) for row in rows)
+def _same_problems(asked: int, row: Line) -> bool:
+    """Whether a benchmark was evaluated on a run's own problems, which are the first `asked` of it."""
+    return asked == row["problems"] or (asked > row["problems"] and bool(row.get("whole")))
 
 
 def _number(value: Any) -> Any:

@@ -22,5 +22,5 @@ class ReportConfig(BaseModel):
     out: str | None = Field(
         None,
         min_length=1,
-        description="folder of the report; if not given, report/ in the run's folder, or a name under reports/ for several runs",
+        description="the report's folder; if not given, report/ in the run's, or of several runs a name under reports/",
     )

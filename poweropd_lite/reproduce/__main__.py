@@ -1,24 +1,18 @@
-"""Makes the paper's tables on one card: `python -m poweropd_lite.reproduce --preset smoke`.
-
-A queue of train and evaluate runs in one folder: pairs x rewards x alphas x seeds x columns. Stopped or killed, the same command goes
-on; a run that fails is kept and said. Then the paper's tables with measured values, intervals over seeds and the paper's own beside.
-All of training's settings are flags too, and go to every run. From Python: `reproduce(preset="smoke")`.
-"""
+"""Makes the paper's tables on one card: `python -m poweropd_lite.reproduce --preset smoke`."""
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.base.errors import run_command
-from poweropd_lite.base.flags import config_parser, given
-from poweropd_lite.reproduce.run import reproduce
+from poweropd_lite.cli import config_parser, given, run_command
+from poweropd_lite.reproduce import reproduce
 from poweropd_lite.reproduce.settings import ReproduceConfig
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 all done, 1 some runs failed, 2 bad input, 130 or 143 stopped by a signal."""
+    """The command line; returns the exit code: 0 all done, 1 some failed, 2 bad input, 130 or 143 by a signal."""
     parser = config_parser("python -m poweropd_lite.reproduce", __doc__.splitlines()[0], ReproduceConfig, Config)
     args = parser.parse(argv)
     flags = {**given(args, ReproduceConfig), **given(args)} | ({"config": args.config} if args.config else {})
     done = reproduce(say=lambda text: print(text, flush=True), **flags)
-    return 128 + done.signal if done.signal else 1 if done.failed else 0
+    return 128 + done.signal if done.signal else int("failed" in done.states.values())
 
 
 if __name__ == "__main__":

@@ -1,40 +1,39 @@
-"""From a grid to its runs: every cell's name, its settings, and the commands that do its work."""
+"""From a grid to its tasks: every cell's name and settings, and the models that its runs begin with and learn from."""
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal, get_args
 
 from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
 from poweropd_lite.base.config_files import config_path, read_yaml
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.reproduce.settings import (
-    COLUMNS,
-    PAPER_PAIRS,
-    REWARDS,
-    SCORING,
-    TRUNCATED,
-    ReproduceConfig,
-    alpha_values,
-    column_names,
-    reward_names,
-    seed_values,
-    words,
-)
+from poweropd_lite.reproduce.settings import COLUMNS, PAPER_PAIRS, REWARDS, TRUNCATED, ReproduceConfig
 
-PAIR_FIELDS = [name for name in Config.model_fields if name not in marked("grid")]
+Role = Literal["run", "base", "teacher"]
+Stage = Literal["train", "evaluate"]
+State = Literal["waiting", "running", "done", "failed"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+STATES: tuple[State, ...] = get_args(State)
+WAITING, RUNNING, DONE, FAILED = STATES
 
 
-@dataclass(frozen=True)
+@dataclass
 class Task:
-    """One entry of the queue: a run that is trained and scored, or a model (role base or teacher) that is only scored."""
+    """One entry of the queue, and how far it is: a run that is trained and scored, or a model that is only scored."""
 
     name: str  # of its folder, its log and its entry in queue.json
-    role: str  # run, base or teacher
-    pairs: tuple[str, ...]  # the pairs whose tables it stands in: one for a run
-    reward: str | None = None
-    alpha: float | None = None
-    column: str | None = None
-    seed: int | None = None
+    role: Role
+    pairs: list[str]  # the pairs whose tables it stands in: one for a run
+    reward: str = ""
+    alpha: float | None = None  # of the power reward
+    column: str = ""
+    seed: int = 0
+    stage: Stage = "train"  # the next one, or the one in hand
+    state: State = WAITING
+    message: str | None = None  # why it failed
+    seconds: dict[Stage, float] = field(default_factory=dict)  # of all its processes
+    side_by_side: int = 1  # the most processes at once while it was trained
 
     @property
     def pair(self) -> str:
@@ -42,171 +41,128 @@ class Task:
         return self.pairs[0]
 
     @property
+    def kind(self) -> str:
+        """What memory and time depend on beside the pair: a full vocabulary takes other ones than sampled tokens."""
+        return "full_kl" if self.reward == "full_kl" else "sampled"
+
+    @property
     def label(self) -> str:
         """Its row in the tables: power 10, log_ratio, base."""
-        return row_label(self.reward, self.alpha) if self.role == "run" else self.role
+        label = self.reward or self.role
+        return label if self.alpha is None else f"{label} {self.alpha:g}"
+
+    @property
+    def log(self) -> str:
+        """The file, in the queue's folder, with its commands and what they said."""
+        return f"logs/{self.name}.log"
 
     def settings(self) -> dict[str, Any]:
-        """What the grid sets in this run, beside its pair's config."""
+        """What the grid sets in this run, beside its pair's settings."""
         column = COLUMNS["truncated-full" if self.column == TRUNCATED else self.column]
-        alpha = {"alpha": self.alpha} if self.alpha is not None else {}
+        alpha = {"alpha": self.alpha} if self.alpha else {}
         return {"reward": self.reward, **alpha, "seed": self.seed, **column}
 
-    def record(self) -> dict[str, Any]:
-        """Itself as JSON."""
-        return asdict(self) | {"pairs": list(self.pairs)}
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Returns settings as they are typed; None is left out."""
+    return [f"--{key.replace('_', '-')}={value}" for key, value in values.items() if value is not None]
 
 
-def row_label(reward: str | None, alpha: float | None) -> str:
-    """Returns a reward as the tables name it."""
-    return f"{reward} {alpha:g}" if alpha is not None else str(reward)
+def pair_settings(pair: Config) -> dict[str, Any]:
+    """Returns the settings that all runs of a pair share: all but the grid's."""
+    return pair.model_dump(exclude=set(marked("grid")))
 
 
-def read_task(record: dict[str, Any]) -> Task:
-    """Returns the task of a record."""
-    fields = {key: record[key] for key in ("name", "role", "pairs", "reward", "alpha", "column", "seed")}
-    return Task(**fields | {"pairs": tuple(fields["pairs"])})
+def run_config(pair: Config, task: Task) -> Config:
+    """Returns the settings of a run; raises UserError for what train would refuse."""
+    return load_config(**pair_settings(pair), **task.settings())
 
 
-def load_pairs(text: str, training: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns by name the settings of each pair of --pairs with training's flags on top; raises UserError for what can't be run.
+def load_pair(config: str | None, values: dict[str, Any]) -> Config:
+    """Returns a pair: a config with `values` on top. Its score, which the grid sets, goes with every stop mode."""
+    return load_config(config, **{**values, "score": "full"})
+
+
+def load_pairs(names: list[str], training: dict[str, Any]) -> dict[str, Config]:
+    """Returns by name each pair of --pairs with training's flags on top; raises UserError for what can't be run.
 
     Training's own evaluation is off, for the queue scores the end, unless it was asked for.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for word in (name for w in words(text, "pairs") for name in (PAPER_PAIRS if w == "all" else (w,))):
-        path = config_path(word)
+    found: dict[str, Config] = {}
+    for item in dict.fromkeys(n for name in names for n in (PAPER_PAIRS if name == "all" else (name,))):
+        path = config_path(item)
         name, values = path.stem, read_yaml(path)
         if name in found:
-            raise UserError(
-                f"--pairs names two pairs called {name}, which would share folders; rename one of the files"
-            )
+            raise UserError(f"--pairs names two pairs called {name}, which would share folders; rename one file")
         if not names_models(values, {}):
             raise UserError(f"{path} names no student and no teacher, so it is no pair; add these two lines to it")
-        if extra := sorted(marked("grid") & set(values)):
-            raise UserError(
-                f"{path} sets {', '.join(extra)}, which the grid sets a run at a time; take it out of the file"
-            )
-        # Score full goes with every stop mode; what the columns really set is checked run by run.
-        config = load_config(word, **{"eval_benchmarks": None, "eval_every": 0, "score": "full", **training})
-        found[name] = {key: value for key, value in config.model_dump().items() if key in PAIR_FIELDS}
+        if extras := ", ".join(sorted(marked("grid") & set(values))):
+            raise UserError(f"{path} sets {extras}, which the grid sets a run at a time; take it out of the file")
+        found[name] = load_pair(item, {"eval_benchmarks": None, "eval_every": 0, **training})
     return found
 
 
-def make_tasks(
-    asked: ReproduceConfig, pairs: dict[str, dict[str, Any]], all_pairs: dict[str, dict[str, Any]]
-) -> list[Task]:
-    """Returns the tasks of a grid over `pairs`, and the models of `all_pairs` in the folder, in the order in which they are run."""
-    rewards, columns = reward_names(asked.rewards), column_names(asked.columns)
-    alphas = alpha_values(asked.alphas) if "power" in rewards else []
+def make_tasks(config: ReproduceConfig, pairs: dict[str, Config], all_pairs: dict[str, Config]) -> list[Task]:
+    """Returns the runs of a grid over `pairs`, and the models of `all_pairs` in the folder, in their order of work."""
     tasks: dict[str, Task] = {}
-    for pair in pairs:
-        for reward in rewards:
-            for column in columns:
-                column = TRUNCATED if reward == "full_kl" and column != "plain" else column
-                for alpha in alphas if reward == "power" else [None]:
-                    for seed in seed_values(asked.seeds):
-                        title = reward if alpha is None else f"{reward}{alpha:g}"
-                        name = f"{pair}-{title}-{column}-seed{seed}"
-                        tasks[name] = Task(name, "run", (pair,), reward, alpha, column, seed)
+    for pair, reward, column, seed in product(pairs, config.rewards, config.columns, config.seeds):
+        column = TRUNCATED if reward == "full_kl" and column != "plain" else column
+        for alpha in config.alphas if reward == "power" else [None]:
+            name = f"{pair}-{reward}{'' if alpha is None else f'{alpha:g}'}-{column}-seed{seed}"
+            tasks[name] = Task(name, "run", [pair], reward, alpha, column, seed)
     for task in tasks.values():  # what train would refuse is refused now
-        load_config(**pairs[task.pair], **task.settings())
+        run_config(pairs[task.pair], task)
     return in_order([*tasks.values(), *model_tasks(all_pairs)])
 
 
-def in_order(tasks: list[Task]) -> list[Task]:
-    """Returns tasks as they are run: one run (its first steps tell how long the rest takes), the models, then a seed at a time."""
+def in_order(tasks: Iterable[Task]) -> list[Task]:
+    """Returns tasks as they are worked on: one run (it tells how long the rest takes), the models, a seed at a time."""
+    tasks = list(tasks)
     pairs = list(dict.fromkeys(task.pair for task in tasks))
 
-    def key(task: Task) -> tuple:
-        reward = REWARDS.index(task.reward)
-        return task.seed, pairs.index(task.pair), -reward, task.alpha or 0.0, task.column
+    def key(task: Task) -> tuple[Any, ...]:
+        return task.seed, pairs.index(task.pair), -REWARDS.index(task.reward), task.alpha or 0.0, task.column
 
     runs = sorted((task for task in tasks if task.role == "run"), key=key)
     return [*runs[:1], *(task for task in tasks if task.role != "run"), *runs[1:]]
 
 
-def model_tasks(pairs: dict[str, dict[str, Any]]) -> list[Task]:
-    """Returns the evaluations of each pair's base student and teacher; one that two pairs have in common is made once."""
-    found: dict[tuple, Task] = {}
-    for pair, values in pairs.items():
-        for role in ("base", "teacher"):
-            key = tuple(model_flags(values, role))
+def model_tasks(pairs: dict[str, Config]) -> list[Task]:
+    """Returns the evaluations of each pair's base student and teacher; one that pairs have in common is made once."""
+    found: dict[tuple[str, ...], Task] = {}
+    sides: dict[Role, str] = {"base": "student", "teacher": "teacher"}
+    for name, pair in pairs.items():
+        for (role, side), short in zip(sides.items(), short_names(pair), strict=True):
+            key = tuple(model_flags(pair, role))
             if key in found:
-                found[key] = Task(found[key].name, role, (*found[key].pairs, pair))
+                found[key].pairs.append(name)
                 continue
-            name = _model_name(values, role)
-            if any(task.name == name for task in found.values()):  # asked with another prompt, say
-                name = f"{name}-{pair}"
-            found[key] = Task(name, role, (pair,))
+            bits = f"-{pair.teacher_bits}bit" * (role == "teacher")
+            title = f"bundled-{side}" if getattr(pair, side) == BUNDLED else f"{role}-{short.lower()}{bits}"
+            if any(task.name == title for task in found.values()):  # asked with another prompt, say
+                title = f"{title}-{name}"
+            found[key] = Task(title, role, [name], stage="evaluate")
     return list(found.values())
 
 
-def _model_name(values: dict[str, Any], role: str) -> str:
-    model = values["student" if role == "base" else "teacher"]
-    if model == BUNDLED:
-        return "bundled-student" if role == "base" else "bundled-teacher"
-    bits = f"-{values['teacher_bits']}bit" if role == "teacher" else ""
-    return f"{role}-{model.rstrip('/').rsplit('/', 1)[-1].lower()}{bits}"
+def short_names(pair: Config) -> tuple[str, str]:
+    """Returns a pair's student and teacher without the folders or owners before their names."""
+    return pair.student.rstrip("/").rsplit("/", 1)[-1], pair.teacher.rstrip("/").rsplit("/", 1)[-1]
 
 
-def model_flags(values: dict[str, Any], role: str) -> list[str]:
+def model_flags(pair: Config, role: Role) -> list[str]:
     """Returns evaluate's flags for a pair's base student or teacher: the teacher in the bits that it scores with."""
-    model = values["student" if role == "base" else "teacher"]
-    name = {"base": "bundled-student", "teacher": "bundled-teacher"}[role] if model == BUNDLED else model
-    bits = values["student_bits" if role == "base" else "teacher_bits"]
-    flags = [f"--model={name}", f"--bits={4 if bits == 4 else 16}"]  # evaluate knows no 8 bits: docs/reproduce.md
-    dtype = "float32" if bits == 32 else values["dtype"]
-    flags += [f"--prompt-suffix={values['prompt_suffix']}", f"--system-prompt={values['system_prompt']}"]
-    flags += ["--enable-thinking" if values["enable_thinking"] else "--no-enable-thinking", "--seed=0"]
-    return flags + ([f"--dtype={dtype}"] if dtype != "auto" else []) + _common_flags(values)
+    base = role == "base"
+    model, bits = (pair.student, pair.student_bits) if base else (pair.teacher, pair.teacher_bits)
+    model = model if model != BUNDLED else "bundled-student" if base else "bundled-teacher"
+    values = {"model": model, "bits": 4 if bits == 4 else 16}  # evaluate knows no 8 bits: docs/reproduce.md
+    values |= {"prompt_suffix": pair.prompt_suffix, "system_prompt": pair.system_prompt}
+    thinking = "--enable-thinking" if pair.enable_thinking else "--no-enable-thinking"
+    return [*as_flags(values), thinking, "--seed=0", *machine_flags(pair, "float32" if bits == 32 else pair.dtype)]
 
 
-def _common_flags(values: dict[str, Any]) -> list[str]:
-    flags = [f"--engine={values['engine']}"] if values["engine"] != "auto" else []
-    flags += [f"--threads={values['threads']}"] if values["threads"] else []
-    return flags + (["--trust-remote-code"] if values["trust_remote_code"] else [])
-
-
-def run_folder(out: Path, task: Task) -> Path:
-    """Returns the folder of a run; a model that is only scored has none."""
-    return out / "runs" / task.name
-
-
-def scores_folder(out: Path, task: Task, steps: int) -> Path:
-    """Returns the folder of a task's evaluation: for a run, where evaluate itself would put it."""
-    return (
-        run_folder(out, task) / "eval" / f"step_{steps:06}" if task.role == "run" else out / "evaluations" / task.name
-    )
-
-
-def train_command(out: Path, task: Task, resume: bool) -> list[str]:
-    """Returns the module and flags that train a run, or go on with it."""
-    if resume:
-        return ["poweropd_lite.train", "--resume", str(run_folder(out, task))]
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in task.settings().items()]
-    return [
-        "poweropd_lite.train",
-        "--config",
-        str(pair_file(out, task.pair)),
-        *flags,
-        "--output",
-        str(run_folder(out, task)),
-    ]
-
-
-def evaluate_command(out: Path, task: Task, values: dict[str, Any], scoring: dict[str, Any]) -> list[str]:
-    """Returns the module and flags that score a task; `values` are its pair's settings."""
-    asked = {"max_new_tokens" if key == "answer_tokens" else key: scoring[key] for key in SCORING}
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in asked.items() if value is not None]
-    if task.role == "run":
-        dtype = [f"--dtype={values['dtype']}"] if values["dtype"] != "auto" else []
-        flags = ["--model", str(run_folder(out, task)), *flags, *dtype, *_common_flags(values)]
-    else:
-        flags = [*model_flags(values, task.role), *flags]
-    return ["poweropd_lite.evaluate", *flags, "--output", str(scores_folder(out, task, values["steps"]))]
-
-
-def pair_file(out: Path, pair: str) -> Path:
-    """Returns the YAML file with a pair's settings, as every run of it is given them."""
-    return out / "pairs" / f"{pair}.yaml"
+def machine_flags(pair: Config, dtype: str) -> list[str]:
+    """Returns evaluate's flags for where and how a pair's models run."""
+    values = {"dtype": dtype, "engine": pair.engine, "threads": pair.threads or "auto"}
+    flags = as_flags({key: value for key, value in values.items() if value != "auto"})
+    return flags + ["--trust-remote-code"] * pair.trust_remote_code

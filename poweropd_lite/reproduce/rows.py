@@ -1,144 +1,152 @@
-"""From runs to rows: for every pair and column, each reward's scores over seeds, with the paper's own beside. No text yet."""
+"""From tasks to rows: for every pair and column, each reward over its seeds, with the paper's beside. No text yet.
 
-from dataclasses import dataclass, field
+Seeds are few and drawn alike, so an interval is the textbook's: mean +- t * sd / sqrt(n), t with n - 1 degrees of
+freedom (12.7 for two seeds, 4.3 for three). It holds what training and sampling vary; not what other problems would.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
 from typing import Any
 
-from poweropd_lite.base.config import load_config
+from poweropd_lite.base.config import Config
 from poweropd_lite.evaluate.paper import paper_row
-from poweropd_lite.reproduce.grid import Task, row_label
-from poweropd_lite.reproduce.results import MEASURES, Scores, Steps, read_scores, read_steps
+from poweropd_lite.reproduce.grid import DONE, FAILED, Task, run_config
 from poweropd_lite.reproduce.settings import COLUMNS, PAPER_PAIRS, REWARDS, TRUNCATED
-from poweropd_lite.reproduce.state import DONE, FAILED, Queue
-from poweropd_lite.reproduce.stats import Stat, stat
+from poweropd_lite.reproduce.state import MEASURES, Queue, Results
 
-Paper = dict[str, dict[str, float]]  # by benchmark: avg@8, pass@8, length
+LEVEL = 0.95  # as evaluate's own intervals
+SHARE, NORM = ("", "teacher_share"), ("", "largest_grad_norm")  # percent of the teacher's Avg@n; of any step
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A quantity over seeds. `sd` (n - 1 in it) and `half`, the interval's half width, are None for one seed."""
+
+    values: dict[int, float]  # by seed
+    mean: float
+    sd: float | None = None
+    half: float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
     """One reward (or base, or teacher) of a pair under a column of the grid."""
 
-    label: str
-    role: str
-    reward: str | None
-    alpha: float | None
-    scores: dict[str, dict[str, Stat]]  # by benchmark and measure
-    teacher_share: Stat | None  # percent of the teacher's Avg@n
-    largest_norm: Stat | None
-    paper: Paper | None
-    failed: list[str] = field(default_factory=list)  # names of runs
-    waiting: list[str] = field(default_factory=list)
-    dropped: int = 0  # optimizer steps
+    label: str  # power 10, log_ratio, base
+    tasks: list[Task]  # over the seeds
+    failed: list[str]  # their names
+    waiting: list[str]
+    stats: dict[tuple[str, str], Stat]  # by benchmark and measure; SHARE and NORM are of no benchmark
+    paper: dict[str, dict[str, float]]  # by benchmark: avg@8, pass@8, length
+    dropped: int  # optimizer steps
 
     @property
-    def seeds(self) -> int:
-        """How many of its runs are done."""
-        return next(iter(next(iter(self.scores.values())).values())).n if self.scores else 0
+    def done(self) -> int:
+        return len(self.tasks) - len(self.failed) - len(self.waiting)
 
 
 @dataclass(frozen=True)
 class Block:
     """The rows of one pair under one column."""
 
-    pair: str
+    name: str  # the pair's
+    pair: Config
     column: str
-    values: dict[str, Any]  # the pair's settings
     benchmarks: list[str]  # the mean last, where there are several
     n: int | None  # samples a problem; None before anything was scored
     parts: list[str]  # benchmarks of which problems were left out
-    rows: list[Row]
-
-    @property
-    def last(self) -> str | None:
-        """The column that stands for all: the mean, or the only benchmark."""
-        return self.benchmarks[-1] if self.benchmarks else None
+    models: list[Row]
+    runs: list[Row]
+    in_paper: bool  # whether the paper has the pair
 
 
-class Reader:
-    """Reads each run once."""
-
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
-        done = [task for task in queue.tasks() if queue.runs[task.name]["state"] == DONE]
-        found = {task.name: read_scores(queue.out, task, queue.steps(task)) for task in done}
-        self.scores: dict[str, Scores] = {name: scores for name, scores in found.items() if scores}
-        self.steps: dict[str, Steps] = {t.name: read_steps(queue.out, t) for t in done if t.role == "run"}
-
-    def blocks(self) -> list[Block]:
-        """Returns every pair under every column, in the paper's order."""
-        names = sorted(self.queue.pairs, key=lambda p: PAPER_PAIRS.index(p) if p in PAPER_PAIRS else len(PAPER_PAIRS))
-        columns = [column for column in COLUMNS if column in self.queue.axes["columns"]]
-        found = [self._block(pair, column) for pair in names for column in columns]
-        return [block for block in found if any(row.role == "run" for row in block.rows)]
-
-    def _block(self, pair: str, column: str) -> Block:
-        tasks = [task for task in self.queue.tasks() if pair in task.pairs and _stands_in(task, column)]
-        found = [self.scores[task.name] for task in tasks if task.name in self.scores]
-        names = list(dict.fromkeys(name for scores in found for name in scores.benchmarks if name != "mean"))
-        names += ["mean"] if len(names) > 1 else []
-        parts = sorted({name for scores in found for name, whole in scores.whole.items() if not whole})
-        teacher = next((self.scores.get(task.name) for task in tasks if task.role == "teacher"), None)
-        groups: dict[tuple, list[Task]] = {}
-        for task in sorted(tasks, key=_order):
-            groups.setdefault((task.role, task.reward, task.alpha), []).append(task)
-        rows = [self._row(pair, group, names, teacher) for group in groups.values()]
-        n = found[0].n if found else None
-        return Block(pair, column, self.queue.pairs[pair], names, n, parts, rows)
-
-    def _row(self, pair: str, tasks: list[Task], names: list[str], teacher: Scores | None) -> Row:
-        first = tasks[0]
-        here = {task.seed or 0: self.scores[task.name] for task in tasks if task.name in self.scores}
-        scores = {
-            name: {
-                m: stat({seed: s.benchmarks[name][m] for seed, s in here.items() if name in s.benchmarks})
-                for m in MEASURES
-            }
-            for name in names
-        }
-        last = names[-1] if names else None
-        share = None
-        if first.role != "teacher" and teacher and last in teacher.benchmarks and teacher.benchmarks[last]["avg"]:
-            best = teacher.benchmarks[last]["avg"]
-            share = stat(
-                {seed: 100 * s.benchmarks[last]["avg"] / best for seed, s in here.items() if last in s.benchmarks}
-            )
-        norms = {t.seed: self.steps[t.name].largest_norm for t in tasks if t.name in self.steps}
-        return Row(
-            label=row_label(first.reward, first.alpha) if first.role == "run" else first.role,
-            role=first.role,
-            reward=first.reward,
-            alpha=first.alpha,
-            scores={name: found for name, found in scores.items() if all(found.values())},
-            teacher_share=share,
-            largest_norm=stat({seed: norm for seed, norm in norms.items() if norm is not None}),
-            paper=self._paper(pair, first, names),
-            failed=[t.name for t in tasks if self.queue.runs[t.name]["state"] == FAILED],
-            waiting=[t.name for t in tasks if self.queue.runs[t.name]["state"] not in (DONE, FAILED)],
-            dropped=sum(self.steps[t.name].dropped for t in tasks if t.name in self.steps),
-        )
-
-    def _paper(self, pair: str, task: Task, names: list[str]) -> Paper | None:
-        """The paper's values of this very reward and alpha; its mean only where the same benchmarks were scored."""
-        if task.role != "run":
-            return None
-        row = paper_row(load_config(**self.queue.pairs[pair], **task.settings()))
-        if row is None or not row.exact:
-            return None
-        same = set(row.benchmarks) == set(names) - {"mean"}
-        return {**row.benchmarks, **({"mean": row.mean} if same else {})}
+def pair_names(queue: Queue) -> list[str]:
+    """Returns the pairs' names, in the paper's order."""
+    return list(dict.fromkeys([*(name for name in PAPER_PAIRS if name in queue.pairs), *queue.pairs]))
 
 
-def in_paper(values: dict[str, Any]) -> bool:
-    """Whether the paper has a pair at all."""
-    return paper_row(load_config(**values)) is not None
+def make_blocks(queue: Queue, results: Results) -> list[Block]:
+    """Returns every pair under every column of which there are runs, in the paper's order."""
+    columns = [column for column in COLUMNS if column in queue.axes["columns"]]
+    blocks = [_block(queue, name, column, results) for name in pair_names(queue) for column in columns]
+    return [block for block in blocks if block.runs]
 
 
-def _stands_in(task: Task, column: str) -> bool:
-    if task.role != "run":
-        return True
-    return task.column == column or (task.column == TRUNCATED and column != "plain")
+def _block(queue: Queue, name: str, column: str, results: Results) -> Block:
+    columns = ("", column) if column == "plain" else ("", column, TRUNCATED)
+    tasks = [task for task in queue.tasks.values() if name in task.pairs and task.column in columns]
+    scores = results.scores
+    found = [scores[task.name] for task in tasks if task.name in scores]
+    benchmarks = list(dict.fromkeys(b for one in found for b in one.benchmarks if b != "mean"))
+    benchmarks += ["mean"] if len(benchmarks) > 1 else []
+    teacher = next((scores[t.name].benchmarks for t in tasks if t.role == "teacher" and t.name in scores), {})
+    best = teacher.get(benchmarks[-1], {}).get("avg") if benchmarks else None
+    pair = queue.pairs[name]
+    groups: dict[str, list[Task]] = {}
+    for task in sorted(tasks, key=_order):
+        groups.setdefault(task.label, []).append(task)
+    rows = [_row(pair, group, benchmarks, best, results) for group in groups.values()]
+    models = [row for row in rows if row.tasks[0].role != "run"]
+    runs = [row for row in rows if row.tasks[0].role == "run"]
+    n, parts = found[0].n if found else None, sorted({part for one in found for part in one.parts})
+    return Block(name, pair, column, benchmarks, n, parts, models, runs, in_paper=paper_row(pair) is not None)
 
 
-def _order(task: Task) -> tuple:
-    role = ("base", "teacher", "run").index(task.role)
-    return role, REWARDS.index(task.reward) if task.reward else -1, task.alpha or 0.0, task.seed or 0
+def _row(pair: Config, tasks: list[Task], benchmarks: list[str], best: float | None, results: Results) -> Row:
+    scored = {task.seed: results.scores[task.name].benchmarks for task in tasks if task.name in results.scores}
+    trained = {task.seed: results.steps[task.name] for task in tasks if task.name in results.steps}
+    values = {(b, m): {s: row[b][m] for s, row in scored.items() if b in row} for b in benchmarks for m in MEASURES}
+    if best and tasks[0].role != "teacher":
+        values[SHARE] = {seed: 100 * average / best for seed, average in values[benchmarks[-1], "avg"].items()}
+    values[NORM] = {seed: max(run.norms) for seed, run in trained.items() if run.norms}
+    stats = {key: over_seeds for key, by_seed in values.items() if (over_seeds := stat(by_seed))}
+    failed = [task.name for task in tasks if task.state == FAILED]
+    waiting = [task.name for task in tasks if task.state not in (DONE, FAILED)]
+    dropped = sum(run.dropped for run in trained.values())
+    return Row(tasks[0].label, tasks, failed, waiting, stats, _paper_scores(pair, tasks[0], benchmarks), dropped)
+
+
+def _paper_scores(pair: Config, task: Task, benchmarks: list[str]) -> dict[str, dict[str, float]]:
+    """The paper's values of this very reward and alpha; its mean only where the same benchmarks were scored."""
+    row = paper_row(run_config(pair, task)) if task.role == "run" else None
+    if row is None or not row.exact:
+        return {}
+    same = set(row.benchmarks) == set(benchmarks) - {"mean"}
+    return row.benchmarks | ({"mean": row.mean} if same else {})
+
+
+def _order(task: Task) -> tuple[Any, ...]:
+    reward = REWARDS.index(task.reward) if task.reward else -1
+    return ("base", "teacher", "run").index(task.role), reward, task.alpha or 0.0, task.seed
+
+
+def stat(values: dict[int, float]) -> Stat | None:
+    """Returns the mean over seeds and its interval; None for no values."""
+    if not values:
+        return None
+    mean = statistics.fmean(values.values())
+    if len(values) == 1:
+        return Stat(values, mean)
+    sd = statistics.stdev(values.values())
+    return Stat(values, mean, sd, t_quantile(len(values) - 1) * sd / math.sqrt(len(values)))
+
+
+def t_quantile(degrees: int) -> float:
+    """Returns t for which |T| <= t has probability LEVEL, T of Student's distribution with `degrees` >= 1."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(200):  # bisection, to the last bit
+        middle = (low + high) / 2
+        low, high = (middle, high) if _inside(middle, degrees) < LEVEL else (low, middle)
+    return math.sqrt(degrees) * math.tan((low + high) / 2)
+
+
+def _inside(angle: float, degrees: int) -> float:
+    """P(|T| <= sqrt(degrees) tan(angle)), exactly, for whole degrees: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    cosine, odd = math.cos(angle), degrees % 2
+    term = cosine if odd else 1.0
+    total = term if degrees > 1 else 0.0
+    for k in range(1 + odd, degrees - 2, 2):
+        term *= (k / (k + 1)) * cosine**2
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

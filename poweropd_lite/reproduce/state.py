@@ -1,119 +1,126 @@
-"""The folder of a queue and its state file, queue.json: what was asked for, and where every run of it stands.
+"""The folder of a queue: its state file, queue.json, and what its tasks left behind, as numbers.
 
-The file is whole at every moment, and the folder locked by the process that works on it. Runs are never taken out; others join.
+The file is whole at every moment, and the folder locked by the process that works on it. Tasks are never taken out.
 """
 
 import contextlib
-import fcntl
 import json
+import math
 import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.config import load_config
+import yaml
+from pydantic import TypeAdapter
+
+from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import write_json, write_text
-from poweropd_lite.reproduce.grid import Task, read_task
+from poweropd_lite.base.files import try_lock, write_json, write_text
+from poweropd_lite.reproduce.grid import DONE, State, Task, load_pair, pair_settings
 from poweropd_lite.reproduce.settings import AXES, COLUMNS, REWARDS, SCORING, TRUNCATED
 
-WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
-STATES = (WAITING, RUNNING, DONE, FAILED)
-PARTS = ("axes", "scoring", "training", "pairs", "plans", "runs")  # of queue.json
-VERSION = 1
+VERSION = 2
+MEASURES = ("avg", "pass", "length", "stop")  # percent, percent, tokens, percent
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What plan says of a pair's runs of one kind (Task.kind) on a machine."""
+
+    machine: str
+    needed_bytes: int
+    usable_bytes: int | None  # None: of any machine
+    fits: bool | None
+    changes: dict[str, Any] | None  # the settings with which it fits; None: nothing helps
+    tflops: float  # of a step, as this program makes them (docs/plan.md)
+    paper_tflops: float  # of an update, counted as the paper does
+    step_seconds: float | None  # None where it knows no time, as on a CPU
+    evaluation_seconds: float | None = None
+
+
+@dataclass
 class Queue:
-    """A queue's state in memory; `save` writes it down. `runs` has by name the task, its state and what it took."""
+    """A queue in memory; `save` writes it down."""
 
-    def __init__(self, out: Path, data: dict[str, Any] | None = None) -> None:
-        self.out = out
-        if data is None:
-            axes, scoring = {name: [] for name in AXES}, dict.fromkeys(SCORING)
-            data = dict(zip(PARTS, (axes, scoring, {}, {}, {}, {}), strict=True))
-        self.axes: dict[str, list[str]] = data["axes"]
-        self.scoring: dict[str, Any] = data["scoring"]
-        self.training: dict[str, Any] = data["training"]
-        self.pairs: dict[str, dict[str, Any]] = data["pairs"]
-        self.plans: dict[str, dict[str, Any]] = data["plans"]
-        self.runs: dict[str, dict[str, Any]] = data["runs"]
+    out: Path
+    axes: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in AXES})
+    scoring: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(SCORING))
+    training: dict[str, Any] = field(default_factory=dict)  # training's flags, for pairs that join
+    pairs: dict[str, Config] = field(default_factory=dict)
+    forecasts: dict[str, dict[str, Forecast | None]] = field(default_factory=dict)  # by pair and kind; None: plan can't
+    tasks: dict[str, Task] = field(default_factory=dict)
 
     def save(self) -> None:
-        """Writes queue.json in one step."""
-        write_json(self.out / "queue.json", {"version": VERSION, **{key: getattr(self, key) for key in PARTS}})
+        pairs = {name: pair_settings(pair) for name, pair in self.pairs.items()}
+        data = asdict(self) | {"version": VERSION, "pairs": pairs}
+        write_json(self.out / "queue.json", {k: v for k, v in data.items() if k != "out"})  # a folder may be moved
 
-    def add(self, task: Task) -> None:
-        """Puts a task in the queue, or another pair into the tables of one that is there."""
-        if task.name in self.runs:
-            there = self.runs[task.name]
-            there["pairs"] = list(dict.fromkeys([*there["pairs"], *task.pairs]))
-            return
-        stage = "train" if task.role == "run" else "evaluate"
-        rest = {"state": WAITING, "stage": stage, "seconds": {}, "message": None, "log": f"logs/{task.name}.log"}
-        self.runs[task.name] = task.record() | rest
+    def in_state(self, *states: State) -> list[Task]:
+        return [task for task in self.tasks.values() if task.state in states]
 
-    def tasks(self, *states: str) -> list[Task]:
-        """Returns the tasks in any of `states`, or all of them."""
-        return [read_task(r) for r in self.runs.values() if not states or r["state"] in states]
+    def run_folder(self, task: Task) -> Path:
+        """Returns the folder of a run; a model that is only scored has none."""
+        return self.out / "runs" / task.name
 
-    def steps(self, task: Task) -> int:
-        """How many optimizer steps a task's pair takes."""
-        return self.pairs[task.pair]["steps"]
+    def scores_folder(self, task: Task) -> Path:
+        """Returns the folder of a task's evaluation: for a run, where evaluate itself would put it."""
+        if task.role == "run":
+            return self.run_folder(task) / "eval" / f"step_{self.pairs[task.pair].steps:06}"
+        return self.out / "evaluations" / task.name
 
 
 def read_queue(out: Path) -> Queue | None:
-    """Returns the queue in a folder, None where there is none; raises UserError for a folder or file that is something else."""
+    """Returns the queue in a folder, None where there is none; raises UserError where it holds something else."""
     file = out / "queue.json"
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if data["version"] != VERSION:
-            raise ValueError(f"it is of version {data['version']}, and this program reads {VERSION}")
-        _check(data)
-        return Queue(out, data)
+        return _queue(out, json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         pass
-    except NotADirectoryError:
-        raise UserError(f"{out} is a file; type --out with the name of a folder") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
-        raise UserError(f"{file} can't be read ({error}); its runs are whole: type --out with a new folder") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} can't be read ({reason}); its runs are whole: type --out with a new folder") from None
     if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no queue (queue.json); type --out with the name of a new folder")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; type --out with the name of a folder")
     return None
 
 
-def _check(data: dict[str, Any]) -> None:
-    """Raises an error of some kind for what no queue writes: a file that was cut or edited would make tables of less."""
-    for part in PARTS:
-        if not isinstance(data[part], dict):
-            raise ValueError(f"{part} is no object")
-    for part, keys in (("axes", AXES), ("scoring", SCORING)):
-        if set(data[part]) != set(keys):
-            raise ValueError(f"{part} should have {', '.join(keys)}")
-    columns, steps = {*COLUMNS, TRUNCATED}, {}
+def _queue(out: Path, data: dict[str, Any]) -> Queue:
+    """Raises an error of some kind for what no queue writes: a file that was cut would make tables of less."""
+    if data["version"] != VERSION:
+        raise ValueError(f"it is of version {data['version']}, and this program reads {VERSION}")
     for name, values in data["pairs"].items():
         if missing := {"student", "teacher", "steps"} - set(values):
             raise ValueError(f"pair {name} lacks {', '.join(sorted(missing))}")
-        steps[name] = load_config(**values | {"score": "full"}).steps
-    for name, record in data["runs"].items():
-        task = read_task(record)
-        known = record["state"] in STATES and record["stage"] in ("train", "evaluate") and task.pair in steps
-        if task.role == "run":
-            known = known and task.reward in REWARDS and task.column in columns and task.seed is not None
-            known = known and (task.reward == "power") == (task.alpha is not None)
-        if not known or task.name != name or not isinstance(record["seconds"], dict):
-            raise ValueError(f"{name} is no run of this grid")
+    pairs = {name: load_pair(None, values) for name, values in data["pairs"].items()}
+    parts = {part: data[part] for part in ("training", "forecasts", "tasks")}
+    parts |= {"axes": {axis: data["axes"][axis] for axis in AXES}, "scoring": {k: data["scoring"][k] for k in SCORING}}
+    queue = TypeAdapter(Queue).validate_python({**parts, "out": out, "pairs": pairs})
+    for name, task in queue.tasks.items():
+        cell = task.reward in REWARDS and task.column in {*COLUMNS, TRUNCATED}
+        cell = cell and (task.reward == "power") == (task.alpha is not None)
+        known = name == task.name and task.pairs and set(task.pairs) <= set(pairs)
+        if not (known and (cell or task.role != "run")):
+            raise ValueError(f"{name} is no task of this grid")
+    return queue
+
+
+def write_pairs(folder: Path, pairs: dict[str, Config]) -> None:
+    """Writes NAME.yaml for every pair, which its runs are given with --config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pair in pairs.items():
+        write_text(folder / f"{name}.yaml", yaml.safe_dump(pair_settings(pair), sort_keys=False, allow_unicode=True))
 
 
 @contextlib.contextmanager
-def locked(out: Path):
+def locked(out: Path) -> Iterator[None]:
     """Makes the queue's folder and holds its lock; raises UserError if another process has it."""
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
-        lock = try_lock(out / ".lock")
     except OSError as error:
         raise UserError(f"can't write into {out}: {error.strerror}; type --out with another folder") from None
-    if lock is None:
+    if (lock := try_lock(out / ".lock", "--out")) is None:
         raise UserError(f"another process is working on the queue in {out}; wait for it, or type another --out")
     try:
         yield
@@ -121,34 +128,80 @@ def locked(out: Path):
         os.close(lock)
 
 
-def try_lock(path: Path) -> int | None:
-    """Returns an open file that holds the lock of `path`, None if another process has it. The lock goes with its last holder."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+@dataclass(frozen=True)
+class Scores:
+    """One evaluated model: by benchmark (and "mean" where there are several) its measures."""
+
+    n: int  # samples a problem
+    benchmarks: dict[str, dict[str, float]]
+    parts: list[str]  # benchmarks of which problems were left out
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one run, from metrics.jsonl, in order."""
+
+    seconds: list[float]
+    norms: list[float]  # of gradients, those that are finite
+    peak_gib: float
+    planned_gib: float | None  # as the run itself foresaw it
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Results:
+    scores: dict[str, Scores]  # by task, of what is done
+    steps: dict[str, Steps]
+
+
+def read_results(queue: Queue) -> Results:
+    done = queue.in_state(DONE)
+    scores = {task.name: found for task in done if (found := read_scores(queue, task))}
+    return Results(scores, {task.name: steps for task in done if (steps := read_steps(queue, task))})
+
+
+def is_trained(queue: Queue, task: Task) -> bool:
+    """Whether a run has taken all of its steps."""
+    summary = read_json(queue.run_folder(task) / "summary.json") or {}
+    return summary.get("finished") is True and summary.get("steps") == queue.pairs[task.pair].steps
+
+
+def read_scores(queue: Queue, task: Task) -> Scores | None:
+    """Returns what a task's evaluation found, None if it did not end, or its file is missing or damaged."""
+    found = read_json(queue.scores_folder(task) / "results.json")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
+        n, rows = found["n"], dict(found["benchmarks"])
+        parts = [name for name, row in rows.items() if not row.get("whole")]
+        rows |= {"mean": found["mean"]} if len(rows) > 1 else {}
+        return Scores(n, {name: _measures(row, n) for name, row in rows.items()}, parts)
+    except (KeyError, TypeError, AttributeError):
         return None
-    except OSError as error:
-        os.close(handle)
-        raise UserError(f"can't lock {path}: {error.strerror}; type --out on a disk with file locks") from None
-    return handle
 
 
-def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock of a folder (a run's, an evaluation's)."""
-    if not (path / ".lock").exists():
-        return False
-    lock = try_lock(path / ".lock")
-    if lock is not None:
-        os.close(lock)
-    return lock is None
+def _measures(row: dict[str, Any], n: int) -> dict[str, float]:
+    shares = {"avg": row[f"avg@{n}"], "pass": row[f"pass@{n}"], "stop": 1 - row["truncated"]}
+    return {"length": row["length"], **{measure: 100 * share for measure, share in shares.items()}}
 
 
-def write_pairs(folder: Path, pairs: dict[str, dict[str, Any]]) -> None:
-    """Writes NAME.yaml for every pair, which its runs are given with --config."""
-    import yaml
+def read_steps(queue: Queue, task: Task) -> Steps | None:
+    """Returns the steps that a run has taken; None for none."""
+    file = queue.run_folder(task) / "metrics.jsonl"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    lines = [line for line in map(json.loads, text.splitlines()) if "optim/grad_norm" in line]
+    if not lines:
+        return None
+    return Steps(
+        seconds=[float(line["time/step"]) for line in lines],
+        norms=[norm for line in lines if math.isfinite(norm := float(line["optim/grad_norm"]))],
+        peak_gib=max(float(line["memory/peak_gib"]) for line in lines),
+        planned_gib=lines[-1].get("memory/planned_gib"),
+        dropped=sum(bool(line.get("optim/skipped")) for line in lines),
+    )
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, values in pairs.items():
-        write_text(folder / f"{name}.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+def read_json(file: Path) -> Any:
+    """Returns what a JSON file holds; None if it is missing or damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

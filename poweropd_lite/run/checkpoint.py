@@ -8,21 +8,23 @@ import random
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from poweropd_lite.base.config import Config, marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder, write_json
-
-if TYPE_CHECKING:
-    import torch
-
-    from poweropd_lite.models.student import Student
+from poweropd_lite.models.student import Student
+from poweropd_lite.run.session import Session
 
 
 @dataclass
 class RunState:
-    """Where a run stands, beyond its weights. Data order, sampling and learning rate follow from `step` and the config."""
+    """Where a run stands, beyond its weights. Data order, sampling and learning rate follow from `step`."""
 
     step: int = 0  # optimizer steps taken or dropped
     evaluated: int = -1  # the last step that was evaluated
@@ -36,14 +38,43 @@ class RunState:
     out_of_memory: int = 0  # how often it was halved
     first_gap: float | None = None  # mean gap between engine and trainer at the first step, nats
 
+    def spend(self, phase: str, seconds: float) -> None:
+        """Adds to the seconds of a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+class Checkpoints:
+    """The checkpoints of a run's folder, and which state of the run is in the latest."""
+
+    def __init__(self, folder: Path, session: Session) -> None:
+        self.folder, self.session = folder, session
+        self.saved: tuple[int, int] | None = None  # steps taken and the last that was evaluated, as they were saved
+
+    def resume(self) -> RunState:
+        """Restores the latest checkpoint and returns where the run stands: at its start, if there is none."""
+        saved = checkpoints(self.folder)
+        if not saved:
+            return RunState()
+        s = self.session
+        state = load_checkpoint(saved[-1], s.student, s.optimizer, s.scaler, s.config)
+        self.saved = state.step, state.evaluated
+        return state
+
+    def save(self, state: RunState) -> bool:
+        """Writes a checkpoint, unless the latest holds this state already: between two renames there would be none.
+
+        Returns whether it wrote one.
+        """
+        if self.saved == (state.step, state.evaluated):
+            return False
+        s = self.session
+        save_checkpoint(self.folder, state, s.student, s.optimizer, s.scaler, s.config)
+        self.saved = state.step, state.evaluated
+        return True
+
 
 def save_checkpoint(
-    folder: Path,
-    state: RunState,
-    student: "Student",
-    optimizer: "torch.optim.Optimizer",
-    scaler: "torch.amp.GradScaler",
-    config: Config,
+    folder: Path, state: RunState, student: Student, optimizer: Optimizer, scaler: GradScaler, config: Config
 ) -> Path:
     """Writes `folder`/step_NNNNNN and removes all but the latest `keep_checkpoints`; returns the new folder."""
     from safetensors.torch import save_file
@@ -79,34 +110,22 @@ def recover(folder: Path) -> None:
         shutil.rmtree(half)
 
 
-def load_checkpoint(
-    path: Path,
-    student: "Student",
-    optimizer: "torch.optim.Optimizer",
-    scaler: "torch.amp.GradScaler",
-    config: Config,
-) -> RunState:
+def load_checkpoint(path: Path, student: Student, optimizer: Optimizer, scaler: GradScaler, config: Config) -> RunState:
     """Restores weights, optimizer and random states from `path`; returns the run's state.
 
     Raises UserError if the checkpoint is damaged, or of a run with other settings than `config`.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        trained, tensors, randoms = (
-            load_file(path / f"{name}.safetensors") for name in ("trained", "optimizer", "random")
-        )
+        names = ("trained", "optimizer", "random")
+        trained, tensors, randoms = (load_file(path / f"{name}.safetensors") for name in names)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); remove that folder to resume from the checkpoint before"
-        ) from None
-    then, now = saved["config"], config.model_dump()
-    may_change = marked("resume", "sitting")
-    changed = sorted(key for key in now if key not in may_change and now[key] != then.get(key, now[key]))
-    if changed:
+        raise UserError(f"{path} is damaged ({error}); remove it to resume from the checkpoint before") from None
+    then, now, may_change = saved["config"], config.model_dump(), marked("resume", "sitting")
+    if changed := sorted(key for key in now if key not in may_change and now[key] != then.get(key, now[key])):
         was = ", ".join(f"{key} {then[key]} (now {now[key]})" for key in changed)
         raise UserError(f"{path} was made with {was}; put config.yaml back, or start a new run")
     parameters = student.trainable()
@@ -124,15 +143,14 @@ def load_checkpoint(
     return state
 
 
-def _flatten_optimizer(optimizer: "torch.optim.Optimizer", names: list[str]) -> tuple[dict, dict[str, dict[str, Any]]]:
+def _flatten_optimizer(optimizer: Optimizer, names: list[str]) -> tuple[dict, dict[str, dict[str, Any]]]:
     """Returns the optimizer's state as tensors named `parameter|key` and, by parameter, what is not a tensor.
 
     The live state, not `state_dict()`, in which bitsandbytes wraps its own. Its quantisation maps are one tensor for all
     parameters, which safetensors refuses: each gets a copy.
     """
-    import torch
-
-    tensors, values = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, parameter in zip(names, parameters, strict=True):
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -143,9 +161,7 @@ def _flatten_optimizer(optimizer: "torch.optim.Optimizer", names: list[str]) -> 
     return tensors, values
 
 
-def _restore_optimizer(
-    optimizer: "torch.optim.Optimizer", names: list[str], tensors: dict, values: dict[str, dict[str, Any]]
-) -> None:
+def _restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict, values: dict[str, dict]) -> None:
     parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
     optimizer.state.clear()
     for name, value in tensors.items():
@@ -158,21 +174,15 @@ def _restore_optimizer(
 
 
 def _random_state() -> tuple[dict, dict[str, Any]]:
-    import numpy as np
-    import torch
-
     tensors = {"torch": torch.get_rng_state()}
     for i, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
         tensors[f"cuda{i}"] = state
-    name, keys, *rest = np.random.get_state()
-    tensors["numpy"] = torch.from_numpy(keys.astype(np.int64))
+    name, keys, *rest = np.random.get_state(legacy=True)
+    tensors["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
     return tensors, {"python": random.getstate(), "numpy": [name, *rest]}
 
 
 def _restore_random_state(tensors: dict, values: dict[str, Any]) -> None:
-    import numpy as np
-    import torch
-
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all([tensors[k] for k in sorted(k for k in tensors if k.startswith("cuda"))])

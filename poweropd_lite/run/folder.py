@@ -1,34 +1,24 @@
 """The folder of a run: made once, locked by one process, found again by --resume."""
 
-import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
 from poweropd_lite.base.config import Config, load_config
-from poweropd_lite.base.config_files import dump_yaml
+from poweropd_lite.base.config_files import changed, dump_yaml
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import write_text
+from poweropd_lite.base.files import free_folder, refuse_full, try_lock, write_text
+from poweropd_lite.run.checkpoint import checkpoints, recover
 
 
 class RunFolder:
     """An open run folder. The lock goes with the process, so a killed run leaves none behind."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UserError(f"can't write into {path}: {error.strerror}; type another --output") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            if not isinstance(error, BlockingIOError):
-                raise UserError(
-                    f"can't lock {path}: {error.strerror}; type --output on a disk with file locks"
-                ) from None
-            raise UserError(f"another process is training in {path}; wait for it, or type another --output") from None
+        self.path, lock = path, try_lock(path / ".lock", "--output")
+        if lock is None:
+            raise UserError(f"another process is training in {path}; wait for it, or type another --output")
+        self._lock = lock
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -44,19 +34,11 @@ class RunFolder:
 
 def check_output(config: Config) -> None:
     """Raises UserError if the run's folder could not be made: asked before anything loads."""
-    path = Path(config.output or "runs")
-    if config.output is None:
-        if path.exists() and not path.is_dir():
-            raise UserError(
-                "runs is a file, where new run folders would go; type --output with the name of a new folder"
-            )
-        return
-    # Hidden files are what a run killed in its first moment leaves: a lock, half a config.
-    if path.is_dir() and any(not file.name.startswith(".") for file in path.iterdir()):
-        hint = f"--resume {path} to go on with that run, or another --output"
-        raise UserError(f"{path} is not empty, and a run never writes over another; type {hint}")
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; type --output with the name of a new folder")
+    if config.output is not None:
+        path = Path(config.output)
+        refuse_full(path, "--output", f"a run never writes over another (--resume {path} goes on with that one)")
+    elif Path("runs").exists() and not Path("runs").is_dir():
+        raise UserError("runs is a file, where new run folders would go; type --output with the name of a new folder")
 
 
 def new_run(config: Config) -> RunFolder:
@@ -73,22 +55,10 @@ def new_run(config: Config) -> RunFolder:
             raise UserError(f"can't make the run folder {path}: {error.strerror}; type another --output") from None
     else:
         reward = config.reward_label.replace(" ", "")
-        path = _free_folder(Path("runs"), f"{reward}-seed{config.seed}")
+        path = free_folder(Path("runs"), f"{reward}-seed{config.seed}")
     run = RunFolder(path)
-    write_text(path / "config.yaml", dump_yaml(config.model_copy(update={"output": str(path)})))
+    write_text(path / "config.yaml", dump_yaml(changed(config, output=str(path))))
     return run
-
-
-def _free_folder(parent: Path, name: str) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 10**6):
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise UserError(f"{parent} holds a million runs named {name}; type --output")
 
 
 def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
@@ -96,8 +66,6 @@ def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
 
     Raises UserError for a folder that is no run, or for new steps under a schedule that depends on their number.
     """
-    from poweropd_lite.run.checkpoint import checkpoints, recover
-
     path = Path(folder)
     if not (path / "config.yaml").is_file():
         inside = [parent for parent in path.parents if (parent / "config.yaml").is_file()]
@@ -120,4 +88,4 @@ def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
         raise UserError(f"{path} has a summary but no checkpoint to go on from; start a new run with another --output")
     if not saved:
         print(f"{path} has no checkpoint yet: starting at step 0")
-    return run, config.model_copy(update={"output": str(path)})
+    return run, changed(config, output=str(path))

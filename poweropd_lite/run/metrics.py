@@ -1,33 +1,57 @@
-"""What a run writes about itself: one JSON line a step, a progress line, and a tracker if one is asked for.
+"""What a run writes about itself: one JSON line a step, what it keeps of a step's tokens, a tracker if one is asked for.
 
 Names are grouped (`reward/mean`, `optim/lr`, `time/rollout`); docs/metrics.md explains each. Only `time/*` and `memory/*`
-may differ between two runs of one config.
+may differ between two runs of one config. Of a step's tokens small arrays are kept rather than raw tokens: a token is
+counted in the bin that its reward falls into, and in the bin of its place in the completion; what lies outside of the
+histogram's range is counted beside it, not put into its ends.
 """
 
 import json
 import math
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from poweropd_lite.base.config import Config
+from poweropd_lite.base.files import write_text
 from poweropd_lite.base.progress import clock
+from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.method.update import Objective, StepTokens
 
-if TYPE_CHECKING:
-    import torch
 
-
-def distribution(name: str, values: "torch.Tensor") -> dict[str, float]:
+def distribution(name: str, values: torch.Tensor) -> dict[str, float]:
     """Returns mean, standard deviation, min, p05, p95 and max of `values` [N] as metrics of one group."""
-    import torch
-
     marks = torch.tensor([0.0, 0.05, 0.95, 1.0], device=values.device)
     # torch.quantile refuses more than 16 million values, which a step of one card never has.
     low, p05, p95, high = torch.quantile(values.double(), marks.double()).tolist()
     mean, std = values.double().mean().item(), values.double().std(correction=0).item()
     keys = ("mean", "std", "min", "p05", "p95", "max")
     return {f"{name}/{key}": v for key, v in zip(keys, (mean, std, low, p05, p95, high), strict=True)}
+
+
+def describe(tokens: StepTokens, objective: Objective) -> dict[str, float]:
+    """Returns what a step learnt about its tokens as metrics."""
+    facts = {
+        **distribution("reward", tokens.reward),
+        **distribution("log_ratio", tokens.log_p - tokens.log_q),
+        "reward/positive_share": (tokens.reward > 0).double().mean().item(),
+        "logprob/teacher": tokens.log_p.mean().item(),
+        "logprob/student": tokens.log_q.mean().item(),
+        "entropy": tokens.entropy.mean().item(),
+        "sampling/kept_mass": tokens.kept_mass.mean().item(),
+    }
+    if REWARDS[objective.reward].pay is not None:  # else the teacher sees every id, kept or not
+        facts["sampling/added_share"] = tokens.added.mean().item()
+    if objective.importance_cap is not None:
+        facts["importance/mean"] = objective.importance(tokens.log_q, tokens.engine).mean().item()
+        capped = (tokens.log_q - tokens.engine).nan_to_num(0.0).exp() > objective.importance_cap
+        facts["importance/capped_share"] = capped.double().mean().item()
+    return facts
 
 
 class JsonLines:
@@ -41,8 +65,6 @@ class JsonLines:
 
         Lines end at "\\n" alone: a sampled text may hold other characters that Python counts as line ends.
         """
-        from poweropd_lite.base.files import write_text
-
         kept = []
         for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []:
             try:
@@ -136,3 +158,68 @@ class Tracker:
         """Flushes and ends."""
         if self.accelerator is not None:
             self.accelerator.end_training()
+
+
+BINS = 100  # of the histogram
+POSITIONS = 64  # bins of a completion, at most
+AT_FIRST, EVERY = 10, 10  # kept at each of the first steps, then at every tenth and the last
+
+
+def due(step: int, steps: int) -> bool:
+    """Whether the tokens of `step` (from 1) of a run of `steps` are kept."""
+    return step <= AT_FIRST or step % EVERY == 0 or step == steps
+
+
+def token_stats(rewards: Tensor, lengths: Sequence[int], bounds: tuple[float, float], longest: int) -> dict[str, Any]:
+    """Returns counts, sums and extremes of a step's N rewards [N], as JSON.
+
+    `lengths` are the tokens of each rollout, in order, whose sum is N; `longest` is the most that a completion may have. Bin i
+    of the histogram is [low + i w, low + (i + 1) w), the last one closed; bin i of the positions holds the places (from 0)
+    from i position_width on. A reward that is not finite is counted in `not_finite` and nowhere else.
+    """
+    low, high = bounds
+    values = rewards.detach().double().cpu()
+    places = torch.cat([torch.arange(n) for n in lengths])
+    finite = values.isfinite()
+    values, places = values[finite], places[finite]
+    inside = values[(values >= low) & (values <= high)]
+    bins = ((inside - low) / (high - low) * BINS).long().clamp_max(BINS - 1)
+    width = math.ceil(longest / POSITIONS)
+    slots, count = places // width, math.ceil(longest / width)
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, slots, values)
+    least, most = (
+        torch.zeros(count, dtype=torch.float64).scatter_reduce_(0, slots, values, f"a{end}", include_self=False)
+        for end in ("min", "max")
+    )
+    return {
+        "low": low,
+        "high": high,
+        "counts": torch.bincount(bins, minlength=BINS).tolist(),
+        "below": int((values < low).sum()),
+        "above": int((values > high).sum()),
+        "not_finite": int((~finite).sum()),
+        "position_width": width,
+        "position_count": torch.bincount(slots, minlength=count).tolist(),
+        "position_sum": [rounded(x) for x in sums.tolist()],
+        "position_min": [rounded(x) for x in least.tolist()],
+        "position_max": [rounded(x) for x in most.tolist()],
+    }
+
+
+def pieces(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
+    """Returns the text of each token; a character that several tokens spell is the last one's, the others are empty."""
+    texts, pending = [], []
+    for token in ids:
+        pending.append(token)
+        text = decode(pending)
+        if text.endswith("\ufffd") and len(pending) < 4:  # UTF-8 spells a character in up to four bytes
+            texts.append("")
+        else:
+            texts.append(text)
+            pending = []
+    return texts
+
+
+def rounded(value: float) -> float | None:
+    """Returns a number in six significant digits; None for one that JSON does not have."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -3,25 +3,29 @@
 `load_session` refuses what can be refused from tokenizers, configs and data before it loads any weights.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+
+import torch
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.checks.findings import refuse
+from poweropd_lite.base.config_files import changed
+from poweropd_lite.base.errors import refuse
 from poweropd_lite.checks.machine import check_machine, compute_dtype, device_name
 from poweropd_lite.checks.pair import Pair, check_prompts, load_pair
+from poweropd_lite.engines.choose import Choice, choose_engine, choose_loader, hush_bitsandbytes, load_engine
+from poweropd_lite.engines.guard import Guard
+from poweropd_lite.method.batch import Stops
+from poweropd_lite.method.logprobs import Sampling
+from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.method.rollout import TRAINING, Draws, Engine, Rollout
+from poweropd_lite.method.update import Objective
+from poweropd_lite.models.student import Student, load_student
+from poweropd_lite.models.teacher import Teacher, load_teacher
 from poweropd_lite.problems.benchmarks import Problems, find_benchmarks, load_problems
-from poweropd_lite.problems.prompts import Prompt, load_prompts, say_skipped
-
-if TYPE_CHECKING:
-    import torch
-
-    from poweropd_lite.engines.choose import Choice
-    from poweropd_lite.method.logprobs import Sampling
-    from poweropd_lite.method.rollout import Engine
-    from poweropd_lite.models.student import Student
-    from poweropd_lite.models.teacher import Teacher
+from poweropd_lite.problems.prompts import Prompt, load_prompts, say_skipped, step_indices
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,10 @@ class Prepared:
     """What is settled before any weights are loaded. `config` has the loader and engine that auto found."""
 
     config: Config
-    device: "torch.device"
-    dtype: "torch.dtype"  # the compute dtype
-    loader: "Choice"
-    engine: "Choice"
+    device: torch.device
+    dtype: torch.dtype  # the compute dtype
+    loader: Choice
+    engine: Choice
     pair: Pair
     prompts: list[Prompt]
     held_out: list[Problems]
@@ -42,36 +46,52 @@ class Prepared:
         """Whether Unsloth's own vLLM samples, from the weights that are trained."""
         return self.loader.name == "unsloth" and self.engine.name == "vllm" and self.device.type == "cuda"
 
-    @property
-    def sampling(self) -> "Sampling":
-        """How rollouts are drawn."""
-        import torch
+    def sample(self, engine: Engine, step: int, lines: int | None = None) -> list[Rollout]:
+        """Returns the rollouts of step `step` (from 0), or the first `lines` of them, from the engine's weights."""
+        c, count = self.config, lines or self.config.batch_size
+        indices = step_indices(len(self.prompts), c.batch_size, c.seed, step)[:count]
+        prompts, draws = [self.prompts[i].ids for i in indices], Draws(c.seed, TRAINING, step, tuple(range(count)))
+        return engine.sample(prompts, draws, self.objective.sampling, c.max_new_tokens)
 
-        from poweropd_lite.method.logprobs import Sampling
-
+    @cached_property
+    def objective(self) -> Objective:
+        """What the student learns from its rollouts, and how these are drawn."""
+        c = self.config
         forbidden = torch.tensor(self.pair.forbidden, dtype=torch.long, device=self.device)
-        return Sampling(self.config.temperature, self.config.top_k, self.config.top_p, forbidden)
+        return Objective(
+            reward=c.reward,
+            settings=reward_settings(c),
+            sampling=Sampling(c.temperature, c.top_k, c.top_p, forbidden),
+            score=c.score,
+            stops=Stops(c.stop_mode, self.pair.teacher_stop),
+            importance_cap=c.importance_cap,
+        )
 
 
 @dataclass
 class Session:
     """A loaded run."""
 
-    config: Config
-    pair: Pair
-    prompts: list[Prompt]
-    held_out: list[Problems]  # what it is evaluated on; empty for nothing
-    sampling: "Sampling"  # of the rollouts
-    student: "Student"
-    engine: "Engine"
-    teacher: "Teacher"
-    optimizer: "torch.optim.Optimizer"
-    scaler: "torch.amp.GradScaler"  # does nothing but in float16
-    planned_gib: float | None = None  # the planned peak of memory (plan/)
+    ready: Prepared
+    student: Student
+    engine: Engine
+    teacher: Teacher
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # does nothing but in float16
+
+    @property
+    def config(self) -> Config:
+        """The run's settings."""
+        return self.ready.config
 
     def close(self) -> None:
         """Ends the engine."""
         self.engine.close()
+
+    def guard(self, first_gap: float | None) -> Guard:
+        """Returns what compares the engine with the trainer; `first_gap` is of the run's first step, once taken."""
+        o = self.ready.objective
+        return Guard(self.engine, self.student, o.sampling, o.stops, self.config.guard_every, first_gap)
 
     def set_learning_rate(self, step: int) -> float:
         """Sets and returns the learning rate of step `step` (from 0)."""
@@ -81,10 +101,13 @@ class Session:
         return lr
 
 
+def reward_settings(config: Config) -> dict[str, float]:
+    """Returns the settings that a config's reward reads, by name."""
+    return {name: getattr(config, name) for name in REWARDS[config.reward].settings}
+
+
 def learning_rate(config: Config, step: int) -> float:
     """Returns the learning rate of step `step` (from 0): a linear warm-up, then constant, linear or cosine to zero."""
-    import math
-
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -93,24 +116,20 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
-    """Checks all of a run that can be checked from tokenizers, configs and data; raises UserError for what can't work."""
-    import torch
-
-    from poweropd_lite.engines.choose import choose_engine, choose_loader, hush_bitsandbytes
-
+    """Checks all of a run that can be checked from tokenizers, configs and data; raises UserError for what can't."""
     hush_bitsandbytes()
     if config.threads:
         torch.set_num_threads(config.threads)
     loader = choose_loader(config)  # imports Unsloth, if it is to be used, before transformers
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = compute_dtype(config, device)
+    dtype = compute_dtype(config.dtype, device)
     if device.type == "cuda":
         # It would plan anew for each of the many lengths here, tens of milliseconds at a time (Hopper and newer).
         torch.backends.cuda.enable_cudnn_sdp(False)
     engine_choice = choose_engine(config, device, loader.name)
     # What auto found is the run's from now on: resumed where more is installed, it goes on as it began.
-    config = config.model_copy(update={"loader": loader.name, "engine": engine_choice.name})
+    config = changed(config, loader=loader.name, engine=engine_choice.name)
     refuse(check_machine(config, device))
 
     pair = load_pair(config)
@@ -122,28 +141,21 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     if len(prompts) < config.batch_size:
         say(f"{len(prompts)} prompts, fewer than the batch of {config.batch_size}: each is used several times a step")
     held_out: list[Problems] = []
-    if config.eval_benchmarks is not None:
-        columns = (config.eval_prompt_column, config.eval_answer_column)
-        for benchmark in find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks"):
-            problems = load_problems(benchmark, pair.tokenizer, config, config.eval_problems, columns, say)
-            held_out.append(problems)
-            trained_on = {prompt.ids for prompt in prompts}
-            overlap = sum(problem.ids in trained_on for problem in problems.prompts)
-            if overlap:
-                say(
-                    f"{overlap} of {len(problems.prompts)} problems of {benchmark.name} are also training problems: "
-                    "their score flatters"
-                )
+    benchmarks = find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks") if config.eval_benchmarks else []
+    columns, trained_on = (config.eval_prompt_column, config.eval_answer_column), {prompt.ids for prompt in prompts}
+    for benchmark in benchmarks:
+        problems = load_problems(benchmark, pair.tokenizer, config, config.eval_problems, columns, say)
+        held_out.append(problems)
+        if overlap := sum(problem.ids in trained_on for problem in problems.prompts):
+            many = f"{overlap} of {len(problems.prompts)} problems of {benchmark.name}"
+            say(f"{many} are also training problems: their score flatters")
 
     return Prepared(config, device, dtype, loader, engine_choice, pair, prompts, held_out)
 
 
-def load_sampler(ready: Prepared, say: Callable[[str], None]) -> "tuple[Student, Engine]":
+def load_sampler(ready: Prepared, say: Callable[[str], None]) -> tuple[Student, Engine]:
     """Returns the student, seeded, and the engine that samples from it, asleep where it can be."""
     import transformers
-
-    from poweropd_lite.engines.choose import load_engine
-    from poweropd_lite.models.student import load_student
 
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(ready.config.seed)
@@ -153,62 +165,33 @@ def load_sampler(ready: Prepared, say: Callable[[str], None]) -> "tuple[Student,
     return student, engine
 
 
-def load_session(config: Config, say: Callable[[str], None]) -> Session:
+def load_session(ready: Prepared, say: Callable[[str], None]) -> Session:
     """Loads a run; `say` gets a line on each thing worth knowing. Raises UserError for what can't work."""
-    import torch
-
-    from poweropd_lite.models.teacher import load_teacher
-    from poweropd_lite.plan.planned import planned_gib
-
-    ready = prepare(config, say)
     config, device, dtype = ready.config, ready.device, ready.dtype
-    planned = planned_gib(config, device, dtype, ready.engine.name, ready.shared, say)
     student, engine = load_sampler(ready, say)  # asleep while the teacher is quantised
     try:
-        teacher = load_teacher(config, device, dtype)
+        teacher = load_teacher(config.teacher, config.teacher_bits, device, dtype, config.trust_remote_code)
     except BaseException:
         engine.close()
         raise
     parameters = student.trainable()
-    trained = sum(p.numel() for p in parameters.values())
+    kind = "every weight" if config.full_finetune else "LoRA" if config.student_bits == 16 else "LoRA on a 4-bit base"
+    trained = f"{sum(p.numel() for p in parameters.values()):,} trained, {str(dtype).removeprefix('torch.')}"
+    evaluated = "".join(f", evaluated on {len(p.prompts)} of {p.benchmark.name}" for p in ready.held_out)
     say(
-        f"student {config.student} ({_kind(config)}: {trained:,} trained, {_name(dtype)})"
-        f" <- teacher {config.teacher} ({config.teacher_bits}-bit), {len(ready.prompts):,} prompts"
-        f"{''.join(f', evaluated on {len(p.prompts)} of {p.benchmark.name}' for p in ready.held_out)}, on {device_name(device)}"
+        f"student {config.student} ({kind}: {trained}) <- teacher {config.teacher} ({config.teacher_bits}-bit), "
+        f"{len(ready.prompts):,} prompts{evaluated}, on {device_name(device)}"
     )
     loader, sampler = ready.loader, ready.engine
     say(f"student loaded by {loader.name} ({loader.why}); rollouts by {sampler.name} ({sampler.why})")
-    return Session(
-        config=config,
-        pair=ready.pair,
-        prompts=ready.prompts,
-        held_out=ready.held_out,
-        sampling=ready.sampling,
-        student=student,
-        engine=engine,
-        teacher=teacher,
-        optimizer=_optimizer(config, list(parameters.values())),
-        # The loss is a sum over thousands of tokens, so float16 starts at a far smaller scale than torch's own 65,536.
-        scaler=torch.amp.GradScaler(device.type, init_scale=16.0, enabled=dtype == torch.float16),
-        planned_gib=planned,
-    )
+    # The loss is a sum over thousands of tokens, so float16 starts at a far smaller scale than torch's own 65,536.
+    scaler = torch.amp.GradScaler(device.type, init_scale=16.0, enabled=dtype == torch.float16)
+    return Session(ready, student, engine, teacher, _optimizer(config, list(parameters.values())), scaler)
 
 
-def _kind(config: Config) -> str:
-    if config.full_finetune:
-        return "every weight"
-    return "LoRA" if config.student_bits == 16 else "LoRA on a 4-bit base"
-
-
-def _optimizer(config: Config, parameters: list) -> "torch.optim.Optimizer":
-    import torch
-
+def _optimizer(config: Config, parameters: list) -> torch.optim.Optimizer:
     if config.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, lr=config.learning_rate, weight_decay=0.0)
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
-
-
-def _name(dtype: "torch.dtype") -> str:
-    return str(dtype).removeprefix("torch.")

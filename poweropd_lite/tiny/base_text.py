@@ -43,10 +43,8 @@ def _canonical(steps: list[Step], answer: int, rng: random.Random, boxed: tuple[
 
 def _verbose(steps: list[Step], answer: int, rng: random.Random, boxed: tuple[float, float]) -> str:
     sentences = [f"we see that {a} {_WORDS[op]} {b} gives {c}." for a, op, b, c in steps]
-    text = "First " + " Then ".join(sentences)
-    return text + (
-        f" So the answer is \\boxed{{{answer}}}." if rng.random() < boxed[0] else f" So the answer is {answer}."
-    )
+    said = f"\\boxed{{{answer}}}" if rng.random() < boxed[0] else f"{answer}"
+    return f"First {' Then '.join(sentences)} So the answer is {said}."
 
 
 def _terse(steps: list[Step], answer: int, rng: random.Random, boxed: tuple[float, float]) -> str:

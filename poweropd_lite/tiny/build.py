@@ -9,14 +9,18 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from poweropd_lite.problems.bundled import problems
 from poweropd_lite.tiny.base_text import careless_answer
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
@@ -48,7 +52,7 @@ BATCH = 64
 def make_tokenizer(eos: str) -> "PreTrainedTokenizerFast":
     """Trains the byte-level BPE (Qwen's pre-tokenizer regex, NFC, digits single) that teacher and student share."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2Tokenizer
 
     rng = random.Random(SEEDS["tokenizer"])
     corpus = []
@@ -68,11 +72,11 @@ def make_tokenizer(eos: str) -> "PreTrainedTokenizerFast":
     )
     core.train_from_iterator(corpus, trainer)
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    return Qwen2TokenizerFast(
+    return Qwen2Tokenizer(
         tokenizer_object=core,
         eos_token=eos,
         pad_token="<|endoftext|>",
-        unk_token=None,
+        unk_token=None,  # type: ignore[arg-type]  # Qwen's has none, whatever is declared
         bos_token=None,
         model_max_length=512,
         clean_up_tokenization_spaces=False,
@@ -82,7 +86,6 @@ def make_tokenizer(eos: str) -> "PreTrainedTokenizerFast":
 
 def new_model(part: str, tokenizer: "PreTrainedTokenizerFast") -> "Qwen3ForCausalLM":
     """Returns the untrained Qwen3 model of one part, seeded, float32."""
-    import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     hidden, layers, head, mlp = SHAPES[part]
@@ -111,6 +114,11 @@ def new_model(part: str, tokenizer: "PreTrainedTokenizerFast") -> "Qwen3ForCausa
     return model
 
 
+def teacher_text(seed: int, count: int) -> list[tuple[str, str]]:
+    """Returns `count` (question, completion) pairs that the teacher learns: every solution as it should be."""
+    return [(p.question, p.solution + "<|im_end|>") for p in problems(seed, count, held_out=False)]
+
+
 def student_text(seed: int, count: int, phase: int, eos: str) -> list[tuple[str, str]]:
     """Returns `count` (question, completion) pairs of the base student's reading matter."""
     _, weights, wrong, run_on, habits, _ = STUDENT_PHASES[phase]
@@ -130,13 +138,11 @@ def student_text(seed: int, count: int, phase: int, eos: str) -> list[tuple[str,
 
 def batches(
     tokenizer: "PreTrainedTokenizerFast", texts: Callable[[int, int], list[tuple[str, str]]], seed: int, pool: int = 16
-) -> Iterator[tuple["Tensor", "Tensor"]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (ids, labels), each [64, T] int64, for ever; prompt and padding carry the label -100.
 
     `pool` batches are drawn at once and sorted by length, which saves most of the padding.
     """
-    import torch
-
     pool_size = pool * BATCH
     for draw in range(10**6):
         pairs = texts(seed * 10**6 + draw, pool_size)
@@ -162,16 +168,14 @@ def batches(
 def prompt_text(tokenizer: "PreTrainedTokenizerFast", question: str) -> str:
     """Returns the chat template's text up to where the answer begins, with thinking off."""
     messages = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return str(text)
 
 
 def pretrain(
     model: "Qwen3ForCausalLM", stream: Iterator, steps: int, name: str, peak: float = 1.0, warmup: int = 60
 ) -> None:
     """Trains every weight: Muon (lr 0.02) on the matrices, AdamW (2e-3) on the rest; warm-up, then a cosine to zero."""
-    import torch
-    import torch.nn.functional as F
-
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
@@ -207,10 +211,8 @@ def pretrain(
             print(f"{name}: step {step}/{steps}  loss {mean_loss:.3f}  {left / 60:.1f} min left", flush=True)
 
 
-def greedy_accuracy(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", count: int = 256) -> float:
+def greedy_accuracy(model: Any, tokenizer: "PreTrainedTokenizerFast", count: int = 256) -> float:
     """Returns the share of `count` held-out problems that greedy decoding answers right."""
-    import torch
-
     held_out = problems(0, count, held_out=True)
     tokenizer.padding_side = "left"
     inputs = tokenizer([prompt_text(tokenizer, p.question) for p in held_out], return_tensors="pt", padding=True)
@@ -224,25 +226,16 @@ def greedy_accuracy(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFa
 
 def build(part: str, out: Path) -> None:
     """Trains one part ("teacher" or "student") and writes it with its tokenizer to `out`/`part`."""
-    import torch
-
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     tokenizer = make_tokenizer("<|im_end|>" if part == "teacher" else "<|endoftext|>")
     model = new_model(part, tokenizer).train()
     print(f"{part}: {model.num_parameters() / 1e6:.2f} M parameters", flush=True)
     if part == "teacher":
-
-        def texts(seed: int, count: int) -> list[tuple[str, str]]:
-            return [(p.question, p.solution + "<|im_end|>") for p in problems(seed, count, held_out=False)]
-
-        pretrain(model, batches(tokenizer, texts, SEEDS[part]), TEACHER_STEPS, part)
+        pretrain(model, batches(tokenizer, teacher_text, SEEDS[part]), TEACHER_STEPS, part)
     else:
         for phase, (steps, *_, pool) in enumerate(STUDENT_PHASES):
-
-            def texts(seed: int, count: int, phase: int = phase) -> list[tuple[str, str]]:
-                return student_text(seed, count, phase, "<|endoftext|>")
-
+            texts = partial(student_text, phase=phase, eos="<|endoftext|>")
             stream = batches(tokenizer, texts, SEEDS[part] + phase, pool)
             pretrain(model, stream, steps, f"{part}, phase {phase + 1}", peak=1.0 if phase == 0 else 0.3)
     model = model.to(torch.bfloat16).eval()

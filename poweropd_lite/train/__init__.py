@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def train(config: "Config | None" = None, *, resume: str | Path | None = None, **changes: Any) -> "Results":
-    """Runs a new training run of `config`, or goes on with the one in the folder `resume` (loop.train)."""
-    from poweropd_lite.train import loop
+    """Runs a new training run of `config`, or goes on with the one in the folder `resume` (start.train)."""
+    from poweropd_lite.train import start
 
-    return loop.train(config, resume=resume, **changes)
+    return start.train(config, resume=resume, **changes)

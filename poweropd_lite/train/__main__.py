@@ -4,8 +4,8 @@ from typing import Any
 
 from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
 from poweropd_lite.base.config_files import config_path, read_yaml
-from poweropd_lite.base.errors import UserError, run_command
-from poweropd_lite.base.flags import config_parser, given
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.train import train
 
 QWEN_CONFIG = "qwen3-0.6b-4b"
@@ -34,7 +34,8 @@ def choose_config(config: str | None, flags: dict[str, Any]) -> Config:
         print(f"CUDA found: training Qwen3-0.6B-Base <- Qwen3-4B (--config {BUNDLED} takes the small bundled pair)")
         return load_config(QWEN_CONFIG, **flags)
     print(
-        f"no CUDA: training the small bundled pair; for Qwen3 on a GPU: python -m poweropd_lite.train --config {QWEN_CONFIG}"
+        "no CUDA: training the small bundled pair; for Qwen3 on a GPU: python -m poweropd_lite.train --config "
+        f"{QWEN_CONFIG}"
     )
     return load_config(BUNDLED, **flags)
 
@@ -43,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 2 bad input, 130 or 143 stopped by a signal and saved."""
     parser = config_parser(
         "python -m poweropd_lite.train",
-        f"{__doc__.splitlines()[0]}\n\nDefaults below are those of a config that names its own models. A run that names none takes the\n"
-        "bundled pair's settings (configs/bundled.yaml) or, with CUDA, those of configs/qwen3-0.6b-4b.yaml.",
+        f"{__doc__.splitlines()[0]}\n\nDefaults below are those of a config that names its own models. A run that "
+        "names none takes the\nbundled pair's settings (configs/bundled.yaml) or, with CUDA, those of configs/qwen3-0.6b-4b.yaml.",
         Config,
     )
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, bit for bit")

@@ -9,8 +9,8 @@ import torch
 
 from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.config_files import config_folder, dump_yaml, shipped_configs
-from poweropd_lite.base.flags import config_parser, given
 from poweropd_lite.checks.machine import compute_dtype
+from poweropd_lite.cli import config_parser, given
 from poweropd_lite.run.session import learning_rate
 
 
@@ -106,8 +106,8 @@ def test_warmup_works_under_every_schedule(schedule):
 
 def test_compute_dtype_follows_the_device():
     cpu = torch.device("cpu")
-    assert compute_dtype(load_config(), cpu) == torch.float32
-    assert compute_dtype(load_config(dtype="bfloat16"), cpu) == torch.bfloat16
+    assert compute_dtype(load_config().dtype, cpu) == torch.float32
+    assert compute_dtype(load_config(dtype="bfloat16").dtype, cpu) == torch.bfloat16
 
 
 @pytest.mark.parametrize(

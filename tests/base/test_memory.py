@@ -10,19 +10,21 @@ from conftest import DATA
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import halving
 
-# Runs the train command; before the first call of a phase (learn, sample_rollouts) the process may grow by so many MiB.
+# Runs the train command; before the first call of a phase (learn, sample) the process may grow by so many MiB.
 LIMITED = """
 import resource, sys
-from poweropd_lite.train import __main__ as command, loop as train
+from poweropd_lite.run.session import Prepared
+from poweropd_lite.train import __main__ as command, loop
 phase, room = sys.argv[1], int(sys.argv[2])
-real = getattr(train, phase)
+owner = {"learn": loop, "sample": Prepared}[phase]
+real = getattr(owner, phase)
 def limited(*args):
     if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
         resource.setrlimit(resource.RLIMIT_AS, (size * 1024 + room * 2**20,) * 2)
     return real(*args)
-setattr(train, phase, limited)
-from poweropd_lite.base.errors import run_command
+setattr(owner, phase, limited)
+from poweropd_lite.cli import run_command
 run_command(lambda: command.main(sys.argv[3:]))
 """
 
@@ -60,12 +62,12 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_the_step_repeated(tmp_pat
 def test_a_batch_of_rollouts_that_does_not_fit_is_decoded_in_halves(tmp_path):
     """256 completions of up to 112 tokens: about 65 MiB of keys and values alone. The same ids come in smaller batches."""
     flags = ["--batch-size", "256", "--token-budget", "4096", "--steps", "1"]
-    done = limited(75, tmp_path, *flags, phase="sample_rollouts")
+    done = limited(75, tmp_path, *flags, phase="sample")
     assert "out of memory with 256 completions at once: from now on 128 at a time" in done.stdout, done.stderr[-2000:]
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     plain = tmp_path / "plain"
     plain.mkdir()
-    assert limited(100_000, plain, *flags, phase="sample_rollouts").returncode == 0
+    assert limited(100_000, plain, *flags, phase="sample").returncode == 0
     (ours,), (theirs,) = steps_of(tmp_path / "run" / "metrics.jsonl"), steps_of(plain / "run" / "metrics.jsonl")
     assert ours["rollout/length"] == theirs["rollout/length"]
     assert ours["rollout/logprob"] == pytest.approx(theirs["rollout/logprob"], rel=1e-5)

@@ -1,18 +1,17 @@
 """The doctor finds planted faults, says what mends them, and train refuses what it refuses."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import edit, run_train
+from conftest import TINY, edit, run_train
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.checks.pair_checks import PROBE
-from poweropd_lite.doctor import environment
 from poweropd_lite.doctor.examine import examine
-from poweropd_lite.doctor.settings import DoctorConfig
+from poweropd_lite.doctor.packages import check_versions
 
 ENDOFTEXT, IM_END = 474, 476
 
@@ -23,7 +22,7 @@ def run_doctor(*flags, cwd=None):
 
 
 def findings(rows=50, **settings):
-    return examine(load_config("bundled", **settings), DoctorConfig(rows=rows), say=print)
+    return examine(load_config("bundled", **settings), rows, say=print)
 
 
 def one(found, check, level):
@@ -69,11 +68,10 @@ def test_the_bundled_pair_is_sound_and_all_is_looked_at():
 
     from poweropd_lite.problems.bundled import problems
 
-    tokenizer = AutoTokenizer.from_pretrained(Path(environment.__file__).parent.parent / "tiny" / "student")
-    lengths = [
-        len(tokenizer.apply_chat_template([{"role": "user", "content": p.question}], add_generation_prompt=True, enable_thinking=False)["input_ids"])
-        for p in problems(0, 1000, False)
-    ]  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "student")
+    asked = [[{"role": "user", "content": problem.question}] for problem in problems(0, 1000, False)]
+    how = {"add_generation_prompt": True, "enable_thinking": False}
+    lengths = [len(tokenizer.apply_chat_template(messages, **how)["input_ids"]) for messages in asked]
     assert by_check["prompts"]["evidence"]["longest"] == max(lengths)
 
 
@@ -310,14 +308,12 @@ def test_what_needs_a_card_is_refused_here_and_in_training(tmp_path):
 
 
 def test_versions_that_do_not_go_together(monkeypatch):
-    monkeypatch.setattr(
-        environment.importlib.metadata, "requires", lambda name: ["transformers<1"] if name == "peft" else []
-    )
-    finding = environment.check_versions()[0]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["transformers<1"] if name == "peft" else [])
+    finding = check_versions()
     assert finding.level == "warning" and "wants transformers <1, and " in finding.found
     monkeypatch.undo()
-    assert environment.check_versions()[0].level == "ok"
-    real = environment.importlib.metadata.version
+    assert check_versions().level == "ok"
+    real = importlib.metadata.version
     for package, version in (
         ("transformers", "5.2.0"),
         ("bitsandbytes", "0.43.0"),
@@ -325,9 +321,9 @@ def test_versions_that_do_not_go_together(monkeypatch):
         ("pydantic", "1.10.0"),
     ):
         monkeypatch.setattr(
-            environment.importlib.metadata, "version", lambda name, p=package, v=version: v if name == p else real(name)
+            importlib.metadata, "version", lambda name, p=package, v=version: v if name == p else real(name)
         )
-        finding = environment.check_versions()[0]
+        finding = check_versions()
         assert finding.level == "warning" and f"{version} is here" in finding.found, package
 
 
@@ -345,7 +341,31 @@ def test_bad_input(flags, message):
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_without_torch_env_says_that_it_is_missing():
+    """As before `pip install`: neither in the packages' metadata nor to be imported."""
+    code = """
+import importlib.metadata, sys
+from poweropd_lite.doctor.__main__ import main
+real = importlib.metadata.version
+def version(name):
+    if name == "torch":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return real(name)
+importlib.metadata.version, sys.modules["torch"] = version, None
+print("code", main(["--env"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "\ncan't run: torch missing\nto get what is missing:\n  torch: pip install -e .\n" in done.stdout
+
+
 def test_help_imports_no_torch():
-    code = "import sys; from poweropd_lite.doctor.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = """
+import contextlib, sys
+from poweropd_lite.doctor.__main__ import main
+with contextlib.suppress(SystemExit):
+    main(["--help"])
+assert "torch" not in sys.modules
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "--rows" in done.stdout and "--env" in done.stdout, done.stderr

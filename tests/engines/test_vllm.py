@@ -92,7 +92,7 @@ PLANTED = """
 import sys
 from poweropd_lite.engines import vllm
 from poweropd_lite.train import __main__ as command, loop as train
-from poweropd_lite.base.errors import run_command
+from poweropd_lite.cli import run_command
 real = vllm.VllmEngine.sync
 {fault}
 vllm.VllmEngine.sync = sync

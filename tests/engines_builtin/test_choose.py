@@ -13,8 +13,8 @@ from conftest import DATA, run_train
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.engines import choose as backends
-from poweropd_lite.engines.vllm import _adapter_folder, cache_bytes, lora_rank_limit
-from poweropd_lite.models.shape import read_shape
+from poweropd_lite.engines.vllm import _adapter_folder
+from poweropd_lite.models.shape import cache_bytes, lora_rank_limit, read_shape, served_run
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def test_what_vllm_cannot_serve_goes_to_the_loop():
         choice = backends.choose_engine(load_config("bundled", **{name: value}), CPU, "peft")
         assert choice.name == "loop" and reason in choice.why
     # Unsloth on CUDA shares its 4-bit weights with vLLM, if that can read them.
-    shared = backends.vllm_unfit(load_config("bundled", student_bits=4), torch.device("cuda"), "unsloth")
+    shared = backends.vllm_unfit(16, ["q_proj"], [], bits=4, shared=True)
     assert "pip install vllm-bnb-plugin" in shared
 
 
@@ -100,8 +100,9 @@ def test_adapters_for_vllm_go_where_there_is_room_and_those_of_killed_processes_
 
 def test_the_sizes_vllm_is_given():
     config = load_config("bundled")  # 128 + 112 tokens, 32 of them; 3 layers of 2 heads of 32, keys and values
-    shape = read_shape("bundled", "student", config)
-    assert cache_bytes(shape, config, torch.float32) == 32 * (240 + 128) * 3 * 2 * 2 * 32 * 4
+    shape, served = read_shape("bundled", "student"), served_run(config)
+    assert (served.lines, served.longest, served.lora_rank) == (32, 240, 16)
+    assert cache_bytes(shape, served, torch.float32) == 32 * (240 + 128) * 3 * 2 * 2 * 32 * 4
     # a tied head of 512 x 128; a layer's attention, MLP and norms; the last norm
     layer = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 384 + 2 * 128 + 2 * 32
     assert shape.weight_bytes(32) == 4 * (512 * 128 + 3 * layer + 128)

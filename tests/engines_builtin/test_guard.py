@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.checks.pair import load_pair
-from poweropd_lite.engines.guard import RATIOS, Guard, _peak
+from poweropd_lite.engines.guard import RATIOS, Guard, _peak, tempered_logprobs
 from poweropd_lite.engines.loop import LoopEngine
-from poweropd_lite.method.logprobs import Sampling, tempered_logprobs
+from poweropd_lite.method.batch import Stops
+from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Draws
-from poweropd_lite.method.update import engine_logprobs
 from poweropd_lite.models.student import load_student
 from poweropd_lite.problems.prompts import load_prompts
 
@@ -29,6 +29,15 @@ def loaded():
     return pair, [p.ids for p in load_prompts(config, pair.tokenizer)[0]]
 
 
+def engine_logprobs(rollouts, stop_mode):
+    """The engine's log-probs of the tokens of the loss; NaN for a stop that is in it."""
+    values = []
+    for r in rollouts:
+        values += r.logprobs[:-1] if r.finish == "stop" else r.logprobs
+        values += [math.nan] * (r.finish == "stop" and stop_mode != "mask")
+    return values
+
+
 class Bench:
     """A student, an engine and a guard, without a trainer: `step` moves the weights at random, samples and checks."""
 
@@ -40,7 +49,9 @@ class Bench:
         self.sampling = Sampling(
             self.config.temperature, self.config.top_k, self.config.top_p, torch.tensor(self.pair.forbidden)
         )
-        self.guard = Guard(self.engine, self.student, self.sampling, self.config, None)
+        self.guard = Guard(
+            self.engine, self.student, self.sampling, Stops(self.config.stop_mode), self.config.guard_every, None
+        )
         self.number, self.generator = 0, torch.Generator().manual_seed(0)
 
     def move(self) -> None:
@@ -154,7 +165,7 @@ def test_other_base_weights_are_named(dtype):
     bench.step()
     with torch.no_grad():  # of the engine's own copies
         for layer in bench.engine.decoder.layers:
-            if layer.down.weight is not None:
+            if layer.down.owned:
                 layer.down.weight.mul_(0.9)
             else:
                 layer.down.bases = [torch.nn.Linear(384, 128, bias=False, dtype=dtype)]
@@ -174,7 +185,7 @@ def test_in_half_precision_the_limit_follows_the_first_gap():
     first = bench.step()["parity/gap"]
     assert 1e-4 < first < 0.05
     assert bench.guard.limit == pytest.approx(max(4 * first, 0.02))
-    assert Guard(bench.engine, bench.student, bench.sampling, bench.config, 0.01).limit == pytest.approx(0.04)
+    assert Guard(bench.engine, bench.student, bench.sampling, Stops(), 1, 0.01).limit == pytest.approx(0.04)
     assert Bench().guard.limit == 1e-4
 
 

@@ -92,7 +92,7 @@ def test_the_files_hold_every_sample_and_the_scores_follow_from_them(evaluated):
 # Runs the evaluate command in a process that sends itself a signal once a file of samples has so many lines.
 SIGNALLED = """
 import os, sys
-from poweropd_lite.base.errors import run_command
+from poweropd_lite.cli import run_command
 from poweropd_lite.evaluate.__main__ import main
 from poweropd_lite.evaluate.folder import EvalFolder
 number, lines = map(int, sys.argv[1:3])
@@ -221,7 +221,7 @@ def test_paper_rows():
 
 def test_the_end_of_turn_comes_from_the_template(pair):
     assert pair.tokenizer.convert_ids_to_tokens(end_of_turn(pair.tokenizer)) == "<|im_end|>"
-    plain = load_tokenizer("bundled", "student", load_config("bundled"))
+    plain = load_tokenizer("bundled", "student")
     plain.chat_template = None
     assert end_of_turn(plain) is None
 
@@ -294,7 +294,7 @@ def test_a_signal_while_grading_stops_and_loses_no_sample(tmp_path):
     ]
     signalled = """
 import os, signal, sys
-from poweropd_lite.base.errors import run_command
+from poweropd_lite.cli import run_command
 from poweropd_lite.evaluate.__main__ import main
 from poweropd_lite.grade.judges import Judges
 real = Judges.decide
@@ -332,19 +332,6 @@ def test_python_gives_the_same_and_leaves_torch_s_threads_alone(evaluated, tmp_p
     theirs = json.loads((evaluated / "evaluations/bundled-student/results.json").read_text())
     assert done.results["benchmarks"]["bundled"]["avg@4"] == theirs["benchmarks"]["bundled"]["avg@4"]
     assert done.folder == Path("evaluations/bundled-student") and "pass@3" in done.results["mean"]
-
-
-def test_a_run_of_before_eval_benchmarks_is_read(trained, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(trained / "run", run)
-    text = (
-        (run / "config.yaml")
-        .read_text()
-        .replace("eval_benchmarks: bundled", "eval_data: bundled\neval_subset: null\neval_split: test")
-    )
-    (run / "config.yaml").write_text(text)
-    assert load_config(run / "config.yaml").eval_benchmarks == "bundled"
-    assert run_evaluate("--model", "run", "--problems", "2", "--n", "1", cwd=tmp_path).returncode == 0
 
 
 def test_defaults_are_the_paper_s():

@@ -226,7 +226,7 @@ def killed(*_):
     while True:
         time.sleep(0.01)
 folders.check_merged = killed
-from poweropd_lite.base.errors import run_command
+from poweropd_lite.cli import run_command
 from poweropd_lite.export.__main__ import main
 run_command(lambda: main(sys.argv[1:-1]))
 """

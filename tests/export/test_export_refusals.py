@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.export.gguf_vocab import pre_tokenizer
-from poweropd_lite.export.plan import make_plan
+from poweropd_lite.export.prepare import prepare_job
 from poweropd_lite.export.settings import load_export_config
 from poweropd_lite.models.loading import model_path
 
@@ -195,7 +195,7 @@ def test_models_that_gguf_can_t_be_written_of_are_refused_before_loading(tmp_pat
     file = tmp_path / "m" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=words):
-        make_plan(load_export_config(model=tmp_path / "m", to="gguf", out=tmp_path / "out"))
+        prepare_job(load_export_config(model=tmp_path / "m", to="gguf", out=tmp_path / "out"))
 
 
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_known(tmp_path):
@@ -219,9 +219,9 @@ def test_a_full_disk_is_found_before_the_work(places, monkeypatch):
     import shutil as disk
 
     usage = type(disk.disk_usage("/"))
-    monkeypatch.setattr("poweropd_lite.export.plan.shutil.disk_usage", lambda _: usage(10, 9, 1 << 20))
+    monkeypatch.setattr("poweropd_lite.export.prepare.shutil.disk_usage", lambda _: usage(10, 9, 1 << 20))
     with pytest.raises(UserError, match=r"needs about 0\.06 GiB, and the disk of .* has 0\.00 free"):
-        make_plan(load_export_config(model=places / "a", to="merged-16bit", out=places / "out"))
+        prepare_job(load_export_config(model=places / "a", to="merged-16bit", out=places / "out"))
 
 
 def test_overwrite_replaces_only_an_export(places):
@@ -274,20 +274,17 @@ def test_a_broken_token_is_not_printed(places, monkeypatch):
 
 
 def test_an_effect_that_is_lost_or_doubled_is_no_proof():
-    from types import SimpleNamespace
-
     from poweropd_lite.export.proof import check_export
     from poweropd_lite.models.probe import Probe
 
     def said(*values):
         return Probe([[1]], [[[0, 1]]], [[list(values)]])
 
-    base, live = said(-1.0, -2.0), said(-1.01, -1.98)
-    source = SimpleNamespace(base=base, live=live, notes=[])
+    base, live, notes = said(-1.0, -2.0), said(-1.01, -1.98), []
     # The effect is (-0.01, 0.02), the export's (-0.011, 0.019): (0.00011 + 0.00038) / 0.0005.
-    assert check_export(said(-1.011, -1.981), source, "bfloat16")["effect_kept"] == pytest.approx(0.98)
+    assert check_export(said(-1.011, -1.981), live, base, "bfloat16", notes)["effect_kept"] == pytest.approx(0.98)
     for lost in (base, said(-1.02, -1.96), said(-0.99, -2.02)):  # none of it, twice, the other way round
         with pytest.raises(UserError, match="of what the adapter changes"):
-            check_export(lost, source, "bfloat16")
-    noisy = check_export(said(-1.3, -2.3), source, "nf4")
-    assert noisy["verdict"].startswith("within the format's limits, but") and "moves log-probs by" in source.notes[-1]
+            check_export(lost, live, base, "bfloat16", notes)
+    noisy = check_export(said(-1.3, -2.3), live, base, "nf4", notes)
+    assert noisy["verdict"].startswith("within the format's limits, but") and "moves log-probs by" in notes[-1]

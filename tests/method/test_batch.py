@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from poweropd_lite.method.batch import count_tokens, loss_ids, micro_batches
+from poweropd_lite.method.batch import LossTokens, Stops, loss_lengths, loss_tokens, micro_batches
 from poweropd_lite.method.rollout import Rollout
 
 CPU = torch.device("cpu")
 TEACHER_STOP = 90
+MASK = Stops("mask", TEACHER_STOP)
 
 
 def rollout(prompt: int, completion: list[int], finish: str) -> Rollout:
@@ -27,31 +28,35 @@ TABLE = [
 @pytest.mark.parametrize(("mode", "student_ids", "teacher_ids", "count"), TABLE)
 def test_stop_modes(mode, student_ids, teacher_ids, count):
     stopped = rollout(3, [5, 6, 91], "stop")
-    assert loss_ids(stopped, mode, TEACHER_STOP) == (student_ids, teacher_ids)
-    assert count_tokens([stopped], mode) == count
+    stops = Stops(mode, TEACHER_STOP)
+    tokens = loss_tokens(stopped, stops)
+    assert (list(tokens.student), list(tokens.teacher), tokens.sampled) == (student_ids, teacher_ids, 2)
+    assert loss_lengths([stopped], stops) == [count]
     truncated = rollout(3, [5, 6, 7], "length")
-    assert loss_ids(truncated, mode, TEACHER_STOP) == ([5, 6, 7], [5, 6, 7])
-    assert count_tokens([stopped, truncated], mode) == count + 3
+    assert loss_tokens(truncated, stops) == LossTokens((5, 6, 7), (5, 6, 7), 3)
+    assert loss_lengths([stopped, truncated], stops) == [count, 3]
 
 
 @pytest.mark.parametrize("mode", ["mask", "raw", "relabel", "cross_eos"])
 def test_each_token_is_predicted_from_the_position_before_it(mode):
-    (batch,) = micro_batches([rollout(3, [5, 6, 91], "stop")], 100, mode, TEACHER_STOP, CPU)
+    (batch,) = micro_batches([rollout(3, [5, 6, 91], "stop")], 100, Stops(mode, TEACHER_STOP), CPU)
     assert batch.ids.tolist() == [[100, 101, 102, 5, 6, 91]]
-    assert batch.columns.tolist() == [2, 3, 4][: len(batch)]
+    count = 2 if mode == "mask" else 3
+    assert batch.columns.tolist() == [2, 3, 4][:count]
     hidden = torch.arange(6.0)[None, :, None]
-    assert batch.select(hidden).squeeze(-1).tolist() == [2.0, 3.0, 4.0][: len(batch)]
+    assert batch.select(hidden).squeeze(-1).tolist() == [2.0, 3.0, 4.0][:count]
+    assert batch.engine.isnan().tolist() == [False, False, True][:count]  # no log-prob of the stop is compared
 
 
 def test_packing_keeps_to_the_budget_and_loses_no_token():
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 40, (50,), generator=generator).tolist()
     rollouts = [rollout(1 + n % 7, list(range(n)), "length" if n % 2 else "stop") for n in lengths]
-    batches = micro_batches(rollouts, 100, "mask", TEACHER_STOP, CPU)
+    batches = micro_batches(rollouts, 100, MASK, CPU)
     assert all(batch.ids.numel() <= 100 for batch in batches)
     order = torch.cat([batch.order for batch in batches])
-    assert sorted(order.tolist()) == list(range(count_tokens(rollouts, "mask")))
-    wanted = [i for r in rollouts for i in loss_ids(r, "mask", TEACHER_STOP)[0]]
+    assert sorted(order.tolist()) == list(range(sum(loss_lengths(rollouts, MASK))))
+    wanted = [i for r in rollouts for i in loss_tokens(r, MASK).student]
     got = torch.cat([batch.student_ids for batch in batches])[order.argsort()]
     assert got.tolist() == wanted
     padding = sum((batch.ids.numel()) for batch in batches) / sum(len(r) for r in rollouts)
@@ -60,7 +65,7 @@ def test_packing_keeps_to_the_budget_and_loses_no_token():
 
 def test_only_the_stop_token_gives_an_empty_loss_and_no_micro_batch():
     alone = rollout(3, [91], "stop")
-    assert count_tokens([alone], "mask") == 0
-    assert micro_batches([alone], 100, "mask", TEACHER_STOP, CPU) == []
-    (batch,) = micro_batches([alone, rollout(2, [4, 91], "stop")], 100, "mask", TEACHER_STOP, CPU)
+    assert loss_lengths([alone], MASK) == [0]
+    assert micro_batches([alone], 100, MASK, CPU) == []
+    (batch,) = micro_batches([alone, rollout(2, [4, 91], "stop")], 100, MASK, CPU)
     assert (batch.student_ids.tolist(), batch.order.tolist()) == ([4], [0])

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from poweropd_lite.method import logprobs
-from poweropd_lite.method.logprobs import Sampling, kept_ids, reverse_kl, score_tokens, truncation_facts
+from poweropd_lite.method.logprobs import Sampling, kept_ids, reverse_kl, score_tokens
+from poweropd_lite.rehearse.stats import truncation_facts
 
 PLAIN = Sampling()
 TRUNCATED = Sampling(temperature=0.7, top_k=6, top_p=0.9, forbidden=torch.tensor([3, 11]))

@@ -14,13 +14,6 @@ def test_loss_by_hand():
     assert score.grad.tolist() == [-0.5, 0.25]
 
 
-def test_full_kl_by_hand():
-    kl = torch.tensor([0.5, 0.25], requires_grad=True)
-    total = loss.full_kl_sum(kl)
-    total.backward()
-    assert (total.item(), kl.grad.tolist()) == (0.75, [1.0, 1.0])
-
-
 def test_no_token_gives_an_exact_differentiable_zero():
     score = torch.zeros(0, requires_grad=True)
     total = loss.policy_gradient_sum(score, torch.zeros(0))

@@ -7,12 +7,14 @@ import torch
 from conftest import make_rollouts
 
 from poweropd_lite.base.config import load_config
-from poweropd_lite.method import batch as batching
+from poweropd_lite.method.batch import Stops, loss_tokens
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Rollout
-from poweropd_lite.method.update import update
+from poweropd_lite.method.update import Objective, accumulate, take_step
 from poweropd_lite.models.student import Student
 from poweropd_lite.models.teacher import Teacher
+from poweropd_lite.run.metrics import describe
+from poweropd_lite.run.session import reward_settings
 
 REWARDS = ["power", "log_ratio", "clip", "tanh", "zscore", "full_kl"]
 CPU = torch.device("cpu")
@@ -44,9 +46,18 @@ def case(student_model, teacher_model, prompts, pair):
 def step_gradient(case, pair, config):
     student, teacher, rollouts, sampling = case
     optimizer = Recording(list(student.trainable().values()), lr=1.0)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    metrics = update(student, teacher, optimizer, scaler, rollouts, sampling, pair.teacher_stop, config)
+    metrics = step(student, teacher, optimizer, rollouts, sampling, pair, config)
     return optimizer.gradient, metrics
+
+
+def step(student, teacher, optimizer, rollouts, sampling, pair, config):
+    """Takes one step as training does; returns all of its metrics."""
+    stops = Stops(config.stop_mode, pair.teacher_stop)
+    settings = reward_settings(config)
+    objective = Objective(config.reward, settings, sampling, config.score, stops, config.importance_cap)
+    gradient = accumulate(student, teacher, rollouts, objective, config.token_budget)
+    metrics = take_step(student, optimizer, gradient, config.max_grad_norm)
+    return metrics | (describe(gradient.tokens, objective) if gradient.count else {})
 
 
 def plain_gradient(case, pair, config):
@@ -54,7 +65,8 @@ def plain_gradient(case, pair, config):
     student, teacher, rollouts, sampling = case
     facts = []
     for rollout in rollouts:
-        student_ids, teacher_ids = batching.loss_ids(rollout, config.stop_mode, pair.teacher_stop)
+        tokens = loss_tokens(rollout, Stops(config.stop_mode, pair.teacher_stop))
+        student_ids, teacher_ids = tokens.student, tokens.teacher
         if not student_ids:
             continue
         ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
@@ -166,9 +178,7 @@ def test_a_step_without_tokens_is_dropped(case, pair):
     optimizer = torch.optim.SGD(list(student.trainable().values()), lr=1.0)
     before = {k: v.clone() for k, v in student.trainable().items()}
     only_stop = [r for r in rollouts if len(r.completion_ids) == 1]
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    config = load_config("bundled", stop_mode="mask")
-    metrics = update(student, teacher, optimizer, scaler, only_stop, sampling, pair.teacher_stop, config)
+    metrics = step(student, teacher, optimizer, only_stop, sampling, pair, load_config("bundled", stop_mode="mask"))
     assert (metrics["optim/skipped"], metrics["tokens/loss"]) == (1.0, 0)
     assert all(torch.equal(before[k], v) for k, v in student.trainable().items())
 
@@ -180,17 +190,8 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(case, pair, poison)
         student.model.model.norm.weight[0] = poison
     optimizer = torch.optim.SGD(list(student.trainable().values()), lr=1.0)
     before = {k: v.clone() for k, v in student.trainable().items()}
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    metrics = update(
-        student,
-        teacher,
-        optimizer,
-        scaler,
-        rollouts,
-        sampling,
-        pair.teacher_stop,
-        load_config("bundled", reward="power"),
-    )
+    config = load_config("bundled", reward="power")
+    metrics = step(student, teacher, optimizer, rollouts, sampling, pair, config)
     assert metrics["optim/skipped"] == 1.0
     assert all(torch.equal(before[k].nan_to_num(), v.nan_to_num()) for k, v in student.trainable().items())
 
@@ -202,7 +203,7 @@ def test_metrics_describe_the_tokens(case, pair):
     ratios = []
     for r in rollouts:
         ids = torch.tensor([r.prompt_ids + r.completion_ids])
-        target = torch.tensor(batching.loss_ids(r, "mask", 0)[0], dtype=torch.long)[:, None]
+        target = torch.tensor(loss_tokens(r, Stops("mask")).student, dtype=torch.long)[:, None]
         place = slice(len(r.prompt_ids) - 1, len(r.prompt_ids) - 1 + len(target))
         with torch.no_grad():
             q = student.model(input_ids=ids).logits[0, place].log_softmax(-1).gather(-1, target)

@@ -7,7 +7,7 @@ import torch
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.engines.decode import Decoder
+from poweropd_lite.engines.decode import FastDecoder
 from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.method.logprobs import Sampling, float_logits, score_tokens
 from poweropd_lite.method.rollout import Draws
@@ -32,7 +32,7 @@ def shake(student, seed=0):
 
 def decoded(student):
     """The logits of IDS by the decoder: a prompt of eight ids, then one id after the other."""
-    decoder = Decoder(student)
+    decoder = FastDecoder(student)
     decoder.sync()
     valid = torch.ones(1, 20, dtype=torch.bool)
     hidden = [decoder.prefill(IDS[:, :8], valid[:, :8], 20)]
@@ -96,7 +96,7 @@ def test_a_4_bit_student_has_the_gradients_of_its_dequantised_weights():
     import bitsandbytes.functional as bnb
 
     student = load(student_bits=4)
-    plain = load_causal_lm("bundled", "student", load_config("bundled"), torch.float32)
+    plain = load_causal_lm("bundled", "student", torch.float32)
     with torch.no_grad():
         student.hidden(IDS)
         for name, module in student.model.get_base_model().named_modules():
@@ -154,7 +154,7 @@ def test_the_adapter_starts_at_zero_from_the_seed():
     one, same, other = load(seed=1), load(seed=1), load(seed=2)
     a, b, c = (next(iter(s.trainable().values())) for s in (one, same, other))
     assert torch.equal(a, b) and not torch.equal(a, c)
-    plain = load_causal_lm("bundled", "student", load_config("bundled"), torch.float32)
+    plain = load_causal_lm("bundled", "student", torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(one.model(input_ids=IDS).logits, plain(input_ids=IDS).logits)
 

@@ -1,4 +1,4 @@
-"""The plan against what is really allocated, counted by torch's profiler and FLOP counter, and against the paper's appendix B."""
+"""The plan against what is really allocated, by torch's profiler and FLOP counter, and against appendix B."""
 
 import json
 import subprocess
@@ -13,15 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
-from poweropd_lite.models.shape import nf4_bytes, read_config, read_shape
+from poweropd_lite.models.shape import nf4_bytes, read_shape
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
-from poweropd_lite.plan.__main__ import plan
-from poweropd_lite.plan.cards import CARDS, find_card, known_card
+from poweropd_lite.plan import plan
+from poweropd_lite.plan.cards import CARDS, Machine, find_card, known_card
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
 from poweropd_lite.plan.memory import GIB, fullest_batch, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
-from poweropd_lite.plan.trace import Traces
+from poweropd_lite.plan.trace import traces_of
 
 CPU = torch.device("cpu")
 TINY = Path(__file__).parents[2] / "poweropd_lite" / "tiny"
@@ -34,8 +34,7 @@ def run_plan(*flags, cwd=None):
 
 
 def memory_of(config, dtype=torch.float32, cuda=False, **options):
-    configs = read_config(config.student, "student", config), read_config(config.teacher, "teacher", config)
-    return plan_memory(config, Traces(*configs, dtype), cuda, **options)
+    return plan_memory(config, traces_of(config, dtype), cuda, **options)
 
 
 def allocated(work):
@@ -53,9 +52,13 @@ def allocated(work):
 
 @pytest.fixture(scope="module")
 def bundled():
-    """The bundled student and teacher as a run loads them, and their config; rollouts of 240 tokens, four a micro-batch."""
+    """The bundled student and teacher as a run loads them, and their config: rollouts of 240 tokens, four at once."""
     config = load_config("bundled", eval_benchmarks=None, eval_every=0)
-    return load_student(config, CPU, torch.float32), load_teacher(config, CPU, torch.float32), config
+    return (
+        load_student(config, CPU, torch.float32),
+        load_teacher(config.teacher, config.teacher_bits, CPU, torch.float32),
+        config,
+    )
 
 
 def one_update(student, lines=4, width=240, teacher=None):
@@ -90,7 +93,7 @@ def test_appendix_b_to_the_digit_and_the_true_cost():
     # 2 x 32,768 tokens x 151,936 rows x 2,560 = 25.5 and x 1,024 = 10.2.
     config = load_config("qwen3-0.6b-4b")
     bodies = [
-        sum(body_flops(read_shape(getattr(config, role), role, config), 32, 1152)) / 1e12
+        sum(body_flops(read_shape(getattr(config, role), role, config.trust_remote_code), 32, 1152)) / 1e12
         for role in ("teacher", "student")
     ]
     assert [f"{b:.1f}" for b in bodies] == ["280.4", "37.3"]
@@ -126,7 +129,7 @@ def test_weights_are_what_bitsandbytes_and_the_optimizer_really_hold(bundled):
 
 @pytest.mark.parametrize("shape", [(2560, 9728), (1024, 3072), (96, 130)])
 def test_nf4_bytes_of_a_matrix(shape):
-    """Half a byte a weight, a byte of scale for 64, four for 256 scales, and the tables, as bitsandbytes quantises it."""
+    """Half a byte a weight, a byte of scale for 64, four for 256 scales, and tables, as bitsandbytes quantises it."""
     from bitsandbytes.functional import quantize_4bit
 
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -154,7 +157,8 @@ def test_an_update_allocates_what_was_traced(reward, checkpointing):
 
 def test_shorter_rollouts_fill_the_budget_and_are_planned_for():
     """Longest rollouts of 513 tokens leave half of a budget of 1,024 unused; eight of 128 do not."""
-    config = load_config("bundled", max_prompt_tokens=256, max_new_tokens=257, eval_max_new_tokens=112, eval_benchmarks=None, eval_every=0)  # fmt: skip
+    lengths = {"max_prompt_tokens": 256, "max_new_tokens": 257, "eval_max_new_tokens": 112}
+    config = load_config("bundled", **lengths, eval_benchmarks=None, eval_every=0)
     assert fullest_batch(config) == (2, 512)
     student = load_student(config, CPU, torch.float32)
     one_update(student, 8, 128)
@@ -163,7 +167,10 @@ def test_shorter_rollouts_fill_the_budget_and_are_planned_for():
 
 def test_a_teacher_in_half_precision_allocates_what_was_traced():
     config = load_config("bundled", teacher_bits=16)
-    teacher, (lines, width) = load_teacher(config, CPU, torch.float32), fullest_batch(config)
+    teacher, (lines, width) = (
+        load_teacher(config.teacher, config.teacher_bits, CPU, torch.float32),
+        fullest_batch(config),
+    )
     assert teacher.head.dtype == torch.bfloat16
     one_score(teacher, lines, width)
     planned = memory_of(config).phases["score"]["activations"]
@@ -181,7 +188,7 @@ def save_random(folder, model_config):
 
 
 def test_a_student_that_transformers_decodes_is_planned_too(tmp_path):
-    """Gemma's shape, with one key head: rollouts run through transformers' forward, whose activations are most of it."""
+    """Gemma's shape, with one key head: rollouts run through transformers' forward, with most in activations."""
     from transformers import GemmaConfig
 
     from poweropd_lite.engines.any_model import AnyDecoder
@@ -215,7 +222,7 @@ def test_architectures_whose_configs_say_less(tmp_path):
         teacher = save_random(tmp_path / name, shape)
         report, _ = plan(load_config("bundled", teacher=teacher), PlanConfig(gpu="24"), say=print)
         assert report["fits"] and report["paper_tflops"]["teacher"] > 0
-        assert read_shape(teacher, "teacher", load_config("bundled")).linear_elements == 2 * 12 * 64 * 64
+        assert read_shape(teacher, "teacher").linear_elements == 2 * 12 * 64 * 64
 
 
 def test_a_score_and_a_rollout_allocate_what_was_traced(bundled):
@@ -289,13 +296,13 @@ def test_a_named_card_gives_an_estimate_by_its_published_figures():
     assert seconds["step"]["rollout"] == pytest.approx(decode + products, rel=1e-6)
     assert seconds["run"] == pytest.approx(1500 * sum(seconds["step"].values()) + 7 * seconds["evaluation"])
     for name in ("RTX 4090", "rtx-4090", "RTX_4090", "4090"):
-        assert find_card(name) == ("rtx4090", card, card.gib)
-    assert find_card("24GB") == ("24 GB", None, 22.0) and find_card("a100 80gb")[0] == "a100-80gb"
-    assert find_card("20") == ("20 GB", None, pytest.approx(18.2))
+        assert find_card(name) == Machine("rtx4090", True, card, card.gib)
+    assert find_card("24GB") == Machine("24 GB", True, None, 22.0) and find_card("a100 80gb").name == "a100-80gb"
+    assert find_card("20") == Machine("20 GB", True, None, pytest.approx(18.2))
 
 
 def test_vllm_asleep_and_awake():
-    """With vLLM a copy of the base and a cache for 32 completions are there in rollouts; asleep it keeps what it can't give."""
+    """With vLLM a copy of the base and a cache for 32 completions are there in rollouts; asleep it keeps 1 GiB."""
     config = load_config("qwen3-0.6b-4b", engine="vllm")
     found = memory_of(config, torch.bfloat16, cuda=True, engine="vllm")
     phases = found.phases
@@ -326,14 +333,14 @@ def test_a_run_logs_the_planned_beside_the_measured_peak(tmp_path):
 
 
 def test_a_model_that_cannot_be_traced_is_trained_all_the_same(monkeypatch):
-    from poweropd_lite.plan import planned, trace
+    from poweropd_lite.plan import memory, trace
 
     def fail(*_):
         raise NotImplementedError("no kernel for a fake tensor")
 
     monkeypatch.setattr(trace, "trace_student", fail)
     said = []
-    found = planned.planned_gib(load_config("bundled"), CPU, torch.float32, "loop", False, said.append)
+    found = memory.planned_gib(load_config("bundled"), CPU, torch.float32, "loop", False, said.append)
     assert found is None and said == ["memory not planned (NotImplementedError: no kernel for a fake tensor)"]
 
 

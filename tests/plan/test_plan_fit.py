@@ -1,4 +1,4 @@
-"""What the plan says of cards: which configs fit, the smallest change that does, what it writes, and what it refuses."""
+"""What the plan says of cards: which configs fit, the smallest change that does, what it writes, what it refuses."""
 
 import json
 import subprocess
@@ -11,12 +11,11 @@ from test_plan import PAIRS, memory_of, run_plan
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.models.shape import read_config
-from poweropd_lite.plan.__main__ import plan
+from poweropd_lite.plan import plan
 from poweropd_lite.plan.fit import config_text, fit
 from poweropd_lite.plan.memory import GIB, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
-from poweropd_lite.plan.trace import Traces
+from poweropd_lite.plan.trace import traces_of
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -34,7 +33,7 @@ def test_the_change_that_fits_is_needed_and_enough(tmp_path):
     assert text.startswith("# Qwen/Qwen3-0.6B-Base <- Qwen/Qwen3-4B, LoRA: fits 8 GB")
     small = load_config(tmp_path / "small.yaml")
     limit = 0.91 * 8 * GIB
-    traces = Traces(*(read_config(getattr(small, r), r, small) for r in ("student", "teacher")), torch.bfloat16)
+    traces = traces_of(small, torch.bfloat16)
 
     def needed(config):
         return plan_memory(config, traces, cuda=True).needed
@@ -70,8 +69,7 @@ def test_what_changes_no_result_is_enough(gpu, settings, changes):
 def test_vllm_that_does_not_fit_gives_way_to_the_loop():
     """2 GiB of vLLM's own beside a pair of a few MiB: nothing but another engine makes it fit 1.5 GiB."""
     config = load_config("bundled", engine="vllm")
-    configs = [read_config(getattr(config, role), role, config) for role in ("student", "teacher")]
-    traces = Traces(*configs, torch.bfloat16)
+    traces = traces_of(config, torch.bfloat16)
 
     def memory(of):
         return plan_memory(of, traces, True, "vllm" if of.engine == "vllm" else "loop")
@@ -83,10 +81,11 @@ def test_vllm_that_does_not_fit_gives_way_to_the_loop():
 
 def test_what_train_refuses_is_not_planned():
     for gpu, settings, words in [
-        ("cpu", {"optimizer": "adamw8bit"}, "adamw8bit needs a CUDA card"),
-        ("cpu", {"teacher_bits": 8}, "needs a CUDA card"),
-        ("t4", {"dtype": "bfloat16"}, "t4 has no bfloat16"),
-        ("t4", {"full_finetune": True}, "float16 loses small updates"),
+        ("cpu", {"optimizer": "adamw8bit"}, "adamw8bit needs a CUDA card, not this machine's CPU; type --optimizer"),
+        ("cpu", {"teacher_bits": 8}, "needs a CUDA card, not this machine's CPU; type --teacher-bits 4, 16 or 32"),
+        ("cpu", {"dtype": "float16"}, "float16 needs a CUDA card, not this machine's CPU; type --dtype float32"),
+        ("t4", {"dtype": "bfloat16"}, "t4 has no bfloat16; type --dtype float16"),
+        ("t4", {"full_finetune": True}, "t4 has no bfloat16, and full_finetune in float16 loses small updates; type"),
     ]:
         with pytest.raises(UserError, match=words):
             plan(load_config("qwen3-0.6b-4b", **settings), PlanConfig(gpu=gpu), say=print)
@@ -136,6 +135,12 @@ def test_exit_codes_and_messages():
 
 
 def test_help_is_quick_and_imports_no_torch():
-    code = "import sys; from poweropd_lite.plan.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = """
+import contextlib, sys
+from poweropd_lite.plan.__main__ import main
+with contextlib.suppress(SystemExit):
+    main(["--help"])
+assert "torch" not in sys.modules
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "--gpu" in done.stdout and "--token-budget" in done.stdout, done.stderr

@@ -114,6 +114,9 @@ def test_other_columns_are_named_by_flags_and_a_missing_one_is_an_error(tmp_path
         load(path, pair)
     with pytest.raises(UserError, match="has no column b; it has q, a; type --answer-column"):
         load(path, pair, ("q", "b"))
+    (own,) = find_benchmarks(str(path), flag="--eval-benchmarks")  # training's own evaluation has flags of its own
+    with pytest.raises(UserError, match="has no column b; it has q, a; type --eval-answer-column"):
+        load_problems(own, pair.tokenizer, load_config("bundled"), None, ("q", "b"), print)
     known = write(tmp_path / "aime24.jsonl", [{"q": "1+1?", "a": "2"}])  # a copy may have columns of its own
     assert load("aime24", pair, ("q", "a"), folder=known.parent)[0].prompts[0].answer == "2"
 

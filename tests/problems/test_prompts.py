@@ -81,8 +81,9 @@ def test_rows_that_cannot_be_used_are_named(tmp_path, pair):
         "more than max_prompt_tokens 128",
     ]
     assert len(skipped) == len(reasons)
-    for number, (line, reason) in enumerate(zip(skipped, reasons, strict=True), 2):
-        assert line.startswith(f"{path}, line {number}: ") and reason in line
+    for number, (row, reason) in enumerate(zip(skipped, reasons, strict=True), 2):
+        assert str(row).startswith(f"{path}, line {number}: ") and reason in row.reason
+    assert [row.too_long for row in skipped] == [False] * 5 + [True]
 
 
 def test_a_byte_order_mark_and_odd_line_separators_lose_no_row(tmp_path, pair):
@@ -104,7 +105,7 @@ def test_no_usable_row_is_an_error_that_names_the_flag(tmp_path, pair):
 
 def test_the_bundled_splits_share_no_question(pair):
     training, _ = load(pair)
-    bundled = Benchmark("bundled", Source("bundled", held_out=True))
+    bundled = Benchmark("bundled", Source("bundled", held_out=True, flag="--benchmarks"))
     held_out = load_problems(bundled, pair.tokenizer, load_config("bundled"), None, (None, None), print).prompts
     assert (len(training), len(held_out)) == (8192, 256)
     assert len({p.question for p in training}) == 8192

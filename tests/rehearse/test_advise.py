@@ -10,7 +10,8 @@ import torch
 from exact import TINY, drawn_rollouts, float64_model, token_logprobs, token_rows
 
 from poweropd_lite.base.config import load_config
-from poweropd_lite.rehearse.advise_stats import (
+from poweropd_lite.rehearse.advise_report import judge, screen
+from poweropd_lite.rehearse.stats import (
     by_decile,
     effective_share,
     places,
@@ -19,7 +20,6 @@ from poweropd_lite.rehearse.advise_stats import (
     truncation,
     truncation_push,
 )
-from poweropd_lite.rehearse.advise_words import judge
 
 ROLLOUTS, BATCH = 24, 8
 
@@ -200,11 +200,23 @@ def test_what_a_reader_finds(advised):
         *(f"power {a}" for a in ("0.1", "0.5", "1", "5", "10", "50", "100", "500")),
         *("log_ratio", "clip", "tanh", "zscore", "full_kl"),
     ]
-    words = "\n".join(report["verdict"]["words"])
-    assert words.startswith("yes: |r| of power 10 is over 0.01 for ") and "nothing was trained" in words
-    assert f"the lowest reward of a token is {report['rewards']['log_ratio']['min']:.3g}, by log_ratio" in words
+    assert report["verdict"]["line"].startswith("yes: |r| of power 10 is over 0.01 for ")
+    assert report["verdict"]["note"] == "" and report["own"] == "power 10"
+    named = {label: (row["reward"], row["alpha"]) for label, row in report["rewards"].items()}
+    assert named["power 0.5"] == ("power", 0.5) and named["tanh"] == ("tanh", None)
+    row = report["rewards"]["power 10"]
+    printed = next(line for line in done.stderr.splitlines() if line.startswith("power 10 *"))
+    assert f"{100 * row['live_share']:.1f}% " in printed and f"{row['gradient']['cosine_full_kl']:.2f}" in printed
+    assert row["mean_norm"] == pytest.approx(sum(row["gradient"]["norm"]) / 2)
     text = (folder / "advise.md").read_text()
-    assert f"| power 10 * | {100 * report['rewards']['power 10']['live_share']:.1f}% |" in text
+    line = next(line for line in text.split("## Rewards")[1].splitlines() if line.startswith("| power 10 |"))
+    values = [value for key, value in row.items() if type(value) in (int, float) and key != "alpha"]
+    values += [row["gradient"][key] for key in ("cosine_full_kl", "cosine_between_batches")]
+    assert len(values) == 20 and line == "| power 10 | " + " | ".join(f"{value:.6g}" for value in values) + " |"
+    assert f"| {row['by_decile'][9]['mean']:.6g} |" in text  # of the last tenth
+    for name, cut in report["truncations"].items():
+        push = cut["full_score_push"]["power 10"]
+        assert f"| power 10 | {push['push']:.6g} | {push['net_push']:.6g} |" in text.split(f"sampled {name}\n")[1]
     assert (folder / "advise.png").read_bytes().startswith(b"\x89PNG")
     assert "gradients  26/26" in done.stderr
 
@@ -213,89 +225,99 @@ FEW = ["--rollouts", "8", "--batch-size", "4", "--gradient-steps", "2", "--out",
 
 
 def made_up(**changes):
-    """A report of four rewards on plain sampling; `changes` are of the rewards, by name."""
+    """A report of five rewards on plain sampling; `changes` are of the rewards, by label."""
     row = {
-        "live_share": 0.5, "positive_share": 0.4, "positive_mass": 0.5, "sign_unlike_log_ratio": 0.0, "mean_abs": 0.3,
-        "min": -0.9, "top_gradient": 0.1, "by_decile": [{"mean_abs": 0.1 * i} for i in range(1, 11)],
-        "gradient": gradient([0.1, 0.3])["gradient"],
+        "live_share": 0.5, "positive_share": 0.4, "positive_mass": 0.5, "mean": -0.1, "mean_abs": 0.3, "variance": 0.2,
+        "min": -0.9, "max": 0.8, "top_gradient": 0.1, "sparse": False, "heavy": False, "mean_norm": 0.2,
+        "gradient": {"norm": [0.1, 0.3], "cosine_full_kl": 0.5, "cosine_between_batches": 0.1},
     }  # fmt: skip
-    rows = {name: row | changes.get(name, {}) for name in ("power 1", "power 10", "log_ratio", "zscore", "full_kl")}
+    named = {"power 1": ("power", 1.0), "power 10": ("power", 10.0)}
+    named |= {reward: (reward, None) for reward in ("log_ratio", "zscore", "full_kl")}
+    rows = {label: row | {"reward": r, "alpha": a} | changes.get(label, {}) for label, (r, a) in named.items()}
     push = {name: {"push": 0.25, "net_push": -0.2} for name in rows if name != "full_kl"}
-    cut = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "kept_mass": 1.0, "full_score_push": push}
+    cut = {"kept_mass": 1.0, "kept_mass_p05": 0.99, "tokens_outside": 0.0, "full_score_push": push}
     return {
-        "reward": "power 10", "score": "sampled", "sampling": "untruncated", "rewards": rows,
-        "truncations": {"untruncated": cut, "top-k 20, top-p 0.95": cut | {"top_k": 20, "top_p": 0.95, "kept_mass": 0.98}},
+        "own": "power 10", "sampling": "untruncated", "rewards": rows, "gradient_rollouts": 8,
+        "truncations": {"untruncated": cut, "top-k 20, top-p 0.95": cut | {"kept_mass": 0.98}},
         "settings": {"live_reward": 0.01, "min_live_share": 0.01, "few_live_share": 0.05, "heavy_share": 0.25},
-        "config": {"max_grad_norm": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stop_mode": "mask"},
+        "config": {"reward": "power", "score": "sampled", "max_grad_norm": 1.0},
     }  # fmt: skip
 
 
-def gradient(norm, near=0.5, between=0.1):
-    """Cosines of two batches, 0.05 below and above their mean."""
-    by_batch = [near - 0.05, near + 0.05] if near is not None else [None, None]
-    numbers = {"cosine_full_kl": near, "cosine_full_kl_by_batch": by_batch, "cosine_between_batches": between}
-    return {"gradient": {"norm": norm} | numbers}
+def test_the_verdict_on_made_up_numbers():
+    found = judge(made_up())
+    assert found["sound"] and found["note"] == ""
+    assert found["line"] == "yes: |r| of power 10 is over 0.01 for 50.0% of the tokens; at least 1.0% is wanted"
+    infinite = {"norm": [None, 0.1], "cosine_full_kl": None, "cosine_between_batches": None}
+    found = judge(made_up(**{"power 1": {"gradient": infinite}}))  # as float16 may
+    assert found["sound"] and found["note"] == "not compared: the gradients of power 1, which are not finite"
 
 
-def test_the_words_on_made_up_numbers():
-    said = "\n".join(judge(made_up())["words"])
-    assert said.startswith("yes: |r| of power 10 is over 0.01 for 50.0% of the tokens; at least 1.0% is wanted")
-    assert "mean |r| of power 10 is 0.1 in the first tenth of a completion and 1 in the last" in said
-    assert "sparse" not in said and "top 1%" not in said and "none is clipped at 1" in said
-    assert (
-        "top-k 20, top-p 0.95 would keep 98.0% of the mass and, under score full, push by 25.0% of power 10's gradient"
-        in said
-    )
-
+def test_the_tables_on_made_up_numbers():
+    """What is sparse or carried by a few is marked, what is not defined is a dash, and no mean is -0.000."""
+    infinite = {"norm": [None, 0.1], "cosine_full_kl": None, "cosine_between_batches": None}
     seen = {
-        "power 1": {"live_share": 0.02, **gradient([0.2, 1.3], 0.2, 0.05)},
-        "power 10": gradient([0.1, 0.1], 0.7, 0.2),
-        "zscore": {"sign_unlike_log_ratio": 0.3, **gradient([0.1, 0.1], 0.66, 0.2)},
-        "log_ratio": {"top_gradient": 0.6, "min": -40.0, **gradient([2.0, 4.0], 0.4, 0.4)},
-        "full_kl": gradient([0.05, 0.05], 1.0, 0.6),
+        "power 1": {"live_share": 0.02, "sparse": True, "mean": -1e-5, "mean_norm": None, "gradient": infinite},
+        "log_ratio": {"top_gradient": 0.6, "heavy": True, "min": -40.0, "mean_norm": 3.0},
+        "full_kl": {"top_gradient": None},
     }
-    said = "\n".join(judge(made_up(**seen))["words"])
-    assert "sparse, under 5% of the tokens live: power 1 (2.0%)" in said
-    assert "the top 1% of the tokens carry over 25% of the gradient: log_ratio (60%)" in said
-    assert "the lowest reward of a token is -40, by log_ratio" in said
-    assert "pays tokens against the sign of log p - log q: zscore (30.0%)" in said
-    assert (
-        "mean gradient norms from 0.05 (full_kl) to 3 (log_ratio); a batch's is clipped at 1 for power 1, log_ratio"
-        in said
-    )
-    near = "as far as 2 batches tell (they differ by 0.05): power 10 (0.70), zscore (0.66); log_ratio"
-    assert f"nearest to full_kl's direction, {near}" in said  # 0.66 is within 0.05 of 0.70, 0.50 is not
-    assert "log_ratio, whose expectation that direction is but for masked stops, has 0.40" in said
-    assert "cosine of a reward's gradients on two batches: power 10 0.20, log_ratio 0.40, full_kl 0.60" in said
-
-
-def test_what_is_not_so_is_not_said():
-    """At another temperature or stop mode the log ratio's expectation is not full_kl; a gradient of float16 may overflow."""
-    for setting in ({"temperature": 0.5}, {"top_k": 20}, {"stop_mode": "cross_eos"}):
-        report = made_up()
-        report["config"] |= setting
-        assert "whose expectation" not in "\n".join(judge(report)["words"])
-    said = judge(made_up(**{"power 1": gradient([None, 0.1], None, None)}))["words"]
-    assert "a gradient that is not finite: power 1" in said
-    report = made_up()
-    report["score"] = "full"
-    report["truncations"]["untruncated"] |= {"temperature": 0.5}
-    report["config"]["stop_mode"] = "relabel"
-    assert any("type --stop-mode cross_eos --score sampled" in words for words in judge(report)["words"])
+    lines = {" ".join(line.split()[:2]): line.split() for line in screen(made_up(**seen)).splitlines() if line}
+    assert lines["power 1"] == [
+        "power",
+        "1",
+        "2.0%!",
+        "40.0%",
+        "50.0%",
+        "0.000",
+        "0.2",
+        "-0.9",
+        "0.8",
+        "10%",
+        "-",
+        "-",
+        "-",
+    ]
+    assert lines["power 10"] == [
+        "power",
+        "10",
+        "*",
+        "50.0%",
+        "40.0%",
+        "50.0%",
+        "-0.100",
+        "0.2",
+        "-0.9",
+        "0.8",
+        "10%",
+        "0.2",
+        "0.50",
+        "0.10",
+    ]
+    assert lines["log_ratio 50.0%"][-5:] == ["0.8", "60%!", "3", "0.50", "0.10"]
+    assert lines["full_kl 50.0%"][-4:] == ["-", "0.2", "0.50", "0.10"]
+    assert lines["untruncated *"] == ["untruncated", "*", "100.00%", "99.00%", "0.00%", "25.00%", "25.00%"]
+    assert lines["top-k 20,"][-5:] == ["98.00%", "99.00%", "0.00%", "25.00%", "25.00%"]
+    legends = [" ".join(words) for words in lines.values() if words[0] in ("live:", "kept:")]
+    assert len(legends) == 2 and "!: under 5%" in legends[0] and "clipped at 1" in legends[0]
+    # full_kl has no reward of single tokens, so no push of its own
+    assert "push full_kl" not in screen(made_up() | {"own": "full_kl"})
 
 
 def test_refusals_name_a_reward_that_pays():
     few = {"power 10": {"live_share": 0.001}, "zscore": {"live_share": 1.0}, "power 1": {"live_share": 0.6}}
     found = judge(made_up(**few))
-    assert not found["sound"] and "is wanted: type --alpha 1, where it is 60.0%" in found["words"][0]
+    assert not found["sound"] and "is wanted; type --alpha 1, where it is 60.0%" in found["line"]
     low = {name: {"live_share": 0.005} for name in made_up()["rewards"]}
-    assert judge(made_up(**low))["words"][0].endswith("none reaches that: the highest is power 1, with 0.5%")
+    assert judge(made_up(**low))["line"].endswith("none reaches that: the highest is power 1, with 0.5%")
     ratio = {**low, "log_ratio": {"live_share": 0.3}}
-    assert "type --reward log_ratio, where it is 30.0%" in judge(made_up(**ratio))["words"][0]
+    assert "type --reward log_ratio, where it is 30.0%" in judge(made_up(**ratio))["line"]
+    other = made_up(**{"log_ratio": {"live_share": 0.005}, "power 1": {"live_share": 0.6}})
+    other |= {"own": "log_ratio", "config": {"reward": "log_ratio"}}  # --alpha alone would change nothing
+    assert "type --reward power --alpha 1, where it is 60.0%" in judge(other)["line"]
     alike = judge(made_up(**{"power 10": {"live_share": 0.0}, "power 1": {"mean_abs": 4e-4}}))
-    assert "student and teacher say nearly the same (p - q is 0.0004 on average)" in alike["words"][0]
+    assert "student and teacher say nearly the same (p - q is 0.0004 on average)" in alike["line"]
     nothing = judge(made_up(**{name: {"mean_abs": 0.0, "live_share": 0.0} for name in made_up()["rewards"]}))
-    assert len(nothing["words"]) == 1
+    assert "(p - q is 0 on average)" in nothing["line"] and nothing["note"] == ""
 
 
 def test_a_host_with_too_little_memory_for_the_gradients(student_model, monkeypatch):
@@ -318,9 +340,11 @@ def test_a_reward_that_pays_too_few_is_refused(tmp_path):
     done = run_advise(*FEW, "--alpha", "1000000", "--min-live-share", "0.2", cwd=tmp_path)
     report = json.loads((tmp_path / "report" / "advise.json").read_text())
     assert done.returncode == 1, done.stdout + done.stderr
-    assert 0 < report["verdict"]["live_share"] < 0.2 and not report["verdict"]["sound"]
-    assert "no: |r| of power 1e+06 is over 0.01 for" in done.stdout and "type --" in done.stdout
-    assert "power 1e+06 (9" in done.stdout  # whose top 1% of tokens carry over 90% of the gradient
+    row = report["rewards"]["power 1e+06"]
+    assert 0 < row["live_share"] < 0.2 and not report["verdict"]["sound"] and row["alpha"] == 1e6
+    assert "no: |r| of power 1e+06 is over 0.01 for" in done.stdout and "; type --alpha " in done.stdout
+    assert row["heavy"] and 0.9 < row["top_gradient"] <= 1.0  # a few tokens carry it
+    assert f" {100 * row['top_gradient']:.0f}%!" in done.stdout
 
 
 def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(tmp_path):
@@ -340,7 +364,7 @@ def test_other_settings(tmp_path):
     done = run_advise(*flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["sampling"] == "top-k 5, temperature 0.7" and report["reward"] == "full_kl"
+    assert report["sampling"] == "top-k 5, temperature 0.7" and report["own"] == "full_kl"
     assert report["truncations"]["top-k 5, temperature 0.7"]["tokens_outside"] < 0.01
     assert report["rewards"]["full_kl"]["gradient"]["cosine_full_kl"] == pytest.approx(1.0)
 

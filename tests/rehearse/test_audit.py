@@ -14,8 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from poweropd_lite.base.config import load_config
+from poweropd_lite.method.logprobs import Sampling
+from poweropd_lite.method.rollout import TRAINING, Draws
 from poweropd_lite.models.teacher import load_teacher
-from poweropd_lite.rehearse.audit_stats import intervals, log_prob_error, reward_error
+from poweropd_lite.problems.prompts import step_indices
+from poweropd_lite.rehearse.stats import intervals, log_prob_error, reward_error
 
 R = torch.tensor([0.5, -0.5, 0.2, 0.0, -0.8], dtype=torch.float64)
 S = torch.tensor([0.4, 0.1, 0.2, 0.1, 0.0], dtype=torch.float64)
@@ -122,10 +125,17 @@ def test_what_a_reader_finds(audited):
     there = sorted(report["candidates"] | report["not_audited"])
     assert there == ["16-bit teacher", "4-bit teacher", "8-bit teacher", "student bfloat16"]
     assert set(report["not_audited"]) <= {"8-bit teacher"}  # LLM.int8 on a CPU is bitsandbytes' to offer
-    assert report["verdict"]["sound"] and report["verdict"]["candidate"] == "4-bit teacher"
-    text = (folder / "audit.md").read_text()
+    assert report["verdict"]["sound"] and report["verdict"]["line"].startswith("yes: 4-bit teacher at power 10: ")
+    whose = {name: (c["model"], c["bits"]) for name, c in report["candidates"].items()}
+    assert whose["4-bit teacher"] == ("teacher", 4) and whose["student bfloat16"] == ("student", 16)
     own = report["candidates"]["4-bit teacher"]["rewards"]["power 10"]
-    assert f"| power 10 | {100 * own['flipped_mass']:.2f}% |" in text and "yes: 4-bit teacher at power 10" in text
+    assert own["passes"] and (own["reward"], own["alpha"]) == ("power", 10.0)
+    text = (folder / "audit.md").read_text()
+    line = next(line for line in text.split("## 4-bit teacher")[1].splitlines() if line.startswith("| power 10 |"))
+    bounds = [*own["interval"]["flipped_mass"], *own["interval"]["correlation"]]
+    values = [value for key, value in own.items() if isinstance(value, float) and key != "alpha"] + bounds
+    assert len(values) == 13 and line == "| power 10 | " + " | ".join(f"{value:.6g}" for value in values) + " |"
+    assert f"- {report['verdict']['line']}" in text
     assert (folder / "audit.png").read_bytes().startswith(b"\x89PNG")
     assert "student float32  40/40" in done.stderr and "files   report: audit.json  audit.md  audit.png" in done.stderr
     errors = {name: rows["log_prob_error"]["mean_abs"] for name, rows in report["candidates"].items()}
@@ -152,13 +162,19 @@ def half_logprobs(role, rollouts):
 
 
 def test_rollouts_are_those_that_training_draws_first():
-    """Two steps of training's own sampling, by its own function, with the student unchanged."""
-    from poweropd_lite.run.session import load_session
-    from poweropd_lite.train.loop import sample_rollouts
+    """Two steps of a run's first rollouts, by hand: the prompts of the step, and its own random numbers."""
+    from poweropd_lite.run.session import load_sampler, prepare
 
     config = load_config("bundled", batch_size=8, seed=5, temperature=0.9, eval_benchmarks=None, eval_every=0)
-    session = load_session(config, say=print)
-    theirs = [sample_rollouts(session, step) for step in (0, 1)]
+    ready = prepare(config, print)
+    _, engine = load_sampler(ready, print)
+    engine.sync()
+    theirs = []
+    for step in (0, 1):
+        prompts = [ready.prompts[i].ids for i in step_indices(len(ready.prompts), 8, 5, step)]
+        draws = Draws(5, TRAINING, step, tuple(range(8)))
+        sampling = Sampling(0.9, forbidden=torch.tensor(ready.pair.forbidden))
+        theirs.append(engine.sample(prompts, draws, sampling, config.max_new_tokens))
     _, ours = drawn_rollouts(config, 12)  # the second batch is cut short
     assert [[r.completion_ids for r in step] for step in ours] == [
         [r.completion_ids for r in step] for step in (theirs[0], theirs[1][:4])
@@ -190,9 +206,11 @@ def test_a_teacher_that_four_bits_spoil_is_found(other, tmp_path):
     report = json.loads((tmp_path / "report" / "audit.json").read_text())
     assert done.returncode == 1, done.stdout + done.stderr
     verdict = report["verdict"]
-    assert not verdict["sound"] and verdict["correlation"] < 0.9
+    by_bits = {bits: report["candidates"][f"{bits}-bit teacher"]["rewards"] for bits in (4, 16)}
+    assert not verdict["sound"] and by_bits[4]["power 10"]["correlation"] < 0.9
     assert "no: 4-bit teacher at power 10" in done.stdout and "type --teacher-bits 16" in done.stdout
-    assert verdict["would_pass"]["4-bit teacher"] == [] and "power 10" in verdict["would_pass"]["16-bit teacher"]
+    assert not any(row["passes"] for row in by_bits[4].values()) and by_bits[16]["power 10"]["passes"]
+    assert f"{100 * by_bits[4]['power 10']['flipped_mass']:.2f}%!" in done.stdout  # marked in the table
     exact = token_logprobs(
         float64_model("teacher"), [r for s in drawn_rollouts(load_config("bundled"), 32)[1] for r in s]
     )
@@ -206,7 +224,9 @@ def test_a_teacher_that_four_bits_spoil_is_found(other, tmp_path):
 def test_limits_are_the_users(tmp_path):
     done = run_audit("--rollouts", "16", "--min-correlation", "0.99999", "--out", "report", cwd=tmp_path)
     assert done.returncode == 1 and "at least 0.99999" in done.stdout
-    assert "4-bit teacher: passes at none of them" in done.stdout
+    report = json.loads((tmp_path / "report" / "audit.json").read_text())
+    assert not any(row["passes"] for row in report["candidates"]["4-bit teacher"]["rewards"].values())
+    assert "16 rollouts are too few to be sure of anything: type --rollouts 256" in done.stdout
 
 
 def test_layers_that_do_not_fit_are_streamed_and_say_the_same(tmp_path):
@@ -231,7 +251,7 @@ def test_where_layers_go_on_a_card(monkeypatch):
 
     def places(room, host=10**12):
         monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: {"cpu": host + offload._SPARE})
-        return offload.layer_map(config, card, torch.float32, room)
+        return offload.layer_map(config.teacher, card, torch.float32, room)
 
     everything = places(4 * layer + mib)
     assert set(everything.values()) == {0} and offload.streamed(everything, card) == 0
@@ -240,10 +260,10 @@ def test_where_layers_go_on_a_card(monkeypatch):
     assert some["model.embed_tokens"] == some["model.norm"] == some["lm_head"] == 0
     full_host = places(3 * layer + mib, host=layer + 1)
     assert [full_host[f"model.layers.{i}"] for i in range(4)] == [0, 0, "cpu", "disk"]
-    half = offload.layer_map(config, card, torch.bfloat16, 2 * layer + mib)
+    half = offload.layer_map(config.teacher, card, torch.bfloat16, 2 * layer + mib)
     assert offload.streamed(half, card) == 0
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (3 * layer + mib + offload._SPARE, 10**12))
-    assert offload.layer_map(config, card, torch.float32) == full_host
+    assert offload.layer_map(config.teacher, card, torch.float32) == full_host
 
 
 def test_a_teacher_that_is_quantised_already_is_refused(tmp_path):
@@ -251,7 +271,7 @@ def test_a_teacher_that_is_quantised_already_is_refused(tmp_path):
     from transformers import AutoTokenizer
 
     config = load_config("bundled")
-    load_teacher(config, torch.device("cpu"), torch.float32).model.save_pretrained(tmp_path / "nf4")
+    load_teacher(config.teacher, 4, torch.device("cpu"), torch.float32).model.save_pretrained(tmp_path / "nf4")
     AutoTokenizer.from_pretrained(TINY / "teacher").save_pretrained(tmp_path / "nf4")
     done = run_audit("--config", "bundled", "--teacher", "nf4", "--rollouts", "8", cwd=tmp_path)
     assert done.returncode == 2 and "the files of the teacher nf4 are quantised already" in done.stderr
@@ -260,7 +280,7 @@ def test_a_teacher_that_is_quantised_already_is_refused(tmp_path):
 
 def test_more_values_than_torch_sorts():
     """torch.quantile refuses more than 2^24 values; 4,096 long rollouts have more tokens."""
-    from poweropd_lite.rehearse.advise_stats import reward_facts
+    from poweropd_lite.rehearse.stats import reward_facts
 
     many = torch.zeros(2**24 + 20, dtype=torch.float64)
     many[::10] = 1.0

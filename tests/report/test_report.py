@@ -1,4 +1,4 @@
-"""The report of real runs: the numbers under its figures against float64 from raw tokens, what is drawn, the page, the refusals."""
+"""The report of real runs: its numbers against float64 from raw tokens, what is drawn, the page, the refusals."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from exact import drawn_rollouts, float64_model, nf4_model, token_logprobs, toke
 from poweropd_lite.base.config import load_config
 from poweropd_lite.report.pictures import pictures
 from poweropd_lite.report.read import Reference, read_runs
-from poweropd_lite.report.run import gather
+from poweropd_lite.report.write import gather
 from poweropd_lite.train import train
 
 REWARDS = {
@@ -47,7 +47,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first_step():
-    """Of the tokens that these runs sample first: log p of the NF4 teacher, log q, their KL, float64, and the rollouts."""
+    """Of the tokens that these runs sample first: the NF4 teacher's log p, log q, their KL in float64, the rollouts."""
     config = load_config("bundled", **QUICK)
     _, ((*rollouts,),) = drawn_rollouts(config, QUICK["batch_size"])
     log_p, log_q = token_logprobs(nf4_model(), rollouts), token_logprobs(float64_model("student"), rollouts)
@@ -113,7 +113,8 @@ def test_a_samples_tokens_and_rewards_are_those_of_the_rollout(runs, first_step,
     """Step 2's sample is rollout 0 of that step; here a run of one step, whose tokens are known in float64."""
     log_p, log_q, kl, rollouts = first_step
     folder = runs / "runs" / "one-step"
-    train(load_config("bundled", **QUICK | {"steps": 1, "eval_benchmarks": None, "eval_every": 0}, sample_every=1, output=str(folder)))  # fmt: skip
+    short = QUICK | {"steps": 1, "eval_benchmarks": None, "eval_every": 0, "sample_every": 1}
+    train(load_config("bundled", **short, output=str(folder)))
     (sample,) = read_runs([folder])[0].samples
     ids = list(rollouts[0].completion_ids)
     assert "".join(sample["tokens"]) == sample["completion"] == pair.tokenizer.decode(ids)
@@ -208,7 +209,13 @@ def test_refusals(runs, tmp_path):
 
 
 def test_no_torch_is_imported():
-    code = "import sys; from poweropd_lite.report.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    code = """
+import contextlib, sys
+from poweropd_lite.report.__main__ import main
+with contextlib.suppress(SystemExit):
+    main(["--help"])
+assert not {"torch", "matplotlib", "numpy"} & set(sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--teacher" in done.stdout

@@ -11,8 +11,8 @@ from poweropd_lite.report import report
 from poweropd_lite.report.page import STYLE, coloured
 from poweropd_lite.report.pictures import pictures
 from poweropd_lite.report.read import read_runs, read_teacher
-from poweropd_lite.report.run import gather, sentences
 from poweropd_lite.report.series import by_step, density, first_step_at, landscape, phases, steps_to
+from poweropd_lite.report.write import gather, sentences
 
 
 def planted(folder, evaluations, steps=(), **settings):
@@ -155,7 +155,8 @@ def test_of_a_long_completion_its_ends_are_shown_and_the_rest_counted():
 
 def test_a_run_that_goes_on_and_one_of_before(tmp_path):
     """A last line half written, no tokens.jsonl, no summary, a step whose numbers are not finite."""
-    steps = [(1, {"optim/grad_norm": 0.5, "optim/skipped_total": 0}), (2, {"optim/grad_norm": "nan", "optim/skipped_total": 1})]  # fmt: skip
+    norms = {1: 0.5, 2: "nan"}
+    steps = [(s, {"optim/grad_norm": norm, "optim/skipped_total": s - 1}) for s, norm in norms.items()]
     folder = planted(tmp_path / "run", {0: 0.25}, steps)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "tok')

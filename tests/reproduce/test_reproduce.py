@@ -1,9 +1,10 @@
-"""The reproduce command as it is run: killed and restarted to the same bytes, failures kept and said, stops without loss."""
+"""The reproduce command as it is run: killed and restarted to the same bytes, failures kept and said, no loss by a stop."""
 
 import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from poweropd_lite.reproduce import child
+from poweropd_lite.reproduce.grid import DONE, FAILED, WAITING
 from poweropd_lite.reproduce.settings import split_settings
 from poweropd_lite.reproduce.settle import settle
-from poweropd_lite.reproduce.state import DONE, FAILED, WAITING
 
+TINY = Path(__file__).parents[2] / "poweropd_lite/tiny"
 COMMAND = [sys.executable, "-m", "poweropd_lite.reproduce"]
 ONE_RUN = {
     "pairs": "bundled",
@@ -35,7 +38,7 @@ def run(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def states(out: Path) -> dict[str, str]:
-    return {name: r["state"] for name, r in json.loads((out / "queue.json").read_text())["runs"].items()}
+    return {name: r["state"] for name, r in json.loads((out / "queue.json").read_text())["tasks"].items()}
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -64,7 +67,7 @@ def in_training(out: Path) -> bool:
 
 def in_evaluation(out: Path) -> bool:
     """A run is being scored."""
-    runs = json.loads((out / "queue.json").read_text())["runs"].values() if (out / "queue.json").exists() else []
+    runs = json.loads((out / "queue.json").read_text())["tasks"].values() if (out / "queue.json").exists() else []
     return any(r["state"] == "running" and r["stage"] == "evaluate" and r["role"] == "run" for r in runs)
 
 
@@ -146,7 +149,7 @@ def test_the_smoke_tables_hold_what_its_runs_found(smoke):
     assert float(cost["power"]["seconds_median"]) == pytest.approx((times[4] + times[5]) / 2, rel=1e-4)
     assert cost["power"]["steps"] == "10" and cost["power"]["paper_seconds"] == ""
     said = (smoke / "said.txt").read_text()
-    assert "the first steps will tell" in said and "4 of 4 done" in said
+    assert "the first that is done will tell" in said and "4 of 4 done" in said
 
 
 def test_the_same_command_again_runs_nothing_and_more_of_the_grid_joins(smoke):
@@ -180,7 +183,7 @@ def test_a_run_that_fails_is_kept_and_said_and_the_queue_goes_on(tmp_path):
     asked, training, given = split_settings(names | {"rewards": "power,log_ratio"})
     out = tmp_path / "q"
     out.mkdir()
-    settle(asked, training, given, None, out)[0].save()
+    settle(asked, training, given, None, out).save()
     other.mkdir(parents=True)
     (other / "config.yaml").write_text("student: bundled\nteacher: bundled\ndata: bundled\nseed: 7\ntoken_budget: 1024\nmax_prompt_tokens: 128\nmax_new_tokens: 112\n")  # fmt: skip
     done = run(*flags, cwd=tmp_path)
@@ -207,7 +210,7 @@ def test_a_training_that_gives_up_says_why(tmp_path):
     flags = [*TINY_GRID, "--steps", "14", "--lr", "1e30", "--out", "q"]
     done = run(*flags, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
-    message = json.loads((tmp_path / "q/queue.json").read_text())["runs"]["bundled-power10-plain-seed0"]["message"]
+    message = json.loads((tmp_path / "q/queue.json").read_text())["tasks"]["bundled-power10-plain-seed0"]["message"]
     assert message.startswith("train ended with code 2: "), message
     assert states(tmp_path / "q")["bundled-teacher"] == DONE
     assert (
@@ -242,6 +245,32 @@ def test_a_signal_stops_without_loss(tmp_path, number):
     assert "not run yet" in (out / "tables.md").read_text()
 
 
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    """The run that is trained is held still, so that it can't end by itself; 1,000 steps of it would take minutes."""
+    out, metrics = tmp_path / "q", tmp_path / "q/runs/bundled-power10-plain-seed0/metrics.jsonl"
+    flags = [*TINY_GRID, "--steps=1000", "--out=q"]
+    queue = subprocess.Popen([*COMMAND, *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()):
+        assert queue.poll() is None and time.monotonic() < limit
+        time.sleep(0.05)
+    children = Path(f"/proc/{queue.pid}/task/{queue.pid}/children").read_text().split()
+    assert len(children) == 1
+    os.kill(int(children[0]), signal.SIGSTOP)
+    queue.send_signal(signal.SIGINT)
+    while "stopping" not in queue.stdout.readline():
+        assert queue.poll() is None and time.monotonic() < limit
+    queue.send_signal(signal.SIGINT)
+    try:
+        assert queue.wait(60) == 130
+    finally:
+        queue.kill()
+    assert not Path(f"/proc/{children[0]}").exists()
+    done = run("--tables-only", "--out", "q", cwd=tmp_path)
+    assert done.returncode == 0 and "3 not run to the end" in done.stdout and not metrics.with_name("eval").exists()
+    assert set(states(out).values()) <= {"running", WAITING}
+
+
 def test_a_signal_while_it_plans_ends_the_plans_too(tmp_path):
     queue = subprocess.Popen([*COMMAND, *TINY_GRID, "--rewards=power,full_kl", "--out", "q"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)  # fmt: skip
     assert queue.stdout.readline().startswith("planning ")
@@ -257,6 +286,46 @@ def test_a_signal_while_it_plans_ends_the_plans_too(tmp_path):
         queue.kill()
     assert "stopping: nothing was begun" in queue.stdout.read() and not (tmp_path / "q").exists()
     assert not any(Path(f"/proc/{pid}").exists() for pid in plans)
+
+
+def test_help_imports_no_torch_and_neither_does_a_queue(tmp_path):
+    """Plan runs in a process of its own; and the package is cheap to import."""
+    code = """import sys
+import poweropd_lite.reproduce
+assert 'pydantic' not in sys.modules
+from poweropd_lite.reproduce.__main__ import main
+try: main(['--help'])
+except SystemExit: pass
+assert 'torch' not in sys.modules and 'yaml' not in sys.modules
+assert main(['--preset=smoke', '--dry-run']) == 0
+assert 'torch' not in sys.modules"""
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    assert "--tables-only" in shown.stdout and "2 runs to train and score, 2 models to score" in shown.stdout
+
+
+def test_a_pair_that_plan_refuses_is_refused_and_one_that_it_can_not_trace_is_not(tmp_path):
+    student = tmp_path / "student"
+    shutil.copytree(TINY / "student", student)
+    settings = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(settings | {"hidden_act": "nonsense"}))
+    for name in ("student", "nowhere"):
+        (tmp_path / f"{name}.yaml").write_text(f"student: {tmp_path / name}\nteacher: bundled\ndata: bundled\n")
+    flags = ["--rewards=tanh", "--seeds=0", "--dry-run", "--out=q"]
+    traced = run("--pairs=student.yaml", *flags, cwd=tmp_path)
+    assert traced.returncode == 0, traced.stderr
+    assert f"student: {student} <- bundled can't be planned (KeyError: 'nonsense')" in traced.stdout
+    assert "1 runs to train and score, 2 models to score" in traced.stdout
+    refused = run("--pairs=nowhere.yaml", *flags, cwd=tmp_path)
+    assert refused.returncode == 2 and f"nowhere: no model config for the student at '{tmp_path}" in refused.stderr
+
+
+def test_a_command_leaves_its_error_as_json(tmp_path):
+    failure = tmp_path / "failure.json"
+    process = child.start(["poweropd_lite.train", "--config=nowhere.yaml"], failure, stderr=subprocess.PIPE, text=True)
+    said = process.communicate()[1]
+    assert process.returncode == 2 and said.startswith("error: no config file at nowhere.yaml; ")
+    assert json.loads(failure.read_text()) == {"kind": "UserError", "message": said.removeprefix("error: ").strip()}
 
 
 def test_two_queues_do_not_share_a_folder(tmp_path):

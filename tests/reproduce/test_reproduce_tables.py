@@ -1,26 +1,27 @@
-"""The reproduce command's numbers: intervals against mpmath, tables and estimates by hand from planted runs, what is refused."""
+"""The reproduce command's numbers: intervals against mpmath, tables and estimates by hand, what is refused."""
 
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import mpmath
 import pytest
 
+from poweropd_lite.base.config import Config, marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_json, write_text
 from poweropd_lite.base.progress import clock
-from poweropd_lite.reproduce.cost import costs
-from poweropd_lite.reproduce.estimate import Pace, check_fit
-from poweropd_lite.reproduce.files import write_tables
-from poweropd_lite.reproduce.grid import in_order, load_pairs, model_tasks, scores_folder
-from poweropd_lite.reproduce.rows import Reader
-from poweropd_lite.reproduce.settings import split_settings
+from poweropd_lite.reproduce.cost import make_costs
+from poweropd_lite.reproduce.forecast import check_fit, seconds_left
+from poweropd_lite.reproduce.grid import DONE, FAILED, in_order, load_pairs, model_tasks
+from poweropd_lite.reproduce.rows import make_blocks, stat, t_quantile
+from poweropd_lite.reproduce.settings import INSTEAD, REWARDS, split_settings
 from poweropd_lite.reproduce.settle import set_right, settle
-from poweropd_lite.reproduce.state import DONE, FAILED, Queue, read_queue
-from poweropd_lite.reproduce.stats import stat, t_quantile
-from poweropd_lite.reproduce.tables import score_sheets
+from poweropd_lite.reproduce.state import Forecast, Queue, read_queue, read_results
+from poweropd_lite.reproduce.tables import score_sheets, write_tables
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -51,15 +52,15 @@ def test_intervals_by_hand():
 def planted(out: Path, **settings) -> Queue:
     """A queue whose runs are all waiting."""
     asked, training, given = split_settings(settings)
-    queue = settle(asked, training, given, None, out)[0]
+    queue = settle(asked, training, given, None, out)
     queue.save()
     return queue
 
 
 def plant(queue: Queue, name: str, scores: dict[str, tuple[float, float, float]], mean=None, **metrics) -> None:
     """Writes down a run as done: by benchmark Avg@8, Pass@8 (0 to 1) and length."""
-    task = next(task for task in queue.tasks() if task.name == name)
-    folder = scores_folder(queue.out, task, queue.steps(task))
+    task = queue.tasks[name]
+    folder = queue.scores_folder(task)
     folder.mkdir(parents=True)
     rows = {
         b: {"avg@8": a, "pass@8": p, "length": x, "truncated": 0.25, "whole": True} for b, (a, p, x) in scores.items()
@@ -73,7 +74,7 @@ def plant(queue: Queue, name: str, scores: dict[str, tuple[float, float, float]]
             for i, (norm, seconds) in enumerate(metrics.get("steps", [(0.5, 2.0)]))
         ]  # fmt: skip
         write_text(queue.out / "runs" / name / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in steps))
-    queue.runs[name]["state"] = DONE
+    task.state = DONE
 
 
 ALL_SEVEN = ("gsm8k", "math500", "amc23", "aime24", "aime25", "minerva", "olympiadbench")
@@ -94,7 +95,8 @@ def test_the_papers_tables_with_its_values_in_the_right_cells(tmp_path):
             steps=[(0.1 + seed, 8.0), (0.2, 10.0 + seed), ("nan", 9.0)],
         )
     plant(queue, "teacher-qwen3-4b-4bit", {name: (0.5, 0.7, 900) for name in ALL_SEVEN}, (0.5, 0.7, 900))
-    queue.runs["qwen3-0.6b-4b-tanh-plain-seed0"] |= {"state": FAILED, "message": "train ended with code 2: no room"}
+    failed = queue.tasks["qwen3-0.6b-4b-tanh-plain-seed0"]
+    failed.state, failed.message = FAILED, "train ended with code 2: no room"
     files = write_tables(queue)
     assert files == ("tables.md", "tables.csv", "cost.md", "cost.csv", "tables.html")
     table = {(r["pair"], r["row"], r["benchmark"], r["measure"]): r for r in rows_of(tmp_path / "tables.csv")}
@@ -156,7 +158,7 @@ def test_a_mean_of_other_benchmarks_has_no_paper_value_beside(tmp_path):
 def test_the_table_of_sampling_columns(tmp_path):
     """full_kl has no score: one run stands in both truncated columns. 80, 90: mean 85, half 12.706 * 7.071 / sqrt 2 = 63.5."""
     queue = planted(tmp_path, preset="tiny", rewards="clip,full_kl", seeds="0,1")
-    names = {task.name for task in queue.tasks()}
+    names = set(queue.tasks)
     assert {name for name in names if "full_kl" in name} == {f"bundled-full_kl-{c}-seed{s}" for c in ("plain", "truncated") for s in (0, 1)}  # fmt: skip
     assert len(names) == 4 + 6 + 2
     for seed, avg in enumerate((0.8, 0.9)):
@@ -178,19 +180,19 @@ def test_the_presets_grids():
     """paper: 4 pairs x (5 rewards + 8 alphas) x 3 seeds; two students and two teachers. tiny: 6 sampled rewards x 3 x 3, full_kl x 2 x 3."""
     for preset, runs, models in (("paper", 156, 4), ("tiny", 60, 2), ("smoke", 2, 2)):
         asked, training, given = split_settings({"preset": preset})
-        queue, added = settle(asked, training, given, None, Path("nowhere"))
-        roles = [task.role for task in queue.tasks()]
-        assert (roles.count("run"), len(roles) - roles.count("run"), added) == (runs, models, runs + models)
-    order = in_order(queue.tasks())
+        queue = settle(asked, training, given, None, Path("nowhere"))
+        roles = [task.role for task in queue.tasks.values()]
+        assert (roles.count("run"), len(roles) - roles.count("run")) == (runs, models)
+    order = in_order(queue.tasks.values())
     assert [task.name for task in order[:3]] == ["bundled-power10-plain-seed0", "bundled-student", "bundled-teacher"]
-    pairs = load_pairs("all", {})
-    assert {(t.name, t.pairs) for t in model_tasks(pairs)} == {
+    pairs = load_pairs(["all"], {})
+    assert {(t.name, tuple(t.pairs)) for t in model_tasks(pairs)} == {
         ("base-qwen3-0.6b-base", ("qwen3-0.6b-4b", "qwen3-0.6b-8b")),
         ("base-qwen3-1.7b-base", ("qwen3-1.7b-4b", "qwen3-1.7b-8b")),
         ("teacher-qwen3-4b-4bit", ("qwen3-0.6b-4b", "qwen3-1.7b-4b")),
         ("teacher-qwen3-8b-4bit", ("qwen3-0.6b-8b", "qwen3-1.7b-8b")),
     }
-    assert pairs["qwen3-0.6b-4b"]["eval_benchmarks"] is None and pairs["qwen3-0.6b-4b"]["eval_every"] == 0
+    assert pairs["qwen3-0.6b-4b"].eval_benchmarks is None and pairs["qwen3-0.6b-4b"].eval_every == 0
 
 
 @pytest.mark.parametrize(
@@ -202,11 +204,11 @@ def test_the_presets_grids():
         ({"preset": "smoke", "output": "x"}, "type --out"),
         ({"preset": "smoke", "config": "bundled"}, "type --pairs"),
         ({"preset": "smoke", "top_k": 5}, "type --columns truncated-full"),
-        ({"preset": "smok"}, "found 'smok', but there are paper, tiny, smoke"),
+        ({"preset": "smok"}, "found 'smok', but it should be 'paper', 'tiny' or 'smoke'"),
         ({"preset": "smoke", "rewards": "power10"}, "--rewards power --alphas 1,10"),
         ({"preset": "smoke", "rewards": "tanh", "alphas": "3"}, "add power, or leave them out"),
-        ({"preset": "smoke", "alphas": "0"}, "--alphas: found '0'"),
-        ({"preset": "smoke", "seeds": "-1"}, "--seeds: found '-1'"),
+        ({"preset": "smoke", "alphas": "0"}, "alphas: found '0', but it should be greater than 0"),
+        ({"preset": "smoke", "seeds": "-1"}, "seeds: found '-1', but it should be greater than or equal to 0"),
         ({"preset": "smoke", "columns": "truncated"}, "no column named 'truncated'"),
         ({"preset": "smoke", "benchmarks": "mathh"}, "no benchmark named 'mathh'"),
         ({"preset": "smoke", "stepps": 3}, "unknown setting 'stepps'"),
@@ -224,7 +226,7 @@ def test_what_can_not_be_asked_for(settings, words, tmp_path):
         return settle(*split_settings(settings), None, tmp_path / "out")
 
     if words is None:  # a name typed twice is one pair
-        assert list(ask()[0].pairs) == ["bundled"]
+        assert list(ask().pairs) == ["bundled"]
         return
     with pytest.raises(UserError) as error:
         ask()
@@ -235,47 +237,50 @@ def test_pairs_of_ones_own(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("student: bundled\nteacher: bundled\ndata: bundled\nalpha: 3\n")
     with pytest.raises(UserError, match="sets alpha, which the grid sets"):
-        load_pairs(str(file), {})
+        load_pairs([str(file)], {})
     file.write_text("lr: 1.0e-3\n")
     with pytest.raises(UserError, match="names no student and no teacher"):
-        load_pairs(str(file), {})
+        load_pairs([str(file)], {})
     file.write_text("student: bundled\nteacher: bundled\ndata: bundled\nlr: 1.0e-3\n")
-    assert load_pairs(f"bundled,{file}", {"steps": "7"})["mine"]["steps"] == 7
+    assert load_pairs(["bundled", str(file)], {"steps": "7"})["mine"].steps == 7
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_anything_starts():
-    asked = split_settings({"preset": "smoke"})
-    task = settle(*asked, None, Path("nowhere"))[0].tasks()[0]
-    found = {"needed_bytes": 30 * 2**30, "usable_bytes": 23 * 2**30, "fits": False, "machine": "a card", "changes": {"token_budget": [8192, 2048]}}  # fmt: skip
-    with pytest.raises(UserError, match="needs 30.0 GiB, and 23.0 can be used; it does with --token-budget 2048"):
-        check_fit(task, found, 1)
-    fits = found | {"needed_bytes": 10 * 2**30, "fits": True}
-    check_fit(task, fits, 2)
+    task = settle(*split_settings({"preset": "smoke"}), None, Path("nowhere")).tasks["bundled-power10-plain-seed0"]
+    made = Forecast("a card", 30 * 2**30, 23 * 2**30, False, {"token_budget": 2048}, 1.0, 1.0, None)
+    with pytest.raises(UserError, match="needs 30.0 GiB, and 23.0 can be used; it does with --token-budget=2048"):
+        check_fit(task, made, 1)
+    made = replace(made, needed_bytes=10 * 2**30, fits=True, changes={})
+    check_fit(task, made, 2)
     with pytest.raises(UserError, match="need 30.0 GiB by plan, and a card has 23.0; type --jobs 2"):
-        check_fit(task, fits, 3)
+        check_fit(task, made, 3)
 
 
 def test_the_estimate_by_hand(tmp_path):
-    """From plan: 10 s to start, 100 steps of 2 s, a run; from three steps of 3 s (the first is left out): 10 + 100 * 3; then as measured."""
-    queue = planted(tmp_path, pairs="bundled", rewards="clip,tanh", seeds="0", problems=10, n=4)
-    pace = Pace(queue)
-    assert pace.left({}).total is None
-    queue.plans["bundled sampled"] = {"seconds": {"step": {"rollout": 1.5, "update": 0.5}}, "evaluation_seconds": 50.0}
-    left = pace.left({})
-    assert (left.training, left.scoring, left.source) == (2 * 210.0, 4 * 60.0, "from plan")
-    lines = [{"step": i, "optim/grad_norm": 1, "time/step": 3.0 if i > 1 else 9.0, "time/rollout": 1.0, "memory/peak_gib": 1,
-              "rollout/length": 50.0, "time/tokens_per_second": 100.0} for i in (1, 2, 3)]  # fmt: skip
-    run_name = "bundled-clip-plain-seed0"
-    (tmp_path / "runs" / run_name).mkdir(parents=True)
-    write_text(tmp_path / "runs" / run_name / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    pace.look([task for task in queue.tasks() if task.name == run_name])
-    left = pace.left({run_name: 0.03})
-    # 40 answers of 50 tokens; the rollouts make 300 tokens a second of their own second: 10 + 2000 / 300 each.
-    assert left.training == pytest.approx(310 * 0.97 + 310) and left.scoring == pytest.approx(4 * (10 + 2000 / 300))
-    assert left.source == "from the first steps"
-    queue.runs[run_name] |= {"state": DONE, "seconds": {"train": 250.0, "evaluate": 20.0}}
-    left = pace.left({})
-    assert (left.training, left.scoring, left.source) == (250.0, 60.0, "from what is done")
+    """Two runs and two models: 100 steps of 2 s and 50 s an evaluation by plan; then means of what is finished."""
+    queue = planted(tmp_path, pairs="bundled", rewards="clip,tanh", seeds="0", steps=100)
+    assert seconds_left(queue, {}) is None
+    queue.forecasts = {"bundled": {"sampled": Forecast("a card", 1, 2, True, {}, 1.0, 1.0, 2.0)}}
+    assert seconds_left(queue, {}) is None  # a card of which plan knows the speed, but not yet of an evaluation
+    queue.forecasts = {"bundled": {"sampled": Forecast("a card", 1, 2, True, {}, 1.0, 1.0, 2.0, 50.0)}}
+    assert seconds_left(queue, {}) == 2 * 200 + 4 * 50
+    clip, tanh = (queue.tasks[f"bundled-{reward}-plain-seed0"] for reward in ("clip", "tanh"))
+    assert seconds_left(queue, {clip.name: 30.0}) == 170 + 200 + 4 * 50
+    # Trained in 250 s, and 10 s into its evaluation: the other one takes as long, and evaluations are still as planned.
+    clip.stage, clip.seconds = "evaluate", {"train": 250.0}
+    assert seconds_left(queue, {clip.name: 10.0}) == 250 + 3 * 50 + 40
+    # Scored in 20 s, as then the other three; of the other's training 100 s went by before a stop, and 1,000 since.
+    clip.state, clip.seconds = DONE, {"train": 250.0, "evaluate": 20.0}
+    tanh.seconds = {"train": 100.0}
+    assert seconds_left(queue, {}) == 150 + 3 * 20
+    assert seconds_left(queue, {tanh.name: 1000.0}) == 3 * 20  # longer than the mean: it may end at any time
+    queue.tasks["bundled-teacher"].state = FAILED
+    assert seconds_left(queue, {}) == 150 + 2 * 20
+
+
+def test_every_setting_of_the_grid_has_its_own_words():
+    assert set(INSTEAD) == marked("grid") | {"config", "student", "teacher"}
+    assert set(REWARDS) == set(get_args(Config.model_fields["reward"].annotation))
 
 
 def test_durations_of_days_are_said_in_days():
@@ -302,14 +307,14 @@ def test_a_state_file_that_lost_a_part_is_refused(tmp_path):
     whole = file.read_text()
     assert read_queue(tmp_path) is not None
     for damage in (
-        lambda data: data.pop("runs"),
+        lambda data: data.pop("tasks"),
         lambda data: data["axes"].clear(),
         lambda data: data["scoring"].pop("n"),
         lambda data: data["pairs"]["bundled"].pop("student"),
         lambda data: data["pairs"].clear(),
-        lambda data: data["runs"][name].update(reward="zzz"),
-        lambda data: data["runs"][name].update(column="zzz"),
-        lambda data: data["runs"][name].update(state="zzz"),
+        lambda data: data["tasks"][name].update(reward="zzz"),
+        lambda data: data["tasks"][name].update(column="zzz"),
+        lambda data: data["tasks"][name].update(state="zzz"),
     ):
         data = json.loads(whole)
         damage(data)
@@ -320,26 +325,26 @@ def test_a_state_file_that_lost_a_part_is_refused(tmp_path):
 
 def test_a_seed_whose_results_are_damaged_is_run_again(tmp_path):
     queue = planted(tmp_path, preset="smoke")
-    name = "bundled-power10-plain-seed0"
-    plant(queue, name, {"bundled": (0.5, 0.6, 40)})
-    queue.runs[name]["stage"] = "evaluate"
-    write_json(tmp_path / "runs" / name / "summary.json", {"finished": True, "steps": 10})
-    assert set_right(queue, False) == [] and queue.runs[name]["state"] == DONE
-    file = scores_folder(tmp_path, next(t for t in queue.tasks() if t.name == name), 10) / "results.json"
+    task = queue.tasks["bundled-power10-plain-seed0"]
+    plant(queue, task.name, {"bundled": (0.5, 0.6, 40)})
+    task.stage = "evaluate"
+    write_json(queue.run_folder(task) / "summary.json", {"finished": True, "steps": 10})
+    assert set_right(queue, False) == [] and task.state == DONE
+    file = queue.scores_folder(task) / "results.json"
     file.write_text(file.read_text()[:20])
-    assert set_right(queue, False) == [f"{name}: its files are gone or damaged, so it is run again"]
-    assert (queue.runs[name]["state"], queue.runs[name]["stage"]) == ("waiting", "evaluate")
+    assert set_right(queue, False) == [f"{task.name}: its files are gone or damaged, so it is run again"]
+    assert (task.state, task.stage) == ("waiting", "evaluate")
 
 
 def test_pairs_of_models_with_the_same_names_are_told_apart(tmp_path):
     (tmp_path / "other.yaml").write_text("student: bundled\nteacher: bundled\ndata: bundled\nlr: 1e-4\n")
     queue = planted(tmp_path, pairs=f"bundled,{tmp_path}/other.yaml", rewards="tanh", seeds="0")
-    titles = [sheet.title for sheet in score_sheets(queue, Reader(queue).blocks())]
+    titles = [sheet.title for sheet in score_sheets(queue, make_blocks(queue, read_results(queue)))]
     assert "bundled <- bundled (4-bit), other, no truncation" in titles and len(set(titles)) == len(titles) == 4
 
 
 def test_costs_leave_out_what_is_not_done(tmp_path):
     queue = planted(tmp_path, preset="smoke")
     plant(queue, "bundled-power10-plain-seed0", {"bundled": (0.5, 0.6, 40)}, steps=[(0.1, 1.0), (0.1, 3.0)])
-    found = costs(Reader(queue))
-    assert [(c.reward, c.runs, c.seconds, c.side_by_side) for c in found] == [("power", 1, [1.0, 3.0], 1)]
+    found = make_costs(queue, read_results(queue).steps)
+    assert [(c.reward, c.runs, c.steps, c.seconds_median, c.side_by_side) for c in found] == [("power", 1, 2, 2.0, 1)]

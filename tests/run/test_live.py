@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICK
 
-from poweropd_lite.run.live_picture import LivePicture
+from poweropd_lite.run.live import LivePicture
 
 ROOT = Path(__file__).parents[2]
 SOME_STEPS = re.compile(r"step ([3-9]|\d\d+) of")  # which step a redraw shows depends on how fast the steps are

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from poweropd_lite.run.token_stats import due, pieces, reward_range, token_stats
+from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.run.metrics import due, pieces, token_stats
 
 
 def test_five_rewards_by_hand():
@@ -22,7 +23,7 @@ def test_five_rewards_by_hand():
 
 def test_what_is_outside_or_not_finite_is_counted_beside():
     rewards = torch.tensor([-41.0, 11.0, float("nan"), float("-inf"), -40.0, 10.0, 0.25])
-    found = token_stats(rewards, [7], reward_range("log_ratio", 1.0), 7)
+    found = token_stats(rewards, [7], REWARDS["log_ratio"].range, 7)
     assert (found["below"], found["above"], found["not_finite"]) == (1, 1, 2)
     assert sum(found["counts"]) == 3
     assert found["counts"][0] == 1 and found["counts"][99] == 1 and found["counts"][80] == 1  # 0.5 nats a bin

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poweropd_lite.base.errors import run_command
+from poweropd_lite.cli import run_command
 from poweropd_lite.train.__main__ import main
 
 TINY = Path(__file__).parents[2] / "poweropd_lite" / "tiny"

@@ -38,10 +38,11 @@ sys.exit(train.main(sys.argv[3:]))
 # Runs the train command in a process that sends itself a signal when the rollouts of a step are sampled.
 SIGNALLED = """
 import os, sys
-from poweropd_lite.base.errors import run_command
-from poweropd_lite.train import __main__ as command, loop
+from poweropd_lite.cli import run_command
+from poweropd_lite.run.session import Prepared
+from poweropd_lite.train import __main__ as command
 number, left = map(int, sys.argv[1:3])
-real = loop.sample_rollouts
+real = Prepared.sample
 def sampled(*args):
     global left
     rollouts = real(*args)
@@ -49,7 +50,7 @@ def sampled(*args):
         os.kill(os.getpid(), number)
     left -= 1
     return rollouts
-loop.sample_rollouts = sampled
+Prepared.sample = sampled
 run_command(lambda: command.main(sys.argv[3:]))
 """
 
@@ -214,11 +215,12 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, four_steps):
 def test_two_runs_never_write_into_one_folder(tmp_path):
     held = """
 import sys, time
-from poweropd_lite.train import __main__ as command, loop
-def sample_rollouts(*_):
+from poweropd_lite.run.session import Prepared
+from poweropd_lite.train import __main__ as command
+def sample(*_):
     print("HERE", flush=True)
     time.sleep(1000)
-loop.sample_rollouts = sample_rollouts
+Prepared.sample = sample
 command.main(sys.argv[1:])
 """
     first = forked.start("-c", held, *FLAGS, cwd=tmp_path)

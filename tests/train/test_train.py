@@ -112,7 +112,7 @@ def test_plain_peft_loads_the_adapter_with_equal_logits(finished, student_model)
     trained = load_file(run / "checkpoints" / "step_000004" / "trained.safetensors")
     from poweropd_lite.models.loading import load_causal_lm
 
-    by_hand = load_causal_lm("bundled", "student", load_config("bundled"), torch.float32).eval()
+    by_hand = load_causal_lm("bundled", "student", torch.float32).eval()
     with torch.no_grad():
         for name, a in trained.items():
             if "lora_A" in name:

@@ -1,0 +1,198 @@
+"""What an evaluation will do, settled before any weights are loaded: model, problems, engine, folder, batches.
+
+Everything that can be wrong is found here, so an agenda that was made can be carried out.
+"""
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import poweropd_lite
+from poweropd_lite.base.config import BUNDLED
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import refuse_full
+from poweropd_lite.base.memory import machine_bytes
+from poweropd_lite.checks.machine import compute_dtype
+from poweropd_lite.engines.choose import choose_sampler, hush_bitsandbytes, installed
+from poweropd_lite.evaluate.folder import SETTINGS, folder_for, problems_record
+from poweropd_lite.evaluate.paper import paper_row
+from poweropd_lite.evaluate.sampling import Key, batches
+from poweropd_lite.evaluate.serve import Serving, served_bits, vllm_unfit_for
+from poweropd_lite.evaluate.settings import EvalConfig
+from poweropd_lite.evaluate.target import Target, Vocabulary, find_target, fingerprint, load_vocabulary
+from poweropd_lite.models.shape import read_shape
+from poweropd_lite.problems.benchmarks import ALL, Problems, find_benchmarks, load_problems
+
+BATCH = {"vllm": 512, "cuda": 64, "cpu": 256}  # answers at once: vLLM's, and the built-in loop's on either device
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How a problem is put to the model; what data.make_prompt reads."""
+
+    prompt_suffix: str
+    system_prompt: str
+    enable_thinking: bool
+    max_prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A benchmark to be sampled: its problems, the most tokens an answer gets, and the batches."""
+
+    problems: Problems
+    longest: int
+    batches: list[list[Key]]
+
+    @property
+    def name(self) -> str:
+        return self.problems.benchmark.name
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """An evaluation that can be carried out."""
+
+    config: EvalConfig
+    target: Target
+    vocabulary: Vocabulary
+    parts: list[Part]
+    serving: Serving
+    path: Path
+    settings: dict[str, Any]  # what the samples depend on, beside the problems
+    about: dict[str, Any]  # what is good to know of them
+
+
+def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
+    """Returns the agenda of an evaluation, having said what is odd about it; raises UserError for what can't work."""
+    benchmarks = find_benchmarks(config.benchmarks, config.benchmark_folder) if config.benchmarks else None
+    target = find_target(config.model, config.base, config.trust_remote_code)
+
+    import transformers
+
+    hush_bitsandbytes()
+    transformers.utils.logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":  # as in session.py: it would plan anew for each of the many lengths
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    # One thread is the faster at the bundled pair's size.
+    if threads := config.threads if config.threads is not None else int(target.is_bundled):
+        torch.set_num_threads(threads)
+    if benchmarks is None:
+        names = BUNDLED if target.is_bundled or device.type == "cpu" else ",".join(ALL)
+        say(f"benchmarks: {names} (--benchmarks takes others)")
+        benchmarks = find_benchmarks(names, config.benchmark_folder)
+
+    vocabulary = load_vocabulary(target, config.trust_remote_code)
+    if not vocabulary.tokenizer.chat_template:
+        say(f"{target.name} has no chat template: problems are put as plain text")
+    asking = _prompt_settings(config, target, vocabulary.positions, say)
+    columns = (config.prompt_column, config.answer_column)
+    loaded = [load_problems(b, vocabulary.tokenizer, asking, config.problems, columns, say) for b in benchmarks]
+    sets = [(problems, _longest(problems, config, vocabulary, say)) for problems in loaded]
+
+    room = max(max(len(p.ids) for p in s.prompts) + most for s, most in sets)
+    dtype, bits = compute_dtype(config.dtype, device), served_bits(target, config.bits)
+    engine = choose_sampler(config.engine, device, vllm_unfit_for(target, bits))
+    size = config.batch_size or BATCH["vllm" if engine.name == "vllm" else device.type]
+    if config.batch_size is None and engine.name == "loop":  # a quarter of the memory for keys and values
+        one = read_shape(target.base, "model", config.trust_remote_code).cache_bytes(1, room, dtype.itemsize)
+        memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_bytes()
+        size = max(1, min(size, memory // 4 // one))
+    run = target.run
+    seed = config.seed if config.seed is not None else run.seed if run else 0
+    wanted = {
+        "weights": fingerprint(target, config.trust_remote_code),
+        "n": config.n,
+        "seed": seed,
+        **{key: getattr(config, key) for key in ("temperature", "top_k", "top_p")},
+        **asdict(asking),
+        "stop_tokens": vocabulary.tokenizer.convert_ids_to_tokens(sorted(vocabulary.stop_ids)),
+        "engine": engine.name,
+        "device": device.type,
+        "chat_template": bool(vocabulary.tokenizer.chat_template),
+        "dtype": str(dtype).removeprefix("torch."),
+        "bits": bits,
+        "batch_size": size,
+    }
+    row = paper_row(run) if run else None
+    problems = {s.benchmark.name: problems_record(s.prompts, most) for s, most in sets}
+    return Agenda(
+        config=config,
+        target=target,
+        vocabulary=vocabulary,
+        parts=[Part(s, most, batches(s.prompts, range(config.n), size)) for s, most in sets],
+        serving=Serving(engine, device, dtype, bits, room, size, seed, config.trust_remote_code),
+        path=_output(config.output, target, wanted, problems),
+        settings=wanted,
+        about={  # what does not change a sample
+            "model": target.name,
+            "kind": target.kind,
+            "base": target.base,
+            "title": f"{run.student} <- {run.teacher}, {run.reward_label}" if run else target.name,
+            "whole": {s.benchmark.name: s.whole for s in loaded},
+            "sources": {s.benchmark.name: s.benchmark.source.data for s in loaded},
+            "paper": asdict(row) if row else None,
+            "versions": versions("torch", "transformers", "peft", "vllm", "math-verify"),
+            "benchmarks": problems,
+        },
+    )
+
+
+def _prompt_settings(
+    config: EvalConfig, target: Target, positions: int | None, say: Callable[[str], None]
+) -> PromptSettings:
+    """As asked, or as the run was trained, or plainly."""
+    values: dict[str, Any] = {"prompt_suffix": "", "system_prompt": "", "enable_thinking": False}
+    for name in values:
+        own, trained = getattr(config, name), target.run and getattr(target.run, name)
+        values[name] = next((value for value in (own, trained) if value is not None), values[name])
+    longest = config.max_prompt_tokens
+    if positions is not None:  # a longer prompt would leave no room for an answer: it is left out, and counted
+        room = max(1, positions - min(config.max_new_tokens or positions, positions // 2))
+        if room < longest and "max_prompt_tokens" in config.model_fields_set:
+            say(f"prompts of at most {room} tokens, not {longest}: the model has {positions} positions")
+        longest = min(longest, room)
+    return PromptSettings(**values, max_prompt_tokens=longest)
+
+
+def _longest(problems: Problems, config: EvalConfig, vocabulary: Vocabulary, say: Callable[[str], None]) -> int:
+    """The most new tokens of an answer: as asked, and never more than the model has positions for."""
+    name, room = problems.benchmark.name, vocabulary.positions
+    prompt, longest = max(len(p.ids) for p in problems.prompts), config.max_new_tokens or problems.benchmark.longest
+    if room is None or prompt + longest <= room:
+        return longest
+    if config.max_new_tokens is not None:
+        found = (
+            f"an answer to {name} may take {prompt} prompt and {longest} new tokens, but the model has {room} positions"
+        )
+        raise UserError(f"{found}; type --max-new-tokens {room - prompt}")
+    say(f"{name}: answers of at most {room - prompt} tokens, not {longest}: the model has {room} positions")
+    return room - prompt
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of this package, of Python and of what is installed of `packages`."""
+    others = {name: version for name in packages if (version := installed(name))}
+    return {"poweropd_lite": poweropd_lite.__version__, "python": platform.python_version(), **others}
+
+
+def _output(output: str | None, target: Target, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
+    if output is not None:
+        if not (Path(output) / SETTINGS).exists():
+            refuse_full(Path(output), "--output", "holds no evaluation")
+        return Path(output)
+    if target.run_folder is None:
+        path = Path(target.name)
+        name = path.resolve().name if path.is_dir() else path.name
+        return folder_for(Path("evaluations"), name or "model", wanted, problems)
+    try:
+        name = f"step_{int(json.loads((target.run_folder / 'summary.json').read_text())['steps']):06}"
+    except (OSError, ValueError, KeyError, TypeError):  # no summary, or a damaged one: its steps are not known
+        name = "final"
+    return folder_for(target.run_folder / "eval", name, wanted, problems)

@@ -1,0 +1,72 @@
+"""The plan of a run: what it holds on a machine, and where that is too much the smallest change that fits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from poweropd_lite.base.config import BUNDLED, Config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.memory import peak_gib
+from poweropd_lite.checks.machine import check_device, dtype_name
+from poweropd_lite.engines.choose import hush_bitsandbytes, installed
+from poweropd_lite.plan.cards import Machine, find_machine
+from poweropd_lite.plan.fit import differences, fit
+from poweropd_lite.plan.memory import GIB, MemoryPlan, plan_memory
+from poweropd_lite.plan.report import report
+from poweropd_lite.plan.settings import CannotPlan, PlanConfig
+from poweropd_lite.plan.trace import traces_of
+
+
+def plan(
+    config: Config, asked: PlanConfig | None = None, say: Callable[[str], None] = print
+) -> tuple[dict[str, Any], Config | None]:
+    """Returns the report of a run (docs/plan.md) and a config that fits: its own, a changed one, or None if none does.
+
+    Raises UserError for models whose configs can't be read, cards that are not known, and what train refuses there.
+    """
+    hush_bitsandbytes()
+    asked = asked or PlanConfig()
+    machine = find_machine(asked.gpu, wants_card=config.student != BUNDLED)
+    if faults := _refusals(config, machine):
+        raise UserError("\n".join(faults))
+    dtype = dtype_name(config.dtype, machine.cuda, machine.bfloat16, machine.name)
+    traces = traces_of(config, getattr(torch, dtype))
+    here = machine.cuda and torch.cuda.is_available() and asked.gpu is None
+
+    def memory(of: Config) -> MemoryPlan:
+        runtime = None if machine.cuda else round(peak_gib() * GIB)
+        return plan_memory(of, traces, machine.cuda, *_engine(of, machine.cuda, here), runtime)
+
+    say(f"tracing {config.student} and {config.teacher} on tensors without memory")
+    try:
+        found = memory(config)
+        fitting: Config | None = config
+        if machine.gib is not None and found.needed > machine.gib * GIB:
+            fitting = fit(config, round(machine.gib * GIB), memory, say, lambda of: not _refusals(of, machine))
+        changes = differences(config, fitting) if fitting else None
+        engine, _ = _engine(config, machine.cuda, here)
+        return report(config, found, machine, dtype, engine, asked, changes), fitting
+    except UserError:
+        raise
+    except Exception as error:  # a model's own code on tensors without memory
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fault = f"{config.student} <- {config.teacher} can't be planned ({reason})"
+        raise CannotPlan(f"{fault}; train runs without a plan, and says so") from error
+
+
+def _refusals(config: Config, machine: Machine) -> list[str]:
+    findings = check_device(config, machine.cuda, machine.bfloat16, machine.name)
+    return [str(finding) for finding in findings if finding.level == "refusal"]
+
+
+def _engine(config: Config, cuda: bool, here: bool) -> tuple[str, bool]:
+    """The engine that is planned for, and whether it shares Unsloth's weights.
+
+    What auto takes on a card that is not `here` is not known: the loop.
+    """
+    vllm = config.engine == "vllm" or (config.engine == "auto" and here and bool(installed("vllm")))
+    if not vllm or config.full_finetune or config.modules_to_save:
+        return "loop", False
+    unsloth = config.loader == "unsloth" or (config.loader == "auto" and bool(installed("unsloth")))
+    return "vllm", cuda and unsloth

@@ -1,0 +1,57 @@
+"""A run from its first line to its last: opened or made, prepared, loaded, trained (loop.py), handed over, summed up."""
+
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.stop import StopRequest, end_cell
+from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.plan.memory import planned_gib
+from poweropd_lite.run.checkpoint import Checkpoints
+from poweropd_lite.run.folder import check_output, new_run, open_run
+from poweropd_lite.run.handover import hand_over
+from poweropd_lite.run.recorder import Recorder, Results
+from poweropd_lite.run.session import load_session, prepare
+from poweropd_lite.train.loop import run_loop
+
+
+def train(config: Config | None = None, *, resume: str | Path | None = None, **changes: Any) -> Results:
+    """Runs a new training run of `config`, or goes on with the one in the folder `resume`.
+
+    `changes` are settings of a resumed run: those that base.config.marked("resume") lists. Fills the run folder
+    (docs/run_folder.md) and returns what came out. Raises UserError for what the user can mend and, in Jupyter, Stopped
+    when the stop button ended it and it is saved.
+    """
+    if (config is None) == (resume is None):
+        raise UserError("train wants one of a config and a run folder to resume: train(load_config('bundled'))")
+    if config is not None:
+        if changes:
+            raise UserError(f"{', '.join(changes)} change a run that is resumed; a new one takes them in its config")
+        check_output(config)
+        if "alpha" in config.model_fields_set and "alpha" not in REWARDS[config.reward].settings:
+            print(f"note: alpha {config.alpha:g} is ignored: reward {config.reward} has no exponent")
+    with StopRequest() as stop, ExitStack() as held:
+        run = None
+        if config is None:
+            run, config = open_run(str(resume), **changes)
+            held.enter_context(run)
+        ready = prepare(config, print)
+        planned = planned_gib(ready.config, ready.device, ready.dtype, ready.engine.name, ready.shared, print)
+        session = held.enter_context(closing(load_session(ready, print)))
+        run = run or held.enter_context(new_run(config))
+        saved = Checkpoints(run.checkpoints, session)
+        state = saved.resume()
+        if saved.saved:
+            print(f"resuming {run.path} at step {state.step} of {config.steps}")
+        with Recorder(run, session, state, planned) as record:
+            run_loop(session, state, record, saved, stop)
+            started = time.monotonic()
+            weights = hand_over(run, session)
+            state.spend("save", time.monotonic() - started)
+            results = record.finish(stop, weights)
+    if not results.finished:
+        end_cell(stop.signal)
+    return results
