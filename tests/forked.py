@@ -2,7 +2,8 @@
 
 A server that has imported the libraries and our modules, and done nothing with them, forks itself for every command. What it
 forks has its own number, signals, exit code, folder and limits. Two things differ from Python started anew: environment
-variables that are read at an import are those the server began with, and modules are not torn down at the end.
+variables that are read at an import are those the server began with, and modules are not torn down at the end. What a
+command starts itself by `python -m` is forked from it, in the same way.
 """
 
 import atexit
@@ -25,7 +26,7 @@ import traceback
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = [
@@ -62,9 +63,15 @@ class Process:
             self._connection.close()
         return self.returncode
 
+    def poll(self) -> int | None:
+        """The exit code, if the process has ended."""
+        if self.returncode is None and not select.select([self._connection], [], [], 0)[0]:
+            return None
+        return self.wait()
+
     def send_signal(self, number: int) -> None:
         """Sends a signal, unless the process has ended."""
-        if self.returncode is None and not select.select([self._connection], [], [], 0)[0]:
+        if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
@@ -92,10 +99,12 @@ class Server:
         theirs.close()
         return ours
 
-    def start(self, *args: str, cwd: Path, env: dict[str, str] | None = None) -> Process:
-        """Starts `python *args`, where args are -m module, -c code or a script, and what follows them."""
+    def start(self, *args: str, cwd: Path, file: IO[str] | None = None) -> Process:
+        """Starts `python *args`, where args are -m module, -c code or a script, and what follows them; `file` gets its output."""
+        if file is not None:
+            return Process(self._fork(args, cwd, None, file.fileno(), file.fileno()), None)
         reads, writes = os.pipe()
-        connection = self._fork(args, cwd, env, writes, writes)
+        connection = self._fork(args, cwd, None, writes, writes)
         os.close(writes)
         return Process(connection, open(reads, encoding="utf-8"))
 
@@ -126,9 +135,9 @@ def server() -> Server:
     return Server()
 
 
-def start(*args: str, cwd: Path) -> Process:
+def start(*args: str, cwd: Path, file: IO[str] | None = None) -> Process:
     """`Server.start`, in this environment."""
-    return server().start(*args, cwd=cwd)
+    return server().start(*args, cwd=cwd, file=file)
 
 
 def run(*args: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -193,10 +202,13 @@ def _run(args: list[str], cwd: str, env: dict[str, str]) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    subprocess.Popen = _Popen
     how, *rest = args
     sys.argv, sys.path[0] = args, cwd
     if how == "-m":
         sys.argv = rest
+        if not hasattr(sys.modules.get(rest[0]), "__path__"):  # else runpy warns of a module that is there already
+            sys.modules.pop(rest[0], None)
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif how == "-c":
         sys.argv = [how, *rest[1:]]
@@ -207,7 +219,7 @@ def _run(args: list[str], cwd: str, env: dict[str, str]) -> None:
         runpy.run_path(how, run_name="__main__")
 
 
-def _end(error: BaseException | None) -> None:
+def _end(error: BaseException | None) -> NoReturn:
     """Ends the process as Python does, but leaves modules to the system: tearing them down takes 0.4 s."""
     code = error.code if isinstance(error, SystemExit) else None
     if error is not None and not isinstance(error, SystemExit) or isinstance(code, str):
@@ -220,15 +232,43 @@ def _end(error: BaseException | None) -> None:
     os._exit(code or 0)
 
 
+def _run_to_end(args: list[str], cwd: str, env: dict[str, str]) -> NoReturn:
+    raised = None
+    try:
+        _run(args, cwd, env)
+    except BaseException as error:
+        raised = error
+    _end(raised)
+
+
+class _Popen(subprocess.Popen):
+    def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
+        if not isinstance(args, list) or args[:2] != [sys.executable, "-m"]:
+            return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
+        pipes, session = rest[3:9], rest[13]
+        self.pid = os.fork()
+        if self.pid:
+            self._child_created = True
+            return self._close_pipe_fds(*pipes)
+        if session:
+            os.setsid()
+        for handle, place in zip((pipes[0], pipes[3], pipes[5]), range(3), strict=True):
+            if handle != -1:
+                os.dup2(handle, place)
+        null = os.open(os.devnull, os.O_RDWR)
+        for handle in map(int, os.listdir("/proc/self/fd")):
+            if handle > 2 and handle not in pass_fds:
+                os.dup2(null, handle)  # closed, and yet not free to be another file's
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stdout, sys.stderr = (open(place, "w", closefd=False) for place in (1, 2))  # noqa: SIM115
+        _run_to_end(args[1:], str(cwd or os.getcwd()), dict(os.environ if env is None else env))
+
+
 if __name__ == "__main__":
     sys.path.insert(1, str(ROOT))
     _import_all(sys.argv[2:])
     gc.collect()
     gc.freeze()
-    _asked = _serve(socket.socket(fileno=int(sys.argv[1])))
-    _raised = None
-    try:
-        _run(**_asked)
-    except BaseException as _error:
-        _raised = _error
-    _end(_raised)
+    _run_to_end(**_serve(socket.socket(fileno=int(sys.argv[1]))))
