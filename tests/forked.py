@@ -3,7 +3,7 @@
 A server that has imported the libraries and our modules, and done nothing with them, forks itself for every command. What it
 forks has its own number, signals, exit code, folder and limits. Two things differ from Python started anew: environment
 variables that are read at an import are those the server began with, and modules are not torn down at the end. What a
-command starts itself by `python -m` is forked from it, in the same way.
+command's main thread starts by `python -m` is forked from it, in the same way.
 """
 
 import atexit
@@ -243,7 +243,8 @@ def _run_to_end(args: list[str], cwd: str, env: dict[str, str]) -> NoReturn:
 
 class _Popen(subprocess.Popen):
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
-        if not isinstance(args, list) or args[:2] != [sys.executable, "-m"]:
+        here = threading.current_thread() is threading.main_thread()  # a fork of another thread can't end well
+        if not here or not isinstance(args, list) or args[:2] != [sys.executable, "-m"]:
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
         pipes, session = rest[3:9], rest[13]
         self.pid = os.fork()
