@@ -52,7 +52,10 @@ class Process:
 
     def __init__(self, connection: socket.socket, stdout: IO[str] | None) -> None:
         self.stdout, self.returncode, self._connection = stdout, None, connection
-        self.pid = int(connection.recv(100))
+        started = connection.recv(100)
+        if not started:
+            raise RuntimeError("the server of tests/forked.py has ended; its error stands above")
+        self.pid = int(started)
 
     def wait(self, timeout: float = 300) -> int:
         """Returns the exit code, or minus the signal that ended it; raises TimeoutError."""
