@@ -7,6 +7,9 @@ they are taken or refused with the reason.
 import importlib.metadata
 import importlib.util
 import logging
+import platform
+import sys
+import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -95,10 +98,19 @@ def unsloth_fault() -> str | None:
     """Returns why Unsloth can't run on this machine, or None; imports it."""
     if importlib.util.find_spec("unsloth") is None:
         return "Unsloth is not installed"
+    # Its probe of vLLM loads vllm._C, which vLLM's CPU build has for AVX512-BF16 alone. Where vLLM then loads the library of
+    # another x86 CPU beside that, the process is aborted; so the probe finds an empty module there.
+    x86 = platform.machine() in ("x86_64", "AMD64") and not torch.cuda.is_available()
+    empty = x86 and not torch.cpu._is_avx512_bf16_supported() and "vllm._C" not in sys.modules
+    if empty:
+        sys.modules["vllm._C"] = types.ModuleType("vllm._C")
     try:
         import unsloth  # noqa: F401
     except Exception as error:  # without an accelerator older versions raise NotImplementedError, others what they meet
         return f"Unsloth can't be imported ({_short(error)})"
+    finally:
+        if empty:
+            del sys.modules["vllm._C"]
     return None
 
 

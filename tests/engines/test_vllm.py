@@ -71,15 +71,17 @@ def sync(self):
     ),
     "base weights swapped": (
         """
-import torch
+import dataclasses, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-path = vllm.model_path("bundled", "student")
+from poweropd_lite.models.loading import model_path
+path = model_path("bundled", "student")
 model = AutoModelForCausalLM.from_pretrained(path)
 with torch.no_grad():
     model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
 model.save_pretrained("other")
 AutoTokenizer.from_pretrained(path).save_pretrained("other")
-vllm.model_path = lambda name, role: "other"
+real_start = vllm._start
+vllm._start = lambda served, *rest: real_start(dataclasses.replace(served, model="other"), *rest)
 def sync(self):
     real(self)
 """,
