@@ -135,7 +135,7 @@ def test_quickstart_runs_and_the_student_learns(tmp_path):
 def test_the_reward_by_hand_has_the_worked_values(tmp_path):
     values = {
         "power": "[reward.power(log_p, log_q, alpha=a).tolist() for a in (1, 2, 10)]",
-        "others": "[x.tolist() for x in (ratio, reward.zscore(log_p, log_q, mean=mean, std=std))]",
+        "others": "[x.tolist() for x in (ratio, reward.zscore(log_p, log_q, **moments))]",
         "gradient": "score.grad.tolist()",
         "extreme": "extreme",
         "wrong": "sorted(wrong.values())",
