@@ -4,7 +4,9 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import forked
 import pytest
 from conftest import TINY, edit, run_train
 
@@ -17,8 +19,7 @@ ENDOFTEXT, IM_END = 474, 476
 
 
 def run_doctor(*flags, cwd=None):
-    command = [sys.executable, "-m", "poweropd_lite.doctor", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return forked.run("-m", "poweropd_lite.doctor", *flags, cwd=cwd or Path.cwd())
 
 
 def findings(rows=50, **settings):

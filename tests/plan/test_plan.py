@@ -1,10 +1,10 @@
 """The plan against what is really allocated, by torch's profiler and FLOP counter, and against appendix B."""
 
+import functools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from conftest import quick_flags, run_train
@@ -16,7 +16,7 @@ from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
 from poweropd_lite.models.shape import nf4_bytes, read_shape
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
-from poweropd_lite.plan import plan
+from poweropd_lite.plan import make, plan
 from poweropd_lite.plan.cards import CARDS, Machine, find_card, known_card
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
 from poweropd_lite.plan.memory import GIB, fullest_batch, plan_memory
@@ -29,12 +29,23 @@ PAIRS = ["qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b"]
 
 
 def run_plan(*flags, cwd=None):
-    command = [sys.executable, "-m", "poweropd_lite.plan", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return forked.run("-m", "poweropd_lite.plan", *flags, cwd=cwd or Path.cwd())
+
+
+@functools.cache
+def traces(student, teacher, dtype):
+    """The traces of a pair, which remember what they have traced, from test to test."""
+    return traces_of(load_config(student=student, teacher=teacher), dtype)
+
+
+@pytest.fixture(autouse=True)
+def remembered(monkeypatch):
+    """Plans made in this process ask the same traces."""
+    monkeypatch.setattr(make, "traces_of", lambda config, dtype: traces(config.student, config.teacher, dtype))
 
 
 def memory_of(config, dtype=torch.float32, cuda=False, **options):
-    return plan_memory(config, traces_of(config, dtype), cuda, **options)
+    return plan_memory(config, traces(config.student, config.teacher, dtype), cuda, **options)
 
 
 def allocated(work):

@@ -7,15 +7,14 @@ import sys
 import pytest
 import torch
 import yaml
-from test_plan import PAIRS, memory_of, run_plan
+from test_plan import PAIRS, memory_of, remembered, run_plan  # noqa: F401
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.plan import plan
 from poweropd_lite.plan.fit import config_text, fit
-from poweropd_lite.plan.memory import GIB, plan_memory
+from poweropd_lite.plan.memory import GIB
 from poweropd_lite.plan.settings import PlanConfig
-from poweropd_lite.plan.trace import traces_of
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -33,10 +32,9 @@ def test_the_change_that_fits_is_needed_and_enough(tmp_path):
     assert text.startswith("# Qwen/Qwen3-0.6B-Base <- Qwen/Qwen3-4B, LoRA: fits 8 GB")
     small = load_config(tmp_path / "small.yaml")
     limit = 0.91 * 8 * GIB
-    traces = traces_of(small, torch.bfloat16)
 
     def needed(config):
-        return plan_memory(config, traces, cuda=True).needed
+        return memory_of(config, torch.bfloat16, cuda=True).needed
 
     assert needed(small) <= limit
     before = load_config("qwen3-0.6b-4b")
@@ -69,10 +67,9 @@ def test_what_changes_no_result_is_enough(gpu, settings, changes):
 def test_vllm_that_does_not_fit_gives_way_to_the_loop():
     """2 GiB of vLLM's own beside a pair of a few MiB: nothing but another engine makes it fit 1.5 GiB."""
     config = load_config("bundled", engine="vllm")
-    traces = traces_of(config, torch.bfloat16)
 
     def memory(of):
-        return plan_memory(of, traces, True, "vllm" if of.engine == "vllm" else "loop")
+        return memory_of(of, torch.bfloat16, cuda=True, engine="vllm" if of.engine == "vllm" else "loop")
 
     assert memory(config).needed > 2 * GIB
     found = fit(config, round(1.5 * GIB), memory, print)

@@ -2,9 +2,8 @@
 
 import json
 import math
-import subprocess
-import sys
 
+import forked
 import pytest
 import torch
 from exact import TINY, drawn_rollouts, float64_model, token_logprobs, token_rows
@@ -24,9 +23,8 @@ from poweropd_lite.rehearse.stats import (
 ROLLOUTS, BATCH = 24, 8
 
 
-def run_advise(*flags, cwd, **options):
-    command = [sys.executable, "-m", "poweropd_lite.advise", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+def run_advise(*flags, cwd):
+    return forked.run("-m", "poweropd_lite.advise", *flags, cwd=cwd)
 
 
 def vector(*values):

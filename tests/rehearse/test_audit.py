@@ -5,8 +5,8 @@ import math
 import signal
 import subprocess
 import sys
-import time
 
+import forked
 import pytest
 import torch
 from exact import TINY, drawn_rollouts, float64_model, nf4_model, token_logprobs
@@ -24,9 +24,8 @@ R = torch.tensor([0.5, -0.5, 0.2, 0.0, -0.8], dtype=torch.float64)
 S = torch.tensor([0.4, 0.1, 0.2, 0.1, 0.0], dtype=torch.float64)
 
 
-def run_audit(*flags, cwd, **options):
-    command = [sys.executable, "-m", "poweropd_lite.audit", *flags]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+def run_audit(*flags, cwd):
+    return forked.run("-m", "poweropd_lite.audit", *flags, cwd=cwd)
 
 
 def test_errors_of_rewards_worked_by_hand():
@@ -319,16 +318,25 @@ def test_bad_input_is_refused_and_leaves_nothing(tmp_path, flags, words):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_it_and_nothing_is_written(tmp_path, number, code):
-    command = [sys.executable, "-u", "-m", "poweropd_lite.audit", "--rollouts", "4096"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for line in process.stdout:
-        if "33 rows" in line:  # said before anything is sampled
-            break
-    time.sleep(3.0)
-    process.send_signal(number)
-    out = process.stdout.read()
-    assert process.wait(timeout=60) == code, out
-    assert "stopping; nothing is written" in out and "Traceback" not in out
+    """The signal comes when the first of 128 batches is sampled."""
+    signalled = """
+import os, sys
+from poweropd_lite.audit.__main__ import main
+from poweropd_lite.cli import run_command
+from poweropd_lite.engines.loop import LoopEngine
+real, sampled = LoopEngine.sample, []
+def sample(*args):
+    if not sampled:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    sampled.append(args)
+    assert len(sampled) < 3
+    return real(*args)
+LoopEngine.sample = sample
+run_command(lambda: main(sys.argv[2:]))
+"""
+    done = forked.run("-c", signalled, str(int(number)), "--rollouts", "4096", cwd=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "stopping; nothing is written" in done.stdout and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

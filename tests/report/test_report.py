@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -31,9 +32,7 @@ REWARDS = {
 
 
 def command(*args, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "poweropd_lite.report", *map(str, args)], cwd=cwd, capture_output=True, text=True
-    )
+    return forked.run("-m", "poweropd_lite.report", *map(str, args), cwd=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from poweropd_lite.reproduce import child
@@ -19,7 +20,7 @@ from poweropd_lite.reproduce.settings import split_settings
 from poweropd_lite.reproduce.settle import settle
 
 TINY = Path(__file__).parents[2] / "poweropd_lite/tiny"
-COMMAND = [sys.executable, "-m", "poweropd_lite.reproduce"]
+COMMAND = ["-m", "poweropd_lite.reproduce"]
 ONE_RUN = {
     "pairs": "bundled",
     "rewards": "power",
@@ -34,7 +35,7 @@ TINY_GRID = [f"--{name}={value}" for name, value in ONE_RUN.items()]
 
 
 def run(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *flags], cwd=cwd, capture_output=True, text=True, timeout=400)
+    return forked.run(*COMMAND, *flags, cwd=cwd)
 
 
 def states(out: Path) -> dict[str, str]:
@@ -84,9 +85,8 @@ def test_smoke_killed_three_times_ends_with_the_same_tables(smoke):
     for moment in (in_training, in_evaluation, between):
         # One at a time, so that there is a moment between two runs.
         with open(smoke / "killed.txt", "a") as said:
-            queue = subprocess.Popen(
-                [*COMMAND, "--preset", "smoke", "--out", "killed", "--jobs", "1"], cwd=smoke, stdout=said, stderr=said
-            )
+            flags = ["--preset", "smoke", "--out", "killed", "--jobs", "1"]
+            queue = forked.start(*COMMAND, *flags, cwd=smoke, file=said)
             limit = time.monotonic() + 200
             while not moment(out):
                 assert queue.poll() is None, f"ended before {moment.__name__}: {(smoke / 'killed.txt').read_text()}"
@@ -224,7 +224,7 @@ def test_a_signal_stops_without_loss(tmp_path, number):
     flags = [*TINY_GRID, "--steps", "400", "--batch-size", "8", "--out", "q"]
     out = tmp_path / "q"
     with open(tmp_path / "said.txt", "w") as said:
-        queue = subprocess.Popen([*COMMAND, *flags], cwd=tmp_path, stdout=said, stderr=said)
+        queue = forked.start(*COMMAND, *flags, cwd=tmp_path, file=said)
         metrics = out / "runs/bundled-power10-plain-seed0/metrics.jsonl"
         limit = time.monotonic() + 120
         while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
@@ -249,7 +249,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     """The run that is trained is held still, so that it can't end by itself; 1,000 steps of it would take minutes."""
     out, metrics = tmp_path / "q", tmp_path / "q/runs/bundled-power10-plain-seed0/metrics.jsonl"
     flags = [*TINY_GRID, "--steps=1000", "--out=q"]
-    queue = subprocess.Popen([*COMMAND, *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    queue = forked.start(*COMMAND, *flags, cwd=tmp_path)
     limit = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text()):
         assert queue.poll() is None and time.monotonic() < limit
@@ -272,7 +272,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
 
 
 def test_a_signal_while_it_plans_ends_the_plans_too(tmp_path):
-    queue = subprocess.Popen([*COMMAND, *TINY_GRID, "--rewards=power,full_kl", "--out", "q"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    queue = forked.start(*COMMAND, *TINY_GRID, "--rewards=power,full_kl", "--out", "q", cwd=tmp_path)
     assert queue.stdout.readline().startswith("planning ")
     children, limit = Path(f"/proc/{queue.pid}/task"), time.monotonic() + 60
     while not (plans := [c for thread in children.iterdir() for c in (thread / "children").read_text().split()]):
