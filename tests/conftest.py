@@ -1,10 +1,13 @@
 """Shared pieces: one thread (the models are small), the bundled pair loaded once, and a run that takes seconds."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub for anything; read once, when the library is imported
@@ -19,6 +22,7 @@ import transformers
 from sharing import made_once
 
 from poweropd_lite.base.config import Config, load_config
+from poweropd_lite.cli import run_command
 
 torch.set_num_threads(1)
 transformers.utils.logging.get_logger()  # takes the stderr of now, not one that a test captures and closes
@@ -111,6 +115,16 @@ def make_rollouts(model, prompts, pair, sampling=None, longest=60, rows=None):
 def run_python(*args: str, cwd: Path, **options) -> subprocess.CompletedProcess:
     """Runs a Python started anew to its end: for what is read or measured at its very start, and to compare with."""
     return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+def run_here(
+    main: Callable[[list[str]], int | None], *flags: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess:
+    """Runs a command's `main` in this process, with what it has loaded, traced and cached."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:  # fmt: skip
+        run_command(lambda: main(list(flags)))
+    return subprocess.CompletedProcess(flags, ended.value.code or 0, out.getvalue(), err.getvalue())
 
 
 def run_train(*flags: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -1,12 +1,13 @@
 """`python -m module`, `python -c code` and `python script.py` as processes of their own that start in 50 milliseconds instead of seconds.
 
-A server that has imported the libraries and our modules, and done nothing with them, forks itself for every command. What it
-forks has its own number, signals, exit code, folder and limits. Two things differ from Python started anew: environment
-variables that are read at an import are those the server began with, and modules are not torn down at the end. What a
-command's main thread starts by `python -m` is forked from it, in the same way.
+A server that has imported the libraries and our modules, and traced the bundled pair once for the plan, forks itself for
+every command. What it forks has its own number, signals, exit code, folder and limits. Two things differ from Python started
+anew: environment variables that are read at an import are those the server began with, and modules are not torn down at the
+end. What a command starts by `python -m` is forked from it, in the same way.
 """
 
 import atexit
+import concurrent.futures.thread
 import functools
 import gc
 import importlib
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import traceback
 import types
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NoReturn
@@ -158,6 +160,19 @@ def _import_all(libraries: Sequence[str]) -> None:
             importlib.import_module(module.name)
 
 
+def _trace() -> None:
+    """Traces the bundled pair, on tensors without memory: a process does it once, and every training begins with it."""
+    import torch
+
+    from poweropd_lite.base.config import load_config
+    from poweropd_lite.plan.memory import plan_memory
+    from poweropd_lite.plan.trace import traces_of
+
+    for batch in (4, 8, 16):
+        config = load_config("bundled", batch_size=batch, eval_problems=8, eval_samples=2)
+        plan_memory(config, traces_of(config, torch.float32), cuda=False)
+
+
 def _serve(requests: socket.socket) -> dict:
     """Forks for every request and tells how each process ended; returns, in the new process, what it is to run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this
@@ -246,8 +261,7 @@ def _run_to_end(args: list[str], cwd: str, env: dict[str, str]) -> NoReturn:
 
 class _Popen(subprocess.Popen):
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
-        here = threading.current_thread() is threading.main_thread()  # a fork of another thread can't end well
-        if not here or not isinstance(args, list) or args[:2] != [sys.executable, "-m"]:
+        if not isinstance(args, list) or args[:2] != [sys.executable, "-m"]:
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
         pipes, session = rest[3:9], rest[13]
         self.pid = os.fork()
@@ -256,6 +270,8 @@ class _Popen(subprocess.Popen):
             return self._close_pipe_fds(*pipes)
         if session:
             os.setsid()
+        concurrent.futures.thread._threads_queues.clear()  # no thread of a pool is here to be waited for,
+        weakref.finalize._registry.clear()  # and no temporary folder is this process's to remove
         for handle, place in zip((pipes[0], pipes[3], pipes[5]), range(3), strict=True):
             if handle != -1:
                 os.dup2(handle, place)
@@ -273,6 +289,7 @@ class _Popen(subprocess.Popen):
 if __name__ == "__main__":
     sys.path.insert(1, str(ROOT))
     _import_all(sys.argv[2:])
+    _trace()
     gc.collect()
     gc.freeze()
     _run_to_end(**_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -43,7 +43,7 @@ def marked(*marks: str) -> frozenset[str]:
     - "found": a run writes down what it found in place of what was asked;
     - "grid": reproduce sets it a run at a time;
     - "scores": accuracies are comparable only where it is the same;
-    - "untraced": the memory of a micro-batch of given size does not depend on it.
+    - "traced": the memory of a micro-batch or rollout of given size depends on it.
     """
     extras: dict[str, Any] = {name: field.json_schema_extra or {} for name, field in Config.model_fields.items()}
     return frozenset(name for name, extra in extras.items() if set(marks) & set(extra.get("marks", ())))
@@ -59,21 +59,21 @@ class Config(BaseModel):
         "power",
         "what a sampled token is paid (docs/method.md); full_kl is the full-vocabulary baseline",
         section="method",
-        marks="grid",
+        marks="grid traced",
     )
     alpha: float = setting(
         10.0,
         "exponent of the power reward p^alpha - q^alpha; other rewards ignore it",
         gt=0,
         le=1e6,
-        marks="grid untraced",
+        marks="grid",
     )
     clip_limit: float = setting(1.0, "the clip reward's bound on the log ratio (paper: 1; released script: 5)", gt=0)
     tau: float = setting(5.0, "the tanh reward's scale: tanh(log ratio / tau)", gt=0)
     score: Literal["sampled", "full"] = setting(
         "sampled",
         "whose log-prob carries the gradient: the distribution sampled from (unbiased under top-k, top-p, temperature), or the untruncated one (released code)",
-        marks="grid",
+        marks="grid traced",
     )
     stop_mode: Literal["mask", "raw", "relabel", "cross_eos"] = setting(
         "mask",
@@ -86,14 +86,17 @@ class Config(BaseModel):
         "hub id or folder of the model that learns; 'bundled' for the shipped one",
         min_length=1,
         section="models",
+        marks="traced",
     )
     teacher: str = setting(
-        "Qwen/Qwen3-4B", "hub id or folder of the model that scores; 'bundled' for the shipped one", min_length=1
+        "Qwen/Qwen3-4B",
+        "hub id or folder of the model that scores; 'bundled' for the shipped one",
+        min_length=1,
+        marks="traced",
     )
     teacher_bits: Bits = setting(
         4,
         "teacher weights: 4 is NF4 with double quantisation, 8 is LLM.int8 (CUDA), 16 the compute dtype, 32 float32",
-        marks="untraced",
     )
     student_bits: Annotated[Literal[4, 16], BeforeValidator(number_of)] = setting(
         16, "weights of the student's frozen base: 16 is the compute dtype, 4 is NF4 (QLoRA)"
@@ -107,21 +110,26 @@ class Config(BaseModel):
         "auto",
         "compute dtype; auto: bfloat16 where the card has it, float16 with a loss scale on other cards (untested with Qwen3), float32 on a CPU",
     )
-    full_finetune: bool = setting(False, "train every weight (float32 master weights) instead of a LoRA adapter")
-    lora_rank: int = setting(32, "rank of the LoRA adapter", ge=1)
-    lora_alpha: float = setting(64.0, "LoRA's scale: the update is lora_alpha / lora_rank * B A", gt=0)
+    full_finetune: bool = setting(
+        False, "train every weight (float32 master weights) instead of a LoRA adapter", marks="traced"
+    )
+    lora_rank: int = setting(32, "rank of the LoRA adapter", ge=1, marks="traced")
+    lora_alpha: float = setting(64.0, "LoRA's scale: the update is lora_alpha / lora_rank * B A", gt=0, marks="traced")
     lora_targets: str = setting(
         "all-linear",
         "modules that get an adapter: all-linear (all but the head), or names joined by commas",
         min_length=1,
+        marks="traced",
     )
     modules_to_save: str = setting(
-        "", "modules trained whole beside the adapter, joined by commas, such as embed_tokens,lm_head"
+        "", "modules trained whole beside the adapter, joined by commas, such as embed_tokens,lm_head", marks="traced"
     )
     gradient_checkpointing: bool = setting(
-        True, "recompute activations in the backward pass: less memory, about a third more time"
+        True, "recompute activations in the backward pass: less memory, about a third more time", marks="traced"
     )
-    trust_remote_code: bool = setting(False, "run Python code that comes with a model; only for sources you trust")
+    trust_remote_code: bool = setting(
+        False, "run Python code that comes with a model; only for sources you trust", marks="traced"
+    )
 
     # The prompts
     data: str = setting(
@@ -141,7 +149,7 @@ class Config(BaseModel):
     enable_thinking: bool = setting(
         False, "what the chat template is told; off makes Qwen3 add an empty think block, as the released code does"
     )
-    max_prompt_tokens: int = setting(1024, "longer prompts are left out, counted and named", ge=1, marks="untraced")
+    max_prompt_tokens: int = setting(1024, "longer prompts are left out, counted and named", ge=1)
 
     # The rollouts
     engine: Literal["auto", "vllm", "loop"] = setting(
@@ -161,24 +169,25 @@ class Config(BaseModel):
         "if given, a token's reward is multiplied by min(q of the trainer / q of the engine, this), for engines that round differently",
         ge=1,
     )
-    batch_size: int = setting(32, "prompts a step, one rollout each", ge=1, marks="untraced")
+    batch_size: int = setting(32, "prompts a step, one rollout each", ge=1)
     decode_batch_size: int | None = setting(
         None,
         "most completions decoded at once: the dial for keys and values; a whole batch if not given",
         ge=1,
-        marks="untraced",
     )
     max_new_tokens: int = setting(
-        1024, "longest completion; one that reaches it is truncated and stays in the loss whole", ge=1, marks="untraced"
+        1024, "longest completion; one that reaches it is truncated and stays in the loss whole", ge=1
     )
-    temperature: float = setting(1.0, "sampling temperature of the rollouts", gt=0)
-    top_k: int = setting(0, "sample among the k likeliest ids; 0: among all (released code: 20)", ge=0, marks="grid")
+    temperature: float = setting(1.0, "sampling temperature of the rollouts", gt=0, marks="traced")
+    top_k: int = setting(
+        0, "sample among the k likeliest ids; 0: among all (released code: 20)", ge=0, marks="grid traced"
+    )
     top_p: float = setting(
         1.0,
         "sample among the fewest ids that hold this mass; 1: among all (released code: 0.95)",
         gt=0,
         le=1,
-        marks="grid",
+        marks="grid traced",
     )
 
     # The optimizer
@@ -194,13 +203,13 @@ class Config(BaseModel):
     warmup_steps: int = setting(0, "steps over which the learning rate rises linearly, under every schedule", ge=0)
     max_grad_norm: float = setting(1.0, "the gradient is scaled down to this norm if it is larger", gt=0)
     optimizer: Literal["adamw", "adamw8bit"] = setting(
-        "adamw", "AdamW without weight decay; adamw8bit keeps its state in 8 bits (CUDA)", marks="untraced"
+        "adamw", "AdamW without weight decay; adamw8bit keeps its state in 8 bits (CUDA)"
     )
     token_budget: int = setting(
         8192,
         "tokens (padding counted) of one micro-batch, for student and teacher: the dial for activation memory",
         ge=1,
-        marks="resume untraced",
+        marks="resume",
     )
 
     # Evaluation
@@ -209,18 +218,18 @@ class Config(BaseModel):
         "what the student is scored on, as --benchmarks of the evaluate command; none: on nothing",
         min_length=1,
         section="evaluation",
-        marks="scores untraced",
+        marks="scores",
     )
     eval_prompt_column: str | None = setting(None, "as prompt_column of the evaluate command", marks="scores")
     eval_answer_column: str | None = setting(None, "as answer_column of the evaluate command", marks="scores")
     eval_problems: int = setting(256, "how many problems of each benchmark, from the first on", ge=1, marks="scores")
-    eval_every: int = setting(0, "steps between evaluations; 0: only before and after training", ge=0, marks="untraced")
+    eval_every: int = setting(0, "steps between evaluations; 0: only before and after training", ge=0)
     eval_samples: int = setting(8, "completions a problem, for Avg@k", ge=1, marks="scores")
     eval_temperature: float = setting(0.6, "sampling temperature of evaluation, untruncated", gt=0, marks="scores")
     eval_max_new_tokens: int | None = setting(
-        None, "longest completion in evaluation; max_new_tokens if not given", ge=1, marks="scores untraced"
+        None, "longest completion in evaluation; max_new_tokens if not given", ge=1, marks="scores"
     )
-    eval_batch_size: int = setting(32, "completions generated at once in evaluation", ge=1, marks="untraced")
+    eval_batch_size: int = setting(32, "completions generated at once in evaluation", ge=1)
 
     # The run
     seed: int = setting(

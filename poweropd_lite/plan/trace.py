@@ -31,15 +31,16 @@ from poweropd_lite.models.student import Student
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_TRACED = [name for name in Config.model_fields if name not in marked("untraced")]
+_MADE: dict[tuple, Any] = {}  # by all that a trace depends on
 
 
 class Traces:
-    """The traces of a pair's two models, each made once: a search for a config that fits asks for the same again and again."""
+    """The traces of a pair's two models, each made once in a process: a search for a config that fits asks for the same
+    again and again, and so does a notebook's next run.
+    """
 
     def __init__(self, student: "PretrainedConfig", teacher: "PretrainedConfig", dtype: torch.dtype) -> None:
         self.student_config, self.teacher_config, self.dtype = student, teacher, dtype
-        self._made: dict[tuple, Any] = {}
 
     def student(self, config: Config, teacher_head: tuple[int, int], lines: int, width: int) -> "Traced":
         return self._once(trace_student, self.student_config, config, self.dtype, teacher_head, lines, width)
@@ -51,10 +52,15 @@ class Traces:
         return self._once(trace_rollout, self.student_config, config, self.dtype, lines, prompt, new)
 
     def _once(self, trace: Callable, model_config: "PretrainedConfig", config: Config, *rest: Any) -> Any:
-        key = (trace, *(getattr(config, name) for name in _TRACED), *rest)
-        if key not in self._made:
-            self._made[key] = trace(model_config, config, *rest)
-        return self._made[key]
+        key = (
+            trace,
+            model_config.to_json_string(),
+            *(getattr(config, name) for name in sorted(marked("traced"))),
+            *rest,
+        )
+        if key not in _MADE:
+            _MADE[key] = trace(model_config, config, *rest)
+        return _MADE[key]
 
 
 def traces_of(config: Config, dtype: torch.dtype) -> Traces:

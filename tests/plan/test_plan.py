@@ -1,27 +1,26 @@
 """The plan against what is really allocated, by torch's profiler and FLOP counter, and against appendix B."""
 
-import functools
 import json
 from pathlib import Path
 
-import forked
 import pytest
 import torch
-from conftest import quick_flags, run_train
+from conftest import quick_flags, run_here, run_train
 from torch.utils.flop_counter import FlopCounterMode
 
-from poweropd_lite.base.config import load_config
+from poweropd_lite.base.config import Config, load_config, marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
-from poweropd_lite.models.shape import nf4_bytes, read_shape
+from poweropd_lite.models.shape import nf4_bytes, read_config, read_shape
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
-from poweropd_lite.plan import make, plan
-from poweropd_lite.plan.cards import CARDS, Machine, find_card, known_card
+from poweropd_lite.plan import plan
+from poweropd_lite.plan.__main__ import main
+from poweropd_lite.plan.cards import CARDS, known_card
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
-from poweropd_lite.plan.memory import GIB, fullest_batch, plan_memory
+from poweropd_lite.plan.memory import fullest_batch, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
-from poweropd_lite.plan.trace import traces_of
+from poweropd_lite.plan.trace import trace_rollout, trace_student, trace_teacher, traces_of
 
 CPU = torch.device("cpu")
 TINY = Path(__file__).parents[2] / "poweropd_lite" / "tiny"
@@ -29,23 +28,11 @@ PAIRS = ["qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b"]
 
 
 def run_plan(*flags, cwd=None):
-    return forked.run("-m", "poweropd_lite.plan", *flags, cwd=cwd or Path.cwd())
-
-
-@functools.cache
-def traces(student, teacher, dtype):
-    """The traces of a pair, which remember what they have traced, from test to test."""
-    return traces_of(load_config(student=student, teacher=teacher), dtype)
-
-
-@pytest.fixture(autouse=True)
-def remembered(monkeypatch):
-    """Plans made in this process ask the same traces."""
-    monkeypatch.setattr(make, "traces_of", lambda config, dtype: traces(config.student, config.teacher, dtype))
+    return run_here(main, *flags, cwd=cwd)
 
 
 def memory_of(config, dtype=torch.float32, cuda=False, **options):
-    return plan_memory(config, traces(config.student, config.teacher, dtype), cuda, **options)
+    return plan_memory(config, traces_of(config, dtype), cuda, **options)
 
 
 def allocated(work):
@@ -86,31 +73,6 @@ def one_update(student, lines=4, width=240, teacher=None):
 def one_score(teacher, lines=4, width=240):
     ids = torch.zeros(lines, width, dtype=torch.long)
     score_tokens(teacher.hidden(ids).flatten(0, 1), teacher.head, ids.flatten(), Sampling(), "full")
-
-
-def test_appendix_b_to_the_digit_and_the_true_cost():
-    done = run_plan("--config", "qwen3-0.6b-4b", "--gpu", "24", "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    paper = report["paper_tflops"]
-    assert [f"{paper[k]:.1f}" for k in ("teacher", "student", "update", "full_vocabulary")] == [
-        "254.8",
-        "30.6",
-        "346.6",
-        "402.7",
-    ]
-    assert f"{paper['saved']:.1%}" == "13.9%"
-    # Query and output projections are heads x 128 wide: 280.4 and 37.3. And every reward multiplies both heads:
-    # 2 x 32,768 tokens x 151,936 rows x 2,560 = 25.5 and x 1,024 = 10.2.
-    config = load_config("qwen3-0.6b-4b")
-    bodies = [
-        sum(body_flops(read_shape(getattr(config, role), role, config.trust_remote_code), 32, 1152)) / 1e12
-        for role in ("teacher", "student")
-    ]
-    assert [f"{b:.1f}" for b in bodies] == ["280.4", "37.3"]
-    assert report["tflops"]["score"] == pytest.approx(280.4 + 25.5, abs=0.1)
-    # LoRA with checkpointing: forward, forward again, gradient of activations (no weight's), and the head twice.
-    assert report["tflops"]["update"] == pytest.approx(3 * 37.3 + 2 * 10.2 + 11.2, rel=0.01)
 
 
 def test_weights_are_what_bitsandbytes_and_the_optimizer_really_hold(bundled):
@@ -296,35 +258,6 @@ def test_an_evaluation_is_of_the_problems_that_there_are():
     assert seconds("aime24") == pytest.approx(0.3 * one)
 
 
-def test_a_named_card_gives_an_estimate_by_its_published_figures():
-    report, _ = plan(load_config("qwen3-0.6b-4b"), PlanConfig(gpu="rtx4090"), say=print)
-    seconds, card = report["seconds"], CARDS["rtx4090"]
-    # Weights and keys and values read once a token, at 60% of 1,008 GB/s, and a millisecond beside it.
-    weights = 2 * 596_049_920 + 4 * 20_185_088
-    cache = 32 * (128 + 512) * 28 * 2 * 8 * 128 * 2
-    decode = 1024 * ((weights + cache) / (0.6 * 1008e9) + 1e-3)
-    products = report["tflops"]["rollout"] / (0.4 * card.tflops)
-    assert seconds["step"]["rollout"] == pytest.approx(decode + products, rel=1e-6)
-    assert seconds["run"] == pytest.approx(1500 * sum(seconds["step"].values()) + 7 * seconds["evaluation"])
-    for name in ("RTX 4090", "rtx-4090", "RTX_4090", "4090"):
-        assert find_card(name) == Machine("rtx4090", True, card, card.gib)
-    assert find_card("24GB") == Machine("24 GB", True, None, 22.0) and find_card("a100 80gb").name == "a100-80gb"
-    assert find_card("20") == Machine("20 GB", True, None, pytest.approx(18.2))
-
-
-def test_vllm_asleep_and_awake():
-    """With vLLM a copy of the base and a cache for 32 completions are there in rollouts; asleep it keeps 1 GiB."""
-    config = load_config("qwen3-0.6b-4b", engine="vllm")
-    found = memory_of(config, torch.bfloat16, cuda=True, engine="vllm")
-    phases = found.phases
-    cache = 32 * (2048 + 128) * 28 * 2 * 8 * 128 * 2
-    assert phases["rollout"]["keys and values"] == cache
-    assert phases["rollout"]["vLLM"] == 2 * 596_049_920 + 2 * GIB - GIB
-    assert phases["update"]["engine"] == GIB and "keys and values" not in phases["update"]
-    shared = memory_of(config, torch.bfloat16, cuda=True, engine="vllm", shared=True)
-    assert shared.phases["update"]["engine"] == cache + 2 * GIB
-
-
 def test_bad_pairs_are_user_errors():
     with pytest.raises(UserError, match="no model config for the student"):
         plan(load_config(student="/nowhere", teacher="bundled"), say=print)
@@ -376,3 +309,24 @@ def test_a_model_that_cannot_be_traced_is_trained_all_the_same(monkeypatch):
 )
 def test_a_card_is_known_by_what_its_driver_says(name, gib, card):
     assert known_card(name, gib) == (CARDS[card] if card else None)
+
+
+def test_a_trace_reads_no_setting_that_is_not_marked():
+    """Else a trace of other settings would be taken for this one's."""
+    read = set()
+
+    class Watched(Config):
+        def __getattribute__(self, name):
+            if name in Config.model_fields:
+                read.add(name)
+            return super().__getattribute__(name)
+
+    config = Watched(**load_config("bundled", top_k=20, temperature=0.7).model_dump())
+    student, teacher = (read_config("bundled", role) for role in ("student", "teacher"))
+    read.clear()
+    for reward in ("power", "full_kl"):
+        trace_student(student, config.model_copy(update={"reward": reward}), torch.float32, (512, 64), 2, 16)
+    trace_teacher(teacher, config, torch.float32, 2, 16)
+    trace_rollout(student, config, torch.float32, 2, 8, 8)
+    assert {"reward", "score", "lora_rank", "top_k", "temperature"} < read
+    assert read <= marked("traced") | {"seed"}  # of random weights that are never made

@@ -32,6 +32,7 @@ ONE_RUN = {
     "batch-size": 4,
 }
 TINY_GRID = [f"--{name}={value}" for name, value in ONE_RUN.items()]
+SMOKE = ["--preset", "smoke", "--batch-size", "8"]
 
 
 def run(*flags: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -52,9 +53,9 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> Path:
-    """A folder in which the smoke preset ran undisturbed."""
+    """A folder in which the smoke preset ran undisturbed, of eight rollouts a step."""
     folder = tmp_path_factory.mktemp("smoke")
-    done = run("--preset", "smoke", "--out", "whole", cwd=folder)
+    done = run(*SMOKE, "--out", "whole", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "said.txt").write_text(done.stdout)
     return folder
@@ -85,7 +86,7 @@ def test_smoke_killed_three_times_ends_with_the_same_tables(smoke):
     for moment in (in_training, in_evaluation, between):
         # One at a time, so that there is a moment between two runs.
         with open(smoke / "killed.txt", "a") as said:
-            flags = ["--preset", "smoke", "--out", "killed", "--jobs", "1"]
+            flags = [*SMOKE, "--out", "killed", "--jobs", "1"]
             queue = forked.start(*COMMAND, *flags, cwd=smoke, file=said)
             limit = time.monotonic() + 200
             while not moment(out):
@@ -95,7 +96,7 @@ def test_smoke_killed_three_times_ends_with_the_same_tables(smoke):
             queue.send_signal(signal.SIGKILL)
             queue.wait()
         assert WAITING in states(out).values() or "running" in states(out).values()
-    done = run("--preset", "smoke", "--out", "killed", cwd=smoke)
+    done = run(*SMOKE, "--out", "killed", cwd=smoke)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(states(out).values()) == {DONE} and len(states(out)) == 4
     for name in ("tables.md", "tables.csv"):
@@ -155,7 +156,7 @@ def test_the_smoke_tables_hold_what_its_runs_found(smoke):
 def test_the_same_command_again_runs_nothing_and_more_of_the_grid_joins(smoke):
     out = smoke / "whole"
     before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/summary.json")}
-    again = run("--preset", "smoke", "--out", "whole", cwd=smoke)
+    again = run(*SMOKE, "--out", "whole", cwd=smoke)
     assert again.returncode == 0 and "training" not in again.stdout
     assert {file: file.stat().st_mtime_ns for file in out.glob("runs/*/summary.json")} == before
     for flags, words in (
@@ -163,7 +164,7 @@ def test_the_same_command_again_runs_nothing_and_more_of_the_grid_joins(smoke):
         (["--n", "4"], "n 2 there, 4 now"),
         (["--lr", "1e-3"], "lr 0.002 there, 0.001 now"),
     ):
-        refused = run("--preset", "smoke", "--out", "whole", *flags, cwd=smoke)
+        refused = run(*SMOKE, "--out", "whole", *flags, cwd=smoke)
         assert refused.returncode == 2 and words in refused.stderr and "--out with a new folder" in refused.stderr
     # A third reward joins; nothing else has to be typed, and what is done is not done again.
     shown = run("--out", "whole", "--rewards", "tanh", "--dry-run", cwd=smoke)
@@ -249,7 +250,8 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     """The run that is trained is held still, so that it can't end by itself; 1,000 steps of it would take minutes."""
     out, metrics = tmp_path / "q", tmp_path / "q/runs/bundled-power10-plain-seed0/metrics.jsonl"
     flags = [*TINY_GRID, "--steps=1000", "--out=q"]
-    queue = forked.start(*COMMAND, *flags, cwd=tmp_path)
+    impatient = "import sys; from poweropd_lite.reproduce import __main__, work; from poweropd_lite.cli import run_command; work.PATIENCE = 0.5; run_command(lambda: __main__.main(sys.argv[1:]))"
+    queue = forked.start("-c", impatient, *flags, cwd=tmp_path)
     limit = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text()):
         assert queue.poll() is None and time.monotonic() < limit
@@ -288,8 +290,8 @@ def test_a_signal_while_it_plans_ends_the_plans_too(tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in plans)
 
 
-def test_help_imports_no_torch_and_neither_does_a_queue(tmp_path):
-    """Plan runs in a process of its own; and the package is cheap to import."""
+def test_help_imports_no_torch_and_neither_does_a_queue(smoke):
+    """What needs it runs in processes of their own; and the package is cheap to import."""
     code = """import sys
 import poweropd_lite.reproduce
 assert 'pydantic' not in sys.modules
@@ -297,11 +299,14 @@ from poweropd_lite.reproduce.__main__ import main
 try: main(['--help'])
 except SystemExit: pass
 assert 'torch' not in sys.modules
-assert main(['--preset=smoke', '--dry-run']) == 0
+assert main(['--out=whole', '--rewards=log_ratio,power', '--dry-run']) == 0
 assert 'torch' not in sys.modules"""
-    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    shown = subprocess.run([sys.executable, "-c", code], cwd=smoke, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0, shown.stderr
-    assert "--tables-only" in shown.stdout and "2 runs to train and score, 2 models to score" in shown.stdout
+    assert (
+        "--tables-only" in shown.stdout
+        and "2 runs to train and score, 2 models to score, in whole; 4 done" in shown.stdout
+    )
 
 
 def test_a_pair_that_plan_refuses_is_refused_and_one_that_it_can_not_trace_is_not(tmp_path):
