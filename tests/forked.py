@@ -3,7 +3,7 @@
 A server that has imported the libraries and our modules, and traced the bundled pair once for the plan, forks itself for
 every command. What it forks has its own number, signals, exit code, folder and limits. Two things differ from Python started
 anew: environment variables that are read at an import are those the server began with, and modules are not torn down at the
-end. What a command starts by `python -m` is forked from it, in the same way.
+end. What a command starts by `python -m` or as a script is forked from it, in the same way.
 """
 
 import atexit
@@ -168,7 +168,7 @@ def _trace() -> None:
     from poweropd_lite.plan.memory import plan_memory
     from poweropd_lite.plan.trace import traces_of
 
-    for batch in (4, 8, 16):
+    for batch in (4, 8):
         config = load_config("bundled", batch_size=batch, eval_problems=8, eval_samples=2)
         plan_memory(config, traces_of(config, torch.float32), cuda=False)
 
@@ -261,7 +261,8 @@ def _run_to_end(args: list[str], cwd: str, env: dict[str, str]) -> NoReturn:
 
 class _Popen(subprocess.Popen):
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
-        if not isinstance(args, list) or args[:2] != [sys.executable, "-m"]:
+        ours = isinstance(args, list) and args[0] == sys.executable and (args[1] == "-m" or args[1].endswith(".py"))
+        if not ours:
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
         pipes, session = rest[3:9], rest[13]
         self.pid = os.fork()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import forked
 import pytest
-from conftest import run_python
 
 RUN = Path(__file__).parent.parent / "benchmarks" / "gpu" / "run.py"
 
@@ -21,7 +20,7 @@ def results(tmp_path_factory):
     def flags(*parts):
         return [str(RUN), "--tiny", "--out", str(out), *(word for part in parts for word in ("--part", part))]
 
-    done = run_python(*flags(*measured), cwd=out)  # each in a process that it starts
+    done = forked.run(*flags(*measured), cwd=out)  # each in a process that it starts
     assert done.returncode == 0, done.stdout + done.stderr
     for part in steps:  # what these processes run
         done = forked.run(*flags(part), "--here", cwd=out)

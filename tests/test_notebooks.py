@@ -122,12 +122,12 @@ def test_quickstart_runs_and_the_student_learns(tmp_path):
         "figures": "sorted(p.name for p in folder.glob('*.png'))",
         "norms": "[max(json.loads(l).get('optim/grad_norm', 0) for l in (r / 'metrics.jsonl').read_text().splitlines()) for r in (power.run, other.run)]",
     }
-    notebook, held = run("01_quickstart", tmp_path, values, STEPS=20, EVAL_PROBLEMS=32, OTHER_REWARD="log_ratio")
-    assert held["other"] == ["log_ratio", held["before"], 20, "runs/log_ratio-seed0"]
+    notebook, held = run("01_quickstart", tmp_path, values, STEPS=14, EVAL_PROBLEMS=32, OTHER_REWARD="log_ratio")
+    assert held["other"] == ["log_ratio", held["before"], 14, "runs/log_ratio-seed0"]
     assert held["before"] < 0.5 and held["after"] > held["before"] + 0.1
     assert held["norms"][1] > 4 * held["norms"][0]  # bounded rewards have the smaller gradients
     assert {"accuracy.png", "gradient.png", "density.png"} <= set(held["figures"])
-    live = [o for o in outputs(notebook) if "step 20 of 20" in o.get("data", {}).get("text/plain", "")]
+    live = [o for o in outputs(notebook) if "step 14 of 14" in o.get("data", {}).get("text/plain", "")]
     assert len(live) == 2  # one bar a run, at its last state
     assert [o.name for o in outputs(notebook) if o.output_type == "stream" and o.name != "stdout"] == []
 
@@ -193,7 +193,7 @@ def test_evaluation_and_export_run_and_agree(tmp_path):
         "stopped": "int(answer[-1]) in model.generation_config.eos_token_id",
         "files": "[p.name for p in gguf.folder.glob('*.gguf')]",
     }
-    notebook, held = run("04_evaluate_and_export", tmp_path, values, STEPS=20, PROBLEMS=32)
+    notebook, held = run("04_evaluate_and_export", tmp_path, values, STEPS=14, PROBLEMS=32)
     assert held["avg"][0] > held["avg"][1] + 0.1
     assert held["difference"] == pytest.approx(held["avg"][0] - held["avg"][1])
     assert held["verdicts"] == ["proven", "proven"] and held["files"] == ["model-q8_0.gguf"]

@@ -86,13 +86,9 @@ class Config(BaseModel):
         "hub id or folder of the model that learns; 'bundled' for the shipped one",
         min_length=1,
         section="models",
-        marks="traced",
     )
     teacher: str = setting(
-        "Qwen/Qwen3-4B",
-        "hub id or folder of the model that scores; 'bundled' for the shipped one",
-        min_length=1,
-        marks="traced",
+        "Qwen/Qwen3-4B", "hub id or folder of the model that scores; 'bundled' for the shipped one", min_length=1
     )
     teacher_bits: Bits = setting(
         4,

@@ -43,6 +43,8 @@ class Traces:
         self.student_config, self.teacher_config, self.dtype = student, teacher, dtype
 
     def student(self, config: Config, teacher_head: tuple[int, int], lines: int, width: int) -> "Traced":
+        if REWARDS[config.reward].pay is not None:
+            teacher_head = 1, 1  # which full_kl alone reads
         return self._once(trace_student, self.student_config, config, self.dtype, teacher_head, lines, width)
 
     def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> tuple[Shape, int]:
