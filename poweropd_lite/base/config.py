@@ -59,7 +59,7 @@ class Config(BaseModel):
         "power",
         "what a sampled token is paid (docs/method.md); full_kl is the full-vocabulary baseline",
         section="method",
-        marks="grid traced",
+        marks="grid",
     )
     alpha: float = setting(
         10.0,

@@ -43,9 +43,8 @@ class Traces:
         self.student_config, self.teacher_config, self.dtype = student, teacher, dtype
 
     def student(self, config: Config, teacher_head: tuple[int, int], lines: int, width: int) -> "Traced":
-        if REWARDS[config.reward].pay is not None:
-            teacher_head = 1, 1  # which full_kl alone reads
-        return self._once(trace_student, self.student_config, config, self.dtype, teacher_head, lines, width)
+        read = teacher_head if _full(config) else (1, 1)
+        return self._once(trace_student, self.student_config, config, self.dtype, read, lines, width)
 
     def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> tuple[Shape, int]:
         return self._once(trace_teacher, self.teacher_config, config, dtype, lines, width)
@@ -54,15 +53,16 @@ class Traces:
         return self._once(trace_rollout, self.student_config, config, self.dtype, lines, prompt, new)
 
     def _once(self, trace: Callable, model_config: "PretrainedConfig", config: Config, *rest: Any) -> Any:
-        key = (
-            trace,
-            model_config.to_json_string(),
-            *(getattr(config, name) for name in sorted(marked("traced"))),
-            *rest,
-        )
+        settings = (_full(config), *(getattr(config, name) for name in sorted(marked("traced"))))
+        key = (trace, model_config.name_or_path, model_config.to_json_string(), *settings, *rest)
         if key not in _MADE:
             _MADE[key] = trace(model_config, config, *rest)
         return _MADE[key]
+
+
+def _full(config: Config) -> bool:
+    """Whether the reward reads the whole vocabulary and the teacher's head: all others look alike here."""
+    return REWARDS[config.reward].pay is None
 
 
 def traces_of(config: Config, dtype: torch.dtype) -> Traces:
@@ -142,7 +142,7 @@ def _backward(
     """A micro-batch's forward, loss and backward; `teacher` is its hidden states and its head, which full_kl reads."""
     ids, rows = torch.zeros(lines, width, dtype=torch.long), torch.zeros(lines * width, dtype=torch.long)
     hidden, sampling = student.hidden(ids)[rows, rows], _sampling(config)
-    if REWARDS[config.reward].pay is None:
+    if _full(config):
         loss = reverse_kl(hidden, student.head, *teacher, rows, rows, sampling).kl.sum()
     else:
         loss = score_tokens(hidden, student.head, rows, sampling, config.score).score.sum()
