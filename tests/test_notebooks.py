@@ -20,18 +20,11 @@ def runner():
     return module
 
 
-def run(name, folder, values, without=None, **parameters):
-    """Runs a notebook in a folder; returns it, and the values that the expressions `values` have at its end.
-
-    Cells that have the text `without` in them are left out.
-    """
+def run(name, folder, values, then=(), **parameters):
+    """Runs a notebook in a folder, and the cells `then`; returns it, and the values that the expressions `values` have at its end."""
     held = ", ".join(f"{key!r}: {expression}" for key, expression in values.items())
-    path = FOLDER / f"{name}.ipynb"
-    if without is not None:
-        notebook, path = read(name), folder / f"{name}.ipynb"
-        notebook.cells = [cell for cell in notebook.cells if without not in cell.source]
-        nbformat.write(notebook, path)
-    notebook = runner().execute(path, folder, parameters, then=[f"import json\nprint(json.dumps({{{held}}}))"])
+    last = f"import json\nprint(json.dumps({{{held}}}))"
+    notebook = runner().execute(FOLDER / f"{name}.ipynb", folder, parameters, then=[*then, last])
     return notebook, json.loads(notebook.cells.pop().outputs[0].text)
 
 
@@ -169,17 +162,15 @@ def test_training_in_two_sittings_runs_and_does_nothing_twice(tmp_path):
         "finished": "results.finished",
         "run": "str(RUN)",
     }
-    notebook, held = run("03_train_qwen3", tmp_path, values, FIRST_STEPS=2, STEPS=4, EVAL_PROBLEMS=8)
-    assert held == {"config": "bundled", "steps": 4, "finished": True, "run": "runs/qwen3"}
+    training = [cell.source for cell in read("03_train_qwen3").cells if " train(" in cell.source]
+    assert len(training) == 2
+    again = ["STEPS = 5", *training]  # as somebody does who runs the cells again to train on
+    notebook, held = run("03_train_qwen3", tmp_path, values, again, FIRST_STEPS=2, STEPS=4, EVAL_PROBLEMS=8)
+    assert held == {"config": "bundled", "steps": 5, "finished": True, "run": "runs/qwen3"}
     shown = text_of(notebook)
     assert "sound: 19 ok, 0 warnings, 0 refusals" in shown
     assert "fits    l4" in shown and "resuming runs/qwen3 at step 2 of 4" in shown
-    metrics = (tmp_path / "runs" / "qwen3" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in metrics if '"loss"' in line] == [1, 2, 3, 4]
-
-    commands = "!{PYTHON}"  # which would say again what they said
-    again, held = run("03_train_qwen3", tmp_path, values, commands, FIRST_STEPS=2, STEPS=5, EVAL_PROBLEMS=8)
-    assert held["steps"] == 5 and "resuming runs/qwen3 at step 4 of 5" in text_of(again)
+    assert "resuming runs/qwen3 at step 4 of 5" in shown and "at step 0 of" not in shown
     metrics = (tmp_path / "runs" / "qwen3" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics if '"loss"' in line] == [1, 2, 3, 4, 5]
 

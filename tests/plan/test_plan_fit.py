@@ -168,7 +168,7 @@ def test_no_card_is_named_and_none_is_here(tmp_path):
 
 
 def test_nothing_makes_an_8b_teacher_fit_4_gb():
-    config = load_config("qwen3-1.7b-8b", max_new_tokens=32, max_prompt_tokens=32, eval_max_new_tokens=32)
+    config = load_config("qwen3-1.7b-8b")
     assert fit(config, 4 * GIB, lambda c: memory_of(c, torch.bfloat16, cuda=True), print) is None
 
 

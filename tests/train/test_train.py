@@ -126,7 +126,7 @@ def test_plain_peft_loads_the_adapter_with_equal_logits(finished, student_model)
 
 @pytest.mark.parametrize("reward", ["log_ratio", "clip", "tanh", "zscore", "full_kl"])
 def test_every_reward_trains(reward, tmp_path):
-    changes = {"steps": 6, "batch_size": 16, "eval_every": 0, "eval_problems": 2, "eval_samples": 1, "data": DATA}
+    changes = {"steps": 6, "batch_size": 8, "eval_every": 0, "eval_benchmarks": None, "data": DATA}
     results = train(load_config("bundled", reward=reward, **changes, output=str(tmp_path / "run")))
     assert results.finished and results.summary["dropped_steps"] == 0
     steps = [line for line in lines(results.run / "metrics.jsonl") if "loss" in line]
