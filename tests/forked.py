@@ -168,8 +168,9 @@ def _trace() -> None:
     from poweropd_lite.plan.memory import plan_memory
     from poweropd_lite.plan.trace import traces_of
 
-    for batch in (4, 8):
-        config = load_config("bundled", batch_size=batch, eval_problems=8, eval_samples=2)
+    short = {"max_new_tokens": 40, "eval_max_new_tokens": 40}  # as in test_resume.py
+    for changes in ({"batch_size": 8}, {"batch_size": 4}, {"batch_size": 4, **short}):
+        config = load_config("bundled", **changes)
         plan_memory(config, traces_of(config, torch.float32), cuda=False)
 
 

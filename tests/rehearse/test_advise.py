@@ -6,6 +6,7 @@ import math
 import forked
 import pytest
 import torch
+from conftest import DATA
 from exact import TINY, drawn_rollouts, float64_model, token_logprobs, token_rows
 
 from poweropd_lite.base.config import load_config
@@ -24,7 +25,8 @@ ROLLOUTS, BATCH = 24, 8
 
 
 def run_advise(*flags, cwd):
-    return forked.run("-m", "poweropd_lite.advise", *flags, cwd=cwd)
+    data = [] if "--data" in flags else ["--data", DATA]
+    return forked.run("-m", "poweropd_lite.advise", *flags, *data, cwd=cwd)
 
 
 def vector(*values):
@@ -86,7 +88,7 @@ def advised(tmp_path_factory):
 @pytest.fixture(scope="module")
 def material():
     """The same rollouts by steps, with float64 log p and log q of their tokens."""
-    ready, steps = drawn_rollouts(load_config("bundled", batch_size=BATCH), ROLLOUTS)
+    ready, steps = drawn_rollouts(load_config("bundled", data=DATA, batch_size=BATCH), ROLLOUTS)
     rollouts = [r for step in steps for r in step]
     return ready, steps, rollouts, *(token_logprobs(float64_model(role), rollouts) for role in ("teacher", "student"))
 
@@ -392,7 +394,7 @@ def test_the_pull_of_a_token_is_that_of_the_distribution_it_is_scored_under(tmp_
     from poweropd_lite.advise import advise
     from poweropd_lite.rehearse.settings import AdviseConfig
 
-    config = load_config("bundled", batch_size=4, top_k=5, temperature=0.7, score=score, teacher_bits=32)
+    config = load_config("bundled", data=DATA, batch_size=4, top_k=5, temperature=0.7, score=score, teacher_bits=32)
     asked = AdviseConfig(rollouts=8, gradient_steps=2, out=str(tmp_path / "report"))
     report = advise(config, asked, say=lambda text: None)
     ready, steps = drawn_rollouts(config, 8)

@@ -9,6 +9,7 @@ import sys
 import forked
 import pytest
 import torch
+from conftest import DATA
 from exact import TINY, drawn_rollouts, float64_model, nf4_model, token_logprobs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -25,7 +26,8 @@ S = torch.tensor([0.4, 0.1, 0.2, 0.1, 0.0], dtype=torch.float64)
 
 
 def run_audit(*flags, cwd):
-    return forked.run("-m", "poweropd_lite.audit", *flags, cwd=cwd)
+    data = [] if "--data" in flags else ["--data", DATA]
+    return forked.run("-m", "poweropd_lite.audit", *flags, *data, cwd=cwd)
 
 
 def test_errors_of_rewards_worked_by_hand():
@@ -95,7 +97,7 @@ def test_the_command_against_float64_by_plain_loops(audited):
     folder, done = audited
     report = json.loads(done.stdout)
     assert report.pop("folder") == "report" and report == json.loads((folder / "audit.json").read_text())
-    _, steps = drawn_rollouts(load_config("bundled"), 40)
+    _, steps = drawn_rollouts(load_config("bundled", data=DATA), 40)
     rollouts = [r for step in steps for r in step]
     exact, rounded, student = (token_logprobs(m, rollouts) for m in (float64_model("teacher"), nf4_model(), float64_model("student")))  # fmt: skip
     assert report["tokens"] == len(exact) and report["rollouts"] == 40
@@ -140,7 +142,7 @@ def test_what_a_reader_finds(audited):
     errors = {name: rows["log_prob_error"]["mean_abs"] for name, rows in report["candidates"].items()}
     assert 0.01 < errors.get("8-bit teacher", 0.02) < errors["4-bit teacher"] / 3
     # bfloat16 by transformers alone: hidden states in bfloat16, the head's products in float32
-    _, steps = drawn_rollouts(load_config("bundled"), 40)
+    _, steps = drawn_rollouts(load_config("bundled", data=DATA), 40)
     rollouts = [r for step in steps for r in step]
     for name, role in (("16-bit teacher", "teacher"), ("student bfloat16", "student")):
         error = (half_logprobs(role, rollouts) - token_logprobs(float64_model(role), rollouts)).abs().mean().item()
@@ -164,7 +166,9 @@ def test_rollouts_are_those_that_training_draws_first():
     """Two steps of a run's first rollouts, by hand: the prompts of the step, and its own random numbers."""
     from poweropd_lite.run.session import load_sampler, prepare
 
-    config = load_config("bundled", batch_size=8, seed=5, temperature=0.9, eval_benchmarks=None, eval_every=0)
+    config = load_config(
+        "bundled", data=DATA, batch_size=8, seed=5, temperature=0.9, eval_benchmarks=None, eval_every=0
+    )
     ready = prepare(config, print)
     _, engine = load_sampler(ready, print)
     engine.sync()
@@ -211,7 +215,7 @@ def test_a_teacher_that_four_bits_spoil_is_found(other, tmp_path):
     assert not any(row["passes"] for row in by_bits[4].values()) and by_bits[16]["power 10"]["passes"]
     assert f"{100 * by_bits[4]['power 10']['flipped_mass']:.2f}%!" in done.stdout  # marked in the table
     exact = token_logprobs(
-        float64_model("teacher"), [r for s in drawn_rollouts(load_config("bundled"), 32)[1] for r in s]
+        float64_model("teacher"), [r for s in drawn_rollouts(load_config("bundled", data=DATA), 32)[1] for r in s]
     )
     plain = report["candidates"]["16-bit teacher"]["rewards"]["power 10"]["mean_abs_reward"]
     assert len(exact) == report["tokens"] and plain > 0.3  # the pair is otherwise the bundled one
@@ -244,7 +248,7 @@ def test_where_layers_go_on_a_card(monkeypatch):
     """Four layers of 1.7 MiB and 0.4 MiB of the rest in float32; one layer's room is kept for the streamed one at hand."""
     from poweropd_lite.models import offload
 
-    card, config, mib = torch.device("cuda"), load_config("bundled"), 2**20
+    card, config, mib = torch.device("cuda"), load_config("bundled", data=DATA), 2**20
     sizes = [p.numel() * 4 for name, p in float64_model("teacher").named_parameters() if ".layers.0." in name]
     layer = sum(sizes)
 
@@ -269,7 +273,7 @@ def test_a_teacher_that_is_quantised_already_is_refused(tmp_path):
     """Its own 4 bits would be the reference, and every error 0."""
     from transformers import AutoTokenizer
 
-    config = load_config("bundled")
+    config = load_config("bundled", data=DATA)
     load_teacher(config.teacher, 4, torch.device("cpu"), torch.float32).model.save_pretrained(tmp_path / "nf4")
     AutoTokenizer.from_pretrained(TINY / "teacher").save_pretrained(tmp_path / "nf4")
     done = run_audit("--config", "bundled", "--teacher", "nf4", "--rollouts", "8", cwd=tmp_path)

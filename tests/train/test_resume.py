@@ -17,7 +17,7 @@ from poweropd_lite.run.checkpoint import checkpoints
 from poweropd_lite.run.metrics import JsonLines
 from poweropd_lite.train import train
 
-SHORT = {"max_new_tokens": 40, "eval_max_new_tokens": 40, "eval_problems": 4}
+SHORT = {"max_new_tokens": 40, "eval_max_new_tokens": 40, "eval_problems": 4, "batch_size": 4}
 FLAGS = ["--config", "bundled", *quick_flags(steps=6, **SHORT), "--output", "run"]
 
 # Runs the train command in a process that kills itself, for good, just before os.fsync or os.replace of a given path.
