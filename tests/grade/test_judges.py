@@ -46,11 +46,11 @@ def hostile_answers(count: int) -> list[str]:
 
 def test_hostile_answers_are_never_right_and_harm_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    answers = hostile_answers(150)
+    answers = hostile_answers(100)
     golds = ["5", "\\frac{x}{2}+\\sqrt{3}", "(1,2]", "\\text{east}"]
     verdicts = grade([Sample(f"\\boxed{{{a}}}", golds[i % 4]) for i, a in enumerate(answers)])
     assert not [a[:60] for a, v in zip(answers, verdicts, strict=True) if v.correct]
-    assert sum(v.undecided for v in verdicts) > 50  # and they are counted
+    assert sum(v.undecided for v in verdicts) > 33  # and they are counted
     assert not list(tmp_path.iterdir())  # no code was run
     assert is_correct("\\boxed{x+1}", "1+x")  # the processes are well
 
