@@ -210,7 +210,7 @@ import resource, torch
 from poweropd_lite.method.logprobs import Sampling, score_tokens
 torch.set_num_threads(1)
 weight = torch.randn(151_936, 8)
-for tokens in (128, 512):
+for tokens in (256, 640):
     hidden = torch.randn(tokens, 8, requires_grad=True)
     score_tokens(hidden, weight, torch.zeros(tokens, dtype=torch.long), Sampling(top_k=20), "sampled").score.sum().backward()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
