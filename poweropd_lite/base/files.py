@@ -2,15 +2,18 @@
 
 import contextlib
 import fcntl
+import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from poweropd_lite.base.errors import UserError
+
+MANIFEST = "manifest.json"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -31,6 +34,33 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON; NaN and infinity are refused, for they are not JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, as hexadecimal text."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, files: Iterable[Path]) -> None:
+    """Writes manifest.json: what `files` of a folder hold, by SHA-256. Last of all: a folder that has one was filled."""
+    write_json(folder / MANIFEST, {"sha256": {file.name: digest(file) for file in sorted(files)}})
+
+
+def changed_since(folder: Path, needed: Iterable[str] = ()) -> str | None:
+    """Returns which file of a folder is not what its manifest says, and how; None if all are. The manifest must list `needed`."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        if missing := sorted(set(needed) - set(listed)):
+            return f"{MANIFEST} does not list {', '.join(missing)}"
+        wrong = [name for name, value in listed.items() if digest(folder / Path(name).name) != value]
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename or MANIFEST).name} can't be read: {error.strerror}"
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} can't be read: {error}"
+    return f"{', '.join(wrong)} does not hold what {MANIFEST} says" if wrong else None
 
 
 def free_folder(parent: Path, name: str) -> Path:

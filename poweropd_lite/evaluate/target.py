@@ -6,12 +6,14 @@ chat model ends with either.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.config import BUNDLED, Config, load_config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import MANIFEST, changed_since
 from poweropd_lite.models.loading import load_model_config, load_tokenizer, model_path
 from poweropd_lite.models.probe import REFERENCE
 from poweropd_lite.problems.prompts import end_of_turn
@@ -33,6 +35,7 @@ class Target:
     adapter_config: dict[str, Any] = field(default_factory=dict)
     run: Config | None = None  # of a run folder
     run_folder: Path | None = None
+    notes: tuple[str, ...] = ()  # what a user should know
 
     @property
     def kind(self) -> str:
@@ -94,9 +97,20 @@ def _run(path: Path, asked_base: str | None, name: str | None = None) -> Target:
         adapter = _adapter(path / "adapter", None, name, model_path(run.student, "student"))
         return replace(adapter, run=run, run_folder=path)
     if (path / "model" / "config.json").is_file():
+        check_handed_over(path / "model")
         return Target(name, str(path / "model"), run=run, run_folder=path)
     found = f"the run in {path} has handed over no adapter/ or model/ yet: it is still training or was killed"
     raise UserError(f"{found}; type python -m poweropd_lite.train --resume {path}")
+
+
+def check_handed_over(folder: Path) -> None:
+    """Raises UserError if weights that a run handed over, with a manifest, are not what it wrote."""
+    if (folder / MANIFEST).is_file() and (fault := changed_since(folder)):
+        again = "take it from its run again"
+        if (folder.parent / "config.yaml").is_file():
+            run = f"python -m poweropd_lite.train --resume {folder.parent}"
+            again = f"{run} hands over again what its last checkpoint holds"
+        raise UserError(f"{folder} is not what its training handed over: {fault}; {again}")
 
 
 def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: str | None = None) -> Target:
@@ -110,13 +124,17 @@ def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: 
         raise UserError(f"{path} is an adapter of type {saved.get('peft_type')}, and only LoRA is supported")
     if not any((path / file).is_file() for file in ("adapter_model.safetensors", "adapter_model.bin")):
         raise UserError(f"{path} has no adapter_model.safetensors, so there are no weights to evaluate")
+    check_handed_over(path)
+    notes: tuple[str, ...] = ()
     named = str(saved.get("base_model_name_or_path") or "")
     if base is None and asked_base is not None:
         base = model_path(BUNDLED, SHIPPED[asked_base]) if asked_base in SHIPPED else asked_base
-        if named and (last := Path(named).name.lower()) != Path(base).name.lower():
+        if named and _bare(named) != _bare(base):
             found = f"the adapter in {path} was trained on {named}, and --base is {asked_base}"
-            mend = f"type --base with {last} or a copy of it in a folder of that name"
-            raise UserError(f"{found}: on another base model it means nothing; {mend}")
+            if not Path(base).is_dir():
+                mend = f"type --base with {named} or a folder that holds a copy of it"
+                raise UserError(f"{found}: on another base model it means nothing; {mend}")
+            notes = (f"{found}: whether that folder holds that model is known by the shapes of its weights alone",)
     if base is None:
         shipped = Path(named).parts[-3:] == ("poweropd_lite", "tiny", "student")
         base = model_path(BUNDLED, "student") if shipped else named
@@ -124,7 +142,12 @@ def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: 
             raise UserError(
                 f"{path} names {named or 'no'} base model, which is not here; type --base with its base model"
             )
-    return Target(name or str(path), base, path, saved)
+    return Target(name or str(path), base, path, saved, notes=notes)
+
+
+def _bare(name: str) -> str:
+    """A model's name without its owner, and without what Unsloth puts behind the names of its 4-bit copies."""
+    return re.sub(r"(?:-unsloth)?(?:-bnb-4bit)?$", "", Path(name).name.lower())
 
 
 def _hub_adapter(name: str) -> Path | None:

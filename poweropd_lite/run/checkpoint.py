@@ -1,11 +1,13 @@
 """Saving and resuming a run bit for bit: trained weights, optimizer, every random state, and where the run stands.
 
-A checkpoint is a folder `checkpoints/step_000050/` of safetensors and JSON; no pickle. It appears whole or not at all.
+A checkpoint is a folder `checkpoints/step_000050/` of safetensors and JSON; no pickle. It appears whole or not at all, and
+its manifest, written last, holds a digest of each file: one flipped bit is found, and the checkpoint before is taken.
 """
 
 import json
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,16 @@ from torch.optim import Optimizer
 
 from poweropd_lite.base.config import Config, marked
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import whole_folder, write_json
+from poweropd_lite.base.files import changed_since, free_folder, whole_folder, write_json, write_manifest
 from poweropd_lite.models.student import Student
 from poweropd_lite.run.session import Session
+
+PARTS = ("trained", "optimizer", "random")  # files of tensors, beside state.json
+OF_ITS_SHAPE = ("exp_avg", "exp_avg_sq", "state1", "state2")  # what AdamW and AdamW8bit keep of each element
+
+
+class Damaged(UserError):
+    """A checkpoint that does not hold what was saved."""
 
 
 @dataclass
@@ -28,8 +37,9 @@ class RunState:
 
     step: int = 0  # optimizer steps taken or dropped
     evaluated: int = -1  # the last step that was evaluated
-    skipped: int = 0  # steps dropped because loss or gradient was not finite, or no token was in the loss
+    skipped: int = 0  # steps dropped: loss, gradient or weights out of bounds, or no token in the loss
     skipped_in_a_row: int = 0
+    skipped_lately: list[int] = field(default_factory=list)  # which of the last fifty steps
     tokens: int = 0  # sampled tokens, all steps
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # by step, as text
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, over all sittings
@@ -50,15 +60,29 @@ class Checkpoints:
         self.folder, self.session = folder, session
         self.saved: tuple[int, int] | None = None  # steps taken and the last that was evaluated, as they were saved
 
-    def resume(self) -> RunState:
-        """Restores the latest checkpoint and returns where the run stands: at its start, if there is none."""
-        saved = checkpoints(self.folder)
-        if not saved:
-            return RunState()
+    def resume(self, say: Callable[[str], None]) -> RunState:
+        """Restores the latest checkpoint that is whole and returns where the run stands: at its start, if there is none.
+
+        Damaged ones behind it are said and set aside. Raises UserError if all are damaged.
+        """
+        damaged: dict[Path, Damaged] = {}
         s = self.session
-        state = load_checkpoint(saved[-1], s.student, s.optimizer, s.scaler, s.config)
-        self.saved = state.step, state.evaluated
-        return state
+        for path in reversed(checkpoints(self.folder)):
+            try:
+                state = load_checkpoint(path, s.student, s.optimizer, s.scaler, s.config)
+            except Damaged as error:
+                damaged[path] = error
+                continue
+            for bad, fault in damaged.items():
+                say(f"{fault}; set aside as {set_aside(bad).name}, and {path.name} is taken")
+            self.saved = state.step, state.evaluated
+            return state
+        if damaged:
+            found = "\n".join(map(str, damaged.values()))
+            raise UserError(
+                f"{found}\nno checkpoint of {self.folder} is whole: put one back from a copy, or start a new run"
+            )
+        return RunState()
 
     def save(self, state: RunState) -> bool:
         """Writes a checkpoint, unless the latest holds this state already: between two renames there would be none.
@@ -88,6 +112,7 @@ def save_checkpoint(
         save_file(random_tensors, beside / "random.safetensors")
         rest = {"optimizer": values, "random": random_values, "scaler": scaler.state_dict()}
         write_json(beside / "state.json", {"state": asdict(state), "config": config.model_dump(), **rest})
+        write_manifest(beside, beside.iterdir())
     for old in checkpoints(folder)[: -config.keep_checkpoints]:
         shutil.rmtree(old)
     return path
@@ -110,37 +135,73 @@ def recover(folder: Path) -> None:
         shutil.rmtree(half)
 
 
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint, so that it is neither taken nor counted; returns its new place."""
+    return path.rename(free_folder(path.parent, f"damaged_{path.name}"))
+
+
 def load_checkpoint(path: Path, student: Student, optimizer: Optimizer, scaler: GradScaler, config: Config) -> RunState:
     """Restores weights, optimizer and random states from `path`; returns the run's state.
 
-    Raises UserError if the checkpoint is damaged, or of a run with other settings than `config`.
+    Raises Damaged if it does not hold what was saved, and UserError if it is of a run with other settings than `config`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if fault := changed_since(path, ("state.json", *(f"{name}.safetensors" for name in PARTS))):
+        raise Damaged(f"{path} is damaged: {fault}")
     try:
         saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        names = ("trained", "optimizer", "random")
-        trained, tensors, randoms = (load_file(path / f"{name}.safetensors") for name in names)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it to resume from the checkpoint before") from None
-    then, now, may_change = saved["config"], config.model_dump(), marked("resume", "sitting")
+        trained, tensors, randoms = (load_file(path / f"{name}.safetensors") for name in PARTS)
+        then = dict(saved["config"])
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        raise Damaged(f"{path} is damaged: {error}") from None
+    now, may_change = config.model_dump(), marked("resume", "sitting")
     if changed := sorted(key for key in now if key not in may_change and now[key] != then.get(key, now[key])):
         was = ", ".join(f"{key} {then[key]} (now {now[key]})" for key in changed)
         raise UserError(f"{path} was made with {was}; put config.yaml back, or start a new run")
     parameters = student.trainable()
     if {k: v.shape for k, v in trained.items()} != {k: v.shape for k, v in parameters.items()}:
         raise UserError(f"{path} holds other weights than this student trains; was its config.yaml edited?")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(trained[name])
-    _restore_optimizer(optimizer, list(parameters), tensors, saved["optimizer"])
-    _restore_random_state(randoms, saved["random"])
-    scaler.load_state_dict(saved["scaler"])
-    state = RunState(**saved["state"])
+    if fault := _fault(parameters, trained, tensors):
+        raise Damaged(f"{path} is damaged: {fault}")
+    try:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(trained[name])
+        _restore_optimizer(optimizer, list(parameters), tensors, saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+        state = RunState(**saved["state"])
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
+        raise Damaged(f"{path} is damaged: {error}") from None
+    try:
+        _restore_random_state(randoms, saved["random"])
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:  # of another number of cards
+        raise UserError(f"the random states in {path} are not of such a machine: {error}") from None
     if then["token_budget"] != now["token_budget"]:  # a new one was asked for: what ran out of memory was the old one
         state.token_budget = 0
     return state
+
+
+def _fault(
+    parameters: dict[str, Any], trained: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]
+) -> str | None:
+    """What weights (of the right shapes) and optimizer state can't be, were they saved from this student; None if nothing."""
+    for name, parameter in parameters.items():
+        if trained[name].dtype != parameter.dtype:
+            return f"{name} is {trained[name].dtype}, and {parameter.dtype} is trained"
+    for name, value in tensors.items():
+        owner, _, key = name.rpartition("|")
+        if owner not in parameters:
+            return f"it has an optimizer state for {owner or name}, which is not trained"
+        if key in OF_ITS_SHAPE and value.shape != parameters[owner].shape:
+            return f"{key} of {owner} has the shape {list(value.shape)}"
+    for name, value in [*trained.items(), *tensors.items()]:
+        if value.is_floating_point() and not value.isfinite().all():
+            return f"{name} is not finite"
+    return None
 
 
 def _flatten_optimizer(optimizer: Optimizer, names: list[str]) -> tuple[dict, dict[str, dict[str, Any]]]:

@@ -5,14 +5,17 @@ from dataclasses import replace
 import torch
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import whole_folder
-from poweropd_lite.models.probe import Probe, probe, probe_texts
+from poweropd_lite.base.files import whole_folder, write_manifest
+from poweropd_lite.models.probe import REFERENCE, Probe, probe, probe_texts
 from poweropd_lite.run.folder import RunFolder
 from poweropd_lite.run.session import Session
 
 
 def hand_over(run: RunFolder, session: Session) -> str:
-    """Writes adapter/ in PEFT's format, or model/ after full fine-tuning, with the tokenizer; returns which."""
+    """Writes adapter/ in PEFT's format, or model/ after full fine-tuning, with the tokenizer; returns which.
+
+    Its manifest holds a digest of the weights and of reference.json, by which evaluate and export know them again.
+    """
     from transformers import GenerationConfig
 
     name = "model" if session.config.full_finetune else "adapter"
@@ -26,6 +29,9 @@ def hand_over(run: RunFolder, session: Session) -> str:
             what_it_says(session).write(beside)
         except (UserError, RuntimeError) as error:  # no memory left, say: the weights are worth having without it
             print(f"no reference.json beside the weights: {error}; export will not know them again by it")
+        write_manifest(
+            beside, [file for file in beside.iterdir() if file.suffix == ".safetensors" or file.name == REFERENCE]
+        )
     return name
 
 
