@@ -133,7 +133,11 @@ class Workers:
             return f"was ended by {name}{more}; --retry-failed goes on from what it saved"
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             return f"was stopped by {signal.Signals(code - 128).name} from elsewhere; --retry-failed goes on"
-        message = (read_json(self._hidden(task, "json")) or {"message": "its log may say why"})["message"]
+        summary = (
+            read_json(self.queue.run_folder(task) / "summary.json") if code == 1 and task.stage == "train" else None
+        )
+        said = (read_json(self._hidden(task, "json")) or {}).get("message") or (summary or {}).get("gave_up")
+        message = said or "its log may say why"
         return f"ended with code {code}: {' '.join(message.split()).replace(f'{self.queue.out}/', '')[:600]}"
 
     def _ended(self, task: Task) -> None:

@@ -1,5 +1,6 @@
 """The run's notebook: what each step and evaluation gave, on screen and in the run folder, and the closing summary."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from poweropd_lite.base.config_files import dump_yaml
-from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_json, write_text
 from poweropd_lite.base.memory import peak_gib
 from poweropd_lite.base.progress import clock, in_notebook
@@ -16,13 +16,28 @@ from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.method.batch import loss_lengths
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.method.rollout import Rollout
+from poweropd_lite.run.bounds import FARTHEST, LARGEST
 from poweropd_lite.run.checkpoint import RunState
 from poweropd_lite.run.folder import RunFolder
 from poweropd_lite.run.live import show_progress
 from poweropd_lite.run.metrics import JsonLines, Tracker, due, pieces, rounded, token_stats
 from poweropd_lite.run.session import Session
 
-MAX_DROPPED_IN_A_ROW = 10
+MOST_DROPPED_IN_A_ROW, LATELY = 10, 50  # steps
+
+
+def too_many_dropped(state: RunState, steps: int) -> str | None:
+    """Returns why a run of `steps` steps should go no further: ten dropped in a row, or too many of the last fifty.
+
+    Too many are more than a fifth of these, or of a shorter run's steps, and at least five.
+    """
+    if state.skipped_in_a_row >= MOST_DROPPED_IN_A_ROW:
+        return f"{state.skipped_in_a_row} steps in a row were dropped"
+    lately = min(LATELY, steps)
+    count = sum(step > state.step - lately for step in state.skipped_lately)
+    if count >= max(5, lately // 5 + 1):
+        return f"{count} of the last {min(lately, state.step)} steps were dropped"
+    return "every step was dropped" if state.step == steps == state.skipped else None
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,7 @@ class Results:
 
     run: Path  # the run folder
     summary: dict[str, Any]  # as in summary.json
-    finished: bool  # False if a signal stopped it; `--resume` goes on
+    finished: bool  # False if a signal stopped it, and `--resume` goes on, or if it gave up
     signal: int  # which one, or 0
 
 
@@ -41,9 +56,11 @@ class Recorder:
     def __init__(self, run: RunFolder, session: Session, state: RunState, planned_gib: float | None) -> None:
         self.run, self.session, self.config, self.state = run, session, session.config, state
         self.planned_gib = planned_gib  # the planned peak of memory (plan/)
+        self.gave_up: str | None = None  # why, once too many steps were dropped
         self.files = {name: JsonLines(run.path / f"{name}.jsonl") for name in ("metrics", "samples", "tokens")}
         for file in self.files.values():
-            file.rewind(state.step if state.step or state.evaluated >= 0 else -1)
+            if said := file.rewind(state.step if state.step or state.evaluated >= 0 else -1):
+                print(said)
         write_text(run.path / "config.yaml", dump_yaml(session.config))
         self.tracker = Tracker(self.config, run.path)
         self.progress = show_progress(self.config, state.step, self.files["metrics"].path)
@@ -56,15 +73,14 @@ class Recorder:
         self.tracker.close()
 
     def step(self, rollouts: Sequence[Rollout], metrics: dict[str, float], rewards: Tensor) -> None:
-        """Records a step that was just taken, with what its N tokens were paid [N].
-
-        Raises UserError if it is the tenth in a row that had to be dropped.
-        """
+        """Records a step that was just taken, with what its N tokens were paid [N]; sets `gave_up` if it was one dropped too many."""
         state = self.state
         state.step += 1
         dropped = bool(metrics["optim/skipped"])
         state.skipped += dropped
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if dropped else 0
+        state.skipped_lately = [step for step in state.skipped_lately if step > state.step - LATELY]
+        state.skipped_lately += [state.step] if dropped else []
         lengths = [len(r.completion_ids) for r in rollouts]
         state.tokens += sum(lengths)
         stops = sum(r.finish == "stop" for r in rollouts) / len(rollouts)
@@ -90,12 +106,11 @@ class Recorder:
             self._write_sample("train", rollouts[0], rewards)
         self._write_tokens(rollouts, rewards)
         if dropped:
-            self.progress.say(f"step {state.step} dropped: {_why_dropped(metrics)}")
-        if state.skipped_in_a_row == MAX_DROPPED_IN_A_ROW:
-            raise UserError(
-                f"{MAX_DROPPED_IN_A_ROW} steps in a row were dropped, the last because {_why_dropped(metrics)}; the "
-                f"weights are as before them. Lower --lr (now {self.config.learning_rate:g}), or look at "
-                f"{self.files['metrics'].path}"
+            self.progress.say(f"step {state.step} dropped: {self._why_dropped(metrics)}")
+        if many := too_many_dropped(state, self.config.steps):
+            self.gave_up = (
+                f"{many}, the last because {self._why_dropped(metrics)}; the weights are as before them. Start a new run with a "
+                f"lower --lr (now {self.config.learning_rate:g}), or look at {self.files['metrics'].path}"
             )
 
     def evaluated(self, metrics: dict[str, float], record: dict[str, Any], sample: Rollout, seconds: float) -> None:
@@ -123,7 +138,7 @@ class Recorder:
 
     def finish(self, stop: StopRequest, weights: str) -> Results:
         """Writes summary.json, prints the summary and returns what came out; `weights` is the folder handed over."""
-        finished = self.state.step >= self.config.steps and not stop
+        finished = self.state.step >= self.config.steps and not stop and not self.gave_up
         summary = self._summary(finished, weights)
         write_json(self.run.path / "summary.json", summary)
         self._print_summary(summary)
@@ -164,6 +179,7 @@ class Recorder:
             "evaluation_after": after,
             "evaluations": state.evaluations,
             "dropped_steps": state.skipped,
+            "gave_up": self.gave_up,
             "out_of_memory": state.out_of_memory,
             "engine": self.session.engine.name,
             "loader": self.session.student.loader,
@@ -176,7 +192,11 @@ class Recorder:
 
     def _print_summary(self, summary: dict[str, Any]) -> None:
         config, path, seconds, finished = self.config, self.run.path, summary["seconds"], summary["finished"]
-        lines = ["", f"{'finished' if finished else 'stopped'} at step {summary['steps']} of {config.steps}"]
+        how = "finished" if finished else "gave up" if self.gave_up else "stopped"
+        lines = [
+            "",
+            f"{how} at step {summary['steps']} of {config.steps}" + (f": {self.gave_up}" if self.gave_up else ""),
+        ]
         for name in ("before", "after"):
             if e := summary[f"evaluation_{name}"]:
                 lines.append(
@@ -185,7 +205,7 @@ class Recorder:
                     "stop"
                 )
         if summary["dropped_steps"]:
-            lines.append(f"  {summary['dropped_steps']} steps were dropped (non-finite, or no token in the loss)")
+            lines.append(f"  {summary['dropped_steps']} steps were dropped (optim/skipped in metrics.jsonl)")
         if times := summary["out_of_memory"]:
             lines.append(f"  memory ran out {times}x; micro-batches are now of {self.state.token_budget:,} tokens")
         phases = ", ".join(f"{name} {clock(spent)}" for name, spent in seconds.items())
@@ -198,10 +218,10 @@ class Recorder:
             "next:",
         ]
         command, other = "python -m poweropd_lite", "log_ratio" if config.reward == "power" else "power"
-        if not finished:
+        if not finished and not self.gave_up:
             lines += [f"  go on:       train(resume='{path}')"] if in_notebook() else []
             lines.append(f"  go on:       {command}.train --resume {path}")
-        elif config.lr_schedule == "constant":
+        if finished and config.lr_schedule == "constant":
             lines.append(f"  train on:    {command}.train --resume {path} --steps {2 * config.steps}")
         if finished:
             rest = f"--config {path}/config.yaml --reward {other} --output {path}-other"
@@ -214,8 +234,11 @@ class Recorder:
         lines.append(f"  use it:      {kind}.from_pretrained('{path}/{summary['weights']}')")
         print("\n".join(lines), flush=True)
 
-
-def _why_dropped(metrics: dict[str, float]) -> str:
-    if not metrics["tokens/loss"]:
-        return "no sampled token was in the loss"
-    return f"loss {metrics['loss']:g} or gradient norm {metrics['optim/grad_norm']:g} is not finite"
+    def _why_dropped(self, metrics: dict[str, float]) -> str:
+        if not metrics["tokens/loss"]:
+            return "no sampled token was in the loss"
+        loss, norm, largest = metrics["loss"], metrics["optim/grad_norm"], metrics["optim/largest_weight"]
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return f"loss {loss:g} or gradient norm {norm:g} is not finite"
+        moved = self.session.bounds.moved
+        return f"it moved a weight by {moved:.3g}, to {largest:.3g} at the most (bounds: {FARTHEST:g} and {LARGEST:g})"

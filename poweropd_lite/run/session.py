@@ -26,6 +26,7 @@ from poweropd_lite.models.student import Student, load_student
 from poweropd_lite.models.teacher import Teacher, load_teacher
 from poweropd_lite.problems.benchmarks import Problems, find_benchmarks, load_problems
 from poweropd_lite.problems.prompts import Prompt, load_prompts, say_skipped, step_indices
+from poweropd_lite.run.bounds import Bounds
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Session:
     teacher: Teacher
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # does nothing but in float16
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """What undoes steps that leave impossible weights."""
+        return Bounds(self.student, self.optimizer)
 
     @property
     def config(self) -> Config:

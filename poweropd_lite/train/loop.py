@@ -18,9 +18,13 @@ from poweropd_lite.run.session import Session
 
 
 def run_loop(session: Session, state: RunState, record: Recorder, saved: Checkpoints, stop: StopRequest) -> None:
-    """Trains from where `state` stands to the last step, or until a stop is asked for; what it ends with is saved."""
+    """Trains from where `state` stands to the last step, or until a stop is asked for; what it ends with is saved.
+
+    Where too many steps are dropped it gives up, and what was saved before stays.
+    """
     config, ready, guard = session.config, session.ready, session.guard(state.first_gap)
     evaluate_if_due(session, state, record, stop)
+    unsaved = False  # whether a checkpoint is due: none is written while steps are being dropped
     while state.step < config.steps and not stop:
         started = time.monotonic()
         session.set_learning_rate(state.step)
@@ -35,9 +39,13 @@ def run_loop(session: Session, state: RunState, record: Recorder, saved: Checkpo
             raise
         metrics |= {"time/rollout": rollout_seconds, "time/step": time.monotonic() - started}
         record.step(rollouts, metrics, gradient.tokens.reward)
+        if record.gave_up:
+            return  # the checkpoints before stay the latest
         evaluate_if_due(session, state, record, stop)
-        if state.step % config.save_every == 0:
+        unsaved = unsaved or state.step % config.save_every == 0
+        if unsaved and not state.skipped_in_a_row:
             save(saved, state, record)
+            unsaved = False
     record.progress.close()
     save(saved, state, record)
 
@@ -61,7 +69,8 @@ def learn(
         parity = guard.check(state.step, rollouts, gradient.tokens.log_q, gradient.tokens.engine, budget)
     parity["time/guard"], state.first_gap = time.monotonic() - started, guard.first_gap
     with explained_out_of_memory("the optimizer step"):
-        metrics = take_step(s.student, s.optimizer, gradient, s.config.max_grad_norm, s.scaler)
+        limit = s.config.max_grad_norm
+        metrics = s.bounds.guard(lambda: take_step(s.student, s.optimizer, gradient, limit, s.scaler))
     metrics |= describe(gradient.tokens, objective) if gradient.count else {}
     return gradient, metrics | parity | {"optim/token_budget": budget, "optim/out_of_memory": state.out_of_memory}
 
