@@ -133,6 +133,7 @@ class Config(BaseModel):
         "hub id, or a JSON, JSONL or Parquet file of problems; 'bundled' for the synthetic ones",
         min_length=1,
         section="prompts",
+        marks="resume",
     )
     data_subset: str | None = setting(None, "configuration name of a hub data set, such as main for openai/gsm8k")
     data_split: str = setting("train", "split of a hub data set")

@@ -31,6 +31,12 @@ class RunFolder:
         """Where checkpoints are."""
         return self.path / "checkpoints"
 
+    @property
+    def steps_saved(self) -> int:
+        """How many steps the latest checkpoint holds; 0 without one."""
+        saved = checkpoints(self.checkpoints)
+        return int(saved[-1].name.removeprefix("step_")) if saved else 0
+
 
 def check_output(config: Config) -> None:
     """Raises UserError if the run's folder could not be made: asked before anything loads."""
@@ -81,9 +87,9 @@ def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
     run = RunFolder(path)
     recover(run.checkpoints)
     saved = checkpoints(run.checkpoints)
-    taken = int(saved[-1].name.removeprefix("step_")) if saved else 0
-    if config.steps < taken:
-        raise UserError(f"the run in {path} has taken {taken} steps already; type --steps with a larger number")
+    if config.steps < run.steps_saved:
+        taken = f"the run in {path} has taken {run.steps_saved} steps already"
+        raise UserError(f"{taken}; type --steps with a larger number")
     if not saved and (path / "summary.json").exists():
         raise UserError(f"{path} has a summary but no checkpoint to go on from; start a new run with another --output")
     if not saved:

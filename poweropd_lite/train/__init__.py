@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from poweropd_lite.run.recorder import Results
 
 
-def train(config: "Config | None" = None, *, resume: str | Path | None = None, **changes: Any) -> "Results":
+def train(
+    config: "Config | None" = None, *, resume: str | Path | None = None, accept_changes: bool = False, **changes: Any
+) -> "Results":
     """Runs a new training run of `config`, or goes on with the one in the folder `resume` (start.train)."""
     from poweropd_lite.train import start
 
-    return start.train(config, resume=resume, **changes)
+    return start.train(config, resume=resume, accept_changes=accept_changes, **changes)

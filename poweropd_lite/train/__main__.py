@@ -41,7 +41,7 @@ def choose_config(config: str | None, flags: dict[str, Any]) -> Config:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 2 bad input, 130 or 143 stopped by a signal and saved."""
+    """The command line; returns the exit code: 0 done, 1 given up, 2 bad input, 130 or 143 stopped by a signal and saved."""
     parser = config_parser(
         "python -m poweropd_lite.train",
         f"{__doc__.splitlines()[0]}\n\nDefaults below are those of a config that names its own models. A run that "
@@ -49,17 +49,24 @@ def main(argv: list[str] | None = None) -> int:
         Config,
     )
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, bit for bit")
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="with --resume: go on although data or models are other than before",
+    )
     args = parser.parse(argv)
     flags = given(args)
+    if args.accept_changes and args.resume is None:
+        raise UserError("--accept-changes is for --resume; leave it out")
     if args.resume is not None:
         others = sorted({*flags, *(["config"] if args.config else [])} - marked("resume"))
         if others:
             names = ", ".join("--" + name.replace("_", "-") for name in others)
             raise UserError(f"--resume goes on with the run's own settings, so {names} can't change; leave it out")
-        results = train(resume=args.resume, **flags)
+        results = train(resume=args.resume, accept_changes=args.accept_changes, **flags)
     else:
         results = train(choose_config(args.config, flags))
-    return 0 if results.finished else 128 + results.signal
+    return 0 if results.finished else 1 if results.summary["gave_up"] else 128 + results.signal
 
 
 if __name__ == "__main__":

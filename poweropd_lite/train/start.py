@@ -13,23 +13,29 @@ from poweropd_lite.plan.memory import planned_gib
 from poweropd_lite.run.checkpoint import Checkpoints
 from poweropd_lite.run.folder import check_output, new_run, open_run
 from poweropd_lite.run.handover import hand_over
+from poweropd_lite.run.inputs import Inputs
 from poweropd_lite.run.recorder import Recorder, Results
 from poweropd_lite.run.session import load_session, prepare
 from poweropd_lite.train.loop import run_loop
 
 
-def train(config: Config | None = None, *, resume: str | Path | None = None, **changes: Any) -> Results:
+def train(
+    config: Config | None = None, *, resume: str | Path | None = None, accept_changes: bool = False, **changes: Any
+) -> Results:
     """Runs a new training run of `config`, or goes on with the one in the folder `resume`.
 
-    `changes` are settings of a resumed run: those that base.config.marked("resume") lists. Fills the run folder
-    (docs/run_folder.md) and returns what came out. Raises UserError for what the user can mend and, in Jupyter, Stopped
-    when the stop button ended it and it is saved.
+    `changes` are settings of a resumed run: those that base.config.marked("resume") lists. `accept_changes` goes on with
+    data or models that are not those of before, which else are refused, and keeps it in inputs.json. Fills the run
+    folder (docs/run_folder.md) and returns what came out. Raises UserError for what the user can mend and, in Jupyter,
+    Stopped when the stop button ended it and it is saved.
     """
     if (config is None) == (resume is None):
         raise UserError("train wants one of a config and a run folder to resume: train(load_config('bundled'))")
     if config is not None:
-        if changes:
-            raise UserError(f"{', '.join(changes)} change a run that is resumed; a new one takes them in its config")
+        if changes or accept_changes:
+            raise UserError(
+                f"{', '.join(changes) or 'accept_changes'} change a run that is resumed; a new one takes them in its config"
+            )
         check_output(config)
         if "alpha" in config.model_fields_set and "alpha" not in REWARDS[config.reward].settings:
             print(f"note: alpha {config.alpha:g} is ignored: reward {config.reward} has no exponent")
@@ -39,11 +45,16 @@ def train(config: Config | None = None, *, resume: str | Path | None = None, **c
             run, config = open_run(str(resume), **changes)
             held.enter_context(run)
         ready = prepare(config, print)
+        inputs = Inputs(run, ready) if run else None
+        if run and inputs and run.steps_saved and not accept_changes:
+            inputs.refuse()
         planned = planned_gib(ready.config, ready.device, ready.dtype, ready.engine.name, ready.shared, print)
         session = held.enter_context(closing(load_session(ready, print)))
-        run = run or held.enter_context(new_run(config))
+        if run is None:
+            run = held.enter_context(new_run(config))
         saved = Checkpoints(run.checkpoints, session)
-        state = saved.resume()
+        state = saved.resume(print)
+        (inputs or Inputs(run, ready)).keep(state.step)
         if saved.saved:
             print(f"resuming {run.path} at step {state.step} of {config.steps}")
         with Recorder(run, session, state, planned) as record:
