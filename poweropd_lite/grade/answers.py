@@ -1,7 +1,7 @@
 r"""Finding the final answer in a completion, and writing it in one way: strings in, strings out, in linear time.
 
 A completion's answer is the last `\boxed{...}`; without one, what follows the last "answer is"; for GSM8K what follows
-`####` goes before that, and the last number is taken if there is nothing else; for the bundled problems only the box counts. equal.py says whether an answer is the right one.
+`####` goes before that, of a sentence its first number, and the last number is taken if there is nothing else; for the bundled problems only the box counts. equal.py says whether an answer is the right one.
 """
 
 import re
@@ -12,6 +12,9 @@ _SAYS = re.compile(
     r"answer\s*(?:\\?[*_]{1,3}\s*)?(?::|=|\bis\b\s*:?)\s*(?:(?:therefore|thus|simply|hence),?\s)?", re.IGNORECASE
 )
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|(?:(?<![\w.)])-)?\.\d+")
+_FIRST_NUMBER = re.compile(
+    rf"(?:approximately|about|around|exactly|only|roughly|a total of|\W){{0,9}}?({_NUMBER.pattern})", re.IGNORECASE
+)
 _BETWEEN = re.compile(
     r"[ .-]{0,9}(?:(?:[,;]|and|or|\n|\\text ?\{ ?(?:and|or) ?\})[ -]{0,9}){1,3}(?:[A-Za-z]\w?(?:\(\w\))? ?= ?)?"
 )
@@ -27,6 +30,8 @@ def final_answer(text: str, benchmark: str | None = None) -> str | None:
         found = _hashed_answer(text)
     if found is None and benchmark != "bundled":  # where boxing the answer is part of what is to be learnt
         found = _said_answer(text)
+        if benchmark == "gsm8k":
+            found = _said_number(found or "")
     if benchmark == "gsm8k" and (found is None or not _NUMBER.search(found)):
         found = _last_number(text)
     return found
@@ -91,6 +96,14 @@ def _said_answer(text: str) -> str | None:
     line = next((line for line in lines if line.strip("$*_ ") not in ("", "\\[")), "")
     line = re.split(r"\.(?=\s|$)|[;!?](?=\s|$)|,? (?:so|because|since|which|as)\b", line)[0]
     return line.strip().strip("*_ ").rstrip(".,").strip() or None
+
+
+def _said_number(said: str) -> str | None:
+    """The number that a sentence says first, if nothing is computed behind it: what GSM8K asks for is one."""
+    if re.fullmatch(r"\W{0,9}[\d.,]*\d ?/ ?\d+\W{0,9}", said):
+        return said
+    first = _FIRST_NUMBER.match(said)
+    return first[1] if first and not re.search(r"[=+*/×]|\d", said[first.end() :]) else None
 
 
 def _hashed_answer(text: str) -> str | None:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from poweropd_lite.grade.algebra import same_equation, same_expression, verified
 from poweropd_lite.grade.normal import bracketed, choice, split_list, text_answer, tidy
+from poweropd_lite.grade.parts import conditioned, has_inner_sides, lines, sides, table
 from poweropd_lite.grade.quantity import number, same_number, without_letter, without_unit
 
 _BASED = re.compile(r"(-?\d[0-9A-Fa-f]*)_(?:\{(\d+)\}|(\d+))")
-_SIDES = re.compile(r"(?<![<>!\\:])=(?!=)")
+_CONDITION_WORD = re.compile(r"\b(?:if|when)\b")
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt|neq?)(?![a-z])")
 
 
@@ -40,6 +41,12 @@ def same_as_written(gold: str, answer: str) -> bool | None:
 def same_words(gold: str, answer: str) -> bool | None:
     """Returns whether two tidy answers are the same words or choices, or None if neither is words."""
     word, other = text_answer(gold), text_answer(answer)
+    if letter := _chosen(gold):
+        said = _chosen(answer) or text_answer(answer, beside_text=True) or ""
+        if len(said) == 1:
+            return said == letter
+    if re.fullmatch("[A-J]", gold) and (letter := _chosen(answer)):
+        return letter == gold.lower()
     if word is None and other is None:
         return None
     word = word or text_answer(gold, beside_text=True)
@@ -48,13 +55,32 @@ def same_words(gold: str, answer: str) -> bool | None:
     return word == (other or text_answer(answer, beside_text=True))
 
 
+def _chosen(text: str) -> str | None:
+    """The letter of one choice that is written as one, `(A) 5`, `A) 5` or `A. 5`; a bare letter is none."""
+    written = re.match(r"(?:\\text ?\{)? ?(?:\([A-J]\)|[A-J][).:]) ?\}?", text)
+    return (
+        choice(text)
+        if written and len(split_list(text)) == 1 and not re.search(r"\([A-J]\)", text[written.end() :])
+        else None
+    )
+
+
 def _same(gold: str, answer: str, tolerance: float | None) -> bool:
+    gold, answer = (one[0] if len(one := lines(text)) == 1 else text for text in (gold, answer))
     if gold == answer:
         return True
-    sides = _sides(gold, answer)
-    if sides is None:
+    golds_rows, answers_rows = table(gold), table(answer)
+    if golds_rows and answers_rows and any(len(row) > 1 for row in (*golds_rows, *answers_rows)):
+        return _same_rows(golds_rows, answers_rows, tolerance)
+    if _CONDITION_WORD.search(gold) and _CONDITION_WORD.search(answer):
+        (bare_gold, if_gold), (bare_answer, if_answer) = conditioned(gold), conditioned(answer)
+        if if_gold and if_answer:
+            return _same(bare_gold, bare_answer, tolerance) and _same(if_gold, if_answer, None)
+    pair = _sides(gold, answer)
+    if pair is None:
         return False
-    gold, answer = sides
+    if pair != (gold, answer):
+        return _same(*pair, tolerance)
     (kind, golds), (other, answers) = _structure(gold), _structure(answer)
     if kind == other == "":
         return _same_leaf(golds[0], answers[0], tolerance)
@@ -73,7 +99,9 @@ def _same(gold: str, answer: str, tolerance: float | None) -> bool:
 
 def _structure(text: str) -> tuple[str, Sequence[str]]:
     r"""Returns the brackets, "{}" for a list or set, "()", "[]", "(]" or "[)", and the parts; "" for an expression."""
-    parts = split_list(text)
+    if (rows := table(text)) and all(len(row) == 1 for row in rows):
+        return "{}", [row[0] for row in rows]
+    parts = [part for line in lines(text) for part in split_list(line)]
     if len(parts) > 1:
         return "{}", [inner for p in parts for inner in (bracketed(p)[1] if p.startswith("\\{") else [p])]
     brackets, inside = bracketed(text)
@@ -82,6 +110,21 @@ def _structure(text: str) -> tuple[str, Sequence[str]]:
     if brackets:
         return brackets, list(dict.fromkeys(inside)) if brackets == "{}" else inside
     return "", [text]
+
+
+def _same_rows(golds: list[list[str]], answers: list[list[str]], tolerance: float | None) -> bool:
+    """Pieces of a function: each value with its condition, in any order."""
+    left = list(answers)
+    for gold in golds:
+        same = (
+            row
+            for row in left
+            if len(row) == len(gold) and all(_same(g, a, tolerance) for g, a in zip(gold, row, strict=True))
+        )
+        if (found := next(same, None)) is None:
+            return False
+        left.remove(found)
+    return not left
 
 
 def _same_set(golds: Sequence[str], answers: Sequence[str], tolerance: float | None) -> bool:
@@ -104,7 +147,9 @@ def _sides(gold: str, answer: str) -> tuple[str, str] | None:
     None if the left side is more than a name for what was asked: `2x = 5` is not 5, nor is the equation `x + y = 5` its
     right side.
     """
-    g, a = ([side.strip() for side in _membership(_SIDES.split(text))] for text in (gold, answer))
+    if len(lines(gold)) > 1 or len(lines(answer)) > 1:
+        return gold, answer
+    g, a = ([side.strip() for side in _membership(sides(text))] for text in (gold, answer))
     if len(split_list(gold)) > 1 or len(split_list(answer)) > 1:
         if len(g) == 2 and len(a) == 1 and _is_name(g[0]):  # x = 1, 2
             return g[1], answer
@@ -140,6 +185,9 @@ def _value(sides: list[str]) -> str | None:
 
 def _is_name(side: str) -> bool:
     r"""A name for what was asked: x, x_1, f(x), AB, \angle ABC, \text{Area}, a+b: no coefficient, power or sign before it."""
+    kind, names = bracketed(side)
+    if kind == "()" and len(names) > 1:  # (x, y) = (3, 4)
+        return all(re.fullmatch(r"[A-Za-z](?:_(?:\{\w+\}|\w))?", name) for name in names)
     bare = re.sub(r"_(?:\{\w+\}|\w)|\([^()]*\)", "", side)
     return bool(bare) and not bare.startswith("-") and not re.search(r"[\d^<>]", bare) and not _is_plain(side)
 
@@ -150,6 +198,8 @@ def _is_plain(side: str) -> bool:
 
 
 def _same_leaf(gold: str, answer: str, tolerance: float | None) -> bool:
+    if "\\text" in gold + answer and not re.search(r"\d", gold) and (words := same_words(gold, answer)) is not None:
+        return words
     gold, answer = without_unit(gold), without_unit(answer)
     if number(gold) is not None:  # the letter in 5 m is a unit then, and else a factor
         answer = without_letter(answer)
@@ -164,8 +214,10 @@ def _same_leaf(gold: str, answer: str, tolerance: float | None) -> bool:
         return (digits, base) == (based[1], based[2] or based[3])
     if said:
         return False
-    g, a = _SIDES.split(gold), _SIDES.split(answer)
+    g, a = sides(gold), sides(answer)
     if len(g) == len(a) == 2:
+        if has_inner_sides(gold) or has_inner_sides(answer):  # P(X=2) = 1/2, which algebra can't read
+            return g[0].replace(" ", "") == a[0].replace(" ", "") and _same(g[1], a[1], tolerance)
         return same_equation(g, a)
     if _RELATION.search(gold) or _RELATION.search(answer):
         return verified(gold, answer)

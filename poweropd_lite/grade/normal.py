@@ -14,12 +14,31 @@ _UNICODE = str.maketrans(
         "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "√": r"\sqrt ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ",
         "∅": r"\emptyset ", "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
         "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "，": ",", "（": "(", "）": ")", "％": "%", "\u00a0": " ", "≈": r"\approx ",
-        "“": "", "”": "", "‘": "", "’": "'", "`": "", "µ": r"\mu ", "μ": r"\mu ", "Ω": r"\Omega ", "Å": r"\AA ", "&": " ",
+        "“": "", "”": "", "‘": "", "’": "'", "`": "", "€": "", "£": "", "¥": "", "₹": "", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "µ": r"\mu ", "μ": r"\mu ", "Ω": r"\Omega ", "Å": r"\AA ", "&": " ",
     }
 )  # fmt: skip
 _FONTS = r"\\(?:mathrm|mathit|textbf|textit|textrm|textnormal|textsf|mbox|operatorname|mathsf|rm)"
 _FUNCTIONS = "sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|gcd|lcm|max|min|det"
+_BASES = [
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+]
 _LAYOUT: _Rules = [
+    # A wide space parts two statements; x = 1 \\quad y = 2.
+    (re.compile(r"(?<==)([^=]*?)\\q?quad(?![a-zA-Z])(?= ?[^= ][^=]*=)"), r"\1, "),
     # A comma or a space in a number, said with a thin or a negative space: 10,\!080.
     (re.compile(r"(?<=\d)(?:,?\\!|\{,\}|\\[,;:])+ ?(?=\d{3}(?!\d))"), ""),
     # Every other space that LaTeX has.
@@ -42,6 +61,9 @@ _REPLACED: _Rules = [
     (re.compile(r"\\?(?<![a-z])sqrt ?\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"\\([lr])(brace|brack)(?![a-z])"), lambda m: _BRACKETS[m[1] + m[2]]),
     (re.compile(r"\\[lr]angle(?![a-z])"), lambda m: "(" if m[0][1] == "l" else ")"),
+    # The whole line; Z and R without their brackets.
+    (re.compile(r"\\mathbb ?(?:\{ ?([RZ]) ?\}|([RZ])(?![A-Za-z]))|\\(?:R|Reals|Z)(?![a-zA-Z])"), lambda m: r"\mathbb{" + (m[1] or m[2] or m[0][1]) + "}"),
+    (re.compile(r"^\( ?- ?\\infty ?, ?\+? ?\\infty ?\)$|^- ?\\infty ?< ?[a-z] ?< ?\+? ?\\infty$|^(?:\\text ?\{ ?)?(?i:all real numbers?) ?\}?$"), r"\\mathbb{R}"),
     # Upright i, e and d are what they are; single bold letters are letters.
     (re.compile(rf"(?:{_FONTS}|\\text) ?\{{ ?([eid]) ?\}}"), r"\1"),
     (re.compile(r"\\(?:mathbf|boldsymbol|bm) ?\{ ?(\w) ?\}"), r"\1"),
@@ -50,11 +72,24 @@ _REPLACED: _Rules = [
     (re.compile(rf"{_FONTS} ?\{{"), r"\\text{"),
     (re.compile(r"\{\\(?:rm|bf|it) "), r"\\text{"),
     (re.compile(r"_ ?\{ ?\\text ?\{ ?(\w+) ?\} ?\}|_ ?\\text ?\{ ?(\w+) ?\}|_ ?\{ ?\\(max|min|odot) ?\}|_ ?\\(max|min|odot)(?![a-z])"), lambda m: "_{" + next(g for g in m.groups() if g) + "}"),
+    # An ordinal is its number; a base in words; what is said before an answer, or behind it in brackets.
+    (re.compile(r"(?<=\d) ?(?:\^ ?\{ ?\\text ?\{ ?(?:st|nd|rd|th) ?\} ?\}|\^ ?\{ ?(?:st|nd|rd|th) ?\}|\^? ?\\text ?\{ ?(?:st|nd|rd|th) ?\})"), ""),
+    (re.compile(r"^(\d*(?:1(?=st)|2(?=nd)|3(?=rd)|\d(?=th)))[a-z]{2}$"), r"\1"),
+    (re.compile(rf"_ ?(?:\{{ ?({'|'.join(_BASES)}) ?\}}|({'|'.join(_BASES)})(?![a-z]))"), lambda m: f"_{{{_BASES.index(m[1] or m[2]) + 2}}}"),
+    (re.compile(r"\\text ?\{ ?([0-9A-F]+) ?\}(?=_)"), r"\1"),
+    (re.compile(r"\\text ?\{ ?\}"), ""),
+    (re.compile(r"^\\text ?\{ ?(?i:(?:the |final |our )*(?:answer|result|value)\b[^{}]*?(?: is| equals| are|:)?) ?\} ?[=:]? ?(?=.)"), ""),
+    (re.compile(r"^(?i:(?:the |final |our )*(?:answer|result|value)(?: is| equals|:| ?=)) ?:? ?(?=.)"), ""),
+    (re.compile(r"(?<=[\d}%]) ?(?:\\text ?\{ ?\((?!mod\b)[A-Za-z][A-Za-z ]+\) ?\}|(?<= )\((?!mod\b)[A-Za-z]{4,}(?: [A-Za-z]+)*\))$"), ""),
     # 12,345 is a number, two million too.
     (re.compile(r"(?<![\w.,\\])\d{1,3}(?:,\d{3})+(?=\.\d|(?! ?,? ?\d)[^\d,]|$)"), lambda m: _thousands(m)),
     (re.compile(r"(?<=\d) ?(?:\\text ?\{ ?)?(hundred|thousand|million|billion|trillion)s?(?: ?\}|(?![a-z}]))"), lambda m: rf"\times 10^{{{_MAGNITUDES[m[1]]}}}"),
     # What parts the items of a list or the pieces of a set; what only comments on them.
     (re.compile(r" ?\\text ?\{ ?,? ?(?:and|or) ?\} ?|(?<![A-Za-z\\]),? (?:and|or) | ?\\(?:lor|vee)(?![a-z]) ?"), ","),
+    (re.compile(r"(?<=[)\]}\d])(?:or|and)(?=[(\[\\\d])"), ","),
+    (re.compile(r"^(.*?) ?(?:[,(]|\\text ?\{ ?,? ?(?:where|with|for)? ?\}) ?((?:[a-z] ?, ?)*[a-z]) ?\\in ?\\mathbb\{Z\} ?\)?$"), lambda m: m[1] if all(re.search(rf"(?<![a-z\\]){each.strip()}(?![a-z])|[a-z]*(?<=\d){each.strip()}|{each.strip()}\\", m[1]) for each in m[2].split(",")) else m[0]),
+    # Words in one \text are a list of words.
+    (re.compile(r"^\\text ?\{ ?(\w+(?: ?, ?\w+)+) ?\}$"), lambda m: ",".join(rf"\text{{{word.strip()}}}" for word in m[1].split(","))),
     (re.compile(r" ?,? ?(?:\\text ?\{ ?,? ?(?:for all|where|for every|for any)\b[^{}]*\}|\\forall\b).*$"), ""),
     (re.compile(r"\\cup(?![a-z])|(?<=[)\]]) ?U ?(?=[(\[])"), ","),
     # Signs with several spellings.
@@ -78,7 +113,7 @@ _WRAPPED = re.compile(r"(?:\$\$?(.*?)\$\$?|\\\((.*?)\\\)|\\\[(.*?)\\\]) ?\.? ?")
 def tidy(text: str) -> str:
     """Returns an answer without what is layout: dollar signs, spacing, font and size commands, final full stop."""
     text = re.sub(r"[⁰¹⁴-⁹²³⁻]+", _superscript, text)
-    matrix = "matrix" in text or "array" in text  # whose & is no layout
+    matrix = any(word in text for word in ("matrix", "array", "cases"))  # whose & is no layout
     text = text.replace("&", "\0") if matrix else text
     text = " ".join(text.translate(_UNICODE).replace("\0", "&").split()).strip("* ")
     if whole := _WRAPPED.fullmatch(text):
@@ -95,7 +130,12 @@ def tidy(text: str) -> str:
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
     text = re.sub(r"^(?:\\(?:approx|simeq|sim)(?![a-z]) ?)+", "", text.strip())
-    return re.split(r"\\approx(?![a-z])", text)[0].rstrip(".,; ").strip()
+    first, *rest = (part.strip() for part in re.split(r"\\approx(?![a-z])", text))
+    text = rest[0] if rest and re.fullmatch(r"[A-Za-z](?:_\w)?", first) else first
+    inside = text[1:-1]
+    if re.fullmatch(r"\{.*,.*\}", text) and _balanced(inside):  # a set without its backslashes
+        text = rf"\{{{inside}\}}"
+    return text.rstrip(".,; ").strip()
 
 
 def _thousands(found: re.Match) -> str:
