@@ -3,6 +3,8 @@
 A row that can't be used is counted and named (where it stands and why), never silently passed over.
 """
 
+import contextlib
+import datetime
 import functools
 import json
 import random
@@ -18,6 +20,12 @@ from poweropd_lite.problems.bundled import problems
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What templates that would put in the day's date are told, always: a run that is resumed tomorrow has the same prompts.
+SOME_DAY: dict[str, Any] = {
+    "date_string": "26 Jul 2024",
+    "strftime_now": lambda form: datetime.date(2024, 7, 26).strftime(form),
+}
+TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")  # of a message
 _PLACEHOLDER = "@@answer@@"
 BUNDLED_PROBLEMS = {False: 8192, True: 256}  # for training; held out, for evaluation
 
@@ -69,7 +77,7 @@ def load_prompts(
     def read(row: dict) -> Prompt | Skipped:
         if column not in row:
             return Skipped(f"no column '{column}' among {', '.join(map(str, row))}")
-        answer = row.get(config.answer_column)
+        answer = decoded(row.get(config.answer_column))
         prompt = make_prompt(row[column], tokenizer, config, column)
         return replace(prompt, answer=str(answer)) if isinstance(prompt, Prompt) and answer is not None else prompt
 
@@ -129,6 +137,9 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
 
     `settings` has the fields prompt_suffix, system_prompt, enable_thinking and max_prompt_tokens.
     """
+    value = decoded(value)
+    if isinstance(value, list) and any(isinstance(m, dict) and any(map(m.get, TOOL_KEYS)) for m in value):
+        return Skipped(f"'{column}' holds tool calls or what a tool said, which a prompt here would leave out")
     if isinstance(value, str):
         messages = [{"role": "user", "content": value}]
     elif isinstance(value, list) and value and all(map(_is_message, value)):
@@ -159,6 +170,14 @@ def make_prompt(value: Any, tokenizer: "PreTrainedTokenizerBase", settings: Any,
     return Prompt(ids, question, None, messages=tuple((m["role"], m["content"]) for m in messages))
 
 
+def decoded(value: Any) -> Any:
+    """Returns bytes as the text that they are in UTF-8: Parquet writers may leave the type out; all else, and other bytes, as is."""
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    return value
+
+
 class TemplateFault(ValueError):
     """A chat template that fails on what it is asked to render."""
 
@@ -175,7 +194,7 @@ def prompt_text(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerB
 
 def _rendered(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", **options: Any) -> str:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **SOME_DAY, **options))
     except Exception as error:  # a template is a program, which fails in ways of its own
         raise TemplateFault(f"{type(error).__name__}: {error}") from error
 

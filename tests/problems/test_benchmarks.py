@@ -1,6 +1,7 @@
 """Where benchmarks come from and what is read of them: columns, golds, sizes, and what is said of the odd ones."""
 
 import json
+import re
 
 import pytest
 
@@ -108,15 +109,20 @@ def test_other_columns_are_named_by_flags_and_a_missing_one_is_an_error(tmp_path
     path = write(tmp_path / "own.jsonl", [{"q": "1+1?", "a": "2"}])
     problems, _ = load(path, pair, ("q", "a"))
     assert problems.prompts[0].answer == "2"
-    with pytest.raises(
-        UserError, match=r"own.jsonl has no column problem or question or prompt; it has q, a; type --prompt-column"
+    for columns, flag, words in (
+        ((None, None), "--benchmarks", "no column problem or question or prompt; it has q, a\n"),
+        (("q", "b"), "--benchmarks", "no column b; it has q, a\n"),
+        (
+            ("q", "b"),
+            "--eval-benchmarks",
+            "no column b; it has q, a\n",
+        ),  # training's own evaluation has flags of its own
     ):
-        load(path, pair)
-    with pytest.raises(UserError, match="has no column b; it has q, a; type --answer-column"):
-        load(path, pair, ("q", "b"))
-    (own,) = find_benchmarks(str(path), flag="--eval-benchmarks")  # training's own evaluation has flags of its own
-    with pytest.raises(UserError, match="has no column b; it has q, a; type --eval-answer-column"):
-        load_problems(own, pair.tokenizer, load_config("bundled"), None, ("q", "b"), print)
+        (own,) = find_benchmarks(str(path), flag=flag)
+        typed = f"check {flag}, {flag.replace('benchmarks', 'prompt-column')} and {flag.replace('benchmarks', 'answer-column')}"
+        with pytest.raises(UserError, match=re.escape(words)) as error:
+            load_problems(own, pair.tokenizer, load_config("bundled"), None, columns, print)
+        assert typed in str(error.value)
     known = write(tmp_path / "aime24.jsonl", [{"q": "1+1?", "a": "2"}])  # a copy may have columns of its own
     assert load("aime24", pair, ("q", "a"), folder=known.parent)[0].prompts[0].answer == "2"
 
@@ -156,5 +162,55 @@ def test_a_tolerance_comes_from_the_column_error(tmp_path, pair):
     rows = [{"problem": "x?", "answer": "4.2", "error": "1e-1"}, {"problem": "y?", "answer": "4.2", "error": None}]
     rows += [{"problem": "z?", "answer": "4.2", "error": "1e999"}, {"problem": "z?", "answer": "4.2", "error": "5%"}]
     problems, said = load(write(tmp_path / "own.jsonl", rows), pair)
-    assert [p.tolerance for p in problems.prompts] == [0.1, None]
-    assert "2 of 4 rows" in said[0] and "'error' is '1e999'" in said[0] and "'error' is '5%'" in said[0]
+    assert [p.tolerance for p in problems.prompts] == [0.1, None, None, None]
+    (said,) = said
+    assert said.startswith("2 problems of ") and said.endswith(
+        "column 'error' holds no largest difference (such as 1e-1), and is not used"
+    )
+    values = {"0.01 m": 0.01, "1e-1,1e-2": 0.01, "timeout": None, False: None, "0": None, "nan": None}
+    rows = [{"problem": "x?", "answer": "4.2", "error": value} for value in values]
+    problems, said = load(write(tmp_path / "own.jsonl", rows), pair)
+    assert [p.tolerance for p in problems.prompts] == list(values.values())
+    assert [line.split(" of ")[0] for line in said] == ["1 problems"]  # the word alone is odd
+
+
+def test_the_answer_of_a_worked_solution_is_its_last_box_and_one_without_is_said(tmp_path, pair):
+    rows = [{"problem": f"{n}+1?", "answer": f"It is \\boxed{{{n}}}, no, \\boxed{{{n + 1}}}."} for n in range(3)]
+    rows.append({"problem": "4+1?", "answer": "4 + 1 is four and one.\nSo it is 5."})
+    problems, said = load(write(tmp_path / "own.jsonl", rows), pair)
+    assert [p.answer for p in problems.prompts[:3]] == ["1", "2", "3"]
+    assert said[0].startswith("3 problems of ") and "what stands in the last box" in said[0]
+    assert said[1].startswith("1 problems of ") and "type --answer-column with a column of final answers" in said[1]
+
+
+def test_bytes_are_text_or_refused(tmp_path, pair):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"problem": [b"1+1?", b"2+2?", "é?".encode("latin1")], "answer": [b"2", b"\xff\xfe", b"3"]})
+    pyarrow.parquet.write_table(table, tmp_path / "own.parquet")
+    problems, said = load(tmp_path / "own.parquet", pair)
+    assert [(p.question, p.answer) for p in problems.prompts] == [("1+1?", "2")]
+    assert (
+        said[0].startswith("2 of 3 rows")
+        and "no reference answer in 'answer'" in said[0]
+        and "neither a text" in said[0]
+    )
+
+
+def test_a_row_without_the_key_is_left_out_and_one_with_tool_calls(tmp_path, pair):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 4}}}]}
+    talk = [
+        {"role": "user", "content": "4?"},
+        call,
+        {"role": "tool", "content": "9"},
+        {"role": "user", "content": "So?"},
+    ]
+    rows = [{"problem": "1+1?", "answer": "2"}, {"problem": "2+2?"}, {"answer": "3"}, {"problem": talk, "answer": "9"}]
+    problems, said = load(write(tmp_path / "own.jsonl", rows), pair)
+    assert [p.answer for p in problems.prompts] == ["2"]
+    assert (
+        said[0].startswith("3 of 4 rows")
+        and "line 2: no column answer or final_answer or solution; it has problem" in said[0]
+    )
+    assert "line 4: 'problem' holds tool calls" in said[0]
