@@ -1,16 +1,14 @@
 """Log-probs of sampled tokens straight from hidden states, without a [tokens, vocabulary] tensor, and their gradients.
 
 Logits are made for a few rows at a time: `LOGIT_ELEMENTS // vocabulary` of them, so the peak is the same for a vocabulary
-of 512 and of 151,936, and for a batch of one and of a thousand rollouts. About four float32 tensors of that many
-elements are alive at once. This path is the reference on every device.
+of 512 and of 151,936, and for one rollout and a thousand. About four float32 tensors of that many are alive at once.
 
 - Head frozen (LoRA): d(value)/d(hidden) is made in the forward pass, while the chunk's logits are there, and only scaled
   by the incoming gradient in the backward pass. No logits are made twice.
 - Head trainable (full fine-tuning, tied embeddings, `modules_to_save`): the chunks are made again in the backward pass
   and the head's gradient is accumulated over them in float32.
 
-Shapes: N tokens, D hidden size, V rows of the head. Logits are float32 (float64 if the weights are), whatever the dtype of
-the model: at alpha 500 an error of 0.005 in a log-prob is a factor of 12 in the reward.
+Shapes: N tokens, D hidden size, V rows of the head. Logits are float32 (float64 if the weights are) for any model's dtype.
 """
 
 from collections.abc import Iterator
@@ -22,8 +20,7 @@ from torch import Tensor
 
 LOGIT_ELEMENTS = 1 << 24  # 64 MiB of float32 logits a chunk: 110 rows of Qwen3's vocabulary
 _HALF = (torch.bfloat16, torch.float16)
-_FEW_ROWS = 16  # on a CPU fewer rows than this times a large head are up to twice as fast in blocks
-_FEW_ROWS_BLOCK = 1 << 10  # of so many head rows
+_FEW_ROWS, _FEW_ROWS_BLOCK = 16, 1 << 10  # on a CPU so few rows are faster in blocks of a large head's rows
 _VOCAB_BLOCK = 1 << 14  # head rows that are widened to float32 at a time where the matmul can't do so itself
 
 
@@ -74,8 +71,7 @@ class TokenKL(NamedTuple):
 def kept_ids(logits: Tensor, sampling: Sampling) -> Tensor:
     """Returns which ids `sampling` can draw: bool [..., V], for logits [..., V].
 
-    Ties with the last id that top-k or top-p lets in are let in too, as vLLM and transformers do for top-k. Without
-    truncation the answer is the same for every row, and the logits are not looked at.
+    Ties with the last id let in are let in too, as vLLM and transformers do for top-k. Without truncation all rows are alike.
     """
     if not sampling.truncates:
         allowed = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
@@ -127,21 +123,24 @@ def logit_chunks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor
 
 
 def float_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Returns hidden [C, D] @ weight [V, D]^T, accumulated and kept in float32 (float64 for float64), [C, V]."""
+    """Returns logits [C, V], hidden [C, D] @ weight [V, D]^T less each row's largest, in float32 (float64 for float64).
+
+    Less it, for log-probs of logits near 30 round at that size, which a reward of alpha 500 shows as 1e-3 of itself.
+    """
+    half, few = weight.dtype in _HALF, not weight.is_cuda and hidden.shape[0] < _FEW_ROWS
     with torch.autocast(hidden.device.type, enabled=False):  # which would round them to half precision
         if weight.is_cuda and hidden.dtype in _HALF:
-            return torch.mm(hidden, weight.to(hidden.dtype).T, out_dtype=torch.float32)
-        half = weight.dtype in _HALF
-        few = not weight.is_cuda and hidden.shape[0] < _FEW_ROWS
-        if not half and not few:
-            return hidden.to(weight.dtype) @ weight.T
-        wide = hidden.to(torch.float32 if half else weight.dtype)
-        logits = wide.new_empty(hidden.shape[0], weight.shape[0])
-        size = _FEW_ROWS_BLOCK if few and not half else _VOCAB_BLOCK
-        for start in range(0, weight.shape[0], size):
-            block = slice(start, start + size)
-            torch.mm(wide, weight[block].to(wide.dtype).T, out=logits[:, block])
-        return logits
+            logits = torch.mm(hidden, weight.to(hidden.dtype).T, out_dtype=torch.float32)
+        elif not half and not few:
+            logits = hidden.to(weight.dtype) @ weight.T
+        else:
+            wide = hidden.to(torch.float32 if half else weight.dtype)
+            logits = wide.new_empty(hidden.shape[0], weight.shape[0])
+            size = _FEW_ROWS_BLOCK if few and not half else _VOCAB_BLOCK
+            for start in range(0, weight.shape[0], size):
+                block = slice(start, start + size)
+                torch.mm(wide, weight[block].to(wide.dtype).T, out=logits[:, block])
+    return logits.sub_(logits.amax(-1, keepdim=True))
 
 
 def _pull_back(dlogits: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -278,8 +277,10 @@ class _KLRows:
 
 def _softmax_facts(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns softmax [C, V], logsumexp [C, 1], log q of the target [C] (at most 0), entropy [C]; logits stay as they are."""
-    total = logits.logsumexp(-1, keepdim=True)
-    probs = (logits - total).exp_()
+    top = logits.argmax(-1, keepdim=True)  # its exp is 1 (float_logits), and is added last, to leave the sum its digits
+    probs = logits.exp().scatter_(-1, top, 0.0)
+    rest = probs.sum(-1, keepdim=True)
+    probs, total = probs.scatter_(-1, top, 1.0).div_(1.0 + rest), rest.log1p()
     logprob = (logits.gather(-1, target) - total).squeeze(-1).clamp_max(0.0)
     entropy = total.squeeze(-1) - torch.linalg.vecdot(probs, logits)
     return probs, total, logprob, entropy

@@ -148,8 +148,7 @@ def take_step(
 ) -> dict[str, float]:
     """Divides the gradient by N, clips it to `max_grad_norm`, takes the optimizer step and returns the metrics of it all.
 
-    The step is dropped, with `optim/skipped` 1 and the weights untouched, if no token is in the loss or if the loss or the
-    gradient norm is not finite.
+    With no token in the loss, or loss or norm not finite, it is dropped: `optim/skipped` is 1, the weights are untouched.
     """
     metrics = gradient.metrics | {"optim/skipped": 1.0}
     if gradient.count == 0:

@@ -136,6 +136,23 @@ def final_hidden(model: "PreTrainedModel | PeftModel", ids: Tensor) -> Tensor:
     return model_body(model)(input_ids=ids, use_cache=False).last_hidden_state
 
 
+def check_finite(model: "PreTrainedModel | PeftModel", name: str) -> None:
+    """Raises UserError where weights, or what they give on a few ids, are not finite numbers."""
+    broken = [
+        key
+        for key, p in model.named_parameters()
+        if p.is_floating_point() and p.element_size() > 1 and not p.isfinite().all()
+    ]
+    ids = torch.arange(8, device=model.device)[None] % head_weight(model).shape[0]
+    with torch.no_grad():
+        sound = not broken and bool(final_hidden(model, ids).isfinite().all())
+    if not sound:
+        which = f"{len(broken)} weights of {name}, for one {broken[0]}, are" if broken else f"what {name} computes is"
+        raise UserError(
+            f"{which} not finite numbers: damaged, or made by a training that went wrong; take it from elsewhere"
+        )
+
+
 def check_head(model: "PreTrainedModel | PeftModel", name: str) -> None:
     """Raises UserError unless the model's logits are its final hidden states times its head, on a few ids.
 
@@ -145,6 +162,7 @@ def check_head(model: "PreTrainedModel | PeftModel", name: str) -> None:
     ids = torch.arange(8, device=base.device)[None] % head_weight(model).shape[0]
     with torch.no_grad():
         logits = base(input_ids=ids, use_cache=False).logits[0].float()
+        logits -= logits.amax(-1, keepdim=True)  # as float_logits
         ours = float_logits(final_hidden(model, ids)[0], head_weight(model))
     gap = (logits - ours).abs().max().item()
     # bfloat16 logits are rounded to 8 bits.

@@ -41,6 +41,11 @@ def decoded(student):
     return float_logits(torch.stack(hidden, 1)[0], decoder.head)
 
 
+def less_largest(logits):
+    """As float_logits gives them."""
+    return logits - logits.amax(-1, keepdim=True)
+
+
 @pytest.mark.parametrize("whole", ["", "embed_tokens", "lm_head"])
 @pytest.mark.parametrize("targets", ["all-linear", "q_proj,v_proj,up_proj"])
 def test_the_decoder_follows_the_adapter_and_leaves_the_base_alone(whole, targets):
@@ -50,7 +55,7 @@ def test_the_decoder_follows_the_adapter_and_leaves_the_base_alone(whole, target
         shake(student, seed)
         with torch.no_grad():
             wanted = student.model(input_ids=IDS).logits[0, 7:]
-        torch.testing.assert_close(decoded(student), wanted, atol=3e-4, rtol=1e-4)
+        torch.testing.assert_close(decoded(student), less_largest(wanted), atol=3e-4, rtol=1e-4)
     assert all(torch.equal(v, base[k]) for k, v in student.model.named_parameters() if k in base)
     trained = [k for k in student.trainable() if "lora_" not in k]
     assert bool(trained) == bool(whole)
@@ -87,7 +92,7 @@ def test_the_decoder_knows_scaled_positions(student_model, rope):
     with torch.no_grad():
         wanted = other(input_ids=IDS).logits[0, 7:]
         plain = student_model(input_ids=IDS).logits[0, 7:]
-    torch.testing.assert_close(decoded(student), wanted, atol=3e-4, rtol=1e-4)
+    torch.testing.assert_close(decoded(student), less_largest(wanted), atol=3e-4, rtol=1e-4)
     assert (wanted - plain).abs().max() > 0.01
 
 
