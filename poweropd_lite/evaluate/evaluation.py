@@ -65,6 +65,8 @@ def sample_missing(agenda: Agenda, folder: EvalFolder, stop: StopRequest, say: C
 
     config, tokenizer, serving = agenda.config, agenda.vocabulary.tokenizer, agenda.serving
     how = f"{serving.engine.name} ({serving.engine.why}), {agenda.settings['dtype']}"
+    for note in agenda.target.notes:
+        say(note)
     say(f"{agenda.target.kind} {agenda.target.name}, {how}, into {agenda.path}")
     forbidden = torch.tensor(agenda.vocabulary.forbidden, dtype=torch.long, device=serving.device)
     sampling = Sampling(config.temperature, config.top_k, config.top_p, forbidden)

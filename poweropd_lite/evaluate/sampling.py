@@ -4,6 +4,7 @@ A sample is named by (problem, k) and drawn with random numbers of its own, so a
 the batches fall, up to rounding, and two evaluations of one seed differ by their weights alone.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.checks.pair import Pair
 from poweropd_lite.evaluate.scores import avg_at, pass_at
 from poweropd_lite.grade import Sample, Verdict, grade
@@ -56,9 +58,14 @@ def batches(prompts: Sequence[Prompt], samples: Sequence[int], size: int) -> lis
 def sample_answers(
     engine: Engine, prompts: Sequence[Prompt], batch: Sequence[Key], sampling: Sampling, longest: int, seed: int
 ) -> list[Rollout]:
-    """Returns the rollouts of a batch, in order, from the weights of the engine's last sync."""
+    """Returns the rollouts of a batch, in order, from the weights of the engine's last sync; raises UserError for NaN."""
     draws = Draws(seed, EVALUATION, tuple(k for _, k in batch), tuple(i for i, _ in batch))
-    return engine.sample([prompts[i].ids for i, _ in batch], draws, sampling, longest)
+    rollouts = engine.sample([prompts[i].ids for i, _ in batch], draws, sampling, longest)
+    if any(math.isnan(logprob) for rollout in rollouts for logprob in rollout.logprobs):
+        raise UserError(
+            "the model gives log-probs that are not numbers: its weights are damaged, or its training went wrong"
+        )
+    return rollouts
 
 
 def as_answer(rollout: Rollout, tokenizer: "PreTrainedTokenizerBase") -> Answer:

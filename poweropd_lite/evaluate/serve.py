@@ -1,5 +1,6 @@
 """A model that was found, brought to where it can be sampled: by vLLM, which loads it itself, or the built-in loop."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.engines.vllm import VllmServer
 from poweropd_lite.evaluate.target import Target
 from poweropd_lite.method.rollout import Engine
-from poweropd_lite.models.loading import load_causal_lm, nf4, stay_unpacked
+from poweropd_lite.models.loading import check_finite, load_causal_lm, nf4, stay_unpacked
 from poweropd_lite.models.shape import Served
 from poweropd_lite.models.student import Student
 
@@ -58,6 +59,8 @@ def vllm_unfit_for(target: Target, bits: int) -> str | None:
 def serve_engine(target: Target, how: Serving, stop_ids: frozenset[int], say: Callable[[str], None]) -> Engine:
     """Brings up the chosen engine for a model that is sampled from and not trained."""
     if how.engine.name == "vllm":
+        if target.adapter is not None:
+            _saved_weights(target)  # which vLLM would serve whatever they are
         served = Served(target.base, how.longest, how.lines, how.lines, adapter_rank(target), how.remote_code, how.seed)
         return VllmServer(served, how.device, how.dtype, stop_ids, target.adapter)
     return LoopEngine(load_target(target, how.bits, how.device, how.dtype, how.remote_code), stop_ids, say)
@@ -66,7 +69,10 @@ def serve_engine(target: Target, how: Serving, stop_ids: frozenset[int], say: Ca
 def load_target(
     target: Target, bits: int, device: torch.device, dtype: torch.dtype, remote_code: bool = False
 ) -> Student:
-    """Returns the model, ready to be sampled from; raises UserError for an adapter that does not fit its base."""
+    """Returns the model, ready to be sampled from.
+
+    Raises UserError for an adapter that does not fit its base, and for weights that are not finite.
+    """
     options = {"quantization_config": nf4(dtype), "device_map": {"": device}} if bits == 4 else {}
     model: Any = load_causal_lm(target.base, "model", dtype, remote_code, **options)
     if bits == 4:
@@ -75,18 +81,34 @@ def load_target(
         model = model.to(device)
     if target.adapter is not None:
         model = _with_saved_adapter(model, target)
-    return Student(model.eval(), device, dtype)
+    student = Student(model.eval(), device, dtype)
+    with student.compute():
+        check_finite(model, target.name)
+    return student
 
 
-def _with_saved_adapter(base: "PreTrainedModel", target: Target) -> Any:
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+def _saved_weights(target: Target, device: str = "cpu") -> dict[str, torch.Tensor]:
     from peft.utils import load_peft_weights
     from safetensors import SafetensorError
 
     try:
-        weights = load_peft_weights(str(target.adapter), device=str(base.device))
+        weights = load_peft_weights(str(target.adapter), device=device)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"the weights in {target.adapter} can't be read: {error}; is the file whole?") from None
+    scale = target.adapter_config.get("lora_alpha")
+    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if broken or (isinstance(scale, float) and not math.isfinite(scale)):
+        which = f"{len(broken)} weights, for one {broken[0]}" if broken else f"lora_alpha {scale}"
+        raise UserError(
+            f"{target.adapter} holds numbers that are not finite ({which}): damaged, or its training went wrong"
+        )
+    return weights
+
+
+def _with_saved_adapter(base: "PreTrainedModel", target: Target) -> Any:
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    weights = _saved_weights(target, str(base.device))
     try:
         lora = LoraConfig.from_pretrained(str(target.adapter))
         lora.base_model_name_or_path = base.name_or_path  # checked already; PEFT warns of another folder

@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from conftest import run_evaluate
+from conftest import edit, run_evaluate
 from safetensors.torch import load_file, save_file
 
 BAD = [
     (["--benchmarks", "math50"], ["no benchmark named 'math50'", "gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench"]),
     (["--benchmarks", "empty.jsonl"], ["no usable problem in empty.jsonl", "it has no rows"]),
-    (["--benchmarks", "columns.jsonl"], ["columns.jsonl has no column", "it has q, a", "--prompt-column"]),
+    (["--benchmarks", "columns.jsonl"], ["no usable problem in columns.jsonl", "it has q, a", "--prompt-column"]),
     (["--k", "9"], ["Pass@9 needs 9 samples a problem, and n is 8", "--n 9"]),
     (["--k", "x"], ["whole numbers joined by commas"]),
     (["--model", "nowhere/at/all"], ["no folder nowhere/at/all", "--model"]),
@@ -54,6 +54,7 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path, flags, words):
 def test_an_empty_folder_of_the_user_s_is_not_removed(trained, tmp_path):
     (tmp_path / "mine").mkdir()
     shutil.copytree(trained / "run" / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "manifest.json").unlink()
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
     done = run_evaluate("--model", "adapter", "--problems", "2", "--output", "mine/e", cwd=tmp_path)
     assert done.returncode == 2 and "can't be read" in done.stderr
@@ -63,6 +64,7 @@ def test_an_empty_folder_of_the_user_s_is_not_removed(trained, tmp_path):
 def test_an_adapter_of_another_base_model_is_refused(trained, tmp_path):
     adapter = tmp_path / "adapter"
     shutil.copytree(trained / "run" / "adapter", adapter)
+    (adapter / "manifest.json").unlink()
     done = run_evaluate("--model", "adapter", "--base", "Qwen/Qwen3-0.6B-Base", cwd=tmp_path)
     assert done.returncode == 2 and "was trained on" in done.stderr and "--base is Qwen/Qwen3-0.6B-Base" in done.stderr
     weights = load_file(adapter / "adapter_model.safetensors")
@@ -76,3 +78,43 @@ def test_an_adapter_of_another_base_model_is_refused(trained, tmp_path):
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/model"}))
     done = run_evaluate("--model", "adapter", cwd=tmp_path)
     assert done.returncode == 2 and "names /gone/model base model, which is not here; type --base" in done.stderr
+
+
+def weights_of(folder, change):
+    """Changes a weight in the one file of safetensors that a folder holds."""
+    file = folder / ("model.safetensors" if (folder / "config.json").is_file() else "adapter_model.safetensors")
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, {"format": "pt"})
+
+
+def not_a_number(weights):
+    weights[sorted(weights)[0]].view(-1)[-1] = torch.nan
+
+
+@pytest.mark.parametrize("what", ["a base's weight", "an adapter's weight", "lora_alpha"])
+def test_what_is_not_finite_is_refused_and_not_scored_zero(trained, other, tmp_path, what):
+    folder = tmp_path / "adapter"
+    shutil.copytree(trained / "run" / "adapter", folder)
+    (folder / "manifest.json").unlink()
+    if what == "lora_alpha":
+        edit("adapter_config.json", lambda c: c | {"lora_alpha": float("nan")})(folder)
+    elif what == "an adapter's weight":
+        weights_of(folder, not_a_number)
+    else:
+        folder = other("student", lambda f: weights_of(f, not_a_number))
+    done = run_evaluate("--model", str(folder), "--benchmarks", "bundled", "--problems", "2", "--n", "1", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout
+    assert "not finite" in done.stderr and "0.0%" not in done.stdout
+
+
+def test_a_base_in_a_folder_of_any_name_is_taken_and_said(trained, other, tmp_path):
+    base = other("student", lambda folder: None)
+    shutil.copytree(trained / "run" / "adapter", tmp_path / "adapter")
+    flags = ["--benchmarks", "bundled", "--problems", "2", "--n", "1"]
+    done = run_evaluate("--model", "adapter", "--base", base, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"and --base is {base}: whether that folder holds that model is known by the shapes" in done.stdout
+    wrong = other("teacher", lambda folder: None)
+    done = run_evaluate("--model", "adapter", "--base", wrong, *flags, "--output", "e", cwd=tmp_path)
+    assert done.returncode == 2 and "tensors differ" in done.stderr
