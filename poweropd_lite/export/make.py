@@ -43,7 +43,9 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
     base = base_name(job.target.base)
     say(f"{job.target.kind} {job.target.name} on {base}, to {config.to} ({job.kind}), into {job.out}")
     source = read_source(job, say)
-    merge = asdict(check_merge(source.merged, source.live, source.base)) if config.to != "adapter" else None
+    merge = (
+        asdict(check_merge(source.merged, source.live, source.base, source.noise)) if config.to != "adapter" else None
+    )
     with handed_over(job.out, config.overwrite) as folder:
         proof = _write(job, folder, source) | {"unrounded_merge": merge}
         report = _report(job, source, proof)
@@ -78,7 +80,7 @@ def _write(job: Job, folder: Path, source: Source) -> dict[str, Any]:
             said, checked = export_merged(job, folder, source, counting.show)
         else:
             said, rounded = export_4bit(job, folder, source, counting.show)
-    proof = check_export(said, source.live, source.base, job.kind, source.notes, rounded)
+    proof = check_export(said, source.live, source.base, job.kind, source.notes, rounded, source.noise)
     return proof | {"tensors_read_back": checked}
 
 

@@ -43,7 +43,7 @@ def prepare_job(config: ExportConfig) -> Job:
             f"{target.base} is quantised already, and merging into it would round twice; type --base with its 16-bit "
             "original"
         )
-    notes = []
+    notes = [*target.notes]
     if adapting and saved.get("modules_to_save"):
         notes.append(
             "modules trained whole are part of this adapter: PEFT loads it, vLLM does not; --to merged-16bit is for "

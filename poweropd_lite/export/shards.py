@@ -38,6 +38,7 @@ class Checkpoint:
         from safetensors import SafetensorError, safe_open
 
         self.tensors: dict[str, Stored] = {}
+        self._weights: dict[str, Tensor] | None = None
         for file in _files(model) if model is not None else []:
             try:
                 with safe_open(file, "pt") as opened:
@@ -47,9 +48,20 @@ class Checkpoint:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} can't be read: {error}; is the download whole?") from None
 
+    def take(self, weights: dict[str, Tensor]) -> None:
+        """Reads `weights`, by name, from memory instead: where the files name their tensors otherwise than the model does."""
+        self._weights = weights
+        dtypes = {
+            name: str(w.dtype).removeprefix("torch.") if w.is_floating_point() else "" for name, w in weights.items()
+        }
+        self.tensors = {name: Stored(Path(SINGLE), tuple(w.shape), dtypes[name]) for name, w in weights.items()}
+
     def rows(self, name: str, rows: slice) -> Tensor:
         """Returns some rows of a tensor (all of a scalar)."""
         from safetensors import safe_open
+
+        if self._weights is not None:
+            return self._weights[name][rows] if self.tensors[name].shape else self._weights[name]
 
         # Opened each time: an open file keeps every page that was read in memory.
         with safe_open(self.tensors[name].file, "pt") as opened:

@@ -17,7 +17,7 @@ from poweropd_lite.export.job import Job
 from poweropd_lite.export.proof import KEPT, gap, kept, within
 from poweropd_lite.export.shards import Checkpoint, row_blocks
 from poweropd_lite.models.merge import Change, changes_of
-from poweropd_lite.models.probe import Probe, probe, probe_texts, read_reference
+from poweropd_lite.models.probe import Probe, noise, probe, probe_texts, read_reference
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,6 +35,7 @@ class Source:
     merged: Probe  # what the base says with the changes merged in float32, without any rounding
     tied: bool  # whether head and embedding of the export are one matrix
     notes: list[str]  # what a user should know
+    noise: tuple[float, float]  # of float32 sums in `live`, nats, mean and largest
 
     @property
     def is_zero(self) -> bool:
@@ -66,7 +67,12 @@ def read_source(job: Job, say: Callable[[str], None]) -> Source:
     stored = job.stored_dtype
     model = _load(job, 16, stored)
     live = base = merged = probe(model, probe_texts(job.vocabulary.tokenizer))
+    float32_noise = noise(model, live)
     known, ends, tied = _anatomy(model)
+    if merging and (count := _take_renamed(checkpoint, model, ends[1] if tied else "")):
+        notes.append(
+            f"the base's files name {count} tensors otherwise than transformers does, as the export names them"
+        )
     if strange := sorted(set(checkpoint.tensors) - known):
         notes.append(
             f"{len(strange)} tensors in the base's files are no part of the model and are left out, such as "
@@ -99,7 +105,7 @@ def read_source(job: Job, say: Callable[[str], None]) -> Source:
         tensors.pop(head, None)
     elif embedding in tensors:
         tensors.setdefault(head, tensors[embedding])
-    source = Source(checkpoint, tensors, changes, live, base, merged, tied, notes)
+    source = Source(checkpoint, tensors, changes, live, base, merged, tied, notes, float32_noise)
     if target.adapter is not None or target.run is not None:
         seen = read_reference(target.adapter or Path(target.base))
         trained_on = stored if seen is None else getattr(torch, seen.base_dtype)
@@ -146,6 +152,23 @@ def _anatomy(model: Any) -> tuple[set[str], tuple[str, str], bool]:
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     names = {id(module): f"{name}.weight" for name, module in base.named_modules()}
     return known, (names[id(embedding)], names[id(head)]), _original(embedding).weight is _original(head).weight
+
+
+def _take_renamed(checkpoint: Checkpoint, model: Any, head: str) -> int:
+    """Reads the base's weights from the loaded model where its files lack some under transformers' names; returns how many.
+
+    GPT-NeoX and mixtures of experts: transformers renames or joins what they hold. `head` may be absent: it is tied.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    weights: dict[str, Tensor] = {}
+    for name, parameter in base.named_parameters():
+        if "lora_" not in name and ".modules_to_save." not in name:
+            weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = parameter.detach()
+    if head:
+        weights.pop(head, None)
+    if renamed := set(weights) - set(checkpoint.tensors):
+        checkpoint.take({name: weight.cpu() for name, weight in weights.items()})
+    return len(renamed)
 
 
 def _uses(model: "PeftModel", changes: dict[str, Change]) -> dict[tuple[str, int], Change]:

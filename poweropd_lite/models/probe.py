@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.loading import final_hidden, unwrapped
+from poweropd_lite.problems.prompts import SOME_DAY
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,7 +33,6 @@ LONGEST = 64  # tokens of a text
 _ROWS = 1 << 22  # weight elements that are widened at a time: 16 MiB of float32
 _POSITIONS = 32  # whose logits are there at a time
 _HALF = (torch.bfloat16, torch.float16)
-_SOME_DAY: dict[str, Any] = {"date_string": "26 Jul 2024"}  # for templates that would put in the day's date
 _TEXTS = (
     ("What is 12 * (7 - 3) + 5?", "First 7 - 3 = 4, then 12 * 4 = 48, and 48 + 5 = 53. The answer is \\boxed{53}."),
     ("Tom has 8 apples and buys 7 more. How many has he?", "He has 8 + 7 = 15 apples. \\boxed{15}"),
@@ -93,7 +93,7 @@ def probe_texts(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
         if tokenizer.chat_template:
             messages = [{"role": "user", "content": question}]
             prompt = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, **_SOME_DAY
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, **SOME_DAY
             )
         texts.append(tokenizer(prompt + answer, add_special_tokens=False)["input_ids"][:LONGEST])
     return texts
@@ -128,6 +128,13 @@ def probe(
     return Probe([list(text) for text in texts], ids, logprobs, "float32" if arithmetic is None else str(model.dtype))
 
 
+def noise(model: "PreTrainedModel | PeftModel", said: Probe) -> tuple[float, float]:
+    """Returns what float32 sums alone move in what `model` said, nats, mean and largest: of one text, against float64 sums."""
+    one = Probe(said.texts[:1], said.ids[:1], said.logprobs[:1])
+    gap = (probe(model, one.texts, one, arithmetic=Float32Arithmetic({}, torch.float64)).values - one.values).abs()
+    return gap.mean().item(), gap.max().item()
+
+
 def _likeliest(logits: Tensor, ids: list[list[int]] | None, part: int) -> tuple[list[list[int]], list[list[float]]]:
     said = logits.log_softmax(-1)
     if not said.isfinite().all():
@@ -140,18 +147,21 @@ def _likeliest(logits: Tensor, ids: list[list[int]] | None, part: int) -> tuple[
 
 
 class Float32Arithmetic(TorchFunctionMode):
-    """A context in which products with half-precision weights are of float32, with `changes` merged into the weights."""
+    """A context in which products with half-precision weights are of float32, with `changes` merged into the weights.
 
-    def __init__(self, changes: "dict[tuple[str, int], Change]") -> None:
+    `sums` float64 is for the noise of float32: every product is then summed in it, and rounded once.
+    """
+
+    def __init__(self, changes: "dict[tuple[str, int], Change]", sums: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.changes = changes
+        self.changes, self.sums = changes, sums
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func is F.linear and type(args[1]) in (Tensor, torch.nn.Parameter) and args[1].dim() == 2:
             change = self.changes.get(("linear", id(args[1])))
-            if args[1].dtype in _HALF or change is not None:
-                return _linear(change, *args, **kwargs)
+            if args[1].dtype in _HALF or change is not None or self.sums != torch.float32:
+                return _linear(change, self.sums, *args, **kwargs)
         if func is F.embedding:
             change = self.changes.get(("embedding", id(args[1])))
             rows = func(*args, **kwargs).float()
@@ -159,14 +169,17 @@ class Float32Arithmetic(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _linear(change: "Change | None", x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., D] times weight [V, D] transposed, float32, a few rows of the weight at a time."""
+def _linear(
+    change: "Change | None", sums: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """x [..., D] times weight [V, D] transposed, float32, summed in `sums`, a few rows of the weight at a time."""
     out = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32)
     step = max(1, _ROWS // weight.shape[1])
     for start in range(0, weight.shape[0], step):
         rows = slice(start, min(start + step, weight.shape[0]))
         wide = weight[rows].float()
-        out[..., rows] = x.float() @ (wide if change is None else change.rows(wide, rows)).T
+        wide = wide if change is None else change.rows(wide, rows)
+        out[..., rows] = (x.to(sums) @ wide.to(sums).T).float()
     return out if bias is None else out + bias.float()
 
 

@@ -48,6 +48,7 @@ BAD = [
 def places(trained, tmp_path) -> Path:
     """A folder with an adapter `a`, a folder that is nothing, a file and a checkout that was not built."""
     shutil.copytree(trained / "run" / "adapter", tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").unlink()  # which alone would refuse what is changed here
     for name in ("strange/file", "checkout/convert_hf_to_gguf.py"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("")
