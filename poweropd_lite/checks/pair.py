@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import Finding, notices, refuse
-from poweropd_lite.checks.pair_checks import PROBE, Side, check_prompt_tokens, examine_pair, scorable_ids, template_of
+from poweropd_lite.checks.pair_checks import (
+    PROBE,
+    Side,
+    check_prompt_tokens,
+    examine_pair,
+    scorable_ids,
+    teachers_stop,
+    template_of,
+)
 from poweropd_lite.models.loading import load_model_config, load_tokenizer
 from poweropd_lite.problems.prompts import Prompt, end_of_turn
 
@@ -61,7 +69,7 @@ def settle_pair(config: Config, student: Side, teacher: Side, findings: Sequence
     stops = {*student.stops, *teacher.stops} | ({turn} & scorable if turn is not None else set())
     forbidden, sides = tuple(i for i in range(student.rows) if i not in scorable), (student, teacher)
     models = student.tokenizer, teacher.tokenizer
-    return Pair(*models, frozenset(stops), teacher.stops[0], forbidden, notices(findings), sides)
+    return Pair(*models, frozenset(stops), teachers_stop(student, teacher), forbidden, notices(findings), sides)
 
 
 def check_prompts(pair: Pair, config: Config, prompts: Sequence[Prompt]) -> None:

@@ -5,7 +5,7 @@ Nothing here knows Qwen's names: stop ids are what tokenizers, generation config
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import Finding
@@ -87,12 +87,42 @@ def check_length(config: Config, side: Side) -> Finding:
 
 def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
     """Returns what every check of a pair found."""
-    findings = [check_attention(config, student), *(check_length(config, side) for side in (student, teacher))]
+    findings = [
+        *check_bits(config, student, teacher),
+        check_attention(config, student),
+        *(check_length(config, side) for side in (student, teacher)),
+    ]
     vocabulary = check_same_ids(student, teacher)
     findings.append(vocabulary)
     if vocabulary.level != "refusal":  # of two languages there is no more to compare
         findings += [*check_rows(student, teacher), *check_stops(config, student, teacher)]
     return findings + check_templates(config, student, teacher)
+
+
+def check_bits(config: Config, *sides: Side) -> list[Finding]:
+    """Refuses or tells of a model whose weights are stored quantised in another way than is asked for, which is ignored."""
+    findings = []
+    for side in sides:
+        stored: Any = getattr(side.config, "quantization_config", None)
+        if stored is None:
+            continue
+        stored = stored if isinstance(stored, dict) else stored.to_dict()
+        method, asked = str(stored.get("quant_method", "unknown")), getattr(config, f"{side.role}_bits")
+        bits = 4 if stored.get("load_in_4bit") else 8 if stored.get("load_in_8bit") else None
+        name, flag = f"{side.role}'s bits", f"--{side.role}-bits"
+        found = f"the weights of {side.name} are stored {f'in {bits} bits ' if bits else ''}by {method}, "
+        if method == "bitsandbytes" and bits != asked:
+            typed = f"type {flag} {bits}, or " if bits == 4 or side.role == "teacher" else "type "
+            found += f"so {side.role}_bits {asked} would be ignored"
+            findings.append(Finding("refusal", name, found, f"{typed}the id of its 16-bit original"))
+        elif method != "bitsandbytes" and asked < 16:
+            found += f"and can't be quantised once more to {side.role}_bits {asked}"
+            findings.append(Finding("refusal", name, found, f"type {flag} 16, or the id of its 16-bit original"))
+        elif method != "bitsandbytes":
+            findings.append(
+                Finding("warning", name, found + f"and are used as they are: {side.role}_bits is ignored", told=True)
+            )
+    return findings
 
 
 def check_same_ids(student: Side, teacher: Side) -> Finding:
@@ -171,14 +201,28 @@ def check_stops(config: Config, student: Side, teacher: Side) -> list[Finding]:
     return [*findings, _stop_mode(config, student, teacher)]
 
 
+def teachers_stop(student: Side, teacher: Side) -> int:
+    """Returns the id with which the teacher ends a turn: its chat template's, which need not be its tokenizer's eos, or that."""
+    return _own_stop(teacher, scorable_ids(student, teacher))
+
+
+def _own_stop(side: Side, scorable: set[int]) -> int:
+    turn = end_of_turn(side.tokenizer)
+    return turn if turn is not None and turn in scorable else side.stops[0]
+
+
 def _stop_mode(config: Config, student: Side, teacher: Side) -> Finding:
-    mode, differ = config.stop_mode, bool(student.stops) and student.stops[0] != teacher.stops[0]
+    scorable = scorable_ids(student, teacher)
+    mode, own = config.stop_mode, _own_stop(teacher, scorable)
+    differ = bool(student.stops) and _own_stop(student, scorable) != own
     does = {
         "mask": "the final stop token is left out of the loss",
         "raw": "the final stop token is in the loss as it was sampled",
-        "relabel": f"the final stop token counts as the teacher's, {teacher.tokens(teacher.stops[:1])}, for both",
-        "cross_eos": f"the teacher scores its own {teacher.tokens(teacher.stops[:1])} where the student stopped",
+        "relabel": f"the final stop token counts as the teacher's, {teacher.tokens([own])}, for both",
+        "cross_eos": f"the teacher scores its own {teacher.tokens([own])} where the student stopped",
     }[mode]
+    if other := own != teacher.stops[0] and mode in ("relabel", "cross_eos"):
+        does += f" (with it its chat template ends turns; its tokenizer's eos is {teacher.tokens(teacher.stops[:1])})"
     evidence = {"stop_mode": mode, "differ": differ}
     if differ and mode == "raw":
         why = "the two end differently, and the teacher finds the student's own stop unlikely, so stopping is punished"
@@ -186,7 +230,7 @@ def _stop_mode(config: Config, student: Side, teacher: Side) -> Finding:
     if differ and config.reward == "full_kl":
         why = "the two end differently, and under full_kl a student that ends its own way need not learn to stop (docs/method.md)"
         return Finding("warning", "stop mode", f"stop_mode {mode}: {does}; {why}", "reward: power", evidence)
-    return Finding("ok", "stop mode", f"stop_mode {mode}: {does}", evidence=evidence)
+    return Finding("ok", "stop mode", f"stop_mode {mode}: {does}", evidence=evidence, told=other)
 
 
 def check_templates(config: Config, student: Side, teacher: Side) -> list[Finding]:
