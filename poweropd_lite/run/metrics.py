@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.base.files import write_text
+from poweropd_lite.base.files import free_folder, write_text
 from poweropd_lite.base.progress import clock
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.method.update import Objective, StepTokens
@@ -60,20 +60,25 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int) -> str | None:
         """Drops every line after `step`: a resumed run writes them again. A line cut by a kill goes too.
 
-        Lines end at "\\n" alone: a sampled text may hold other characters that Python counts as line ends.
+        Lines end at "\\n" alone: a sampled text may hold other characters that Python counts as line ends. Where a line in
+        the middle can't be read, the whole file is kept beside this one, which holds what can be; returns what to say of it.
         """
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []:
+        whole = self.path.read_bytes() if self.path.exists() else b""
+        kept, unreadable = [], 0
+        for line in whole.split(b"\n")[:-1]:
             try:
-                if json.loads(line)["step"] > step:
-                    break
-            except ValueError:
-                break
-            kept.append(line + "\n")
+                if json.loads(line)["step"] <= step:
+                    kept.append(line.decode() + "\n")
+            except (ValueError, LookupError, TypeError):
+                unreadable += 1
+        aside = None
+        if unreadable:
+            aside = self.path.rename(free_folder(self.path.parent, f"damaged_{self.path.name}") / self.path.name)
         write_text(self.path, "".join(kept))
+        return f"{unreadable} lines of {self.path} can't be read; the file is kept as {aside}" if aside else None
 
     def write(self, step: int, values: dict) -> None:
         """Appends one line. A number that JSON does not have (NaN, infinity) is written as its name, a string."""
