@@ -55,7 +55,10 @@ def changed_since(folder: Path, needed: Iterable[str] = ()) -> str | None:
             return f"{MANIFEST} does not list {', '.join(missing)}"
         wrong = [name for name, value in listed.items() if digest(folder / Path(name).name) != value]
     except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
+        name = Path(error.filename).name
+        return f"{name} is missing" + (
+            " (it is written last, and earlier versions wrote none)" if name == MANIFEST else ""
+        )
     except OSError as error:
         return f"{Path(error.filename or MANIFEST).name} can't be read: {error.strerror}"
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -203,18 +203,13 @@ def check_stops(config: Config, student: Side, teacher: Side) -> list[Finding]:
 
 def teachers_stop(student: Side, teacher: Side) -> int:
     """Returns the id with which the teacher ends a turn: its chat template's, which need not be its tokenizer's eos, or that."""
-    return _own_stop(teacher, scorable_ids(student, teacher))
-
-
-def _own_stop(side: Side, scorable: set[int]) -> int:
-    turn = end_of_turn(side.tokenizer)
-    return turn if turn is not None and turn in scorable else side.stops[0]
+    turn = end_of_turn(teacher.tokenizer)
+    return turn if turn is not None and turn in scorable_ids(student, teacher) else teacher.stops[0]
 
 
 def _stop_mode(config: Config, student: Side, teacher: Side) -> Finding:
-    scorable = scorable_ids(student, teacher)
-    mode, own = config.stop_mode, _own_stop(teacher, scorable)
-    differ = bool(student.stops) and _own_stop(student, scorable) != own
+    mode, own = config.stop_mode, teachers_stop(student, teacher)
+    differ = bool(student.stops) and student.stops[0] not in (own, teacher.stops[0])
     does = {
         "mask": "the final stop token is left out of the loss",
         "raw": "the final stop token is in the loss as it was sampled",

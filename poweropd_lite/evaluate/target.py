@@ -105,7 +105,8 @@ def _run(path: Path, asked_base: str | None, name: str | None = None) -> Target:
 
 def check_handed_over(folder: Path) -> None:
     """Raises UserError if weights that a run handed over, with a manifest, are not what it wrote."""
-    if (folder / MANIFEST).is_file() and (fault := changed_since(folder)):
+    ours = (folder / REFERENCE).is_file() or (folder.parent / "config.yaml").is_file()  # others write such files too
+    if ours and (folder / MANIFEST).is_file() and (fault := changed_since(folder)):
         again = "take it from its run again"
         if (folder.parent / "config.yaml").is_file():
             run = f"python -m poweropd_lite.train --resume {folder.parent}"

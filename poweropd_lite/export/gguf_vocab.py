@@ -33,12 +33,15 @@ def pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> tuple[str | None, str
     kinds = [step["type"] for step in steps]
     if model["type"] != "BPE" or model.get("byte_fallback") or (state["decoder"] or {}).get("type") != "ByteLevel":
         return None, "its tokenizer is no byte-level BPE"
+    if (state["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+        return None, "its tokenizer rewrites text before it is split"
+    plain = bool(steps) and steps[-1].get("use_regex") and not steps[-1]["add_prefix_space"]
+    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and plain and not model.get("ignore_merges"):
+        return "smollm", None  # SmolLM2's: every digit, then GPT-2's pattern
     if kinds != ["Split", "ByteLevel"] or steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
         return None, "its tokenizer splits text in steps that are not known here"
     if steps[1]["use_regex"] or steps[1]["add_prefix_space"]:
         return None, "its tokenizer splits or pads text once more"
-    if (state["normalizer"] or {"type": "NFC"})["type"] != "NFC":
-        return None, "its tokenizer rewrites text before it is split"
     name = PATTERNS.get(steps[0]["pattern"].get("Regex"))
     if name is None:
         return None, "its tokenizer splits text by a pattern that is not known here"

@@ -161,9 +161,9 @@ def _take_renamed(checkpoint: Checkpoint, model: Any, head: str) -> int:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     weights: dict[str, Tensor] = {}
-    for name, parameter in base.named_parameters():
-        if "lora_" not in name and ".modules_to_save." not in name:
-            weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = parameter.detach()
+    for name, tensor in base.state_dict().items():  # buffers too, such as a router's bias
+        if "lora_" not in name and ".modules_to_save." not in name and tensor.is_floating_point():
+            weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
     if head:
         weights.pop(head, None)
     if renamed := set(weights) - set(checkpoint.tensors):

@@ -99,11 +99,14 @@ def _said_answer(text: str) -> str | None:
 
 
 def _said_number(said: str) -> str | None:
-    """The number that a sentence says first, if nothing is computed behind it: what GSM8K asks for is one."""
-    if re.fullmatch(r"\W{0,9}[\d.,]*\d ?/ ?\d+\W{0,9}", said):
+    """The number that a sentence gives: what GSM8K asks for is one. None where the whole text's last number is as good."""
+    if "\\" in said or re.fullmatch(r"\W{0,9}[\d.,]*\d ?/ ?\d+\W{0,9}", said):
         return said
+    if "=" in said and (numbers := _NUMBER.findall(said)):
+        return numbers[-1]
     first = _FIRST_NUMBER.match(said)
-    return first[1] if first and not re.search(r"[=+*/×]|\d", said[first.end() :]) else None
+    alone = first and (not re.search(r"[+*/×]|\d", said[first.end() :]) or re.match(r" [a-z]{2}", said[first.end() :]))
+    return first[1] if first and alone else None
 
 
 def _hashed_answer(text: str) -> str | None:

@@ -36,6 +36,7 @@ _BASES = [
     "fifteen",
     "sixteen",
 ]
+_NO_REMARK = rf"mod\b|base\b|hundred|thousand|million|billion|trillion|dozen|{_FUNCTIONS}"
 _LAYOUT: _Rules = [
     # A wide space parts two statements; x = 1 \\quad y = 2.
     (re.compile(r"(?<==)([^=]*?)\\q?quad(?![a-zA-Z])(?= ?[^= ][^=]*=)"), r"\1, "),
@@ -63,7 +64,7 @@ _REPLACED: _Rules = [
     (re.compile(r"\\[lr]angle(?![a-z])"), lambda m: "(" if m[0][1] == "l" else ")"),
     # The whole line; Z and R without their brackets.
     (re.compile(r"\\mathbb ?(?:\{ ?([RZ]) ?\}|([RZ])(?![A-Za-z]))|\\(?:R|Reals|Z)(?![a-zA-Z])"), lambda m: r"\mathbb{" + (m[1] or m[2] or m[0][1]) + "}"),
-    (re.compile(r"^\( ?- ?\\infty ?, ?\+? ?\\infty ?\)$|^- ?\\infty ?< ?[a-z] ?< ?\+? ?\\infty$|^(?:\\text ?\{ ?)?(?i:all real numbers?) ?\}?$"), r"\\mathbb{R}"),
+    (re.compile(r"(^|= ?|\\in ?)\( ?- ?\\infty ?, ?\+? ?\\infty ?\)$|^- ?\\infty ?< ?[a-z] ?< ?\+? ?\\infty$|^(?:\\text ?\{ ?)?(?i:all real numbers?) ?\}?$"), lambda m: (m[1] or "") + r"\mathbb{R}"),
     # Upright i, e and d are what they are; single bold letters are letters.
     (re.compile(rf"(?:{_FONTS}|\\text) ?\{{ ?([eid]) ?\}}"), r"\1"),
     (re.compile(r"\\(?:mathbf|boldsymbol|bm) ?\{ ?(\w) ?\}"), r"\1"),
@@ -73,14 +74,15 @@ _REPLACED: _Rules = [
     (re.compile(r"\{\\(?:rm|bf|it) "), r"\\text{"),
     (re.compile(r"_ ?\{ ?\\text ?\{ ?(\w+) ?\} ?\}|_ ?\\text ?\{ ?(\w+) ?\}|_ ?\{ ?\\(max|min|odot) ?\}|_ ?\\(max|min|odot)(?![a-z])"), lambda m: "_{" + next(g for g in m.groups() if g) + "}"),
     # An ordinal is its number; a base in words; what is said before an answer, or behind it in brackets.
-    (re.compile(r"(?<=\d) ?(?:\^ ?\{ ?\\text ?\{ ?(?:st|nd|rd|th) ?\} ?\}|\^ ?\{ ?(?:st|nd|rd|th) ?\}|\^? ?\\text ?\{ ?(?:st|nd|rd|th) ?\})"), ""),
+    (re.compile(r"(?<=\d) ?(?:\^ ?\{ ?\\text ?\{ ?(?:st|nd|rd|th) ?\} ?\}|\^? ?\\text ?\{ ?(?:st|nd|rd|th) ?\})"), ""),
+    (re.compile(r"(?:(?<=1) ?\^ ?\{ ?st|(?<=2) ?\^ ?\{ ?nd|(?<=3) ?\^ ?\{ ?rd|(?<=\d) ?\^ ?\{ ?th) ?\}$"), ""),
     (re.compile(r"^(\d*(?:1(?=st)|2(?=nd)|3(?=rd)|\d(?=th)))[a-z]{2}$"), r"\1"),
     (re.compile(rf"_ ?(?:\{{ ?({'|'.join(_BASES)}) ?\}}|({'|'.join(_BASES)})(?![a-z]))"), lambda m: f"_{{{_BASES.index(m[1] or m[2]) + 2}}}"),
     (re.compile(r"\\text ?\{ ?([0-9A-F]+) ?\}(?=_)"), r"\1"),
     (re.compile(r"\\text ?\{ ?\}"), ""),
-    (re.compile(r"^\\text ?\{ ?(?i:(?:the |final |our )*(?:answer|result|value)\b[^{}]*?(?: is| equals| are|:)?) ?\} ?[=:]? ?(?=.)"), ""),
+    (re.compile(r"^\\text ?\{ ?(?i:(?:the |final |our |correct )*(?:answer|result|value)(?:(?: (?:of|for|to) [^{}]*?)?(?: is| equals| are|:))?) ?\} ?[=:]? ?(?=.)"), ""),
     (re.compile(r"^(?i:(?:the |final |our )*(?:answer|result|value)(?: is| equals|:| ?=)) ?:? ?(?=.)"), ""),
-    (re.compile(r"(?<=[\d}%]) ?(?:\\text ?\{ ?\((?!mod\b)[A-Za-z][A-Za-z ]+\) ?\}|(?<= )\((?!mod\b)[A-Za-z]{4,}(?: [A-Za-z]+)*\))$"), ""),
+    (re.compile(r"(?<=[\d}%]) ?(?:\\text ?\{ ?\((?!_NOT)[A-Za-z][A-Za-z ]+\) ?\}|(?<= )\((?!_NOT)[A-Za-z]{4,}(?: [A-Za-z]+)*\))$".replace("_NOT", _NO_REMARK)), ""),
     # 12,345 is a number, two million too.
     (re.compile(r"(?<![\w.,\\])\d{1,3}(?:,\d{3})+(?=\.\d|(?! ?,? ?\d)[^\d,]|$)"), lambda m: _thousands(m)),
     (re.compile(r"(?<=\d) ?(?:\\text ?\{ ?)?(hundred|thousand|million|billion|trillion)s?(?: ?\}|(?![a-z}]))"), lambda m: rf"\times 10^{{{_MAGNITUDES[m[1]]}}}"),

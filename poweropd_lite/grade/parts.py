@@ -9,7 +9,7 @@ from collections.abc import Iterator
 _TOKEN = re.compile(r"\\begin ?\{|\\end ?\{|\\\\|\\.|[()\[\]{}&]|[<>!:]?=+", re.DOTALL)
 _DEEPER = {"(": 1, "[": 1, "{": 1, "\\{": 1, ")": -1, "]": -1, "}": -1, "\\}": -1}
 _DEEPER["\\begin{"] = 2  # an environment, and the brace of its name; \\end{ opens the one and closes the other
-_CASES = re.compile(r"\\begin ?\{(cases|dcases|rcases|array|aligned)\} ?(?:\{[clr|]*\})?(.*)\\end ?\{\1\}")
+_CASES = re.compile(r"\\begin ?\{([dr]?cases|array)\} ?(?:\{[clr|]*\})?(.*)\\end ?\{\1\}")
 _RELATED = re.compile(r"[=<>]|\\(?:leq?|geq?|lt|gt|neq?|approx)(?![a-z])")
 _GOES_ON = re.compile(rf"{_RELATED.pattern}|[+*/]|- |\\(?:cdot|times)(?![a-z])")
 _CONDITION = re.compile(r"\\text ?\{ ?,? ?(?:if|when|for)\b ?([^{}]*)\}|(?<![A-Za-z\\]),? ?\b(?:if|when)\b ")
@@ -37,6 +37,8 @@ def table(text: str) -> list[list[str]] | None:
     if whole is None or "\\begin" in whole[2]:
         return None
     rows = [_cells(line) for line in _split(whole[2], "\\\\")]
+    if whole[1] == "array" and not all(len(row) == 1 and _RELATED.search(row[0]) for row in rows if any(row)):
+        return None  # a matrix
     return [[_unworded(cell).rstrip(",; ") for cell in row if cell] for row in rows if any(row)]
 
 

@@ -223,6 +223,6 @@ def gold_answer(value: Any, column: str = "answer") -> str | None:
 def _tolerance(value: Any) -> float | None:
     """OlympiadBench's column `error`: 1e-1, where an answer is a measured number; of several the smallest, without units."""
     text = "" if value is None or isinstance(value, bool) else str(value).strip()
-    parts = [re.fullmatch(r"(\d*\.?\d+(?:[eE][+-]?\d{1,2})?)(?: [^\d,]*)?", part.strip()) for part in text.split(",")]
+    parts = [re.fullmatch(r"(\d*\.?\d+(?:[eE][+-]?\d{1,2})?)(?: [^\d,%]*)?", part.strip()) for part in text.split(",")]
     numbers = [float(part[1]) for part in parts if part]
-    return min(numbers) if len(numbers) == len(parts) and min(numbers) > 0 else None
+    return min(numbers) if len(numbers) == len(parts) and 0 < min(numbers) < math.inf else None

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.errors import UserError
@@ -13,6 +13,9 @@ from poweropd_lite.models.loading import model_path
 from poweropd_lite.models.probe import probe_texts
 from poweropd_lite.run.folder import RunFolder
 from poweropd_lite.run.session import Prepared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 INPUTS = "inputs.json"
 
@@ -27,11 +30,13 @@ class Inputs:
             try:
                 saved = json.loads(self.file.read_text(encoding="utf-8"))
                 before, self.changed = dict(saved["fed"]), list(saved["changed"])
-            except (OSError, ValueError, LookupError, TypeError) as error:
+                self.fed = _fed(ready, before)
+                self.differences = _differences(before, self.fed)
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 mend = "put it back from a copy, or remove it to go on without knowing what changed"
-                raise UserError(f"{self.file} can't be read ({error}); {mend}") from None
-        self.fed = _fed(ready, before)
-        self.differences = [] if before is None else _differences(before, self.fed)
+                raise UserError(f"{self.file} can't be used ({type(error).__name__}: {error}); {mend}") from None
+        else:
+            self.fed, self.differences = _fed(ready, None), []
         if before is None and run.steps_saved:
             print(f"{run.path} has no {INPUTS}: whether its data or models changed since can't be seen")
 
@@ -58,8 +63,8 @@ def _fed(ready: Prepared, before: dict[str, Any] | None) -> dict[str, Any]:
         "data": _data(config),
         "prompts": {"count": len(ready.prompts), "sha256": _of_ids([prompt.ids for prompt in ready.prompts])},
         "probes": {  # fixed texts in each model's own template
-            "student": _of_ids(probe_texts(pair.tokenizer)),
-            "teacher": _of_ids(probe_texts(pair.teacher_tokenizer)),
+            "student": _probed(pair.tokenizer),
+            "teacher": _probed(pair.teacher_tokenizer),
         },
         "models": {
             role: _files(
@@ -75,6 +80,13 @@ def _data(config: Config) -> dict[str, str]:
     if config.data == BUNDLED or not path.is_file():
         return {"name": config.data}  # of the hub: its rows are in the prompts
     return {"name": path.name, "sha256": digest(path)}
+
+
+def _probed(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    try:
+        return _of_ids(probe_texts(tokenizer))
+    except Exception:  # a template that can't render the texts; the prompts are compared all the same
+        return None
 
 
 def _of_ids(rows: Sequence[Sequence[int]]) -> str:

@@ -45,16 +45,16 @@ def train(
             run, config = open_run(str(resume), **changes)
             held.enter_context(run)
         ready = prepare(config, print)
-        inputs = Inputs(run, ready) if run else None
-        if run and inputs and run.steps_saved and not accept_changes:
-            inputs.refuse()
         planned = planned_gib(ready.config, ready.device, ready.dtype, ready.engine.name, ready.shared, print)
         session = held.enter_context(closing(load_session(ready, print)))
         if run is None:
             run = held.enter_context(new_run(config))
+        inputs = Inputs(run, ready)  # of the hub's models once they are here
+        if run.steps_saved and not accept_changes:
+            inputs.refuse()
         saved = Checkpoints(run.checkpoints, session)
         state = saved.resume(print)
-        (inputs or Inputs(run, ready)).keep(state.step)
+        inputs.keep(state.step)
         if saved.saved:
             print(f"resuming {run.path} at step {state.step} of {config.steps}")
         with Recorder(run, session, state, planned) as record:

@@ -9,8 +9,10 @@ import torch
 from conftest import TINY, quick_flags, run_export, run_train
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from poweropd_lite.export.gguf_vocab import pre_tokenizer
 from poweropd_lite.problems.prompts import prompt_text
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 256}  # fmt: skip
@@ -85,3 +87,12 @@ def test_a_template_with_the_day_s_date_says_the_same_tomorrow(tmp_path):
     assert sample["prompt"].startswith("26 Jul 2024")
     done = run_export("run", "--to", "merged-16bit", "--dtype", "float32", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0 and "the weights say what training saw" in done.stdout, done.stderr
+
+
+def test_smollm2_s_way_of_splitting_text_has_a_name_in_llama_cpp():
+    """Every digit apart, then GPT-2's pattern; llama.cpp's ids of its own texts were compared by hand."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "student")
+    for individual, name in ((True, "smollm"), (False, None)):
+        steps = [Digits(individual), ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
+        assert pre_tokenizer(tokenizer)[0] == name

@@ -88,6 +88,15 @@ FAMILIES = {
         a+b+c | \begin{aligned} a + b \\ + c \end{aligned} | \begin{aligned} a + b \\ + 2c \end{aligned}
         f(x)=\begin{cases}1 & \text{if } x>0\\0 & \text{if } x\le 0\end{cases} | \begin{cases}0 & x\le 0\\1 & x>0\end{cases} | \begin{cases}1 & \text{if } x>0\\2 & \text{if } x\le 0\end{cases}
     """,
+    "matrices keep their order": r"""
+        \left(\begin{array}{c}1\\2\end{array}\right) | \begin{pmatrix}1\\2\end{pmatrix} | \left(\begin{array}{c}2\\1\end{array}\right)
+        \begin{array}{cc}1&2\\3&4\end{array} | \begin{array}{cc}1&2\\3&4\end{array} | \begin{array}{cc}3&4\\1&2\end{array}
+    """,
+    "what is said must be an answer": r"""
+        5 | \text{The answer is } 5 ;; \text{The value of x is } 5 | \text{The answer is not } 5 ;; \text{Value is at least } 5 ;; 5 \text{ (million)}
+        (-\infty,\infty) | x \in (-\infty,\infty) | x \in (0,\infty)
+        12 | 12^{th} | 2^{st} ;; 13^{nd}
+    """,
     "lists of words": r"""
         \text{C, D} | C, D ;; D, C ;; \text{C}, \text{D} | C ;; C, E ;; C, D, E
         \text{even, odd} | \text{odd, even} | \text{even}
@@ -127,6 +136,8 @@ def test_family(family):
         ("The answer is 72 (seventy-two).", "72"),
         ("The answer is 3 * 24 = 72", "72"),
         ("The answer is 36/2.", "36/2"),
+        ("The answer is $\\frac{1}{2}$.", "$\\frac{1}{2}$"),
+        ("The answer is 5 out of 20 students.", "5"),
         ("The answer is in step 2 below.\n2. She has 70 + 2 = 72", "72"),
         ("Half of it is 36.\nThe answer is $72. It was 80 before.", "72"),
     ],
