@@ -11,7 +11,7 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.probe import Probe
 
 EXACT = (1e-5, 1e-4)  # nats, mean and largest: what float32 sums in another order may differ by in a small model
-NOISES = (5, 20)  # times the model's own noise (probe.noise, of one text), where that is more
+NOISES = (5, 5)  # times the model's own noise (probe.noise, of one text), where that is more
 # The most that a format may be off the live adapter on average, nats, and the largest of all differences. (That the file
 # is the merge rounded once was compared bit for bit. Thirty layers' bfloat16 rounding alone is 0.05.)
 LIMITS = {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.export.gguf_vocab import pre_tokenizer
 from poweropd_lite.export.prepare import prepare_job
+from poweropd_lite.export.proof import EXACT, check_merge, exact
 from poweropd_lite.export.settings import load_export_config
 from poweropd_lite.models.loading import model_path
+from poweropd_lite.models.probe import noise, probe, probe_texts
 
 BASE = Path(model_path("bundled", "student"))
 BAD = [
@@ -289,3 +292,16 @@ def test_an_effect_that_is_lost_or_doubled_is_no_proof():
             check_export(lost, live, base, "bfloat16", notes)
     noisy = check_export(said(-1.3, -2.3), live, base, "nf4", notes)
     assert noisy["verdict"].startswith("within the format's limits, but") and "moves log-probs by" in notes[-1]
+
+
+def test_what_float32_may_differ_by_follows_the_model_s_own_noise(student_model, pair):
+    """Measured on one text against sums in float64: a millionth of a nat for the bundled student, far under the fixed limit."""
+    live = probe(student_model, probe_texts(pair.tokenizer))
+    mean, largest = noise(student_model, live)
+    assert 1e-8 < mean < 1e-5 and mean < largest < 1e-4
+    assert exact((mean, largest))[0] == EXACT[0] and exact((mean, largest))[1] < 2 * EXACT[1]
+    assert exact((0.0, 0.0)) == EXACT and exact((1.4e-5, 2e-4)) == pytest.approx((7e-5, 1e-3))
+    shifted = replace(live, logprobs=[[[x + 3e-5 for x in row] for row in text] for text in live.logprobs])
+    assert check_merge(shifted, live, live, (1.4e-5, 2e-4)).mean == pytest.approx(3e-5, rel=0.01)
+    with pytest.raises(UserError, match="do not say what the live adapter says"):
+        check_merge(shifted, live, live, (mean, largest))
