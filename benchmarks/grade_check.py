@@ -39,7 +39,9 @@ def mutations(gold: str, rng: random.Random) -> dict[str, str]:
     if re.fullmatch(r"(?:\\left)?[(\[][^()\[\]]*,[^()\[\]]*(?:\\right)?[)\]]", gold):
         swapped = {"(": "[", "[": "(", ")": "]", "]": ")"}
         found["bracket"] = gold[:-1] + swapped[gold[-1]]
-    if len(entries := re.split(r"(?:,|\\\\)(?![!;:])", gold)) > 1 and (old := entries[-1].strip(" )]}\\right")):
+    if len(entries := re.split(r"(?:,|\\\\)(?![!;:])", gold)) > 1 and (
+        old := re.sub(r"(?:\\right|\\end)?[^\w]*$", "", entries[-1]).strip()
+    ):
         found["entry"] = gold.replace(old, old + "+1", 1) if gold.count(old) == 1 else gold + "+1"
     return {what: text for what, text in found.items() if text != gold}
 
@@ -67,7 +69,7 @@ def main() -> None:
                 pairs.append((f"{name} neighbour", Sample(f"\\boxed{{{other}}}", gold, name), other == gold))
             for what, text in mutations(gold, rng).items():
                 pairs.append((f"{name} {what}", Sample(f"\\boxed{{{text}}}", gold, name), False))
-    verdicts = grade([sample for _, sample, _ in pairs], tick=lambda done, total: None)
+    verdicts = grade([sample for _, sample, _ in pairs])
     counts: dict[str, list[int]] = {}
     for (what, sample, right), verdict in zip(pairs, verdicts, strict=True):
         count = counts.setdefault(what, [0, 0])

@@ -71,10 +71,8 @@ def export_adapter(job: Job, folder: Path, source: Source) -> Probe:
         shutil.copyfile(adapter / REFERENCE, folder / REFERENCE)
     base: Any = load_causal_lm(target.base, "model", job.stored_dtype, job.config.trust_remote_code)
     model: Any = PeftModel.from_pretrained(base.to(device()), str(folder))
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # PEFT rounds them to the base's dtype; what is on the disk is whole
+    # PEFT rounds modules trained whole to the base's dtype; what is on the disk is not rounded.
+    for name, parameter in model.named_parameters():
         if ".modules_to_save." in name:
             parameter.data = weights[name.replace(".modules_to_save.default", "")].to(parameter.device)
     return source.ask(model)

@@ -19,26 +19,10 @@ _UNICODE = str.maketrans(
 )  # fmt: skip
 _FONTS = r"\\(?:mathrm|mathit|textbf|textit|textrm|textnormal|textsf|mbox|operatorname|mathsf|rm)"
 _FUNCTIONS = "sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|gcd|lcm|max|min|det"
-_BASES = [
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-]
+_BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]  # fmt: skip
 _NO_REMARK = rf"mod\b|base\b|hundred|thousand|million|billion|trillion|dozen|{_FUNCTIONS}"
 _LAYOUT: _Rules = [
-    # A wide space parts two statements; x = 1 \\quad y = 2.
+    # A wide space parts two statements: x = 1 \quad y = 2.
     (re.compile(r"(?<==)([^=]*?)\\q?quad(?![a-zA-Z])(?= ?[^= ][^=]*=)"), r"\1, "),
     # A comma or a space in a number, said with a thin or a negative space: 10,\!080.
     (re.compile(r"(?<=\d)(?:,?\\!|\{,\}|\\[,;:])+ ?(?=\d{3}(?!\d))"), ""),
@@ -62,7 +46,7 @@ _REPLACED: _Rules = [
     (re.compile(r"\\?(?<![a-z])sqrt ?\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"\\([lr])(brace|brack)(?![a-z])"), lambda m: _BRACKETS[m[1] + m[2]]),
     (re.compile(r"\\[lr]angle(?![a-z])"), lambda m: "(" if m[0][1] == "l" else ")"),
-    # The whole line; Z and R without their brackets.
+    # Sets of numbers by one name each.
     (re.compile(r"\\mathbb ?(?:\{ ?([RZ]) ?\}|([RZ])(?![A-Za-z]))|\\(?:R|Reals|Z)(?![a-zA-Z])"), lambda m: r"\mathbb{" + (m[1] or m[2] or m[0][1]) + "}"),
     (re.compile(r"(^|= ?|\\in ?)\( ?- ?\\infty ?, ?\+? ?\\infty ?\)$|^- ?\\infty ?< ?[a-z] ?< ?\+? ?\\infty$|^(?:\\text ?\{ ?)?(?i:all real numbers?) ?\}?$"), lambda m: (m[1] or "") + r"\mathbb{R}"),
     # Upright i, e and d are what they are; single bold letters are letters.

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.loading import final_hidden, unwrapped
-from poweropd_lite.problems.prompts import SOME_DAY
+from poweropd_lite.problems.prompts import prompt_text
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -86,15 +86,15 @@ def read_reference(folder: Path) -> Probe | None:
 
 
 def probe_texts(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Returns the fixed texts as ids: a question in the model's chat template (or plain) and the beginning of an answer."""
+    """Returns the fixed texts as ids: a question in the model's chat template (or plain) and the beginning of an answer.
+
+    Raises TemplateFault for a template that can't render a question.
+    """
     texts = []
     for question, answer in _TEXTS:
         prompt: Any = question + "\n"
         if tokenizer.chat_template:
-            messages = [{"role": "user", "content": question}]
-            prompt = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False, **SOME_DAY
-            )
+            prompt = prompt_text([{"role": "user", "content": question}], tokenizer, False)
         texts.append(tokenizer(prompt + answer, add_special_tokens=False)["input_ids"][:LONGEST])
     return texts
 

@@ -125,7 +125,7 @@ def load_problems(
     """Returns a benchmark's problems, the first `limit` if given, having said what is odd about them.
 
     `columns` are of prompt and answer, None for the usual ones; `settings` is what data.make_prompt wants. Raises
-    UserError when nothing can be read or a column is missing.
+    UserError when nothing can be read or no row has a problem and its answer.
     """
     source, seen = benchmark.source, _Seen()
     flags = f"{source.flag}, {_typed(source, 'prompt-column')} and {_typed(source, 'answer-column')}"
@@ -198,7 +198,7 @@ def _read(
 
 
 def gold_answer(value: Any, column: str = "answer") -> str | None:
-    r"""Returns the reference answer in a cell: after the last `####`, in the last box, or all of it.
+    r"""Returns the reference answer in a cell: after the last `####`, in the last box (or boxes side by side), or all of it.
 
     A list of answers is joined by commas. None if there is none, or in bytes that are no text.
     """

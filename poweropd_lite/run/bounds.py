@@ -19,6 +19,7 @@ class Bounds:
 
     def __init__(self, student: Student, optimizer: torch.optim.Optimizer) -> None:
         self.parameters, self.optimizer = list(student.trainable().values()), optimizer
+        self.known: float | None = None  # the largest weight, as the last step left it
         self.moved = 0.0  # how far the last step that was undone had moved a weight
 
     def guard(self, take: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -28,13 +29,15 @@ class Bounds:
         that there is nothing to go back to but the last checkpoint.
         """
         reach = ADAMW_MOST * self.optimizer.param_groups[0]["lr"]
-        risky = not (reach <= FARTHEST and self.largest() + reach <= LARGEST)
+        largest_before = self.largest() if self.known is None else self.known
+        risky = not (reach <= FARTHEST and largest_before + reach <= LARGEST)
         before = [p.detach().clone() for p in self.parameters] if risky else []
         states = [_copy(self.optimizer.state.get(p, {})) for p in self.parameters] if risky else []
         metrics = take() | {"optim/largest_weight": (largest := self.largest())}
         pairs = zip(self.parameters, before, strict=True) if risky else ()
         moved = max((float((p.detach() - old).abs().max()) for p, old in pairs), default=0.0)
         if largest <= LARGEST and moved <= FARTHEST:
+            self.known = largest
             return metrics
         if not risky:
             raise UserError(
@@ -47,7 +50,7 @@ class Bounds:
                 self.optimizer.state.pop(parameter, None)
                 if state:
                     self.optimizer.state[parameter] = state
-        self.moved = moved
+        self.known, self.moved = largest_before, moved
         return metrics | {"optim/skipped": 1.0}
 
     def largest(self) -> float:

@@ -11,6 +11,7 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import digest, write_json
 from poweropd_lite.models.loading import model_path
 from poweropd_lite.models.probe import probe_texts
+from poweropd_lite.problems.prompts import TemplateFault
 from poweropd_lite.run.folder import RunFolder
 from poweropd_lite.run.session import Prepared
 
@@ -85,7 +86,7 @@ def _data(config: Config) -> dict[str, str]:
 def _probed(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     try:
         return _of_ids(probe_texts(tokenizer))
-    except Exception:  # a template that can't render the texts; the prompts are compared all the same
+    except TemplateFault:  # a teacher's, which is not needed: prompts follow the student's
         return None
 
 

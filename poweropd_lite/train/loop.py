@@ -40,14 +40,15 @@ def run_loop(session: Session, state: RunState, record: Recorder, saved: Checkpo
         metrics |= {"time/rollout": rollout_seconds, "time/step": time.monotonic() - started}
         record.step(rollouts, metrics, gradient.tokens.reward)
         if record.gave_up:
-            return  # the checkpoints before stay the latest
+            break
         evaluate_if_due(session, state, record, stop)
         unsaved = unsaved or state.step % config.save_every == 0
         if unsaved and not state.skipped_in_a_row:
             save(saved, state, record)
             unsaved = False
     record.progress.close()
-    save(saved, state, record)
+    if not record.gave_up:  # else the checkpoints before stay the latest
+        save(saved, state, record)
 
 
 def learn(

@@ -5,8 +5,12 @@ import shutil
 
 import pytest
 import torch
-from conftest import edit, run_evaluate
+from conftest import edit, make_engine, run_evaluate
 from safetensors.torch import load_file, save_file
+
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.evaluate.sampling import sample_answers
+from poweropd_lite.method.logprobs import Sampling
 
 BAD = [
     (["--benchmarks", "math50"], ["no benchmark named 'math50'", "gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench"]),
@@ -118,3 +122,12 @@ def test_a_base_in_a_folder_of_any_name_is_taken_and_said(trained, other, tmp_pa
     wrong = other("teacher", lambda folder: None)
     done = run_evaluate("--model", "adapter", "--base", wrong, *flags, "--output", "e", cwd=tmp_path)
     assert done.returncode == 2 and "tensors differ" in done.stderr
+
+
+def test_log_probs_that_are_not_numbers_are_no_answers(student_model, prompts, pair):
+    """Whatever engine gives them: here the loop, of a model whose last norm is NaN."""
+    with torch.no_grad():
+        student_model.model.norm.weight[0] = torch.nan
+    engine = make_engine(student_model, pair)
+    with pytest.raises(UserError, match="log-probs that are not numbers"):
+        sample_answers(engine, prompts[:2], [(0, 0), (1, 0)], Sampling(), 8, seed=0)

@@ -87,6 +87,7 @@ def test_a_template_with_the_day_s_date_says_the_same_tomorrow(tmp_path):
     assert sample["prompt"].startswith("26 Jul 2024")
     done = run_export("run", "--to", "merged-16bit", "--dtype", "float32", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0 and "the weights say what training saw" in done.stdout, done.stderr
+    assert "otherwise than transformers" not in done.stdout  # this one's files are read, not its memory
 
 
 def test_smollm2_s_way_of_splitting_text_has_a_name_in_llama_cpp():

@@ -79,6 +79,13 @@ def test_a_step_within_the_bounds_is_adamw_s():
     assert [m["optim/largest_weight"] for m in metrics] == pytest.approx([9000.5, 9001.0])
 
 
+def test_weights_that_leave_the_bounds_little_by_little_are_held_there():
+    """From 9,999 by 0.5 a step: two steps are taken, to 10,000, and every later one is undone."""
+    values, metrics, *_ = stepped(0.5, (-1.0,) * 5, 9999.0)
+    assert values == pytest.approx([10000.0], abs=1e-2)
+    assert [m["optim/skipped"] for m in metrics] == [0.0, 0.0, 1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize(("lr", "value"), [(2000.0, 1.0), (0.5, -9999.7), (800.0, 9500.0)])
 def test_a_step_beyond_them_is_undone_with_its_moments(lr, value):
     """By 2,000; to -10,000.2; to 10,300: the next step is the first again, of the same size."""
