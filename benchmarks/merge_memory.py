@@ -65,7 +65,9 @@ def run_side(side: str, folder: Path) -> dict:
     else:
         kind = {"gguf_type": "q8_0"} if side == "gguf" else {}
         export(
-            load_export_config(model=folder / "adapter", base=str(folder / "base"), to=side, out=folder / side, **kind)
+            load_export_config(
+                model=folder / "adapter", base=str(folder / "base"), to=side, output=folder / side, **kind
+            )
         )
     return {"peak": memory("VmHWM") - before, "seconds": time.monotonic() - started}
 

@@ -50,8 +50,8 @@ def make(tree: Path, work: Path, steps: int) -> None:
         command(tree, work, "poweropd_lite.train", *flags)
         command(tree, work, "poweropd_lite.evaluate", "--model", reward, "--n", "2", "--output", f"eval-{reward}")
     for to, flags in FORMATS.items():
-        command(tree, work, "poweropd_lite.export", "power", "--to", to, *flags, "--out", f"export-{to}")
-    command(tree, work, "poweropd_lite.report", *REWARDS, "--out", "report")
+        command(tree, work, "poweropd_lite.export", "power", "--to", to, *flags, "--output", f"export-{to}")
+    command(tree, work, "poweropd_lite.report", *REWARDS, "--output", "report")
 
 
 def numbers(value: Any) -> Any:

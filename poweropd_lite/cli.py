@@ -103,20 +103,27 @@ class Parser(argparse.ArgumentParser):
 
 
 def config_parser(prog: str, description: str, *kinds: type[BaseModel]) -> Parser:
-    """Returns a parser with a flag for every field of `kinds`, and --config where Config is one; one that is not given parses to None."""
+    """Returns a parser with a flag for every field of `kinds`, and --config where Config is one; one that is not given parses to None.
+
+    A name that several kinds have, such as output, is a flag of the first.
+    """
     parser = Parser(
         prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    taken: set[str] = set()
     for kind in kinds:
         if kind is Config:
             parser.add_argument("--config", metavar="FILE", help="YAML file of settings, or a shipped config's name")
-        _add_fields(parser, kind)
+        _add_fields(parser, kind, taken)
+        taken |= set(kind.model_fields)
     return parser
 
 
-def _add_fields(parser: Parser, kind: type[BaseModel]) -> None:
+def _add_fields(parser: Parser, kind: type[BaseModel], taken: set[str]) -> None:
     group: Any = parser
     for name, field in kind.model_fields.items():
+        if name in taken:
+            continue
         extra = field.json_schema_extra
         if isinstance(extra, dict) and "section" in extra:
             group = parser.add_argument_group(str(extra["section"]))
@@ -129,9 +136,15 @@ def _add_fields(parser: Parser, kind: type[BaseModel]) -> None:
             group.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)
 
 
-def given(args: argparse.Namespace, kind: type[BaseModel] = Config) -> dict[str, Any]:
-    """Returns the fields of `kind` that were given as flags, as they were typed; `none` unsets a field that may be unset."""
-    typed = {name: getattr(args, name) for name in kind.model_fields if getattr(args, name) is not None}
+def given(
+    args: argparse.Namespace, kind: type[BaseModel] = Config, beside: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """Returns the fields of `kind` that were given as flags, as they were typed; `none` unsets a field that may be unset.
+
+    Those that `beside` has too are left out: they are its own.
+    """
+    own = kind.model_fields.keys() - (beside.model_fields.keys() if beside else ())
+    typed = {name: getattr(args, name) for name in kind.model_fields if name in own and getattr(args, name) is not None}
     may_be_unset = {name for name, field in kind.model_fields.items() if type(None) in get_args(field.annotation)}
     return {name: None if value == "none" and name in may_be_unset else value for name, value in typed.items()}
 

@@ -18,7 +18,7 @@ def results(tmp_path_factory):
     )
 
     def flags(*parts):
-        return [str(RUN), "--tiny", "--out", str(out), *(word for part in parts for word in ("--part", part))]
+        return [str(RUN), "--tiny", "--output", str(out), *(word for part in parts for word in ("--part", part))]
 
     done = forked.run(*flags(*measured), cwd=out)  # each in a process that it starts
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Measures this project on a card: `python benchmarks/gpu/run.py --out gpu_results`.
+"""Measures this project on a card: `python benchmarks/gpu/run.py --output gpu_results`.
 
 Correctness first, then whole steps of Qwen3's true shapes with random weights. It runs from a checkout on Python 3.11
 or 3.12 with torch 2.11 or newer, transformers, peft and pydantic, without the hub; bitsandbytes (else the teacher stays
@@ -97,28 +97,28 @@ def table(out: Path) -> str:
 def main() -> int:
     """The command line; returns 1 if something is wrong on this card."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the JSON files")
     parser.add_argument("--part", choices=PARTS, action="append", help="run only this part (again: and this one)")
     parser.add_argument("--tiny", action="store_true", help="small shapes: does it run here?")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
     if args.here:
         (part,) = args.part
-        (args.out / f"{part}.json").write_text(json.dumps(run_part(part, args.tiny), indent=1))
+        (args.output / f"{part}.json").write_text(json.dumps(run_part(part, args.tiny), indent=1))
         return 0
     for part in [] if args.table else args.part or PARTS:
         if part.startswith("vllm") and importlib.util.find_spec("vllm") is None:
             print(f"{part}: left out, vLLM is not installed", flush=True)
             continue
-        command = [sys.executable, __file__, "--here", "--part", part, "--out", str(args.out)]
-        (args.out / f"{part}.json").unlink(missing_ok=True)
+        command = [sys.executable, __file__, "--here", "--part", part, "--output", str(args.output)]
+        (args.output / f"{part}.json").unlink(missing_ok=True)
         try:
             done = subprocess.run(
                 command + ["--tiny"] * args.tiny, capture_output=True, text=True, timeout=LIMIT_SECONDS
             )
-            (args.out / f"{part}.log").write_text(done.stdout + done.stderr)
+            (args.output / f"{part}.log").write_text(done.stdout + done.stderr)
             fault = ""
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if "Error" in line]
@@ -126,18 +126,18 @@ def main() -> int:
         except subprocess.TimeoutExpired:
             fault = f"stopped after {LIMIT_SECONDS} s"
         if fault:
-            (args.out / f"{part}.json").write_text(json.dumps({"failed": fault[:300]}))
+            (args.output / f"{part}.json").write_text(json.dumps({"failed": fault[:300]}))
             print(f"{part}: {fault} (see {part}.log)", flush=True)
             if part in ("card", "correct"):
                 return 1
         else:
             print(f"{part}: done", flush=True)
-        if part == "correct" and json.loads((args.out / "correct.json").read_text())["faults"]:
+        if part == "correct" and json.loads((args.output / "correct.json").read_text())["faults"]:
             break
-    text = table(args.out)
-    (args.out / "table.md").write_text(text + "\n")
+    text = table(args.output)
+    (args.output / "table.md").write_text(text + "\n")
     print("\n" + text)
-    correct = args.out / "correct.json"
+    correct = args.output / "correct.json"
     return int(correct.exists() and bool(json.loads(correct.read_text()).get("faults")))
 
 

@@ -19,18 +19,18 @@ def check_place(out: Path, overwrite: bool) -> None:
     """Raises UserError unless `out` is absent, empty, or (with `overwrite`) an earlier export and nothing else."""
     _clear_up(out.resolve())
     if out.is_symlink() and not out.exists():
-        raise UserError(f"{out} is a link to nothing; type --out with the name of a new folder")
+        raise UserError(f"{out} is a link to nothing; type --output with the name of a new folder")
     if out.resolve() == Path.cwd():
-        raise UserError(f"--out {out} is the folder you are in; type --out with the name of a new folder in it")
+        raise UserError(f"--output {out} is the folder you are in; type --output with the name of a new folder in it")
     files = _files_of_export(out)
     if files is None:
-        refuse_full(out, "--out", f"holds no export ({REPORT})", hidden_too=True)
+        refuse_full(out, "--output", f"holds no export ({REPORT})", hidden_too=True)
     elif not overwrite:
-        raise UserError(f"{out} holds an export already; type --overwrite to replace it, or --out with a new folder")
+        raise UserError(f"{out} holds an export already; type --overwrite to replace it, or --output with a new folder")
     elif others := sorted(p.name for p in out.iterdir() if p.name != REPORT and files.get(p.name) != p.stat().st_size):
         raise UserError(
             f"{out} holds {len(others)} files that its export did not write, or that were changed since (for one "
-            f"{others[0]}), which --overwrite would delete; move them, or type --out with a new folder"
+            f"{others[0]}), which --overwrite would delete; move them, or type --output with a new folder"
         )
 
 

@@ -33,7 +33,7 @@ class Job:
         if self.config.push:
             return self.config.push.split("/")[1]
         own, run = self.out.resolve().name, self.target.run_folder
-        return f"{run.resolve().name}-{own}" if run is not None and self.config.out is None else own
+        return f"{run.resolve().name}-{own}" if run is not None and self.config.output is None else own
 
     @property
     def stored_dtype(self) -> torch.dtype:

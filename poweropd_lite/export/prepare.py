@@ -122,8 +122,8 @@ def _kind(config: ExportConfig, model_config: "PretrainedConfig") -> str:
 def _out(config: ExportConfig, target: Target) -> Path:
     """The folder to write, which is new, empty or (with --overwrite) an earlier export."""
     name = config.to if config.to != "gguf" else f"gguf-{config.gguf_kind}"
-    if config.out is not None:
-        path = Path(config.out)
+    if config.output is not None:
+        path = Path(config.output)
     elif target.run_folder is not None:
         path = target.run_folder / "export" / name
     else:
@@ -132,10 +132,10 @@ def _out(config: ExportConfig, target: Target) -> Path:
     resolved = path.resolve()
     sources = [s.resolve() for s in (target.adapter, Path(target.base)) if s is not None and s.is_dir()]
     if any(resolved == s or resolved in s.parents or s in resolved.parents for s in sources):
-        raise UserError(f"{path} holds what is exported, or is inside it; type --out with the name of a new folder")
+        raise UserError(f"{path} holds what is exported, or is inside it; type --output with the name of a new folder")
     there = existing(path)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{there} can't be written to; type --out with a folder elsewhere")
+        raise UserError(f"{there} can't be written to; type --output with a folder elsewhere")
     return path
 
 
@@ -153,5 +153,5 @@ def _check_disk(config: ExportConfig, target: Target, out: Path, kind: str) -> N
     if free < need:
         raise UserError(
             f"the export needs about {need / 2**30:.2f} GiB, and the disk of {existing(out)} has {free / 2**30:.2f} "
-            "free; type --out with a folder on another disk"
+            "free; type --output with a folder on another disk"
         )

@@ -39,7 +39,7 @@ class ExportConfig(BaseModel):
     llama_cpp: str | None = Field(None, min_length=1, description="a llama.cpp checkout: for other types and models")
     trust_remote_code: bool = Field(False, description="run Python code of a model; only for sources you trust")
 
-    out: str | None = Field(
+    output: str | None = Field(
         None,
         min_length=1,
         description="folder to write; if not given, export/ in a run folder, else a new name under exports/",

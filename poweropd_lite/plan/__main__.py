@@ -1,7 +1,7 @@
 """Says whether a run fits and how long it will take: `python -m poweropd_lite.plan --config qwen3-0.6b-4b --gpu 24`.
 
 Memory by phase for prompts and completions as long as the config allows, operations of a step, and for a card that is
-named an estimate of the time. If it does not fit, the smallest change that does; --write FILE makes a config of it.
+named an estimate of the time. If it does not fit, the smallest change that does; --output FILE makes a config of it.
 """
 
 import contextlib
@@ -28,12 +28,11 @@ def main(argv: list[str] | None = None) -> int:
         PlanConfig,
         Config,
     )
-    parser.add_argument("--write", metavar="FILE", help="write a config that fits there")
     parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
     args = parser.parse(argv)
     asked = checked(PlanConfig, given(args, PlanConfig))
-    config = config_to_check(args.config, given(args))
-    out = Path(args.write) if args.write else None
+    config = config_to_check(args.config, given(args, Config, PlanConfig))
+    out = Path(asked.output) if asked.output else None
     if out is not None:
         _check_new(out)
     from poweropd_lite.plan.make import plan
@@ -60,17 +59,17 @@ def _write(path: Path, found: dict[str, Any], fitting: Config) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, config_text(fitting, comment))
     except OSError as error:
-        mend = "type --write with a name in a folder of yours"
+        mend = "type --output with a name in a folder of yours"
         raise UserError(f"can't write {path}: {error.strerror}; {mend}") from None
 
 
 def _check_new(path: Path) -> None:
     """Raises UserError for a file that could not be written, before anything is planned."""
     if os.path.lexists(path):
-        raise UserError(f"{path} is there already, and a plan never writes over a file; type --write with a new name")
+        raise UserError(f"{path} is there already, and a plan never writes over a file; type --output with a new name")
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"can't write into {there}; type --write with a name in a folder of yours")
+        raise UserError(f"can't write into {there}; type --output with a name in a folder of yours")
 
 
 if __name__ == "__main__":

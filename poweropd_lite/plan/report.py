@@ -85,7 +85,7 @@ def words(r: dict[str, Any], steps: int) -> str:
         ]
     if r["changes"]:
         flags = as_flags({name: after for name, (_, after) in r["changes"].items()})
-        lines.append(f"change  {flags}   (--write FILE makes a config of it)")
+        lines.append(f"change  {flags}   (--output FILE makes a config of it)")
     elif r["changes"] is None:
         lines.append("change  no setting here makes it fit; take a smaller student or teacher, or a larger card")
     return "\n".join(lines)

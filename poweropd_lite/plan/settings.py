@@ -22,6 +22,7 @@ class PlanConfig(BaseModel):
         "cpu; if not given, the card of this machine",
         json_schema_extra=section("plan"),
     )
+    output: str | None = Field(None, min_length=1, description="file to write a config into that fits")
     prompt_tokens: int = Field(
         128, ge=1, description="a usual prompt, for FLOPs and time; memory is planned for --max-prompt-tokens"
     )

@@ -21,7 +21,7 @@ def run_for_report(
     parser.add_argument("--json", action="store_true", help="print the report as JSON, and all else to stderr")
     args = parser.parse(argv)
     settings = checked(kind, given(args, kind))
-    config = config_to_check(args.config, given(args))
+    config = config_to_check(args.config, given(args, Config, kind))
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         report = work(config, settings)
     if args.json:

@@ -73,7 +73,7 @@ def make_report(check: Check[R], config: Config, settings: Any, say: Callable[[s
 
     Raises UserError for what the user can mend, and base.stop.Stopped, a KeyboardInterrupt, when a signal came.
     """
-    check_out(settings.out, check.parent)
+    check_out(settings.output, check.parent)
     with own_threads(), StopRequest(STOPPING) as stop, Counting("rollout", say=say) as counting:
         started, pace = time.monotonic(), Pace(stop, counting, say)
         report = check.measure(config, settings, pace)
@@ -92,7 +92,7 @@ def make_report(check: Check[R], config: Config, settings: Any, say: Callable[[s
 
         pair = [Path(name.rstrip("/")).name or "model" for name in (config.student, config.teacher)]
         new = f"{'-'.join(dict.fromkeys(pair))}-{config.teacher_bits}bit-{report['own'].replace(' ', '')}"
-        folder = write_folder(settings.out, check.parent, new, fill)
+        folder = write_folder(settings.output, check.parent, new, fill)
     say("\n".join([f"{subject(report)}, on {report['device']} in {report['dtype']}", check.screen(report), *verdict]))
     say(f"files   {folder}: {check.name}.json  {check.name}.md  {check.name}.png")
     report["folder"] = str(folder)
@@ -141,11 +141,11 @@ def check_out(out: str | None, parent: str) -> None:
     """Raises UserError if the folder `out`, or a new one in `parent`, can't be made: asked before anything loads."""
     path = Path(out or parent).resolve()
     if out is not None:
-        refuse_full(path, "--out", FULL)
+        refuse_full(path, "--output", FULL)
     elif path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, not a folder for reports; type --out with the name of a new folder")
+        raise UserError(f"{path} is a file, not a folder for reports; type --output with the name of a new folder")
     if not os.access(existing(path), os.W_OK | os.X_OK):
-        raise UserError(f"can't write into {existing(path)}; type --out with a folder that you may write")
+        raise UserError(f"can't write into {existing(path)}; type --output with a folder that you may write")
 
 
 def write_folder(out: str | None, parent: str, name: str, fill: Callable[[Path], None]) -> Path:
@@ -160,7 +160,7 @@ def write_folder(out: str | None, parent: str, name: str, fill: Callable[[Path],
             flush_files(Path(aside))
             path = Path(out).resolve() if out is not None else free_folder(Path(parent), name)
             path.mkdir(parents=True, exist_ok=True)
-            refuse_full(path, "--out", FULL)  # the new files are in a hidden folder
+            refuse_full(path, "--output", FULL)  # the new files are in a hidden folder
             for file in sorted(Path(aside).iterdir()):
                 os.replace(file, path / file.name)
             sync_folder(path)

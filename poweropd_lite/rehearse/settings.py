@@ -26,7 +26,7 @@ class AuditConfig(BaseModel):
         "not given, what is free",
         ge=0,
     )
-    out: str | None = setting(None, "folder of the report; if not given, a new one under audits/", min_length=1)
+    output: str | None = setting(None, "folder of the report; if not given, a new one under audits/", min_length=1)
 
 
 class AdviseConfig(BaseModel):
@@ -46,4 +46,4 @@ class AdviseConfig(BaseModel):
     heavy_share: float = setting(
         0.25, "a reward whose top 1% of tokens carry more of the gradient is marked", ge=0, le=1
     )
-    out: str | None = setting(None, "folder of the report; if not given, a new one under advice/", min_length=1)
+    output: str | None = setting(None, "folder of the report; if not given, a new one under advice/", min_length=1)

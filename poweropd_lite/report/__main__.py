@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = checked(ReportConfig, given(args, ReportConfig))
     from poweropd_lite.report.write import report
 
-    report(args.runs, asked.out, asked.teacher, asked.baseline)
+    report(args.runs, asked.output, asked.teacher, asked.baseline)
     return 0
 
 

@@ -19,7 +19,7 @@ class ReportConfig(BaseModel):
     baseline: str | None = Field(
         None, min_length=1, description="the run that differences are taken from; if not given, the first"
     )
-    out: str | None = Field(
+    output: str | None = Field(
         None,
         min_length=1,
         description="the report's folder; if not given, report/ in the run's, or of several runs a name under reports/",

@@ -20,21 +20,21 @@ ALPHAS = (0.1, 1.0, 10.0, 100.0, 500.0)  # of the landscape, beside the runs' ow
 
 def report(
     runs: str | Path | Sequence[str | Path],
-    out: str | Path | None = None,
+    output: str | Path | None = None,
     teacher: str | float | Path | None = None,
     baseline: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Makes the report of run folders, finished or not; returns its folder: index.html, report.json, PNGs and SVGs.
 
-    `out`: the folder, if not RUN/report for one run or a name under reports/ for several; an earlier one is replaced.
+    `output`: the folder, if not RUN/report for one run or a name under reports/ for several; an earlier one is replaced.
     `teacher`: the folder of the teacher's evaluation, or its accuracy in percent. `baseline`: the name or folder of the
     run that differences are taken from; the first, if not given. Raises UserError for what the user can mend.
     """
     found = read_runs([runs] if isinstance(runs, str | Path) else runs)
     base = _baseline(found, baseline)
     reference = None if teacher is None else read_teacher(str(teacher), found)
-    folder = _folder(found, out)
+    folder = _folder(found, output)
     numbers = gather(found, base, reference)
     summary, shown = sentences(found, reference), []
     with whole_folder(folder) as beside:
@@ -121,7 +121,7 @@ def _folder(runs: Sequence[Run], out: str | Path | None) -> Path:
     name = name if len(name) <= 100 else f"{first}+{len(others)}-more"
     folder = Path(out) if out is not None else Path("reports") / name if others else runs[0].path / "report"
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder for a report; type --out with the name of a new folder")
+        raise UserError(f"{folder} is a file, not a folder for a report; type --output with the name of a new folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").is_file():
-        raise UserError(f"{folder} holds other things than a report, which never replaces them; type another --out")
+        raise UserError(f"{folder} holds other things than a report, which never replaces them; type another --output")
     return folder

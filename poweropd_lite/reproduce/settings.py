@@ -86,7 +86,7 @@ class ReproduceConfig(BaseModel):
     answer_tokens: int | None = setting(None, "longest answer, as --max-new-tokens of evaluate", ge=1)
 
     jobs: int = setting(1, "runs side by side", section="queue", ge=1, le=64)
-    out: str | None = setting(None, "folder of the queue; if not given, reproductions/ and the preset's name")
+    output: str | None = setting(None, "folder of the queue; if not given, reproductions/ and the preset's name")
     retry_failed: bool = setting(False, "try the runs that failed once more")
     dry_run: bool = setting(False, "say what would be run and how long it takes, and write nothing")
     gpu: str | None = setting(None, "the card that --dry-run is about, as --gpu of plan; or this machine's")
@@ -118,7 +118,6 @@ INSTEAD = {
     "reward": "--rewards",
     "alpha": "--alphas",
     "seed": "--seeds",
-    "output": "--out, which holds all runs",
     "config": "--pairs with its name or file",
     **dict.fromkeys(("student", "teacher"), "--pairs with a YAML file that names it"),
     **dict.fromkeys(("top_k", "top_p", "score"), "--columns truncated-full or truncated-sampled"),
@@ -137,7 +136,7 @@ def split_settings(settings: dict[str, Any]) -> tuple[ReproduceConfig, dict[str,
         if name in INSTEAD:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} is set by the grid, a run at a time; leave it out, and type {INSTEAD[name]}")
-    if "tables_only" in typed and (others := sorted(typed - {"tables_only", "preset", "out"})):
+    if "tables_only" in typed and (others := sorted(typed - {"tables_only", "preset", "output"})):
         flags = ", ".join("--" + name.replace("_", "-") for name in others)
         raise UserError(f"--tables-only takes everything from the folder, so {flags} means nothing there; leave it out")
     values = PRESETS.get(str(settings.get("preset")), {}) | {k: v for k, v in settings.items() if k not in INSTEAD}

@@ -36,7 +36,7 @@ def settle(config: ReproduceConfig, training: dict[str, Any], given: set[str], t
         queue.scoring = {key: getattr(config, key) for key in SCORING}
     if differing:
         reasons = "; ".join(f"{key} {before} there, {now} now" for key, (before, now) in differing.items())
-        ways = "leave them as they were to go on with it, or type --out with a new folder"
+        ways = "leave them as they were to go on with it, or type --output with a new folder"
         raise UserError(f"{out} was begun with other settings ({reasons}); {ways}")
     if queue.scoring["benchmarks"] is not None:
         find_benchmarks(queue.scoring["benchmarks"], queue.scoring["benchmark_folder"])

@@ -28,11 +28,11 @@ class Reproduced:
 
 def reproduce(say: Callable[[str], None], settings: dict[str, Any]) -> Reproduced:
     config, training, given = split_settings(settings)
-    out = Path(config.out or f"reproductions/{config.preset or 'custom'}")
+    out = Path(config.output or f"reproductions/{config.preset or 'custom'}")
     there = read_queue(out)
     if config.tables_only:
         if there is None:
-            raise UserError(f"{out} holds no queue yet; type --out with a folder that a queue was run in")
+            raise UserError(f"{out} holds no queue yet; type --output with a folder that a queue was run in")
         return _finish(there, 0, say)
     asked = settle(config, training, given, there, out)
     if (out / ".lock").exists():
@@ -83,6 +83,6 @@ def _finish(queue: Queue, stopped: int, say: Callable[[str], None]) -> Reproduce
     for task in queue.in_state(FAILED):
         say(f"failed: {task.name}: {task.message} ({queue.out / task.log}); --retry-failed tries it again")
     if waiting := queue.in_state(WAITING, RUNNING):
-        say(f"{len(waiting)} not run to the end: python -m poweropd_lite.reproduce --out {queue.out} goes on")
+        say(f"{len(waiting)} not run to the end: python -m poweropd_lite.reproduce --output {queue.out} goes on")
     say(f"files   {queue.out}: {'  '.join(files)}")
     return _result(queue, stopped)

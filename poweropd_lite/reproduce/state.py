@@ -80,9 +80,13 @@ def read_queue(out: Path) -> Queue | None:
         pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{file} can't be read ({reason}); its runs are whole: type --out with a new folder") from None
+        raise UserError(
+            f"{file} can't be read ({reason}); its runs are whole: type --output with a new folder"
+        ) from None
     if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no queue (queue.json); type --out with the name of a new folder")
+        raise UserError(
+            f"{out} is not empty and holds no queue (queue.json); type --output with the name of a new folder"
+        )
     return None
 
 
@@ -119,9 +123,9 @@ def locked(out: Path) -> Iterator[None]:
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"can't write into {out}: {error.strerror}; type --out with another folder") from None
-    if (lock := try_lock(out / ".lock", "--out")) is None:
-        raise UserError(f"another process is working on the queue in {out}; wait for it, or type another --out")
+        raise UserError(f"can't write into {out}: {error.strerror}; type --output with another folder") from None
+    if (lock := try_lock(out / ".lock", "--output")) is None:
+        raise UserError(f"another process is working on the queue in {out}; wait for it, or type another --output")
     try:
         yield
     finally:

@@ -86,7 +86,7 @@ class Workers:
 
     def _start(self, task: Task) -> None:
         """Starts a task's stage, unless a process that a killed queue left behind is still at it."""
-        lock = try_lock(self._hidden(task, "lock"), "--out")
+        lock = try_lock(self._hidden(task, "lock"), "--output")
         if lock is None:
             if task.name not in self.waited_for:
                 self.waited_for.add(task.name)

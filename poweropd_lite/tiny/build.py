@@ -1,4 +1,4 @@
-"""Rebuilds the bundled tokenizer, teacher and base student from nothing: `python -m poweropd_lite.tiny.build --out DIR`.
+"""Rebuilds the bundled tokenizer, teacher and base student from nothing: `python -m poweropd_lite.tiny.build --output DIR`.
 
 Seeded; one thread a model, so that the same machine makes the same files. `--only` builds one part, which lets two
 shells train the teacher and the student side by side.
@@ -249,11 +249,11 @@ def build(part: str, out: Path) -> None:
 def main() -> None:
     """Command line: see the module's first line."""
     parser = argparse.ArgumentParser(prog="python -m poweropd_lite.tiny.build", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets teacher/ and student/")
+    parser.add_argument("--output", type=Path, required=True, help="folder that gets teacher/ and student/")
     parser.add_argument("--only", choices=["teacher", "student"], help="build one of the two")
     args = parser.parse_args()
     for part in [args.only] if args.only else ["teacher", "student"]:
-        build(part, args.out)
+        build(part, args.output)
 
 
 if __name__ == "__main__":

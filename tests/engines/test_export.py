@@ -102,7 +102,7 @@ print("RESULT {}")
 def exported(folder: Path, *flags: str) -> Path:
     done = run_python("-m", "poweropd_lite.export", *flags, cwd=folder, imported="peft")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return folder / flags[flags.index("--out") + 1]
+    return folder / flags[flags.index("--output") + 1]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def live(vllm_run, tmp_path_factory) -> Path:
     "kind, mean, largest", [("f32", 1e-4, 1e-3), ("f16", 2e-3, 0.02), ("bf16", 0.02, 0.3), ("q8_0", 0.05, 0.6)]
 )
 def test_llama_cpp_reads_the_same_ids_and_says_the_same(vllm_run, live, tmp_path, kind, mean, largest):
-    out = exported(tmp_path, str(vllm_run[1]), "--to", "gguf", "--gguf-type", kind, "--out", "g")
+    out = exported(tmp_path, str(vllm_run[1]), "--to", "gguf", "--gguf-type", kind, "--output", "g")
     said = run_code(LLAMA_CPP, str(out / f"model-{kind}.gguf"), str(live), cwd=tmp_path, imported="peft")
     assert said["same_ids"] == [True] * 4 and said["template"]
     assert said["mean"] < mean and said["largest"] < largest, said
@@ -130,15 +130,15 @@ def test_llama_cpp_reads_the_same_ids_and_says_the_same(vllm_run, live, tmp_path
 def test_llama_cpp_reads_a_llama_with_scaled_positions(tmp_path):
     run_code(LLAMA, cwd=tmp_path, imported="peft")
     (tmp_path / "live.json").write_text(json.dumps(run_code(LIVE, "none", "llama", cwd=tmp_path, imported="peft")))
-    out = exported(tmp_path, "llama", "--to", "gguf", "--gguf-type", "f32", "--out", "g")
+    out = exported(tmp_path, "llama", "--to", "gguf", "--gguf-type", "f32", "--output", "g")
     said = run_code(LLAMA_CPP, str(out / "model-f32.gguf"), str(tmp_path / "live.json"), cwd=tmp_path, imported="peft")
     assert said["same_ids"] == [True] * 4
     assert said["mean"] < 1e-4 and said["largest"] < 2e-3, said
 
 
 def test_vllm_serves_the_merged_model_and_the_adapter(vllm_run, live, tmp_path):
-    merged = exported(tmp_path, str(vllm_run[1]), "--to", "merged-16bit", "--dtype", "float32", "--out", "m")
-    adapter = exported(tmp_path, str(vllm_run[1]), "--to", "adapter", "--out", "a")
+    merged = exported(tmp_path, str(vllm_run[1]), "--to", "merged-16bit", "--dtype", "float32", "--output", "m")
+    adapter = exported(tmp_path, str(vllm_run[1]), "--to", "adapter", "--output", "a")
     base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     for model, lora in ((merged, "none"), (base, adapter)):
         said = run_code(VLLM, str(model), str(lora), str(live), cwd=tmp_path, imported="vllm")
@@ -151,7 +151,7 @@ def test_a_student_of_unsloth_s_is_merged_as_unsloth_merges_it(unsloth_run, tmp_
     from safetensors.torch import load_file
 
     ours = load_file(
-        exported(tmp_path, str(unsloth_run[1]), "--to", "merged-16bit", "--out", "m") / "model.safetensors"
+        exported(tmp_path, str(unsloth_run[1]), "--to", "merged-16bit", "--output", "m") / "model.safetensors"
     )
     run_code(UNSLOTH, str(unsloth_run[1] / "adapter"), str(tmp_path / "theirs"), cwd=tmp_path, imported="unsloth")
     theirs = {}

@@ -47,7 +47,7 @@ def exports(tmp_path_factory) -> dict[str, Path]:
         done.stderr
     )
     for name, flags in KINDS.items():
-        done = run_export("run", *flags, "--out", name, cwd=folder)
+        done = run_export("run", *flags, "--output", name, cwd=folder)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "the weights say what training saw" in done.stdout and "proven: log-probs within" in done.stdout
     return {name: folder / name for name in KINDS} | {"run": folder / "run"}
@@ -198,7 +198,7 @@ def test_the_card_says_what_it_is(exports):
 
 def test_an_export_can_be_exported_again_and_replaced_only_when_asked(exports, tmp_path):
     shutil.copytree(exports["adapter"], tmp_path / "a")
-    flags = ["a", "--to", "merged-16bit", "--out", "m"]
+    flags = ["a", "--to", "merged-16bit", "--output", "m"]
     again = run_python("-m", "poweropd_lite.export", *flags, cwd=tmp_path)  # started anew, to write the same bytes
     card = (tmp_path / "m" / "README.md").read_text()
     assert "| steps | 16 of 16 rollouts" in card and "| after training |" in card  # carried over from the first export
@@ -207,9 +207,9 @@ def test_an_export_can_be_exported_again_and_replaced_only_when_asked(exports, t
     assert all(
         torch.equal(first[name], weight) for name, weight in load_file(tmp_path / "m" / "model.safetensors").items()
     )
-    refused = run_export("a", "--to", "merged-16bit", "--out", "m", cwd=tmp_path)
+    refused = run_export("a", "--to", "merged-16bit", "--output", "m", cwd=tmp_path)
     assert refused.returncode == 2 and "--overwrite" in refused.stderr
-    done = run_export("a", "--to", "merged-16bit", "--dtype", "float16", "--out", "m", "--overwrite", cwd=tmp_path)
+    done = run_export("a", "--to", "merged-16bit", "--dtype", "float16", "--output", "m", "--overwrite", cwd=tmp_path)
     assert done.returncode == 0 and json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "float16"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "m"]
 
@@ -230,12 +230,12 @@ from poweropd_lite.cli import run_command
 from poweropd_lite.export.__main__ import main
 run_command(lambda: main(sys.argv[1:-1]))
 """
-    flags = [str(exports["run"]), "--to", "merged-16bit", "--out", "out"]
+    flags = [str(exports["run"]), "--to", "merged-16bit", "--output", "out"]
     code = forked.run("-c", code, *flags, str(int(number)), cwd=tmp_path).returncode
     assert not (tmp_path / "out").exists()
     if number == signal.SIGKILL:
         assert code == -number
-        done = run_export(str(exports["run"]), "--to", "merged-16bit", "--out", "out", cwd=tmp_path)
+        done = run_export(str(exports["run"]), "--to", "merged-16bit", "--output", "out", cwd=tmp_path)
         assert done.returncode == 0, done.stderr  # what was left behind is in nobody's way
         assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     else:
@@ -272,7 +272,7 @@ def make_adapter(folder: Path, std: float = 0.02, **settings) -> None:
 )
 def test_an_adapter_of_any_kind_is_merged_as_peft_does_or_untied(tmp_path, settings, tied):
     make_adapter(tmp_path / "a", **settings)
-    done = run_export("a", "--to", "merged-16bit", "--dtype", "float32", "--out", "m", cwd=tmp_path)
+    done = run_export("a", "--to", "merged-16bit", "--dtype", "float32", "--output", "m", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert ("the two are untied" in done.stdout) is (not tied) and "no reference.json" in done.stdout
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
@@ -282,7 +282,7 @@ def test_an_adapter_of_any_kind_is_merged_as_peft_does_or_untied(tmp_path, setti
     peft = PeftModel.from_pretrained(base_model(), str(tmp_path / "a"))
     assert (logprobs(model) - logprobs(peft)).abs().max() < 1e-4
     assert (logprobs(model) - logprobs(base_model())).abs().max() > 0.1
-    done = run_export("a", "--to", "gguf", "--gguf-type", "f16", "--out", "g", cwd=tmp_path)
+    done = run_export("a", "--to", "gguf", "--gguf-type", "f16", "--output", "g", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     import gguf
 
@@ -292,7 +292,7 @@ def test_an_adapter_of_any_kind_is_merged_as_peft_does_or_untied(tmp_path, setti
 
 def test_a_zero_adapter_is_its_base_and_said_to_be(tmp_path):
     make_adapter(tmp_path / "a", std=0.0)
-    done = run_export("a", "--to", "merged-16bit", "--out", "m", cwd=tmp_path)
+    done = run_export("a", "--to", "merged-16bit", "--output", "m", cwd=tmp_path)
     assert done.returncode == 0 and "the adapter is zero" in done.stdout, done.stderr
     base, written = load_file(Path(BASE) / "model.safetensors"), load_file(tmp_path / "m" / "model.safetensors")
     assert all(torch.equal(base[name], weight) for name, weight in written.items())
@@ -300,10 +300,10 @@ def test_a_zero_adapter_is_its_base_and_said_to_be(tmp_path):
 
 def test_changes_too_small_for_bfloat16_are_not_handed_over(tmp_path):
     make_adapter(tmp_path / "a", std=1e-5)
-    done = run_export("a", "--to", "merged-16bit", "--out", "m", cwd=tmp_path)
+    done = run_export("a", "--to", "merged-16bit", "--output", "m", cwd=tmp_path)
     assert done.returncode == 2 and "of what the adapter changes" in done.stderr and "--dtype float16" in done.stderr
     assert not (tmp_path / "m").exists()
-    done = run_export("a", "--to", "merged-16bit", "--dtype", "float32", "--out", "m", cwd=tmp_path)
+    done = run_export("a", "--to", "merged-16bit", "--dtype", "float32", "--output", "m", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -316,7 +316,7 @@ def test_a_base_in_shards_stays_in_shards(tmp_path):
     (tmp_path / "a" / "adapter_config.json").write_text(
         json.dumps(saved | {"base_model_name_or_path": str(tmp_path / "base")})
     )
-    done = run_export("a", "--to", "merged-16bit", "--dtype", "float32", "--out", "m", cwd=tmp_path)
+    done = run_export("a", "--to", "merged-16bit", "--dtype", "float32", "--output", "m", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "base").glob("*.safetensors"))) == len(list((tmp_path / "m").glob("*.safetensors"))) > 1
     peft = PeftModel.from_pretrained(base_model(), str(tmp_path / "a"))
@@ -325,7 +325,7 @@ def test_a_base_in_shards_stays_in_shards(tmp_path):
 
 
 def test_a_whole_model_goes_to_gguf_without_an_adapter(tmp_path, live):
-    done = run_export("bundled-student", "--to", "gguf", "--gguf-type", "f16", "--out", "g", cwd=tmp_path)
+    done = run_export("bundled-student", "--to", "gguf", "--gguf-type", "f16", "--output", "g", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (logprobs(opened(tmp_path / "g", "f16")) - logprobs(base_model())).abs()[live > -7].max() < 0.02
 
@@ -333,7 +333,7 @@ def test_a_whole_model_goes_to_gguf_without_an_adapter(tmp_path, live):
 def test_the_adapter_that_was_typed_is_exported_and_not_the_run_s_own(exports, tmp_path):
     shutil.copytree(exports["run"], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     make_adapter(tmp_path / "run" / "other")
-    done = run_export("run/other", "--to", "merged-16bit", "--dtype", "float32", "--out", "m", cwd=tmp_path)
+    done = run_export("run/other", "--to", "merged-16bit", "--dtype", "float32", "--output", "m", cwd=tmp_path)
     assert done.returncode == 0 and "no reference.json" in done.stdout, done.stderr
     peft = PeftModel.from_pretrained(base_model(), str(tmp_path / "run" / "other"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
@@ -354,7 +354,7 @@ def test_a_base_with_odd_files_is_exported(tmp_path):
     }
     save_file(weights | extra, tmp_path / "base" / "model.safetensors", {"format": "pt"})
     for to in ("merged-16bit", "gguf"):
-        done = run_export("base", "--to", to, "--out", to, cwd=tmp_path)
+        done = run_export("base", "--to", to, "--output", to, cwd=tmp_path)
         assert done.returncode == 0 and "1 tensors in the base's files are no part of the model" in done.stdout, (
             done.stderr
         )
@@ -382,7 +382,7 @@ def test_an_adapter_of_a_4_bit_base_is_checked_on_that_base_and_merged_into_the_
     assert done.returncode == 0, done.stderr
     shutil.copytree(tmp_path / "run" / "adapter", tmp_path / "copy")
     for name in ("run", "copy"):
-        done = run_export(name, "--to", "merged-16bit", "--dtype", "float32", "--out", f"m-{name}", cwd=tmp_path)
+        done = run_export(name, "--to", "merged-16bit", "--dtype", "float32", "--output", f"m-{name}", cwd=tmp_path)
         assert done.returncode == 0 and "what training saw" in done.stdout and "on its base in 4 bits" in done.stdout, (
             done.stderr
         )

@@ -39,7 +39,7 @@ def test_a_model_whose_files_have_other_names_is_merged_as_peft_does(family, tmp
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path / "adapter")
     done = run_export(
-        "adapter", "--base", "base", "--to", "merged-16bit", "--dtype", "float32", "--out", "out", cwd=tmp_path
+        "adapter", "--base", "base", "--to", "merged-16bit", "--dtype", "float32", "--output", "out", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert "tensors otherwise than transformers does" in done.stdout and "proven" in done.stdout
@@ -61,7 +61,7 @@ def test_a_module_trained_whole_stays_float32_in_an_exported_adapter(tmp_path):
     ]
     done = run_train(*flags, "--modules-to-save", "lm_head", "--output", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = run_export("run", "--to", "adapter", "--out", "out", cwd=tmp_path)
+    done = run_export("run", "--to", "adapter", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0 and "proven" in done.stdout, done.stderr
     trained, written = (load_file(tmp_path / place / "adapter_model.safetensors") for place in ("run/adapter", "out"))
     head = next(name for name in trained if "lm_head" in name)
@@ -85,7 +85,7 @@ def test_a_template_with_the_day_s_date_says_the_same_tomorrow(tmp_path):
     assert run_train("--config", "bundled", *flags, *pair, cwd=tmp_path).returncode == 0
     sample = json.loads((tmp_path / "run/samples.jsonl").read_text().splitlines()[-1])
     assert sample["prompt"].startswith("26 Jul 2024")
-    done = run_export("run", "--to", "merged-16bit", "--dtype", "float32", "--out", "out", cwd=tmp_path)
+    done = run_export("run", "--to", "merged-16bit", "--dtype", "float32", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0 and "the weights say what training saw" in done.stdout, done.stderr
     assert "otherwise than transformers" not in done.stdout  # this one's files are read, not its memory
 

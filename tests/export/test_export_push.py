@@ -121,7 +121,7 @@ def hub(stand_in):
 
 
 def pushed(hub, folder: Path, *flags: str, token: str = TOKEN):
-    flags = ["a", "--to", "adapter", "--out", "out", "--push", "me/power10", *flags]
+    flags = ["a", "--to", "adapter", "--output", "out", "--push", "me/power10", *flags]
     return hub.commands.run("-m", "poweropd_lite.export", *flags, cwd=folder, env=hub.env | {"HF_TOKEN": token})
 
 

@@ -32,11 +32,11 @@ BAD = [
     (["a", "--to", "gguf", "--gguf-type", "q4_k_m", "--llama-cpp", "checkout"], ["no built llama-quantize", "cmake"]),
     (["a", "--to", "adapter", "--gguf-type", "f16"], ["are of gguf, and --to is adapter"]),
     (["a", "--to", "merged-4bit", "--dtype", "float16"], ["dtype float16 is of merged-16bit"]),
-    (["a", "--to", "adapter", "--out", "file"], ["file is a file"]),
-    (["a", "--to", "adapter", "--out", "strange"], ["strange is not empty and holds no export"]),
-    (["a", "--to", "adapter", "--out", "a"], ["a is not empty"]),
-    (["a", "--to", "adapter", "--out", "."], ["is the folder you are in"]),
-    (["a", "--to", "adapter", "--out", "file/x"], ["can't be written to"]),
+    (["a", "--to", "adapter", "--output", "file"], ["file is a file"]),
+    (["a", "--to", "adapter", "--output", "strange"], ["strange is not empty and holds no export"]),
+    (["a", "--to", "adapter", "--output", "a"], ["a is not empty"]),
+    (["a", "--to", "adapter", "--output", "."], ["is the folder you are in"]),
+    (["a", "--to", "adapter", "--output", "file/x"], ["can't be written to"]),
     (["a", "--to", "adapter", "--base", "Qwen/Qwen3-0.6B-Base"], ["was trained on", "--base is Qwen/Qwen3-0.6B-Base"]),
     (["bundled-student", "--to", "adapter"], ["is a whole model", "--to merged-16bit"]),
     (["a", "--to", "adapter", "--push", "name"], ["push: found 'name'", "ORG/NAME"]),
@@ -107,14 +107,14 @@ FAULTS = [(zeroed, NOT_WHAT_IT_SAID), (one_layer_zeroed, NOT_WHAT_IT_SAID), (one
 def test_an_adapter_that_was_changed_is_refused(places, to, fault, words):
     file = places / "a" / "adapter_model.safetensors"
     save_file(fault(load_file(file)), file)
-    assert words in refused(places, "a", "--to", to, "--out", "out")
+    assert words in refused(places, "a", "--to", to, "--output", "out")
 
 
 @pytest.mark.parametrize("setting, value", [("lora_alpha", 64), ("use_rslora", True), ("r", 8)])
 def test_an_adapter_with_another_alpha_or_rank_is_refused(places, setting, value):
     file = places / "a" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {setting: value}))
-    message = refused(places, "a", "--to", "merged-16bit", "--out", "out")
+    message = refused(places, "a", "--to", "merged-16bit", "--output", "out")
     assert (NOT_WHAT_IT_SAID if setting != "r" else "tensors differ") in message
 
 
@@ -123,7 +123,7 @@ def test_an_adapter_on_another_base_of_the_same_name_is_refused(places):
     weights = load_file(BASE / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     save_file(weights | {name: weights[name] * 1.02}, places / "student" / "model.safetensors", {"format": "pt"})
-    message = refused(places, "a", "--to", "merged-16bit", "--base", str(places / "student"), "--out", "out")
+    message = refused(places, "a", "--to", "merged-16bit", "--base", str(places / "student"), "--output", "out")
     assert NOT_WHAT_IT_SAID in message and "--base" in message
 
 
@@ -131,15 +131,15 @@ def test_truncated_files_are_refused(places):
     file = places / "a" / "adapter_model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    assert "can't be read" in refused(places, "a", "--to", "adapter", "--out", "out")
+    assert "can't be read" in refused(places, "a", "--to", "adapter", "--output", "out")
     file.write_bytes(whole)
     shutil.copytree(BASE, places / "student")
     base = places / "student" / "model.safetensors"
     base.write_bytes(base.read_bytes()[:100_000])
-    message = refused(places, "a", "--to", "merged-16bit", "--base", str(places / "student"), "--out", "out")
+    message = refused(places, "a", "--to", "merged-16bit", "--base", str(places / "student"), "--output", "out")
     assert "model.safetensors can't be read" in message and "whole" in message
     (places / "a" / "reference.json").write_text("{}")
-    assert "reference.json can't be read" in refused(places, "a", "--to", "adapter", "--out", "out")
+    assert "reference.json can't be read" in refused(places, "a", "--to", "adapter", "--output", "out")
 
 
 @pytest.mark.parametrize("fault", ["tensor changed", "tensor absent"])
@@ -163,7 +163,7 @@ def test_a_written_model_that_reads_back_otherwise_is_not_handed_over(places, mo
     with pytest.raises(
         UserError, match="other numbers than were written" if fault == "tensor changed" else "other tensors"
     ):
-        export(load_export_config(model=places / "a", to="merged-16bit", out=places / "out"), say=lambda _: None)
+        export(load_export_config(model=places / "a", to="merged-16bit", output=places / "out"), say=lambda _: None)
     assert not (places / "out").exists() and not list(places.glob(".out*"))
 
 
@@ -175,7 +175,7 @@ def test_a_merge_by_another_formula_is_not_handed_over(places, monkeypatch):
         Change, "rows", lambda self, base, rows: base.float() + 1.01 * self.scale * self.left[rows] @ self.right
     )
     with pytest.raises(UserError, match="do not say what the live adapter says"):
-        export(load_export_config(model=places / "a", to="gguf", out=places / "out"), say=lambda _: None)
+        export(load_export_config(model=places / "a", to="gguf", output=places / "out"), say=lambda _: None)
     assert not (places / "out").exists() and not list(places.glob(".out*"))
 
 
@@ -185,7 +185,7 @@ def test_a_merge_by_another_formula_is_not_handed_over(places, monkeypatch):
 def test_adapters_that_a_merge_can_t_express_are_refused(places, setting, value, words):
     file = places / "a" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {setting: value}))
-    assert words in refused(places, "a", "--to", "merged-16bit", "--out", "out")
+    assert words in refused(places, "a", "--to", "merged-16bit", "--output", "out")
 
 
 @pytest.mark.parametrize("change, words", [
@@ -199,7 +199,7 @@ def test_models_that_gguf_can_t_be_written_of_are_refused_before_loading(tmp_pat
     file = tmp_path / "m" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=words):
-        prepare_job(load_export_config(model=tmp_path / "m", to="gguf", out=tmp_path / "out"))
+        prepare_job(load_export_config(model=tmp_path / "m", to="gguf", output=tmp_path / "out"))
 
 
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_known(tmp_path):
@@ -225,11 +225,11 @@ def test_a_full_disk_is_found_before_the_work(places, monkeypatch):
     usage = type(disk.disk_usage("/"))
     monkeypatch.setattr("poweropd_lite.export.prepare.shutil.disk_usage", lambda _: usage(10, 9, 1 << 20))
     with pytest.raises(UserError, match=r"needs about 0\.06 GiB, and the disk of .* has 0\.00 free"):
-        prepare_job(load_export_config(model=places / "a", to="merged-16bit", out=places / "out"))
+        prepare_job(load_export_config(model=places / "a", to="merged-16bit", output=places / "out"))
 
 
 def test_overwrite_replaces_only_an_export(places):
-    message = refused(places, "a", "--to", "adapter", "--out", "strange", "--overwrite")
+    message = refused(places, "a", "--to", "adapter", "--output", "strange", "--overwrite")
     assert "holds no export" in message
 
 
@@ -240,25 +240,27 @@ def test_nothing_of_the_user_s_is_deleted(places):
         (places / name / "thesis").write_text("mine")
     (places / "real").mkdir()
     (places / "out").symlink_to("real")
-    done = run_export("a", "--to", "adapter", "--out", "out", cwd=places)
+    done = run_export("a", "--to", "adapter", "--output", "out", cwd=places)
     assert done.returncode == 0, done.stderr
     assert (places / "out").is_symlink() and (places / "real" / "export.json").exists()
     (places / "real" / "thesis").write_text("mine")
     assert "holds 1 files that its export did not write, or that were changed since (for one thesis)" in refused(
-        places, "a", "--to", "adapter", "--out", "out", "--overwrite"
+        places, "a", "--to", "adapter", "--output", "out", "--overwrite"
     )
     (places / "real" / "thesis").unlink()
     card = (places / "real" / "README.md").read_text()
     (places / "real" / "README.md").write_text(card + "My own words.")
-    assert "changed since (for one README.md)" in refused(places, "a", "--to", "adapter", "--out", "out", "--overwrite")
+    assert "changed since (for one README.md)" in refused(
+        places, "a", "--to", "adapter", "--output", "out", "--overwrite"
+    )
     (places / "real" / "README.md").write_text(card)
-    assert run_export("a", "--to", "adapter", "--out", "out", "--overwrite", cwd=places).returncode == 0
+    assert run_export("a", "--to", "adapter", "--output", "out", "--overwrite", cwd=places).returncode == 0
     assert all((places / name / "thesis").read_text() == "mine" for name in (".out.tmp", ".out.old"))
     (places / "mine").mkdir()
     (places / "mine" / "export.json").write_text("{}")
-    assert "holds no export" in refused(places, "a", "--to", "adapter", "--out", "mine", "--overwrite")
+    assert "holds no export" in refused(places, "a", "--to", "adapter", "--output", "mine", "--overwrite")
     (places / "a" / "adapter_model.safetensors").write_bytes(b"cut")
-    refused(places, "a", "--to", "adapter", "--out", "new/deep/out")
+    refused(places, "a", "--to", "adapter", "--output", "new/deep/out")
 
 
 def test_what_came_to_lie_there_meanwhile_is_not_replaced(tmp_path):

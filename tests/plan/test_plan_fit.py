@@ -82,7 +82,7 @@ def test_all_four_pairs_fit_24_gb_as_lora(name):
 
 
 def test_the_change_that_fits_is_needed_and_enough(tmp_path):
-    done = run_plan("--config", "qwen3-0.6b-4b", "--gpu", "8", "--write", "small.yaml", cwd=tmp_path)
+    done = run_plan("--config", "qwen3-0.6b-4b", "--gpu", "8", "--output", "small.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "not on 8 GB" in done.stdout and "change  --decode-batch-size" in done.stdout
     text = (tmp_path / "small.yaml").read_text()
@@ -98,7 +98,7 @@ def test_the_change_that_fits_is_needed_and_enough(tmp_path):
     for name in yaml.safe_load(text):
         if getattr(small, name) != getattr(before, name):  # each change alone put back no longer fits
             assert needed(small.model_copy(update={name: getattr(before, name)})) > limit, name
-    again = run_plan("--config", "qwen3-0.6b-4b", "--gpu", "8", "--write", "small.yaml", cwd=tmp_path)
+    again = run_plan("--config", "qwen3-0.6b-4b", "--gpu", "8", "--output", "small.yaml", cwd=tmp_path)
     assert again.returncode == 2 and "never writes over a file" in again.stderr
 
 
@@ -156,14 +156,14 @@ def test_what_train_refuses_is_not_planned():
 
 def test_no_card_is_named_and_none_is_here(tmp_path):
     """What fits is then not known: the report says which sizes hold it, and a written config what it needs."""
-    done = run_plan("--config", "qwen3-0.6b-4b", "--json", "--write", "any.yaml", cwd=tmp_path)
+    done = run_plan("--config", "qwen3-0.6b-4b", "--json", "--output", "any.yaml", cwd=tmp_path)
     report = json.loads(done.stdout)
     assert done.returncode == 0 and report["fits"] is None and report["usable_bytes"] is None
     needed = f"needs {report['needed_bytes'] / GIB:.1f} GiB by plan's arithmetic"
     assert needed in (tmp_path / "any.yaml").read_text().splitlines()[0]
     (tmp_path / "file").write_text("")
     for place, words in (("file/x.yaml", "can't write into"), ("any.yaml", "never writes over a file")):
-        done = run_plan("--config", "qwen3-0.6b-4b", "--write", place, cwd=tmp_path)
+        done = run_plan("--config", "qwen3-0.6b-4b", "--output", place, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
 
 

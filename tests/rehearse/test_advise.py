@@ -79,7 +79,7 @@ def advised(tmp_path_factory):
     """Advice on 24 rollouts, gradients of two batches of eight, with a float32 teacher: its folder and what it printed."""
     cwd = tmp_path_factory.mktemp("advised")
     flags = ["--rollouts", str(ROLLOUTS), "--batch-size", str(BATCH), "--gradient-steps", "2", "--teacher-bits", "32"]
-    done = run_advise(*flags, "--json", "--out", "report", cwd=cwd)
+    done = run_advise(*flags, "--json", "--output", "report", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "report", json.loads(done.stdout), done
 
@@ -220,7 +220,7 @@ def test_what_a_reader_finds(advised):
     assert "gradients  26/26" in done.stderr
 
 
-FEW = ["--rollouts", "8", "--batch-size", "4", "--gradient-steps", "2", "--out", "report"]
+FEW = ["--rollouts", "8", "--batch-size", "4", "--gradient-steps", "2", "--output", "report"]
 
 
 def test_a_host_with_too_little_memory_for_the_gradients(student_model, monkeypatch):
@@ -262,7 +262,7 @@ def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(tmp_path):
 
 def test_other_settings(tmp_path):
     """full_kl as the run's own reward, full fine-tuning, truncated sampling, every token of a stop in the loss."""
-    flags = ["--rollouts", "8", "--batch-size", "4", "--gradient-steps", "2", "--out", "report", "--json"]
+    flags = ["--rollouts", "8", "--batch-size", "4", "--gradient-steps", "2", "--output", "report", "--json"]
     flags += ["--reward", "full_kl", "--full-finetune", "--top-k", "5", "--temperature", "0.7", "--stop-mode", "raw"]
     done = run_advise(*flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -280,7 +280,7 @@ def test_other_settings(tmp_path):
         (["--live-reward", "0"], ["live_reward", "greater than 0"]),
         (["--reward", "full_kl", "--stop-mode", "relabel"], ["relabel", "--score full"]),
         (["--gradiant-steps", "2"], ["did you mean '--gradient-steps'"]),
-        (["--out", "file"], ["file is a file", "--out"]),
+        (["--output", "file"], ["file is a file", "--output"]),
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(tmp_path, flags, words):
@@ -298,7 +298,7 @@ def test_the_pull_of_a_token_is_that_of_the_distribution_it_is_scored_under(tmp_
     from poweropd_lite.rehearse.settings import AdviseConfig
 
     config = load_config("bundled", data=DATA, batch_size=4, top_k=5, temperature=0.7, score=score, teacher_bits=32)
-    asked = AdviseConfig(rollouts=8, gradient_steps=2, out=str(tmp_path / "report"))
+    asked = AdviseConfig(rollouts=8, gradient_steps=2, output=str(tmp_path / "report"))
     report = advise(config, asked, say=lambda text: None)
     ready, steps = drawn_rollouts(config, 8)
     rollouts = [r for step in steps for r in step]

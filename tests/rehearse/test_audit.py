@@ -87,7 +87,7 @@ def single(value):
 def audited(tmp_path_factory):
     """An audit of 40 rollouts by the real command: its folder and what it printed."""
     cwd = tmp_path_factory.mktemp("audited")
-    done = run_audit("--rollouts", "40", "--json", "--out", "report", cwd=cwd)
+    done = run_audit("--rollouts", "40", "--json", "--output", "report", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "report", done
 
@@ -205,7 +205,7 @@ def test_a_teacher_that_four_bits_spoil_is_found(other, tmp_path):
     """Powers of two: the full-precision model says what it said, bit for bit; NF4's blocks lose all but the outliers."""
     teacher = other("teacher", outliers)
     flags = ["--rollouts", "32", "--teacher", teacher, "--student", "bundled", "--config", "bundled"]
-    done = run_audit(*flags, "--out", "report", cwd=tmp_path)
+    done = run_audit(*flags, "--output", "report", cwd=tmp_path)
     report = json.loads((tmp_path / "report" / "audit.json").read_text())
     assert done.returncode == 1, done.stdout + done.stderr
     verdict = report["verdict"]
@@ -220,12 +220,12 @@ def test_a_teacher_that_four_bits_spoil_is_found(other, tmp_path):
     plain = report["candidates"]["16-bit teacher"]["rewards"]["power 10"]["mean_abs_reward"]
     assert len(exact) == report["tokens"] and plain > 0.3  # the pair is otherwise the bundled one
     # And the way out that it names is sound.
-    done = run_audit(*flags, "--teacher-bits", "16", "--out", "sixteen", cwd=tmp_path)
+    done = run_audit(*flags, "--teacher-bits", "16", "--output", "sixteen", cwd=tmp_path)
     assert done.returncode == 0 and "yes: 16-bit teacher at power 10" in done.stdout
 
 
 def test_limits_are_the_users(tmp_path):
-    done = run_audit("--rollouts", "16", "--min-correlation", "0.99999", "--out", "report", cwd=tmp_path)
+    done = run_audit("--rollouts", "16", "--min-correlation", "0.99999", "--output", "report", cwd=tmp_path)
     assert done.returncode == 1 and "at least 0.99999" in done.stdout
     report = json.loads((tmp_path / "report" / "audit.json").read_text())
     assert not any(row["passes"] for row in report["candidates"]["4-bit teacher"]["rewards"].values())
@@ -235,8 +235,8 @@ def test_limits_are_the_users(tmp_path):
 def test_layers_that_do_not_fit_are_streamed_and_say_the_same(tmp_path):
     """A teacher of 7.1 MiB in float32 that may take 6.3: two layers of four (1.7 MiB each) come from the disk, each at its turn."""
     flags = ["--rollouts", "16", "--json"]
-    whole = run_audit(*flags, "--out", "whole", cwd=tmp_path)
-    parts = run_audit(*flags, "--out", "parts", "--reference-gib", "0.0062", cwd=tmp_path)
+    whole = run_audit(*flags, "--output", "whole", cwd=tmp_path)
+    parts = run_audit(*flags, "--output", "parts", "--reference-gib", "0.0062", cwd=tmp_path)
     assert whole.returncode == parts.returncode == 0, parts.stderr
     one, other = json.loads(whole.stdout), json.loads(parts.stdout)
     assert one["reference"]["streamed_layers"] == 0 and other["reference"]["streamed_layers"] == 2
@@ -292,10 +292,12 @@ def test_more_values_than_torch_sorts():
 
 
 def test_other_rewards_are_judged_too(tmp_path):
-    done = run_audit("--rollouts", "16", "--reward", "full_kl", "--stop-mode", "relabel", "--out", "kl", cwd=tmp_path)
+    done = run_audit(
+        "--rollouts", "16", "--reward", "full_kl", "--stop-mode", "relabel", "--output", "kl", cwd=tmp_path
+    )
     assert done.returncode in (0, 1) and "full_kl is judged by log_ratio" in done.stdout
     assert "4-bit teacher at log_ratio" in done.stdout and "(full_kl is judged by log_ratio)" in done.stdout
-    done = run_audit("--rollouts", "16", "--reward", "zscore", "--out", "z", cwd=tmp_path)
+    done = run_audit("--rollouts", "16", "--reward", "zscore", "--output", "z", cwd=tmp_path)
     assert "4-bit teacher at zscore" in done.stdout and "zscore *" in done.stdout
 
 
@@ -304,8 +306,8 @@ def test_other_rewards_are_judged_too(tmp_path):
     [
         (["--rollouts", "1"], ["rollouts", "greater than or equal to 2"]),
         (["--rolouts", "9"], ["did you mean '--rollouts'"]),
-        (["--out", "full"], ["full is not empty", "--out"]),
-        (["--out", "file"], ["file is a file", "--out"]),
+        (["--output", "full"], ["full is not empty", "--output"]),
+        (["--output", "file"], ["file is a file", "--output"]),
         (["--teacher", "no/such-folder/here"], ["teacher", "--teacher"]),
         (["--teacher-bits", "8"], ["LLM.int8", "--teacher-bits 4, 16 or 32"]),
     ],

@@ -197,8 +197,8 @@ def test_refusals(runs, tmp_path):
             "--teacher",
             "evaluations/none",
         ): "evaluations/none holds no results of an evaluation; type --teacher with",
-        (run, "--out", run): "holds other things than a report, which never replaces them; type another --out",
-        (run, "--out", run / "config.yaml"): "config.yaml is a file, not a folder for a report",
+        (run, "--output", run): "holds other things than a report, which never replaces them; type another --output",
+        (run, "--output", run / "config.yaml"): "config.yaml is a file, not a folder for a report",
         (run, "--open", "yes"): "unknown argument '--open'",
     }
     kept = {file: file.read_bytes() for file in run.iterdir() if file.is_file()}

@@ -178,7 +178,7 @@ def test_odd_names_and_other_sample_counts_stand_side_by_side(tmp_path):
         (two / "eval" / f"step_{step:06}").mkdir(parents=True)
         results["benchmarks"]["gsm8k"]["avg@4"] = avg
         (two / "eval" / f"step_{step:06}" / "results.json").write_text(json.dumps(results))
-    folder = report([one, two], out=tmp_path / "out")
+    folder = report([one, two], output=tmp_path / "out")
     rows = {row["name"]: row["values"] for row in json.loads((folder / "report.json").read_text())["table"]}
     assert rows["Avg@8 at the end"] == [0.5, None]
     # The run is at step 1: what evaluate found elsewhere says where.

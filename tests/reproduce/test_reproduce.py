@@ -55,7 +55,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 def smoke(tmp_path_factory) -> Path:
     """A folder in which the smoke preset ran undisturbed, of eight rollouts a step."""
     folder = tmp_path_factory.mktemp("smoke")
-    done = run(*SMOKE, "--out", "whole", cwd=folder)
+    done = run(*SMOKE, "--output", "whole", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "said.txt").write_text(done.stdout)
     return folder
@@ -86,7 +86,7 @@ def test_smoke_killed_three_times_ends_with_the_same_tables(smoke):
     for moment in (in_training, in_evaluation, between):
         # One at a time, so that there is a moment between two runs.
         with open(smoke / "killed.txt", "a") as said:
-            flags = [*SMOKE, "--out", "killed", "--jobs", "1"]
+            flags = [*SMOKE, "--output", "killed", "--jobs", "1"]
             queue = forked.start(*COMMAND, *flags, cwd=smoke, file=said)
             limit = time.monotonic() + 200
             while not moment(out):
@@ -96,7 +96,7 @@ def test_smoke_killed_three_times_ends_with_the_same_tables(smoke):
             queue.send_signal(signal.SIGKILL)
             queue.wait()
         assert WAITING in states(out).values() or "running" in states(out).values()
-    done = run(*SMOKE, "--out", "killed", cwd=smoke)
+    done = run(*SMOKE, "--output", "killed", cwd=smoke)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(states(out).values()) == {DONE} and len(states(out)) == 4
     for name in ("tables.md", "tables.csv"):
@@ -156,7 +156,7 @@ def test_the_smoke_tables_hold_what_its_runs_found(smoke):
 def test_the_same_command_again_runs_nothing_and_more_of_the_grid_joins(smoke):
     out = smoke / "whole"
     before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/summary.json")}
-    again = run(*SMOKE, "--out", "whole", cwd=smoke)
+    again = run(*SMOKE, "--output", "whole", cwd=smoke)
     assert again.returncode == 0 and "training" not in again.stdout
     assert {file: file.stat().st_mtime_ns for file in out.glob("runs/*/summary.json")} == before
     for flags, words in (
@@ -164,10 +164,10 @@ def test_the_same_command_again_runs_nothing_and_more_of_the_grid_joins(smoke):
         (["--n", "4"], "n 2 there, 4 now"),
         (["--lr", "1e-3"], "lr 0.002 there, 0.001 now"),
     ):
-        refused = run(*SMOKE, "--out", "whole", *flags, cwd=smoke)
-        assert refused.returncode == 2 and words in refused.stderr and "--out with a new folder" in refused.stderr
+        refused = run(*SMOKE, "--output", "whole", *flags, cwd=smoke)
+        assert refused.returncode == 2 and words in refused.stderr and "--output with a new folder" in refused.stderr
     # A third reward joins; nothing else has to be typed, and what is done is not done again.
-    shown = run("--out", "whole", "--rewards", "tanh", "--dry-run", cwd=smoke)
+    shown = run("--output", "whole", "--rewards", "tanh", "--dry-run", cwd=smoke)
     assert shown.returncode == 0 and "3 runs to train and score, 2 models to score, in whole; 4 done" in shown.stdout
     assert len(states(out)) == 4  # a dry run writes nothing
 
@@ -178,7 +178,7 @@ def test_the_same_command_again_runs_nothing_and_more_of_the_grid_joins(smoke):
 def test_a_run_that_fails_is_kept_and_said_and_the_queue_goes_on(tmp_path):
     """A learning rate of 1e30 makes every step non-finite for power; the folder of log_ratio holds somebody else's run."""
     other = tmp_path / "q" / "runs" / "bundled-log_ratio-plain-seed0"
-    flags = [*TINY_GRID, "--rewards", "power,log_ratio", "--out", "q"]
+    flags = [*TINY_GRID, "--rewards", "power,log_ratio", "--output", "q"]
     assert run(*flags, "--dry-run", cwd=tmp_path).returncode == 0 and not (tmp_path / "q").exists()
     names = {name.replace("-", "_"): value for name, value in ONE_RUN.items()}
     asked, training, given = split_settings(names | {"rewards": "power,log_ratio"})
@@ -199,16 +199,16 @@ def test_a_run_that_fails_is_kept_and_said_and_the_queue_goes_on(tmp_path):
     assert "| `log_ratio` | failed | - |" in table and "Failed: bundled-log_ratio-plain-seed0: " in table
     assert (other / "config.yaml").read_text().startswith("student: bundled")  # nothing was written over it
     # Without --retry-failed it stays failed, and nothing is run; moved away and tried again, it is done.
-    assert run("--out", "q", cwd=tmp_path).returncode == 1
+    assert run("--output", "q", cwd=tmp_path).returncode == 1
     other.rename(tmp_path / "away")
-    done = run("--out", "q", "--retry-failed", cwd=tmp_path)
+    done = run("--output", "q", "--retry-failed", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(states(out).values()) == {DONE} and "failed" not in (out / "tables.md").read_text().lower()
 
 
 def test_a_training_that_gives_up_says_why(tmp_path):
     """At a learning rate of 1e30 every step is dropped, and train gives up."""
-    flags = [*TINY_GRID, "--steps", "14", "--lr", "1e30", "--out", "q"]
+    flags = [*TINY_GRID, "--steps", "14", "--lr", "1e30", "--output", "q"]
     done = run(*flags, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     message = json.loads((tmp_path / "q/queue.json").read_text())["tasks"]["bundled-power10-plain-seed0"]["message"]
@@ -222,7 +222,7 @@ def test_a_training_that_gives_up_says_why(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_without_loss(tmp_path, number):
-    flags = [*TINY_GRID, "--steps", "400", "--batch-size", "8", "--out", "q"]
+    flags = [*TINY_GRID, "--steps", "400", "--batch-size", "8", "--output", "q"]
     out = tmp_path / "q"
     with open(tmp_path / "said.txt", "w") as said:
         queue = forked.start(*COMMAND, *flags, cwd=tmp_path, file=said)
@@ -235,21 +235,21 @@ def test_a_signal_stops_without_loss(tmp_path, number):
         assert queue.wait(60) == 128 + number
     assert states(out)["bundled-power10-plain-seed0"] == WAITING
     said = (tmp_path / "said.txt").read_text()
-    assert said.count("stopping:") == 1 and f"python -m poweropd_lite.reproduce --out {out.name} goes on" in said
+    assert said.count("stopping:") == 1 and f"python -m poweropd_lite.reproduce --output {out.name} goes on" in said
     summary = json.loads(
         (metrics.parent / "summary.json").read_text()
     )  # the child got one signal, saved and ended by itself
     assert summary["finished"] is False and 2 <= summary["steps"] < 400
     saved = sorted((metrics.parent / "checkpoints").iterdir())
     assert saved[-1].name == f"step_{summary['steps']:06}"
-    assert run("--tables-only", "--out", "q", cwd=tmp_path).returncode == 0
+    assert run("--tables-only", "--output", "q", cwd=tmp_path).returncode == 0
     assert "not run yet" in (out / "tables.md").read_text()
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
     """The run that is trained is held still, so that it can't end by itself; 1,000 steps of it would take minutes."""
     out, metrics = tmp_path / "q", tmp_path / "q/runs/bundled-power10-plain-seed0/metrics.jsonl"
-    flags = [*TINY_GRID, "--steps=1000", "--out=q"]
+    flags = [*TINY_GRID, "--steps=1000", "--output=q"]
     impatient = "import sys; from poweropd_lite.reproduce import __main__, work; from poweropd_lite.cli import run_command; work.PATIENCE = 0.5; run_command(lambda: __main__.main(sys.argv[1:]))"
     queue = forked.start("-c", impatient, *flags, cwd=tmp_path)
     limit = time.monotonic() + 120
@@ -268,13 +268,13 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     finally:
         queue.kill()
     assert not Path(f"/proc/{children[0]}").exists()
-    done = run("--tables-only", "--out", "q", cwd=tmp_path)
+    done = run("--tables-only", "--output", "q", cwd=tmp_path)
     assert done.returncode == 0 and "3 not run to the end" in done.stdout and not metrics.with_name("eval").exists()
     assert set(states(out).values()) <= {"running", WAITING}
 
 
 def test_a_signal_while_it_plans_ends_the_plans_too(tmp_path):
-    queue = forked.start(*COMMAND, *TINY_GRID, "--rewards=power,full_kl", "--out", "q", cwd=tmp_path)
+    queue = forked.start(*COMMAND, *TINY_GRID, "--rewards=power,full_kl", "--output", "q", cwd=tmp_path)
     assert queue.stdout.readline().startswith("planning ")
     children, limit = Path(f"/proc/{queue.pid}/task"), time.monotonic() + 60
     while not (plans := [c for thread in children.iterdir() for c in (thread / "children").read_text().split()]):
@@ -299,7 +299,7 @@ from poweropd_lite.reproduce.__main__ import main
 try: main(['--help'])
 except SystemExit: pass
 assert 'torch' not in sys.modules
-assert main(['--out=whole', '--rewards=log_ratio,power', '--dry-run']) == 0
+assert main(['--output=whole', '--rewards=log_ratio,power', '--dry-run']) == 0
 assert 'torch' not in sys.modules"""
     shown = subprocess.run([sys.executable, "-c", code], cwd=smoke, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0, shown.stderr
@@ -316,7 +316,7 @@ def test_a_pair_that_plan_refuses_is_refused_and_one_that_it_can_not_trace_is_no
     (student / "config.json").write_text(json.dumps(settings | {"hidden_act": "nonsense"}))
     for name in ("student", "nowhere"):
         (tmp_path / f"{name}.yaml").write_text(f"student: {tmp_path / name}\nteacher: bundled\ndata: bundled\n")
-    flags = ["--rewards=tanh", "--seeds=0", "--dry-run", "--out=q"]
+    flags = ["--rewards=tanh", "--seeds=0", "--dry-run", "--output=q"]
     traced = run("--pairs=student.yaml", *flags, cwd=tmp_path)
     assert traced.returncode == 0, traced.stderr
     assert f"student: {student} <- bundled can't be planned (KeyError: 'nonsense')" in traced.stdout
@@ -339,5 +339,5 @@ def test_two_queues_do_not_share_a_folder(tmp_path):
     (tmp_path / "q").mkdir()
     with open(tmp_path / "q/.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused = run(*TINY_GRID, "--out", "q", cwd=tmp_path)
+        refused = run(*TINY_GRID, "--output", "q", cwd=tmp_path)
     assert refused.returncode == 2 and "another process is working on the queue in q" in refused.stderr

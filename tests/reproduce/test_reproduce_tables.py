@@ -201,7 +201,7 @@ def test_the_presets_grids():
         ({"preset": "smoke", "reward": "tanh"}, "--reward is set by the grid, a run at a time; leave it out, and type --rewards"),
         ({"preset": "smoke", "alpha": 3}, "type --alphas"),
         ({"preset": "smoke", "seed": 3}, "type --seeds"),
-        ({"preset": "smoke", "output": "x"}, "type --out"),
+        ({"preset": "smoke", "output": "x"}, "type --output"),
         ({"preset": "smoke", "config": "bundled"}, "type --pairs"),
         ({"preset": "smoke", "top_k": 5}, "type --columns truncated-full"),
         ({"preset": "smok"}, "found 'smok', but it should be 'paper', 'tiny' or 'smoke'"),
@@ -213,7 +213,7 @@ def test_the_presets_grids():
         ({"preset": "smoke", "benchmarks": "mathh"}, "no benchmark named 'mathh'"),
         ({"preset": "smoke", "stepps": 3}, "unknown setting 'stepps'"),
         ({"preset": "smoke", "stop_mode": "relabel"}, "stop_mode relabel"),
-        ({"tables_only": True, "out": "x", "n": 3}, "--n means nothing there"),
+        ({"tables_only": True, "output": "x", "n": 3}, "--n means nothing there"),
         ({"rewards": "tanh"}, "out holds no queue to go on with; type --preset smoke"),
         ({"preset": "smoke", "alphas": "1,1.0000001"}, "two of them are 1 when written with six digits"),
         ({"pairs": "bundled,bundled"}, None),
@@ -319,7 +319,7 @@ def test_a_state_file_that_lost_a_part_is_refused(tmp_path):
         data = json.loads(whole)
         damage(data)
         file.write_text(json.dumps(data))
-        with pytest.raises(UserError, match=r"queue\.json can't be read .*type --out with a new folder"):
+        with pytest.raises(UserError, match=r"queue\.json can't be read .*type --output with a new folder"):
             read_queue(tmp_path)
 
 
