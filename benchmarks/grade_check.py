@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from poweropd_lite.grade.grader import Sample, grade
-from poweropd_lite.problems.benchmarks import ANSWER_COLUMNS, gold_answer
+from poweropd_lite.problems.reading import ANSWER_COLUMNS, gold_answer
 
 NEIGHBOURS = 2
 

@@ -12,7 +12,7 @@ import time
 
 from poweropd_lite.grade import Sample, grade
 from poweropd_lite.grade.answers import boxed_answer
-from poweropd_lite.problems.prompts import Source, rows
+from poweropd_lite.problems.rows import Source, rows
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def make_model(folder: Path) -> None:
 def case(model: str, folder: Path) -> tuple[Config, list[tuple[int, ...]], frozenset[int], int]:
     """Returns config, prompts, stop ids and the longest completion of one of MODELS."""
     from poweropd_lite.checks.pair import load_pair
-    from poweropd_lite.problems.prompts import load_prompts
+    from poweropd_lite.problems.reading import load_prompts
 
     config = load_config("bundled", loader="peft", engine="loop")
     pair = load_pair(config)

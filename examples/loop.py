@@ -23,7 +23,8 @@ from poweropd_lite.method.update import Objective, accumulate, take_step
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
 from poweropd_lite.problems.benchmarks import find_benchmarks, load_problems
-from poweropd_lite.problems.prompts import load_prompts, step_indices
+from poweropd_lite.problems.prompts import step_indices
+from poweropd_lite.problems.reading import load_prompts
 
 
 def main(steps: int, problems: int) -> float:

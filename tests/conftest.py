@@ -66,7 +66,7 @@ def pair():
 @pytest.fixture(scope="session")
 def prompts(pair):
     """The bundled training prompts."""
-    from poweropd_lite.problems.prompts import load_prompts
+    from poweropd_lite.problems.reading import load_prompts
 
     return load_prompts(load_config("bundled"), pair.tokenizer)[0]
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from poweropd_lite.base.config_files import checked, config_path, read_yaml
+from poweropd_lite.base.errors import UserError
 
 BUNDLED = "bundled"  # as a model or data name: what is shipped inside the package
 
@@ -19,6 +20,11 @@ BUNDLED = "bundled"  # as a model or data name: what is shipped inside the packa
 def number_of(value: Any) -> Any:
     """A flag comes as text, which pydantic compares with a literal number as it stands."""
     return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+def full_name(name: str, role: str) -> str:
+    """Returns a model's name for a reader: what "bundled" stands for hangs on the role."""
+    return f"{BUNDLED}-{role}" if name == BUNDLED else name
 
 
 Bits = Annotated[Literal[4, 8, 16, 32], BeforeValidator(number_of)]
@@ -137,8 +143,23 @@ class Config(BaseModel):
     )
     data_subset: str | None = setting(None, "configuration name of a hub data set, such as main for openai/gsm8k")
     data_split: str = setting("train", "split of a hub data set")
-    prompt_column: str = setting("problem", "column with the prompt: a text, or a list of {role, content} messages")
-    answer_column: str = setting("answer", "column with the reference answer; only evaluation needs it")
+    prompt_column: str | None = setting(
+        None,
+        "column with the prompt: a text, or a list of {role, content} messages; if not given, of a row's problem, question, "
+        "prompt, messages and conversations the first",
+    )
+    answer_column: str | None = setting(
+        None,
+        "column with the reference answer, which --hold-out scores by; if not given, of answer, final_answer, "
+        "expected_answer and solution the first, or the assistant's turn that ends the messages",
+    )
+    hold_out: int = setting(
+        0,
+        "how many different prompts of the data are never trained on, chosen by a hash of each, and scored as "
+        "--eval-benchmarks are: by their answers, or where there are none by the KL to the teacher alone",
+        ge=0,
+        marks="scores",
+    )
     prompt_suffix: str = setting(
         "", "text added to the last user message as it stands; begin it with the space or newline it needs"
     )
@@ -221,6 +242,12 @@ class Config(BaseModel):
     eval_answer_column: str | None = setting(None, "as answer_column of the evaluate command", marks="scores")
     eval_problems: int = setting(256, "how many problems of each benchmark, from the first on", ge=1, marks="scores")
     eval_every: int = setting(0, "steps between evaluations; 0: only before and after training", ge=0)
+    kl_prompts: int = setting(
+        64,
+        "on how many of the held-out prompts the KL to the teacher is estimated at each evaluation; 0: on none",
+        ge=0,
+        marks="scores",
+    )
     eval_samples: int = setting(8, "completions a problem, for Avg@k", ge=1, marks="scores")
     eval_temperature: float = setting(0.6, "sampling temperature of evaluation, untruncated", gt=0, marks="scores")
     eval_max_new_tokens: int | None = setting(
@@ -260,9 +287,19 @@ class Config(BaseModel):
         return f"power {self.alpha:g}" if self.reward == "power" else self.reward
 
     @property
+    def pair(self) -> str:
+        """The two models by their full names, such as "bundled-student <- bundled-teacher"."""
+        return f"{full_name(self.student, 'student')} <- {full_name(self.teacher, 'teacher')}"
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are held-out problems to score."""
+        return self.eval_benchmarks is not None or self.hold_out > 0
+
+    @property
     def longest_rollout(self) -> int:
         """The most tokens that a prompt and its completion may have, in training and evaluation."""
-        longest = max(self.max_new_tokens, (self.eval_max_new_tokens or 0) if self.eval_benchmarks else 0)
+        longest = max(self.max_new_tokens, (self.eval_max_new_tokens or 0) if self.evaluates else 0)
         return self.max_prompt_tokens + longest
 
     @model_validator(mode="after")
@@ -293,9 +330,10 @@ class Config(BaseModel):
             problems.append("full_kl has no reward to weigh; leave out --importance-cap, or choose another --reward")
         if self.full_finetune and self.modules_to_save:
             problems.append("full_finetune trains every module already; leave out --modules-to-save")
-        if self.eval_every and self.eval_benchmarks is None:
+        if self.eval_every and not self.evaluates:
             problems.append(
-                "eval_every needs problems to score; type --eval-benchmarks math500 (or a file), or add --eval-every 0"
+                "eval_every needs problems to score; type --eval-benchmarks math500 (or a file), --hold-out 100 for some of "
+                "the data, or --eval-every 0"
             )
         if "lm_head" in [name.strip() for name in self.lora_targets.split(",")]:
             problems.append("an adapter on lm_head is not supported; train the head whole: --modules-to-save lm_head")
@@ -314,13 +352,27 @@ def load_config(config: str | Path | None = None, **overrides: Any) -> Config:
     """
     values: dict[str, Any] = read_yaml(config_path(config)) if config is not None else {}
     values.update(overrides)
+    if overrides.get("eval_benchmarks", "") is None and "eval_every" not in overrides and not values.get("hold_out"):
+        values["eval_every"] = 0  # --eval-benchmarks none alone is enough
     in_file = config is not None and not set(values) - set(Config.model_fields) <= set(overrides)
     return checked(Config, values, f" in {config}" if in_file else "")
 
 
 def names_models(values: dict[str, Any], flags: dict[str, Any]) -> bool:
-    """Whether a file's values or both flags name the models; then they are taken on top of the defaults alone."""
-    return bool({"student", "teacher"} & set(values)) or {"student", "teacher"} <= set(flags)
+    """Whether a file's values and the flags name the two models; then they are taken on top of the defaults alone.
+
+    Raises UserError where they name one alone: a student learns from no teacher that nobody chose.
+    """
+    named = {**values, **flags}
+    found = [role for role in ("student", "teacher") if role in named]
+    if len(found) == 1:
+        other = "teacher" if found == ["student"] else "student"
+        does = "it learns from, of the same tokenizer" if other == "teacher" else "that learns from it"
+        raise UserError(
+            f"the {found[0]} {named[found[0]]} is named, and no {other}; type --{other} with the model {does}, or "
+            f"--{other} {BUNDLED} for the small one that is shipped"
+        )
+    return len(found) == 2
 
 
 def config_to_check(config: str | Path | None, flags: dict[str, Any]) -> Config:

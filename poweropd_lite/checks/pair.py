@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from poweropd_lite.base.config import Config
+from poweropd_lite.base.config import Config, full_name
 from poweropd_lite.base.errors import Finding, notices, refuse
 from poweropd_lite.checks.pair_checks import (
     PROBE,
@@ -47,7 +47,7 @@ def read_sides(config: Config) -> tuple[Side, Side]:
         name = getattr(config, role)
         tokenizer = load_tokenizer(name, role, config.trust_remote_code)
         model_config, stops = load_model_config(name, role, config.trust_remote_code)
-        return Side(role, name, tokenizer, model_config, tuple(stops))
+        return Side(role, full_name(name, role), tokenizer, model_config, tuple(stops))
 
     return read("student"), read("teacher")
 

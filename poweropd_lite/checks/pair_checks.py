@@ -160,7 +160,7 @@ def check_rows(student: Side, teacher: Side) -> list[Finding]:
     if padded:
         first = {"first": min(set(range(student.rows)) - own)}
         found = f"{padded} rows of the student's head that no token has are never sampled"
-        findings.append(Finding("ok", "padded rows", found, evidence=evidence | first, told=True))
+        findings.append(Finding("ok", "padded rows", found, evidence=evidence | first))
     heads = f"heads of {student.rows:,} (student) and {teacher.rows:,} rows (teacher); {len(scorable):,} ids can be "
     heads += "sampled and scored"
     return [*findings, Finding("ok", "heads", heads, evidence=evidence)]

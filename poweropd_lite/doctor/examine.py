@@ -22,7 +22,9 @@ from poweropd_lite.models.loading import explained_load
 from poweropd_lite.models.shape import empty_model
 from poweropd_lite.problems.benchmarks import find_benchmarks, load_problems
 from poweropd_lite.problems.bundled import problems
-from poweropd_lite.problems.prompts import Prompt, Source, TemplateFault, load_prompts, prompt_text, rows
+from poweropd_lite.problems.prompts import Prompt, TemplateFault, prompt_text
+from poweropd_lite.problems.reading import load_prompts
+from poweropd_lite.problems.rows import Source, rows
 
 LOGIT_SCALES = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # as configs name them
 SOLUTIONS = ("solution", "completion", "response", "answer")  # columns of a data set that hold worked answers
@@ -35,7 +37,7 @@ def examine(config: Config, count: int, say: Callable[[str], None]) -> list[Find
     Raises UserError for models that can't be read.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    say(f"reading tokenizers and configs of {config.student} and {config.teacher}")
+    say(f"reading tokenizers and configs of {config.pair}")
     student, teacher = read_sides(config)
     findings = examine_pair(config, student, teacher)
     findings.append(_two_models(config))
@@ -51,7 +53,7 @@ def _two_models(config: Config) -> Finding:
     if config.teacher == config.student and config.student != BUNDLED:
         found = f"student and teacher are both {config.student}: every reward begins at the teacher's rounding alone"
         return Finding("warning", "two models", found, "teacher: a larger model of the family")
-    return Finding("ok", "two models", f"{config.student} learns from {config.teacher}")
+    return Finding("ok", "two models", config.pair)
 
 
 def check_data(config: Config, pair: Pair, count: int) -> list[Finding]:

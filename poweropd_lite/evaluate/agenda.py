@@ -134,7 +134,7 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
             "model": target.name,
             "kind": target.kind,
             "base": target.base,
-            "title": f"{run.student} <- {run.teacher}, {run.reward_label}" if run else target.name,
+            "title": f"{run.pair}, {run.reward_label}" if run else target.name,
             "whole": {s.benchmark.name: s.whole for s in loaded},
             "sources": {s.benchmark.name: s.benchmark.source.data for s in loaded},
             "paper": asdict(row) if row else None,

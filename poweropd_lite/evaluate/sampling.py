@@ -18,8 +18,10 @@ from poweropd_lite.evaluate.scores import avg_at, pass_at
 from poweropd_lite.grade import Sample, Verdict, grade
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import EVALUATION, Draws, Engine, Rollout
+from poweropd_lite.method.update import Model
 from poweropd_lite.problems.benchmarks import Problems
 from poweropd_lite.problems.prompts import Prompt
+from poweropd_lite.run.closeness import Closeness, measure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,12 +110,19 @@ class TrainingEvaluation:
 
     n: int  # sampled answers a problem
     benchmarks: dict[str, dict[str, float]]  # of each, Scores and `greedy`: what greedy decoding answers right
+    near: Closeness | None = None  # to the teacher, on prompts that are not trained on
 
-    def summary(self) -> dict[str, float]:
-        """Returns the plain means over the benchmarks, by name; the undecided answers are summed."""
+    def summary(self) -> dict[str, Any]:
+        """Returns the plain means over the benchmarks, by name, the undecided answers summed; and what is known of the KL."""
         each = list(self.benchmarks.values())
-        mean = {name: sum(b[name] for b in each) / len(each) for name in each[0] if name != "undecided"}
-        return mean | {"undecided": sum(b["undecided"] for b in each)}
+        facts: dict[str, Any] = {}
+        if each:
+            facts = {name: sum(b[name] for b in each) / len(each) for name in each[0] if name != "undecided"}
+            facts["undecided"] = sum(b["undecided"] for b in each)
+        if self.near is not None:
+            known = {"kl": self.near.kl, "kl_error": self.near.error, "teacher_logprob": self.near.teacher_logprob}
+            facts |= {name: value if math.isfinite(value) else None for name, value in known.items()}
+        return facts
 
     def metrics(self) -> dict[str, float]:
         """Returns it as metrics: of the group `eval`, and with several benchmarks of `eval/NAME` too."""
@@ -121,7 +130,12 @@ class TrainingEvaluation:
         groups = {"eval": self.summary()}
         if len(self.benchmarks) > 1:
             groups |= {f"eval/{name}": scores for name, scores in self.benchmarks.items()}
-        return {f"{group}/{titles.get(k, k)}": value for group, scores in groups.items() for k, value in scores.items()}
+        return {
+            f"{group}/{titles.get(k, k)}": value
+            for group, scores in groups.items()
+            for k, value in scores.items()
+            if value is not None
+        }
 
     def record(self) -> dict[str, Any]:
         """Returns it as JSON: the means, and with several benchmarks those of each."""
@@ -135,10 +149,13 @@ def evaluate_student(
     config: Config,
     device: torch.device,
     tick: Callable[[int, int], bool] = lambda done, total: True,
+    teacher: Model | None = None,
+    unseen: Sequence[Prompt] = (),
 ) -> "tuple[TrainingEvaluation, Rollout] | None":
     """Returns the evaluation of the weights of the engine's last sync, and one of its rollouts to look at.
 
-    `eval_samples` sampled answers a problem, and a greedy one. `tick` is told how many answers of how many are there before
+    `eval_samples` sampled answers a problem, and a greedy one; and the KL to the `teacher`, if there is one, on the prompts
+    `unseen`. `tick` is told how many answers of how many are there before
     each batch; when it says no, the evaluation ends and None is returned.
     """
     forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
@@ -147,7 +164,8 @@ def evaluate_student(
         (range(config.eval_samples), Sampling(temperature=config.eval_temperature, forbidden=forbidden)),
         ([config.eval_samples], Sampling(top_k=1, forbidden=forbidden)),
     )
-    total = sum(len(s.prompts) for s in sets) * (config.eval_samples + 1)
+    asked = sum(len(s.prompts) for s in sets) * (config.eval_samples + 1)
+    total = asked + (len(unseen) if teacher else 0)
     done, first, benchmarks = 0, None, {}
     for problems in sets:
         answers: list[dict[Key, Answer]] = []
@@ -163,5 +181,14 @@ def evaluate_student(
         drawn, greedy = (grade_answers(problems.prompts, each, name) for each in answers)
         benchmarks[name] = asdict(score(answers[0], drawn, count, config.eval_samples))
         benchmarks[name]["greedy"] = sum(v.correct for v in greedy.values()) / count
+    near = None
+    if teacher is not None and unseen:
+        found = measure(
+            engine, teacher, [prompt.ids for prompt in unseen], forbidden, config.max_new_tokens, config.seed,
+            config.batch_size, config.token_budget, lambda done: tick(asked + done, total),
+        )  # fmt: skip
+        if found is None:
+            return None
+        near, first = found[0], first or found[1]
     assert first is not None  # no set is without a problem
-    return TrainingEvaluation(config.eval_samples, benchmarks), first
+    return TrainingEvaluation(config.eval_samples, benchmarks, near), first

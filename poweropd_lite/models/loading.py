@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 
 
 def model_path(name: str, role: str) -> str:
-    """Returns what transformers loads for `name` in the role "student" or "teacher"; "bundled" is inside the package."""
-    return str(Path(__file__).parent.parent / "tiny" / role) if name == BUNDLED else name
+    """Returns what transformers loads for `name` in the role "student" or "teacher".
+
+    "bundled" is that role's model inside the package, bundled-student and bundled-teacher are these in any role.
+    """
+    shipped = {BUNDLED: role, f"{BUNDLED}-student": "student", f"{BUNDLED}-teacher": "teacher"}
+    return str(Path(__file__).parent.parent / "tiny" / shipped[name]) if name in shipped else name
 
 
 def load_tokenizer(name: str, role: str, remote_code: bool = False) -> "PreTrainedTokenizerBase":

@@ -54,7 +54,7 @@ def _write(path: Path, found: dict[str, Any], fitting: Config) -> None:
 
     kind = "LoRA" if not fitting.full_finetune else "every weight trained"
     room = f"fits {found['machine']}" if found["usable_bytes"] else f"needs {found['needed_bytes'] / 2**30:.1f} GiB"
-    comment = f"{fitting.student} <- {fitting.teacher}, {kind}: {room} by plan's arithmetic."
+    comment = f"{fitting.pair}, {kind}: {room} by plan's arithmetic."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, config_text(fitting, comment))

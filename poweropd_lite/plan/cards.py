@@ -149,10 +149,13 @@ def decode_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, lines: in
 
 def evaluation_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, card: Card, bandwidth_share: float) -> float:
     """Returns the estimated seconds of one evaluation: samples and one greedy answer a problem of each benchmark."""
-    if config.eval_benchmarks is None:
+    if not config.evaluates:
         return 0.0
-    benchmarks = find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks")
-    problems = sum(min(config.eval_problems, *b.sizes) if b.sizes else config.eval_problems for b in benchmarks)
+    asked = config.eval_benchmarks
+    benchmarks = find_benchmarks(asked, flag="--eval-benchmarks") if asked else []
+    problems = config.hold_out + sum(
+        min(config.eval_problems, *b.sizes) if b.sizes else config.eval_problems for b in benchmarks
+    )
     answers = problems * (config.eval_samples + 1)
     new = min(config.eval_max_new_tokens or config.max_new_tokens, max(lengths.completion, 1))
     batches, rest = divmod(answers, config.eval_batch_size)
@@ -165,4 +168,4 @@ def evaluation_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, card:
 def evaluations(config: Config) -> int:
     """Returns how often a run evaluates: before, after, and every `eval_every` steps between."""
     between = (config.steps - 1) // config.eval_every if config.eval_every else 0
-    return 0 if config.eval_benchmarks is None else 2 + between
+    return 2 + between if config.evaluates else 0

@@ -90,7 +90,7 @@ def _fewer_answers(config: Config) -> Values:
 
 def _fewer_lines(config: Config) -> Values:
     """Half of the completions that are really decoded at once, in a step or in evaluation."""
-    most = config.batch_size if config.eval_benchmarks is None else max(config.batch_size, config.eval_batch_size)
+    most = max(config.batch_size, config.eval_batch_size) if config.evaluates else config.batch_size
     lines = min(config.decode_batch_size or most, most)
     return {"decode_batch_size": lines // 2} if lines > 1 else {}
 

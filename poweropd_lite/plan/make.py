@@ -38,7 +38,7 @@ def plan(
         runtime = None if machine.cuda else round(peak_gib() * GIB)
         return plan_memory(of, traces, machine.cuda, *_engine(of, machine.cuda, here), runtime)
 
-    say(f"tracing {config.student} and {config.teacher} on tensors without memory")
+    say(f"tracing {config.pair} on tensors without memory")
     try:
         found = memory(config)
         fitting: Config | None = config
@@ -51,7 +51,7 @@ def plan(
         raise
     except Exception as error:  # a model's own code on tensors without memory
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        fault = f"{config.student} <- {config.teacher} can't be planned ({reason})"
+        fault = f"{config.pair} can't be planned ({reason})"
         raise CannotPlan(f"{fault}; train runs without a plan, and says so") from error
 
 

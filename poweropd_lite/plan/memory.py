@@ -93,7 +93,7 @@ def plan_memory(
         "evaluate": {**resident, **evaluation, **copy, **(base if engine == "loop" else {})},
         "export": _export(student, dtype, cuda),
     }
-    if config.eval_benchmarks is None:
+    if not config.evaluates:
         del phases["evaluate"]
     runtime = (CUDA_CONTEXT if cuda else 0) if runtime is None else runtime
     phases = {name: {item: size for item, size in items.items() if size} for name, items in phases.items()}

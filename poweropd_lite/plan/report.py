@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from poweropd_lite.base.config import Config
+from poweropd_lite.base.config import Config, full_name
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.tables import aligned
 from poweropd_lite.cli import as_flags
@@ -21,8 +21,8 @@ def report(
     new = min(asked.completion_tokens or config.max_new_tokens, config.max_new_tokens)  # no rollout is longer
     lengths = Lengths(min(asked.prompt_tokens, config.max_prompt_tokens), new)
     out: dict[str, Any] = {
-        "student": config.student,
-        "teacher": config.teacher,
+        "student": full_name(config.student, "student"),
+        "teacher": full_name(config.teacher, "teacher"),
         "teacher_bits": config.teacher_bits,
         "trained": plan.student.trained,
         "trains": "every weight" if config.full_finetune else f"LoRA, rank {config.lora_rank}",

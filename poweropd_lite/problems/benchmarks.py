@@ -14,17 +14,9 @@ from typing import TYPE_CHECKING, Any
 from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.config_files import nearest
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.grade.answers import boxed_answer, neighbouring_boxes
-from poweropd_lite.problems.prompts import (
-    BUNDLED_PROBLEMS,
-    Prompt,
-    Skipped,
-    Source,
-    decoded,
-    make_prompt,
-    say_skipped,
-    usable,
-)
+from poweropd_lite.problems.prompts import Prompt
+from poweropd_lite.problems.reading import Reader, say_skipped, usable
+from poweropd_lite.problems.rows import BUNDLED_PROBLEMS, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,11 +31,9 @@ _HUB = {  # the paper's seven
     "olympiadbench": ("math-ai/olympiadbench", None, (674, 675)),  # two copies go round, one row apart
 }
 ALL = tuple(_HUB)
-PROMPT_COLUMNS = ("problem", "question", "prompt")
-ANSWER_COLUMNS = ("answer", "final_answer", "solution")
 SUFFIXES = (".jsonl", ".json", ".parquet")
-_LONG = 200  # characters, which no final answer has
-RESERVED = ("mean", "settings", "results")  # names of the evaluation's own
+HELD_OUT = "held-out"  # the benchmark that a run keeps of its own data
+RESERVED = ("mean", "settings", "results", HELD_OUT)  # names of the evaluation's own
 
 
 @dataclass(frozen=True)
@@ -124,17 +114,21 @@ def load_problems(
 ) -> Problems:
     """Returns a benchmark's problems, the first `limit` if given, having said what is odd about them.
 
-    `columns` are of prompt and answer, None for the usual ones; `settings` is what data.make_prompt wants. Raises
-    UserError when nothing can be read or no row has a problem and its answer.
+    `columns` are of prompt and answer, None for the usual ones; `settings` is what make_prompt wants. Raises UserError
+    when nothing can be read or no row has a problem and its answer.
     """
-    source, seen = benchmark.source, _Seen()
-    flags = f"{source.flag}, {_typed(source, 'prompt-column')} and {_typed(source, 'answer-column')}"
-    found = usable(source, lambda r: _read(r, benchmark, tokenizer, settings, columns, seen), limit, limit, flags)
-    prompts, skipped, more = found
+    source, known = benchmark.source, _HUB.get(benchmark.name, ("",))[0] == benchmark.source.data
+    columns = (None, None) if known or source.data == BUNDLED else columns
+    reader = Reader(tokenizer, settings, *columns, must_answer=True)
+    # training's own evaluation has --eval-benchmarks, and so --eval-prompt-column
+    typed = [source.flag.replace("benchmarks", flag) for flag in ("prompt-column", "answer-column")]
+    prompts, skipped, more = usable(source, reader, limit, limit, f"{source.flag}, {typed[0]} and {typed[1]}")
     count = len(prompts)
     say_skipped(skipped, count, source.data, say)
-    for what, number in seen.notes(source):
-        say(f"{number:,} problems of {source.data}: {what}")
+    if None in columns and not known and source.data != BUNDLED:
+        say(f"{source.data}: {reader.taken()}")
+    for oddity in reader.oddities(typed[1]):
+        say(f"{source.data}: {oddity}")
     if limit is not None and count < limit:
         say(f"{source.data} has {count} usable problems, fewer than the {limit} asked for")
     short = limit is not None and count == limit and (more or count < min(benchmark.sizes, default=0))
@@ -143,86 +137,3 @@ def load_problems(
         sizes = " or ".join(f"{size:,}" for size in benchmark.sizes)
         say(f"{benchmark.name} has {count:,} usable problems here and {sizes} in the original: scores won't compare")
     return Problems(benchmark, prompts, whole)
-
-
-@dataclass
-class _Seen:
-    """What answers a benchmark's rows had, counted."""
-
-    boxes: int = 0  # taken from the box of a longer text
-    long: int = 0  # texts of several lines, or long ones, without a box: compared whole
-    odd_errors: int = 0  # a column `error` that holds no largest difference
-
-    def notes(self, source: Source) -> list[tuple[str, int]]:
-        """Returns what is worth saying, and of how many rows."""
-        other = f"type {_typed(source, 'answer-column')} with a column of final answers"
-        notes = [
-            ("the answer is what stands in the last box of a worked solution", self.boxes),
-            (f"the answer looks like a worked solution without a box, which no answer will equal; {other}", self.long),
-            ("column 'error' holds no largest difference (such as 1e-1), and is not used", self.odd_errors),
-        ]
-        return [(what, number) for what, number in notes if number]
-
-
-def _typed(source: Source, flag: str) -> str:
-    """The flag as it is typed: training's own evaluation has --eval-benchmarks, and so --eval-prompt-column."""
-    return source.flag.replace("benchmarks", flag)
-
-
-def _read(
-    row: dict, benchmark: Benchmark, tokenizer: Any, settings: Any, columns: tuple, seen: _Seen
-) -> Prompt | Skipped:
-    hub = _HUB.get(benchmark.name, ("",))[0] == benchmark.source.data  # whose columns are known
-    asked, answered = (None, None) if hub or benchmark.source.data == BUNDLED else columns
-    found = []
-    # GSM8K and AIME 2024 on the hub have their answers at the end of a text; a row may have several of the columns.
-    for name, usual in ((asked, PROMPT_COLUMNS), (answered, ANSWER_COLUMNS)):
-        wanted = usual if name is None else (name,)
-        if (column := next((c for c in wanted if c in row), None)) is None:
-            return Skipped(f"no column {' or '.join(wanted)}; it has {', '.join(map(str, row))}")
-        found.append(column)
-    prompt_column, answer_column = found
-    text = decoded(row[answer_column])
-    answer = gold_answer(text, answer_column)
-    if answer is None:
-        return Skipped(f"no reference answer in '{answer_column}'")
-    prompt = make_prompt(row[prompt_column], tokenizer, settings, prompt_column)
-    if not isinstance(prompt, Prompt):
-        return prompt
-    worked = isinstance(text, str) and len(text) > len(answer) + 20 and answer_column != "solution"
-    seen.boxes += worked and "\\boxed" in text
-    seen.long += len(answer) > _LONG or ("\n" in answer and "\\begin" not in answer)
-    tolerance, error = _tolerance(row.get("error")), str(row.get("error") or 0).strip().lower()
-    seen.odd_errors += tolerance is None and error not in ("", "0", "0.0", "none", "nan", "null")
-    return replace(prompt, answer=answer, tolerance=tolerance)
-
-
-def gold_answer(value: Any, column: str = "answer") -> str | None:
-    r"""Returns the reference answer in a cell: after the last `####`, in the last box (or boxes side by side), or all of it.
-
-    A list of answers is joined by commas. None if there is none, or in bytes that are no text.
-    """
-    if isinstance(value, list):
-        return ", ".join(text for v in value if (text := gold_answer(v, column))) or None
-    value = decoded(value)
-    if (
-        value is None
-        or isinstance(value, bool | dict | bytes)
-        or (isinstance(value, float) and not math.isfinite(value))
-    ):
-        return None
-    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()  # 27.0 of amc23
-    if text != text.encode("utf-8", "replace").decode():  # half of a character
-        return None
-    if "####" in text:
-        text = text.rsplit("####", 1)[1].strip()
-        return (text.replace(",", "") if re.fullmatch(r"-?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text) else text) or None
-    return neighbouring_boxes(text) or boxed_answer(text) or (None if column == "solution" else text) or None
-
-
-def _tolerance(value: Any) -> float | None:
-    """OlympiadBench's column `error`: 1e-1, where an answer is a measured number; of several the smallest, without units."""
-    text = "" if value is None or isinstance(value, bool) else str(value).strip()
-    parts = [re.fullmatch(r"(\d*\.?\d+(?:[eE][+-]?\d{1,2})?)(?: [^\d,%]*)?", part.strip()) for part in text.split(",")]
-    numbers = [float(part[1]) for part in parts if part]
-    return min(numbers) if len(numbers) == len(parts) and 0 < min(numbers) < math.inf else None

@@ -12,7 +12,7 @@ from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 from pydantic import BaseModel
 
 import poweropd_lite
-from poweropd_lite.base.config import Config
+from poweropd_lite.base.config import Config, full_name
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import existing, flush_files, free_folder, refuse_full, sync_folder, write_json
 from poweropd_lite.base.progress import Counting
@@ -134,7 +134,8 @@ def every_number(first: str, rows: Rows) -> Cells:
 
 def subject(report: Report) -> str:
     run, size = report["config"], f"{report['rollouts']} rollouts, {report['tokens']:,} tokens"
-    return f"student {run['student']} <- teacher {run['teacher']} ({run['teacher_bits']}-bit), {size}"
+    student, teacher = (full_name(run[role], role) for role in ("student", "teacher"))
+    return f"{student} <- {teacher} ({run['teacher_bits']}-bit), {size}"
 
 
 def check_out(out: str | None, parent: str) -> None:

@@ -41,7 +41,7 @@ class LiveRun:
         self.score: dict[str, str] = {}  # of the latest evaluation
         self.panel, self.picture_panel = Panel(), Panel()
         reward = config.reward_label
-        self.picture = LivePicture(config.steps, reward)
+        self.picture = LivePicture(config.steps, reward, config.evaluates)
         for text in metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []:
             self._take(json.loads(text))
         self._show(now=True)
@@ -82,6 +82,7 @@ class LiveRun:
             self.figures = {
                 "loss": f"{float(line['loss']):+.4f}",
                 "reward": f"{float(line['reward/mean']):+.3f}",
+                "KL": f"{float(line.get('kl/train', 'nan')):.3f}",
                 "gradient norm": f"{float(line['optim/grad_norm']):.3f}",
                 "tokens/s": f"{line['time/tokens_per_second']:,.0f}",
                 "length": f"{line['rollout/length']:.0f}",
@@ -90,6 +91,8 @@ class LiveRun:
         for key, value in line.items():
             if key.startswith("eval/avg@"):
                 self.score["Avg@" + key.partition("@")[2]] = f"{value:.1%} at step {line['step']}"
+        if "eval/kl" in line:
+            self.score["held-out KL"] = f"{float(line['eval/kl']):.3f} at step {line['step']}"
 
     def _show(self, now: bool = False) -> None:
         time_now = time.monotonic()
@@ -119,20 +122,25 @@ class LiveRun:
 
 INK = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by colour-blind readers too
 KEPT = 1000  # points of a line, at most: of a longer run every second (third, ...) step is drawn
-STEP = ("reward/mean", "reward/p05", "reward/p95", "optim/grad_norm", "rollout/length")
+STEP = ("reward/mean", "reward/p05", "reward/p95", "optim/grad_norm", "rollout/length", "kl/train")
 
 
 class LivePicture:
-    """A figure of four panels over the steps 0 to `total`. `add` takes lines of metrics.jsonl, `png` draws."""
+    """A figure of four panels over the steps 0 to `total`. `add` takes lines of metrics.jsonl, `png` draws.
 
-    def __init__(self, total: int, reward: str) -> None:
+    One panel is the accuracy or, where nothing is `scored` by answers, the KL to the teacher.
+    """
+
+    def __init__(self, total: int, reward: str, scored: bool = True) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.patches import Polygon
 
+        self.scored = scored
         self.steps: list[int] = []
         self.values: dict[str, list[float]] = {name: [] for name in STEP}
         self.evaluations: list[tuple[int, float, float]] = []  # step, Avg@k, greedy
+        self.unseen: list[tuple[int, float]] = []  # step, KL on held-out prompts
         self.figure = Figure(figsize=(9.6, 4.6))
         FigureCanvasAgg(self.figure)
         self.axes = self.figure.subplots(2, 2)
@@ -143,14 +151,14 @@ class LivePicture:
             "reward/mean": pay.plot([], [], color=INK[0], label="mean")[0],
             "avg": right.plot([], [], "o-", color=INK[2], markersize=5, clip_on=False)[0],
             "greedy": right.plot([], [], "s--", color=INK[3], markersize=4, clip_on=False, label="greedy")[0],
+            "kl/train": right.plot([], [], color=INK[0], label="on the rollouts")[0],
+            "eval/kl": right.plot([], [], "o", color=INK[1], markersize=5, clip_on=False, label="held out")[0],
             "optim/grad_norm": slope.plot([], [], color=INK[1])[0],
             "rollout/length": size.plot([], [], color=INK[0])[0],
         }
         pay.axhline(0, color="0.6", linewidth=0.8, zorder=0)
         slope.set_yscale("log")
         slope.yaxis.set_minor_formatter(lambda *_: "")  # the whole decades are labelled
-        right.set_ylim(0, 1)
-        right.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         titles = (
             f"reward ({reward})",
             "held-out problems answered right",
@@ -176,6 +184,9 @@ class LivePicture:
             if not self.evaluations:
                 self.lines["avg"].set_label(average.removeprefix("eval/").capitalize())
             self.evaluations.append((line["step"], line[average], line["eval/greedy"]))
+        if "eval/kl" in line:
+            self.unseen.append((line["step"], float(line["eval/kl"])))
+            self.scored = self.scored and average is not None
 
     def png(self, dpi: int = 80) -> bytes:
         """Draws what was added so far."""
@@ -193,11 +204,22 @@ class LivePicture:
         for i, name in enumerate(("avg", "greedy"), 1):
             self.lines[name].set_data([e[0] for e in self.evaluations], [e[i] for e in self.evaluations])
         (pay, right), (slope, size) = self.axes
+        if self.scored:
+            right.set_ylim(0, 1)
+            right.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        else:
+            right.set_title("KL to the teacher, nats a token", fontsize="medium", loc="left")
+            right.yaxis.set_major_formatter(lambda nats, _: f"{nats:g}")
+            self.lines["kl/train"].set_data(steps, values["kl/train"])
+            self.lines["eval/kl"].set_data([e[0] for e in self.unseen], [e[1] for e in self.unseen])
+            _fit(right, [0.0, *values["kl/train"], *(e[1] for e in self.unseen)])
         _fit(pay, [0.0, *low, *high, *values["reward/mean"]])
         _fit(size, [0.0, *values["rollout/length"]])
         _fit_decades(slope, values["optim/grad_norm"])
-        if self.evaluations and right.get_legend() is None:
-            right.legend(frameon=False, fontsize="small", loc="lower right", ncols=2)
+        named = [self.lines[name] for name in (("avg", "greedy") if self.scored else ("kl/train", "eval/kl"))]
+        if (self.evaluations or self.unseen) and right.get_legend() is None:
+            where = "lower right" if self.scored else "upper right"
+            right.legend(handles=named, frameon=False, fontsize="small", loc=where, ncols=2)
         file = io.BytesIO()
         self.figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
         return file.getvalue()

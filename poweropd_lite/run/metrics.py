@@ -20,8 +20,11 @@ from torch import Tensor
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.files import free_folder, write_text
 from poweropd_lite.base.progress import clock
+from poweropd_lite.method.batch import loss_lengths
 from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.method.rollout import Rollout
 from poweropd_lite.method.update import Objective, StepTokens
+from poweropd_lite.run.closeness import closeness
 
 
 def distribution(name: str, values: torch.Tensor) -> dict[str, float]:
@@ -34,9 +37,12 @@ def distribution(name: str, values: torch.Tensor) -> dict[str, float]:
     return {f"{name}/{key}": v for key, v in zip(keys, (mean, std, low, p05, p95, high), strict=True)}
 
 
-def describe(tokens: StepTokens, objective: Objective) -> dict[str, float]:
-    """Returns what a step learnt about its tokens as metrics."""
+def describe(tokens: StepTokens, objective: Objective, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Returns what a step learnt about the tokens of its rollouts as metrics."""
+    near = closeness(tokens.log_p, tokens.log_q, loss_lengths(rollouts, objective.stops))
     facts = {
+        "kl/train": near.kl,
+        "kl/train_error": near.error,
         **distribution("reward", tokens.reward),
         **distribution("log_ratio", tokens.log_p - tokens.log_q),
         "reward/positive_share": (tokens.reward > 0).double().mean().item(),
@@ -86,6 +92,10 @@ class JsonLines:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **clean}, allow_nan=False, ensure_ascii=False) + "\n")
 
+    def lines(self) -> list[dict[str, Any]]:
+        """Returns every line."""
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").split("\n")[:-1]]
+
     def sync(self) -> None:
         """Brings every line to the disk, before a checkpoint says that they are there."""
         with open(self.path, "a", encoding="utf-8") as file:
@@ -111,6 +121,7 @@ class Progress:
         facts = {
             "loss": f"{metrics.get('loss', 0.0):+.4f}",
             "reward": f"{metrics.get('reward/mean', 0.0):+.3f}",
+            "KL": f"{metrics.get('kl/train', math.nan):.3f}",
             "grad": f"{metrics.get('optim/grad_norm', 0.0):.3f}",
             "tok/s": f"{metrics['time/tokens_per_second']:.0f}",
         }
@@ -223,6 +234,11 @@ def pieces(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
             texts.append(text)
             pending = []
     return texts
+
+
+def number_in(value: float | str) -> float | None:
+    """Returns a number of metrics.jsonl; None for one that is there by its name alone."""
+    return None if isinstance(value, str) else value
 
 
 def rounded(value: float) -> float | None:

@@ -20,10 +20,11 @@ from poweropd_lite.run.bounds import FARTHEST, LARGEST
 from poweropd_lite.run.checkpoint import RunState
 from poweropd_lite.run.folder import RunFolder
 from poweropd_lite.run.live import show_progress
-from poweropd_lite.run.metrics import JsonLines, Tracker, due, pieces, rounded, token_stats
+from poweropd_lite.run.metrics import JsonLines, Tracker, due, number_in, pieces, rounded, token_stats
 from poweropd_lite.run.session import Session
 
 MOST_DROPPED_IN_A_ROW, LATELY = 10, 50  # steps
+NEAR = {"kl": "kl/train", "kl_error": "kl/train_error", "teacher_logprob": "logprob/teacher"}  # in a record; as metrics
 
 
 def too_many_dropped(state: RunState, steps: int) -> str | None:
@@ -38,6 +39,13 @@ def too_many_dropped(state: RunState, steps: int) -> str | None:
     if count >= max(5, lately // 5 + 1):
         return f"{count} of the last {min(lately, state.step)} steps were dropped"
     return "every step was dropped" if state.step == steps == state.skipped else None
+
+
+def near(record: dict[str, Any], whole: bool = True) -> str:
+    """Returns a record's estimate of the KL to the teacher, to be read."""
+    kl, error, logprob = (math.nan if (value := record[name]) is None else value for name in NEAR)
+    text = f"{kl:.3f} ± {error:.3f}"
+    return f"KL to the teacher {text} nats a token, its log p {logprob:.3f}" if whole else f"KL {text}"
 
 
 @dataclass(frozen=True)
@@ -124,12 +132,14 @@ class Recorder:
         state.evaluated, state.evaluations[str(state.step)] = state.step, record
         self.progress.evaluated(state.step, metrics)
         more = "".join(f"; {name} {one['avg']:.1%}" for name, one in record.get("benchmarks", {}).items())
-        more += f"; {record['undecided']} answers could not be graded" if record["undecided"] else ""
-        self.progress.say(
-            f"evaluation at step {state.step}: Avg@{config.eval_samples} {record['avg']:.1%}, greedy "
-            f"{record['greedy']:.1%}, {record['length']:.0f} tokens, {record['stop_share']:.1%} stop "
-            f"({clock(seconds)}){more}"
-        )
+        more += f"; {record['undecided']} answers could not be graded" if record.get("undecided") else ""
+        parts = []
+        if "avg" in record:
+            parts += [f"Avg@{config.eval_samples} {record['avg']:.1%}", f"greedy {record['greedy']:.1%}"]
+            parts += [f"{record['length']:.0f} tokens", f"{record['stop_share']:.1%} stop"]
+        if "kl" in record:
+            parts.append(near(record, whole="avg" not in record))
+        self.progress.say(f"evaluation at step {state.step}: {', '.join(parts)} ({clock(seconds)}){more}")
 
     def sync(self) -> None:
         """Brings every line to the disk, before a checkpoint says that they are there."""
@@ -166,6 +176,10 @@ class Recorder:
     def _summary(self, finished: bool, weights: str) -> dict[str, Any]:
         state, config, planned = self.state, self.config, self.planned_gib
         before, after = state.evaluations.get("0"), state.evaluations.get(str(state.step))
+        steps = [line for line in self.files["metrics"].lines() if "kl/train" in line]
+        rollouts = [
+            {"step": at["step"], **{n: number_in(at[m]) for n, m in NEAR.items()}} for at in steps[:1] + steps[-1:]
+        ]
         return {
             "finished": finished,
             "steps": state.step,
@@ -173,11 +187,13 @@ class Recorder:
             "alpha": config.alpha if config.reward == "power" else None,
             "score": config.score,
             "seed": config.seed,
-            "accuracy_before": before and before["avg"],
-            "accuracy_after": after and after["avg"],
+            "accuracy_before": before and before.get("avg"),
+            "accuracy_after": after and after.get("avg"),
             "evaluation_before": before,
             "evaluation_after": after,
             "evaluations": state.evaluations,
+            "rollouts_before": rollouts[0] if rollouts else None,
+            "rollouts_after": rollouts[-1] if rollouts else None,
             "dropped_steps": state.skipped,
             "gave_up": self.gave_up,
             "out_of_memory": state.out_of_memory,
@@ -198,12 +214,17 @@ class Recorder:
             f"{how} at step {summary['steps']} of {config.steps}" + (f": {self.gave_up}" if self.gave_up else ""),
         ]
         for name in ("before", "after"):
-            if e := summary[f"evaluation_{name}"]:
+            e, line = summary[f"evaluation_{name}"], summary[f"rollouts_{name}"]
+            if e and "avg" in e:
                 lines.append(
                     f"  {name:6}  Avg@{config.eval_samples} {e['avg']:6.1%}   Pass@{config.eval_samples} "
                     f"{e['any']:6.1%}   greedy {e['greedy']:6.1%}   {e['length']:5.1f} tokens   {e['stop_share']:6.1%} "
                     "stop"
                 )
+            elif e:
+                lines.append(f"  {name:6}  {near(e)}, on {len(self.session.ready.unseen)} held-out prompts")
+            elif line:
+                lines.append(f"  {name:6}  {near(line)}, on the rollouts of step {line['step']}")
         if summary["dropped_steps"]:
             lines.append(f"  {summary['dropped_steps']} steps were dropped (optim/skipped in metrics.jsonl)")
         if times := summary["out_of_memory"]:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from poweropd_lite.base.config import Config
+from poweropd_lite.base.config import Config, full_name
 from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import refuse
 from poweropd_lite.checks.machine import check_machine, compute_dtype, device_name
@@ -24,8 +24,10 @@ from poweropd_lite.method.rollout import TRAINING, Draws, Engine, Rollout
 from poweropd_lite.method.update import Objective
 from poweropd_lite.models.student import Student, load_student
 from poweropd_lite.models.teacher import Teacher, load_teacher
-from poweropd_lite.problems.benchmarks import Problems, find_benchmarks, load_problems
-from poweropd_lite.problems.prompts import Prompt, load_prompts, say_skipped, step_indices
+from poweropd_lite.problems.benchmarks import HELD_OUT, Benchmark, Problems, find_benchmarks, load_problems
+from poweropd_lite.problems.prompts import Prompt, step_indices
+from poweropd_lite.problems.reading import hold_out, load_prompts, say_skipped
+from poweropd_lite.problems.rows import Source
 from poweropd_lite.run.bounds import Bounds
 
 
@@ -40,7 +42,8 @@ class Prepared:
     engine: Choice
     pair: Pair
     prompts: list[Prompt]
-    held_out: list[Problems]
+    held_out: list[Problems]  # with answers
+    unseen: list[Prompt]  # on which the KL to the teacher is estimated: the first held-out ones, with answers or not
 
     @property
     def shared(self) -> bool:
@@ -141,12 +144,29 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     pair = load_pair(config)
     for notice in pair.notices:
         say(notice)
-    prompts, skipped = load_prompts(config, pair.tokenizer)
+    prompts, skipped = load_prompts(config, pair.tokenizer, say=say)
     say_skipped(skipped, len(prompts), config.data, say)
     check_prompts(pair, config, prompts)
+    prompts, held_out, unseen = settle_held_out(config, pair, prompts, say)
     if len(prompts) < config.batch_size:
         say(f"{len(prompts)} prompts, fewer than the batch of {config.batch_size}: each is used several times a step")
+    return Prepared(config, device, dtype, loader, engine_choice, pair, prompts, held_out, unseen)
+
+
+def settle_held_out(
+    config: Config, pair: Pair, prompts: list[Prompt], say: Callable[[str], None]
+) -> tuple[list[Prompt], list[Problems], list[Prompt]]:
+    """Returns the prompts to train on, the problems to score, and the prompts on which the KL to the teacher is estimated."""
     held_out: list[Problems] = []
+    kept: list[Prompt] = []
+    if config.hold_out:
+        prompts, kept = hold_out(prompts, config.hold_out, config.data)
+        if answered := [prompt for prompt in kept if prompt.answer is not None]:
+            held_out.append(Problems(Benchmark(HELD_OUT, Source(config.data)), answered, whole=True))
+        if without := len(kept) - len(answered):
+            say(
+                f"{without} of {len(kept)} held-out prompts have no answer: they are scored by the KL to the teacher alone"
+            )
     benchmarks = find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks") if config.eval_benchmarks else []
     columns, trained_on = (config.eval_prompt_column, config.eval_answer_column), {prompt.ids for prompt in prompts}
     for benchmark in benchmarks:
@@ -155,8 +175,10 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
         if overlap := sum(problem.ids in trained_on for problem in problems.prompts):
             many = f"{overlap} of {len(problems.prompts)} problems of {benchmark.name}"
             say(f"{many} are also training problems: their score flatters")
-
-    return Prepared(config, device, dtype, loader, engine_choice, pair, prompts, held_out)
+    unseen = kept + [
+        prompt for problems in held_out for prompt in problems.prompts if problems.benchmark.name != HELD_OUT
+    ]
+    return prompts, held_out, unseen[: config.kl_prompts]
 
 
 def load_sampler(ready: Prepared, say: Callable[[str], None]) -> tuple[Student, Engine]:
@@ -185,7 +207,8 @@ def load_session(ready: Prepared, say: Callable[[str], None]) -> Session:
     trained = f"{sum(p.numel() for p in parameters.values()):,} trained, {str(dtype).removeprefix('torch.')}"
     evaluated = "".join(f", evaluated on {len(p.prompts)} of {p.benchmark.name}" for p in ready.held_out)
     say(
-        f"student {config.student} ({kind}: {trained}) <- teacher {config.teacher} ({config.teacher_bits}-bit), "
+        f"{full_name(config.student, 'student')} ({kind}: {trained}) <- {full_name(config.teacher, 'teacher')} "
+        f"({config.teacher_bits}-bit), "
         f"{len(ready.prompts):,} prompts{evaluated}, on {device_name(device)}"
     )
     loader, sampler = ready.loader, ready.engine

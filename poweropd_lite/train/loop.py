@@ -72,7 +72,7 @@ def learn(
     with explained_out_of_memory("the optimizer step"):
         limit = s.config.max_grad_norm
         metrics = s.bounds.guard(lambda: take_step(s.student, s.optimizer, gradient, limit, s.scaler))
-    metrics |= describe(gradient.tokens, objective) if gradient.count else {}
+    metrics |= describe(gradient.tokens, objective, rollouts) if gradient.count else {}
     return gradient, metrics | parity | {"optim/token_budget": budget, "optim/out_of_memory": state.out_of_memory}
 
 
@@ -80,7 +80,7 @@ def evaluate_if_due(session: Session, state: RunState, record: Recorder, stop: S
     """Evaluates before the first step, after the last, and every `eval_every`; a stop request cuts it short."""
     config, ready = session.config, session.ready
     due = state.step in (0, config.steps) or (config.eval_every and state.step % config.eval_every == 0)
-    if not due or not ready.held_out or state.evaluated == state.step or stop:
+    if not due or not (ready.held_out or ready.unseen) or state.evaluated == state.step or stop:
         return
 
     def tick(done: int, total: int) -> bool:
@@ -89,7 +89,8 @@ def evaluate_if_due(session: Session, state: RunState, record: Recorder, stop: S
 
     started = time.monotonic()
     session.engine.sync()
-    done = evaluate_student(session.engine, ready.held_out, ready.pair, config, session.student.device, tick)
+    models = session.engine, ready.held_out, ready.pair, config, session.student.device
+    done = evaluate_student(*models, tick, session.teacher, ready.unseen)
     session.engine.release()
     if done is not None:
         result, sample = done

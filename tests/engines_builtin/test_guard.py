@@ -17,7 +17,7 @@ from poweropd_lite.method.batch import Stops
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Draws
 from poweropd_lite.models.student import load_student
-from poweropd_lite.problems.prompts import load_prompts
+from poweropd_lite.problems.reading import load_prompts
 
 CPU = torch.device("cpu")
 

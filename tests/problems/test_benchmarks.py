@@ -7,7 +7,8 @@ import pytest
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.problems.benchmarks import ALL, find_benchmarks, gold_answer, load_problems
+from poweropd_lite.problems.benchmarks import ALL, find_benchmarks, load_problems
+from poweropd_lite.problems.reading import gold_answer
 
 
 def write(path, rows):

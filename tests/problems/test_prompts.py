@@ -7,7 +7,9 @@ import pytest
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.problems.benchmarks import Benchmark, load_problems
-from poweropd_lite.problems.prompts import Source, load_prompts, step_indices
+from poweropd_lite.problems.prompts import step_indices
+from poweropd_lite.problems.reading import load_prompts
+from poweropd_lite.problems.rows import Source
 
 
 def load(pair, limit=None, **settings):
