@@ -13,20 +13,21 @@ from typing import Any
 import torch
 
 import poweropd_lite
-from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import refuse_full
 from poweropd_lite.base.memory import machine_bytes
 from poweropd_lite.checks.machine import compute_dtype
 from poweropd_lite.engines.choose import choose_sampler, hush_bitsandbytes, installed
+from poweropd_lite.evaluate.asked import Asked, load_asked, named
 from poweropd_lite.evaluate.folder import SETTINGS, folder_for, problems_record
+from poweropd_lite.evaluate.near import Near, settle_near
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.evaluate.sampling import Key, batches
 from poweropd_lite.evaluate.serve import Serving, served_bits, vllm_unfit_for
 from poweropd_lite.evaluate.settings import EvalConfig
 from poweropd_lite.evaluate.target import Target, Vocabulary, find_target, fingerprint, load_vocabulary
 from poweropd_lite.models.shape import read_shape
-from poweropd_lite.problems.benchmarks import ALL, Problems, find_benchmarks, load_problems
+from poweropd_lite.problems.benchmarks import Problems, find_benchmarks
 
 BATCH = {"vllm": 512, "cuda": 64, "cpu": 256}  # answers at once: vLLM's, and the built-in loop's on either device
 
@@ -63,6 +64,7 @@ class Agenda:
     vocabulary: Vocabulary
     parts: list[Part]
     serving: Serving
+    near: Near | None  # the KL to a teacher, if it is asked for
     path: Path
     settings: dict[str, Any]  # what the samples depend on, beside the problems
     about: dict[str, Any]  # what is good to know of them
@@ -70,7 +72,8 @@ class Agenda:
 
 def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     """Returns the agenda of an evaluation, having said what is odd about it; raises UserError for what can't work."""
-    benchmarks = find_benchmarks(config.benchmarks, config.benchmark_folder) if config.benchmarks else None
+    if config.benchmarks:
+        find_benchmarks(config.benchmarks, config.benchmark_folder)  # an unknown one is refused at once
     target = find_target(config.model, config.base, config.trust_remote_code)
 
     import transformers
@@ -83,20 +86,22 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     # One thread is the faster at the bundled pair's size.
     if threads := config.threads if config.threads is not None else int(target.is_bundled):
         torch.set_num_threads(threads)
-    if benchmarks is None:
-        names = BUNDLED if target.is_bundled or device.type == "cpu" else ",".join(ALL)
-        say(f"benchmarks: {names} (--benchmarks takes others)")
-        benchmarks = find_benchmarks(names, config.benchmark_folder)
+    names, run = named(config, target, device), target.run
+    if config.benchmarks is None and names is not None:
+        whose = ", as the run was scored on" if run and run.eval_benchmarks else ""
+        say(f"benchmarks: {names}{whose} (--benchmarks takes others)")
+    benchmarks = find_benchmarks(names, config.benchmark_folder) if names else []
 
     vocabulary = load_vocabulary(target, config.trust_remote_code)
     if not vocabulary.tokenizer.chat_template:
         say(f"{target.name} has no chat template: problems are put as plain text")
     asking = _prompt_settings(config, target, vocabulary.positions, say)
-    columns = (config.prompt_column, config.answer_column)
-    loaded = [load_problems(b, vocabulary.tokenizer, asking, config.problems, columns, say) for b in benchmarks]
-    sets = [(problems, _longest(problems, config, vocabulary, say)) for problems in loaded]
+    asked = load_asked(config, target, benchmarks, vocabulary.tokenizer, asking, say)
+    sets = [(problems, _longest(problems, config, asked, vocabulary, say)) for problems in asked.sets]
+    near = settle_near(config, target, asked, say)
 
-    room = max(max(len(p.ids) for p in s.prompts) + most for s, most in sets)
+    room = max(max(len(p.ids) for p in s.prompts) + most for s, most in sets) if sets else 1
+    room = max(room, near.room if near else 1)
     dtype, bits = compute_dtype(config.dtype, device), served_bits(target, config.bits)
     engine = choose_sampler(config.engine, device, vllm_unfit_for(target, bits))
     size = config.batch_size or BATCH["vllm" if engine.name == "vllm" else device.type]
@@ -104,7 +109,6 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
         one = read_shape(target.base, "model", config.trust_remote_code).cache_bytes(1, room, dtype.itemsize)
         memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_bytes()
         size = max(1, min(size, memory // 4 // one))
-    run = target.run
     seed = config.seed if config.seed is not None else run.seed if run else 0
     wanted = {
         "weights": fingerprint(target, config.trust_remote_code),
@@ -128,6 +132,7 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
         vocabulary=vocabulary,
         parts=[Part(s, most, batches(s.prompts, range(config.n), size)) for s, most in sets],
         serving=Serving(engine, device, dtype, bits, room, size, seed, config.trust_remote_code),
+        near=near,
         path=_output(config.output, target, wanted, problems),
         settings=wanted,
         about={  # what does not change a sample
@@ -135,8 +140,8 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
             "kind": target.kind,
             "base": target.base,
             "title": f"{run.pair}, {run.reward_label}" if run else target.name,
-            "whole": {s.benchmark.name: s.whole for s in loaded},
-            "sources": {s.benchmark.name: s.benchmark.source.data for s in loaded},
+            "whole": {s.benchmark.name: s.whole for s in asked.sets},
+            "sources": {s.benchmark.name: s.benchmark.source.data for s in asked.sets},
             "paper": asdict(row) if row else None,
             "versions": versions("torch", "transformers", "peft", "vllm", "math-verify"),
             "benchmarks": problems,
@@ -161,10 +166,13 @@ def _prompt_settings(
     return PromptSettings(**values, max_prompt_tokens=longest)
 
 
-def _longest(problems: Problems, config: EvalConfig, vocabulary: Vocabulary, say: Callable[[str], None]) -> int:
+def _longest(
+    problems: Problems, config: EvalConfig, asked: Asked, vocabulary: Vocabulary, say: Callable[[str], None]
+) -> int:
     """The most new tokens of an answer: as asked, and never more than the model has positions for."""
     name, room = problems.benchmark.name, vocabulary.positions
-    prompt, longest = max(len(p.ids) for p in problems.prompts), config.max_new_tokens or problems.benchmark.longest
+    prompt, of_run = max(len(p.ids) for p in problems.prompts), asked.longest.get(problems.benchmark.name)
+    longest = config.max_new_tokens or of_run or problems.benchmark.longest
     if room is None or prompt + longest <= room:
         return longest
     if config.max_new_tokens is not None:

@@ -19,6 +19,7 @@ from poweropd_lite.base.stop import Stopped, StopRequest, end_cell
 from poweropd_lite.checks.machine import own_threads
 from poweropd_lite.evaluate.agenda import Agenda, make_agenda
 from poweropd_lite.evaluate.folder import EvalFolder, read_settings
+from poweropd_lite.evaluate.near import is_there, measure_near, read_near
 from poweropd_lite.evaluate.results import complete_benchmarks, earlier_ks, evaluation_in, grade_folder, results_of
 from poweropd_lite.evaluate.sampling import as_answer, sample_answers
 from poweropd_lite.evaluate.serve import serve_engine
@@ -59,7 +60,8 @@ def sample_missing(agenda: Agenda, folder: EvalFolder, stop: StopRequest, say: C
     for part in agenda.parts:
         here = folder.samples(part.name, part.batches)
         missing += [(part, batch) for batch in part.batches if batch[0] not in here]
-    if not missing:
+    near = agenda.near if agenda.near and not is_there(agenda.near, folder.path) else None
+    if not missing and near is None:
         say(f"every sample is in {agenda.path} already")
         return
 
@@ -85,6 +87,13 @@ def sample_missing(agenda: Agenda, folder: EvalFolder, stop: StopRequest, say: C
                     records.append({"problem": i, "sample": k, **asked, **asdict(as_answer(rollout, tokenizer))})
                 folder.append(part.name, records)
                 counting.show(part.name, counting.done + len(batch), total)
+            if near is not None:
+
+                def tick(done: int) -> bool:
+                    counting.show("KL to the teacher", done, len(near.prompts))
+                    return not stop
+
+                measure_near(near, engine, serving, folder.path, tick)
 
 
 def grade_and_score(
@@ -94,7 +103,7 @@ def grade_and_score(
 
     The table is of the benchmarks `names`; where there are none, of all that are finished, graded again from the start.
     """
-    complete = complete_benchmarks(folder.path)
+    complete = complete_benchmarks(folder.path) if names or not read_near(folder.path) else []
     with Counting("answer") as counting:
 
         def tick(name: str, done: int, total: int) -> None:
@@ -111,8 +120,8 @@ def grade_and_score(
     say(screen_table(results))
     if others := [name for name in complete if name not in results["benchmarks"]]:
         say(f"also there, but not asked for now: {', '.join(others)}")
-    files = "  ".join(f"{name}.jsonl" for name in results["benchmarks"])
-    say(f"files   {folder.path}: results.json  results.md  {files}")
+    files = [f"{name}.jsonl" for name in results["benchmarks"]] + ["kl.json"] * ("kl" in results)
+    say(f"files   {folder.path}: results.json  results.md  {'  '.join(files)}")
     return results
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.evaluate.folder import SETTINGS, EvalFolder, read_samples, read_settings
+from poweropd_lite.evaluate.near import read_near
 from poweropd_lite.evaluate.sampling import Answer, Key, right_counts, score
 from poweropd_lite.evaluate.scores import avg_at, interval, macro_interval, paired_difference, pass_at
 from poweropd_lite.grade import GRADER, Sample, Verdict, grade
@@ -91,9 +92,12 @@ def results_of(path: Path, ks: list[int], names: list[str]) -> dict[str, Any]:
             theirs = right_counts(verdicts, count, official=True)
             benchmarks[name][f"official_avg@{n}"] = float(avg_at(theirs, n).mean())
             benchmarks[name][f"official_pass@{n}"] = float(pass_at(theirs, n, n).mean())
-    shared = [key for key in benchmarks[names[0]] if all(isinstance(b.get(key), float) for b in benchmarks.values())]
-    mean: dict[str, Any] = {key: float(np.mean([b[key] for b in benchmarks.values()])) for key in shared}
-    mean |= {f"avg@{n}_interval": macro_interval(averages), f"pass@{n}_interval": macro_interval(passes)}
+    mean: dict[str, Any] = {}
+    if names:
+        shared = [k for k in benchmarks[names[0]] if all(isinstance(b.get(k), float) for b in benchmarks.values())]
+        mean = {key: float(np.mean([b[key] for b in benchmarks.values()])) for key in shared}
+        mean |= {f"avg@{n}_interval": macro_interval(averages), f"pass@{n}_interval": macro_interval(passes)}
+    near = read_near(path)
     return {
         **{key: value for key, value in about.items() if key not in ("benchmarks", "whole")},
         "n": n,
@@ -102,6 +106,7 @@ def results_of(path: Path, ks: list[int], names: list[str]) -> dict[str, Any]:
         "settings": settings,
         "benchmarks": benchmarks,
         "mean": mean,
+        **({"kl": near} if near else {}),
     }
 
 
@@ -133,6 +138,8 @@ def evaluation_in(folder: str | Path) -> Path:
     inside = [file.parent for file in path.glob(f"eval/*/{SETTINGS}")]
     if not inside:
         mend = "type the folder that an evaluation wrote to, or a run that was evaluated"
+        if (path / "config.yaml").is_file():
+            mend = f"evaluate it first: python -m poweropd_lite.evaluate --model {folder}"
         raise UserError(f"{folder} holds no evaluation (no {SETTINGS}); {mend}")
     steps = [path.name.split("-")[0] for path in inside]
     latest = [str(path) for path, step in zip(inside, steps, strict=True) if step == max(steps)]
@@ -147,13 +154,18 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     """Returns the paired difference (first - second) of Avg@n and Pass@k, on each benchmark of both and on all of them.
 
     k is the smaller n of the two, and Pass@k unbiased. Also in it: what settings differ, and what one of them lacks.
-    Raises UserError if they have no benchmark in common, or other problems in it.
+    And what both say of the KL to one teacher on the same prompts, if both were asked. Raises UserError if they have no
+    benchmark in common, or other problems in it.
     """
     paths = [evaluation_in(folder) for folder in (first, second)]
     before, after = (read_settings(path)["settings"] for path in paths)
-    complete = [complete_benchmarks(path) for path in paths]
+    near = [read_near(path) for path in paths]
+    alike = [found and [found[key] for key in ("teacher", "bits", "hash")] for found in near]
+    near = near if all(near) and alike[0] == alike[1] else []
+    graded = all(read_settings(path)["about"]["benchmarks"] for path in paths)
+    complete = [complete_benchmarks(path) for path in paths] if graded or not near else [[], []]
     common = [name for name in complete[0] if name in complete[1]]
-    if not common:
+    if not common and not near:
         finished = "; ".join(map(", ".join, complete))
         raise UserError(f"{first} and {second} have no finished benchmark in common ({finished}); evaluate both on one")
     counts = [before["n"], after["n"]]
@@ -179,7 +191,8 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
         "n": counts,
         "k": min(counts),
         "benchmarks": rows,
-        "mean": {measure: _difference(*shares[measure]) for measure in shares},
+        "mean": {measure: _difference(*shares[measure]) for measure in shares} if common else {},
+        "kl": near,
         "differing": differing,
         "left_out": sorted(set(complete[0]) ^ set(complete[1])),
     }

@@ -120,8 +120,8 @@ class TrainingEvaluation:
             facts = {name: sum(b[name] for b in each) / len(each) for name in each[0] if name != "undecided"}
             facts["undecided"] = sum(b["undecided"] for b in each)
         if self.near is not None:
-            known = {"kl": self.near.kl, "kl_error": self.near.error, "teacher_logprob": self.near.teacher_logprob}
-            facts |= {name: value if math.isfinite(value) else None for name, value in known.items()}
+            known = self.near.record()
+            facts |= {name: known[name] for name in ("kl", "kl_error", "teacher_logprob")}
         return facts
 
     def metrics(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from poweropd_lite.base.config import number_of, section
+from poweropd_lite.base.config import Bits, number_of, section
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
 
@@ -29,19 +29,30 @@ class EvalConfig(BaseModel):
     dtype: Dtype = Field("auto", description="it computes in; auto: bfloat16 where the card has it, float32 on a CPU")
     engine: Literal["auto", "vllm", "loop"] = Field("auto", description="what samples; auto: vLLM where it runs")
     trust_remote_code: bool = Field(False, description="run Python code of a model; only for sources you trust")
+    teacher: str | None = Field(
+        None,
+        min_length=1,
+        description="estimate KL(model | teacher) too, on one completion a problem at temperature 1: a hub id, a folder, or "
+        "'run' for the run's own; if not given, the run's where no problem has an answer",
+    )
+    teacher_bits: Bits | None = Field(None, description="as in training; if not given, as the run trained, or 4")
 
     benchmarks: str | None = Field(
         None,
         min_length=1,
         description="joined by commas: gsm8k, math500, amc23, aime24, aime25, minerva, olympiadbench, all (these), "
         "bundled, a JSON, JSONL or Parquet file of problems and answers, a hub id (ID:SUBSET:SPLIT); if not given, all "
-        "with CUDA, bundled without",
+        "those that the run was scored on, and what it held out; else all with CUDA, bundled without",
         json_schema_extra=section("benchmarks"),
     )
     benchmark_folder: str | None = Field(None, description="of copies, such as math500.jsonl, read instead of the hub")
-    problems: int | None = Field(None, ge=1, description="how many of each, from the first on; if not given, all")
-    prompt_column: str | None = Field(None, description="if not given: problem, question or prompt")
-    answer_column: str | None = Field(None, description="if not given: answer, final_answer or solution")
+    problems: int | None = Field(
+        None,
+        ge=1,
+        description="how many of each, from the first on; if not given, all, or of a run's own files what it was scored on",
+    )
+    prompt_column: str | None = Field(None, description="if not given, as train finds it (docs/your_task.md)")
+    answer_column: str | None = Field(None, description="if not given, as train finds it")
     prompt_suffix: str | None = Field(
         None, description="added to the problem; if not given, as the run trained, or none"
     )
@@ -56,7 +67,9 @@ class EvalConfig(BaseModel):
     temperature: float = Field(0.6, gt=0, description="sampling temperature")
     top_k: int = Field(0, ge=0, description="sample among the k likeliest ids; 0: among all; 1: greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="sample among the fewest ids that hold this mass; 1: among all")
-    max_new_tokens: int | None = Field(None, ge=1, description="longest answer; if not given, 4,096 (bundled: 112)")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="longest answer; if not given, 4,096 (bundled: 112), or of a run's own files the run's"
+    )
     batch_size: int | None = Field(None, ge=1, description="answers at once; else 512 (vLLM), 64 (CUDA) or 256 (CPU)")
     seed: int | None = Field(None, ge=0, lt=2**32, description="fixes the sampling; if not given, the run's own, or 0")
     official_grading: bool = Field(

@@ -1,5 +1,6 @@
 """An evaluation's results as tables: on screen, as a Markdown row, and two evaluations side by side. Text only."""
 
+import math
 from typing import Any
 
 from poweropd_lite.base.tables import aligned, number, percent
@@ -13,6 +14,9 @@ TITLES = {
 
 def screen_table(results: dict[str, Any]) -> str:
     """Returns a table with a line a benchmark and one of their mean, and the paper's numbers where there are some."""
+    near = results.get("kl")
+    if not results["benchmarks"]:
+        return near_line(results["kl"])
     n, paper = results["n"], results.get("paper")
     official = any(f"official_avg@{n}" in b for b in results["benchmarks"].values())
     head = ["", "problems", f"Avg@{n} (95%)", f"Pass@{n} (95%)", "tokens", "truncated", "no answer"]
@@ -31,7 +35,7 @@ def screen_table(results: dict[str, Any]) -> str:
             three = ("avg@8", ".1f"), ("pass@8", ".1f"), ("length", ",.0f")
             line += [number(theirs and theirs[key], form) for key, form in three]
         lines.append(line)
-    notes = [_passes(results)]
+    notes = [_passes(results), *([near_line(near)] if near else [])]
     if paper:
         notes.append(f"paper: {paper['title']} (arXiv 2606.17199, Tables 2 and 3), full fine-tuning")
     if undecided := sum(b["undecided"] for b in results["benchmarks"].values()):
@@ -42,6 +46,12 @@ def screen_table(results: dict[str, Any]) -> str:
     return "\n".join([aligned(lines), *filter(None, notes)])
 
 
+def near_line(near: dict[str, Any]) -> str:
+    """Returns kl.json as a line."""
+    kl, error, logprob = (number(near[key], ".3f") for key in ("kl", "kl_error", "teacher_logprob"))
+    return f"KL to {near['teacher']} ({near['bits']}-bit): {kl} ± {error} nats a token, its log p {logprob} ({near['completions']} completions, {near['tokens']:,} tokens, at temperature 1)"
+
+
 def _passes(results: dict[str, Any]) -> str:
     mean = results["mean"] if len(results["benchmarks"]) > 1 else next(iter(results["benchmarks"].values()))
     ks = sorted(int(key[5:]) for key in mean if key.startswith("pass@") and key[5:].isdigit())
@@ -50,6 +60,8 @@ def _passes(results: dict[str, Any]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """Returns the paper's kind of row, Avg@n / Pass@n / length a benchmark, with its header."""
+    if not results["benchmarks"]:
+        return f"{near_line(results['kl'])}\n"
     n, columns = results["n"], _rows(results["benchmarks"], results["mean"])
     title = results.get("title") or results["model"]
     head = ["model", *(TITLES.get(name, name) for name, _ in columns)]
@@ -92,7 +104,14 @@ def comparison_table(compared: dict[str, Any]) -> str:
     notes = [f"{key} differs: {ours} and {theirs}" for key, (ours, theirs) in compared["differing"].items()]
     if compared["left_out"]:
         notes.append(f"only in one of them, so left out: {', '.join(compared['left_out'])}")
-    return "\n".join([f"first  {compared['first']}", f"second {compared['second']}", aligned(lines), *notes])
+    tables = [aligned(lines)] if compared["benchmarks"] else []
+    if compared["kl"]:
+        kl, error = ([near[key] or 0.0 for near in compared["kl"]] for key in ("kl", "kl_error"))
+        tables.append(
+            f"KL to {compared['kl'][0]['teacher']}, nats a token: first {kl[0]:.3f} ± {error[0]:.3f}, second {kl[1]:.3f} ± "
+            f"{error[1]:.3f}, difference {kl[0] - kl[1]:+.3f} ± {math.hypot(*error):.3f}"
+        )
+    return "\n".join([f"first  {compared['first']}", f"second {compared['second']}", *tables, *notes])
 
 
 def _interval(bounds: tuple[float, float]) -> str:

@@ -4,10 +4,9 @@ A benchmark comes from the hub or from a copy in a folder; a set of another size
 for its score is not comparable. Problems are read row by row, and one that can't be used is counted and named.
 """
 
-import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,3 +136,8 @@ def load_problems(
         sizes = " or ".join(f"{size:,}" for size in benchmark.sizes)
         say(f"{benchmark.name} has {count:,} usable problems here and {sizes} in the original: scores won't compare")
     return Problems(benchmark, prompts, whole)
+
+
+def of_held_out(kept: Sequence[Prompt], data: str) -> Problems:
+    """Returns the problems of those prompts that a run keeps of its own data that have an answer."""
+    return Problems(Benchmark(HELD_OUT, Source(data)), [p for p in kept if p.answer is not None], whole=True)

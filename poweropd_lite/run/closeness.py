@@ -6,7 +6,7 @@ drawn at temperature 1 from the whole vocabulary, as the held-out ones are.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -25,13 +25,14 @@ class Closeness:
     """What is known of N tokens of some completions, in nats a token."""
 
     kl: float  # the estimate of KL(student | teacher)
-    error: float  # its standard error: completions are independent, the tokens of one are not; NaN of a single one
+    kl_error: float  # its standard error: completions are independent, the tokens of one are not; NaN of a single one
     teacher_logprob: float  # mean log p of the tokens
     tokens: int  # N
     completions: int
 
-    def __str__(self) -> str:
-        return f"KL {self.kl:.3f} ± {self.error:.3f}, teacher's log p {self.teacher_logprob:.3f}"
+    def record(self) -> dict[str, float | None]:
+        """Returns all of it by name, None for what is not known."""
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
 def closeness(log_p: Tensor, log_q: Tensor, lengths: Sequence[int]) -> Closeness:

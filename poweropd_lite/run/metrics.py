@@ -42,7 +42,7 @@ def describe(tokens: StepTokens, objective: Objective, rollouts: Sequence[Rollou
     near = closeness(tokens.log_p, tokens.log_q, loss_lengths(rollouts, objective.stops))
     facts = {
         "kl/train": near.kl,
-        "kl/train_error": near.error,
+        "kl/train_error": near.kl_error,
         **distribution("reward", tokens.reward),
         **distribution("log_ratio", tokens.log_p - tokens.log_q),
         "reward/positive_share": (tokens.reward > 0).double().mean().item(),

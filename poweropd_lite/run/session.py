@@ -24,10 +24,9 @@ from poweropd_lite.method.rollout import TRAINING, Draws, Engine, Rollout
 from poweropd_lite.method.update import Objective
 from poweropd_lite.models.student import Student, load_student
 from poweropd_lite.models.teacher import Teacher, load_teacher
-from poweropd_lite.problems.benchmarks import HELD_OUT, Benchmark, Problems, find_benchmarks, load_problems
+from poweropd_lite.problems.benchmarks import HELD_OUT, Problems, find_benchmarks, load_problems, of_held_out
 from poweropd_lite.problems.prompts import Prompt, step_indices
 from poweropd_lite.problems.reading import hold_out, load_prompts, say_skipped
-from poweropd_lite.problems.rows import Source
 from poweropd_lite.run.bounds import Bounds
 
 
@@ -161,9 +160,9 @@ def settle_held_out(
     kept: list[Prompt] = []
     if config.hold_out:
         prompts, kept = hold_out(prompts, config.hold_out, config.data)
-        if answered := [prompt for prompt in kept if prompt.answer is not None]:
-            held_out.append(Problems(Benchmark(HELD_OUT, Source(config.data)), answered, whole=True))
-        if without := len(kept) - len(answered):
+        own = of_held_out(kept, config.data)
+        held_out += [own] if own.prompts else []
+        if without := len(kept) - len(own.prompts):
             say(
                 f"{without} of {len(kept)} held-out prompts have no answer: they are scored by the KL to the teacher alone"
             )
@@ -206,6 +205,8 @@ def load_session(ready: Prepared, say: Callable[[str], None]) -> Session:
     kind = "every weight" if config.full_finetune else "LoRA" if config.student_bits == 16 else "LoRA on a 4-bit base"
     trained = f"{sum(p.numel() for p in parameters.values()):,} trained, {str(dtype).removeprefix('torch.')}"
     evaluated = "".join(f", evaluated on {len(p.prompts)} of {p.benchmark.name}" for p in ready.held_out)
+    if config.hold_out and not ready.held_out:
+        evaluated += f", KL to the teacher on {len(ready.unseen)} held-out ones"
     say(
         f"{full_name(config.student, 'student')} ({kind}: {trained}) <- {full_name(config.teacher, 'teacher')} "
         f"({config.teacher_bits}-bit), "
