@@ -5,7 +5,7 @@ What training's own evaluation estimates (run/closeness.py), on the same random 
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,9 @@ class Near:
     @property
     def record(self) -> dict[str, Any]:
         """What tells this estimate from another of the same model."""
-        teacher = full_name(self.pair.teacher, "teacher")
-        return {
-            "teacher": teacher,
-            "bits": self.pair.teacher_bits,
-            **problems_record(self.prompts, self.pair.max_new_tokens),
-        }
+        unanswered = [replace(prompt, answer=None, tolerance=None) for prompt in self.prompts]
+        teacher = {"teacher": full_name(self.pair.teacher, "teacher"), "bits": self.pair.teacher_bits}
+        return teacher | problems_record(unanswered, self.pair.max_new_tokens)
 
 
 def settle_near(config: EvalConfig, target: Target, asked: Asked, say: Callable[[str], None]) -> Near | None:

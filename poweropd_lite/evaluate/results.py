@@ -47,6 +47,8 @@ def complete_benchmarks(path: Path) -> list[str]:
     """Returns the benchmarks of an evaluation that have all their samples; raises UserError if none has."""
     settings = read_settings(path)
     done, counts = [], []
+    if not settings["about"]["benchmarks"]:
+        raise UserError(f"no answer was graded in {path}; evaluate problems that have answers: --benchmarks FILE")
     for name, about in settings["about"]["benchmarks"].items():
         wanted = {(i, k) for i in range(about["problems"]) for k in range(settings["settings"]["n"])}
         here = {(r["problem"], r["sample"]) for r in read_samples(path, name)}

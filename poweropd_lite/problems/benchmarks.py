@@ -124,10 +124,10 @@ def load_problems(
     prompts, skipped, more = usable(source, reader, limit, limit, f"{source.flag}, {typed[0]} and {typed[1]}")
     count = len(prompts)
     say_skipped(skipped, count, source.data, say)
-    if None in columns and not known and source.data != BUNDLED:
+    if None in columns and not known and not benchmark.sizes:
         say(f"{source.data}: {reader.taken()}")
-    for oddity in reader.oddities(typed[1]):
-        say(f"{source.data}: {oddity}")
+    for oddity in reader.oddities(source.data, typed[1]):
+        say(oddity)
     if limit is not None and count < limit:
         say(f"{source.data} has {count} usable problems, fewer than the {limit} asked for")
     short = limit is not None and count == limit and (more or count < min(benchmark.sizes, default=0))

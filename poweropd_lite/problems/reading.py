@@ -26,6 +26,7 @@ PROMPT_COLUMNS = ("problem", "question", "prompt", "messages", "conversations")
 ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution")
 _LONG = 200  # characters, which no final answer has
 _SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}  # in lists of {from, value}
+NO_ROWS = "\n  it has no rows"
 _SHOWN = 5  # reasons and places that are named
 
 
@@ -65,8 +66,8 @@ class Reader:
         if from_turn:
             text, answer = turn, gold_answer(turn)
         if answer is None and self.must_answer:
-            where = f"in '{answer_column}'" if answer_column else f"(no column {' or '.join(ANSWER_COLUMNS)})"
-            return Skipped(f"no reference answer {where}")
+            missing_all = f"no column {' or '.join(ANSWER_COLUMNS)}; it has {name}"
+            return Skipped(f"no reference answer in '{answer_column}'" if answer_column else missing_all)
         prompt = make_prompt(value, self.tokenizer, self.settings, prompt_column)
         if not isinstance(prompt, Prompt):
             return prompt
@@ -96,15 +97,15 @@ class Reader:
             )
         return ", ".join(parts)
 
-    def oddities(self, flag: str) -> list[str]:
-        """Returns what is worth saying of the reference answers; `flag` is how --answer-column is typed."""
+    def oddities(self, data: str, flag: str) -> list[str]:
+        """Returns what is worth saying of the reference answers in `data`; `flag` is how --answer-column is typed."""
         other = f"type {flag} with a column of final answers"
         notes = [
             ("the answer is what stands in the last box of a worked solution", self.boxes),
             (f"the answer looks like a worked solution without a box, which no answer will equal; {other}", self.long),
             ("column 'error' holds no largest difference (such as 1e-1), and is not used", self.odd_errors),
         ]
-        return [f"{number:,} problems: {what}" for what, number in notes if number]
+        return [f"{number:,} problems of {data}: {what}" for what, number in notes if number]
 
 
 def cut_last_turn(value: Any) -> tuple[Any, str | None]:
@@ -140,8 +141,8 @@ def load_prompts(
     if config.data != BUNDLED and (config.prompt_column is None or config.answer_column is None):
         say(f"{config.data}: {reader.taken()}")
     if config.hold_out:
-        for oddity in reader.oddities("--answer-column"):
-            say(f"{config.data}: {oddity}")
+        for oddity in reader.oddities(config.data, "--answer-column"):
+            say(oddity)
     return prompts, skipped
 
 
@@ -164,7 +165,7 @@ def usable(
         else:
             skipped.append(replace(prompt, where=where))
     if not prompts:
-        raise UserError(f"no usable problem in {source.data}:{_reasons(skipped) or ' it has no rows'}\ncheck {flags}")
+        raise UserError(f"no usable problem in {source.data}:{_reasons(skipped) or NO_ROWS}\ncheck {flags}")
     return prompts, skipped, more
 
 

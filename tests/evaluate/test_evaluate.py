@@ -45,7 +45,7 @@ def test_a_run_scores_what_its_training_said(trained, tmp_path):
     for ours, theirs in (("avg@2", "avg"), ("pass@2", "any"), ("length", "length")):
         assert scores[ours] == pytest.approx(summary[theirs])
     assert scores["truncated"] == pytest.approx(1 - summary["stop_share"])
-    assert results["title"] == "bundled <- bundled, power 10" and results["kind"] == "run"
+    assert results["title"] == "bundled-student <- bundled-teacher, power 10" and results["kind"] == "run"
     assert results["settings"]["stop_tokens"] == ["<|endoftext|>", "<|im_end|>"]
     # Its adapter alone is the same model, and a Python started anew says the same.
     flags = ["--model", "run/adapter", "--problems", "8", "--n", "2", "--output", "alone"]

@@ -10,6 +10,8 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.problems.benchmarks import ALL, find_benchmarks, load_problems
 from poweropd_lite.problems.reading import gold_answer
 
+ASKED, SAID = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is \\boxed{2}."}
+
 
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -93,17 +95,34 @@ def test_golds_in_every_benchmark_s_own_form(value, column, gold):
 
 
 @pytest.mark.parametrize(
-    "row",
+    "row, taken",
     [
-        {"problem": "1+1?", "answer": "2"},
-        {"question": "1+1?", "answer": "... #### 2"},
-        {"question": "1+1?", "final_answer": ["2"]},
-        {"prompt": [{"role": "user", "content": "1+1?"}], "solution": "\\boxed{2}"},
+        ({"problem": "1+1?", "answer": "2"}, "prompts from 'problem', answers from 'answer'"),
+        ({"question": "1+1?", "answer": "... #### 2"}, "prompts from 'question', answers from 'answer'"),
+        (
+            {"problem": None, "question": "1+1?", "final_answer": ["2"]},
+            "prompts from 'question', answers from 'final_answer'",
+        ),
+        ({"prompt": [ASKED], "solution": "\\boxed{2}"}, "prompts from 'prompt', answers from 'solution'"),
+        ({"prompt": [ASKED, SAID], "answer": "2"}, "prompts from 'prompt', answers from 'answer'"),
+        ({"messages": [ASKED, SAID]}, "prompts from 'messages', answers from the assistant's turn that ends them (1)"),
+        (
+            {
+                "conversations": [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}],
+                "solution": "no box",
+            },
+            "prompts from 'conversations', answers from the assistant's turn that ends them (1)",
+        ),
     ],
 )
-def test_the_usual_columns_are_found(tmp_path, pair, row):
-    problems, said = load(write(tmp_path / "own.jsonl", [row]), pair)
-    assert [(p.question, p.answer) for p in problems.prompts] == [("1+1?", "2")] and said == [] and problems.whole
+def test_the_usual_columns_are_found_and_said(tmp_path, pair, row, taken):
+    path = write(tmp_path / "own.jsonl", [row])
+    problems, said = load(path, pair)
+    assert [(p.question, p.answer) for p in problems.prompts] == [("1+1?", "2")] and problems.whole
+    assert said == [f"{path}: {taken}"]
+    assert pair.tokenizer.decode(list(problems.prompts[0].ids)).partition("<think>")[0] == (
+        "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_other_columns_are_named_by_flags_and_a_missing_one_is_an_error(tmp_path, pair):
@@ -111,7 +130,11 @@ def test_other_columns_are_named_by_flags_and_a_missing_one_is_an_error(tmp_path
     problems, _ = load(path, pair, ("q", "a"))
     assert problems.prompts[0].answer == "2"
     for columns, flag, words in (
-        ((None, None), "--benchmarks", "no column problem or question or prompt; it has q, a\n"),
+        (
+            (None, None),
+            "--benchmarks",
+            "no column problem or question or prompt or messages or conversations; it has q, a\n",
+        ),
         (("q", "b"), "--benchmarks", "no column b; it has q, a\n"),
         (
             ("q", "b"),
@@ -164,7 +187,7 @@ def test_a_tolerance_comes_from_the_column_error(tmp_path, pair):
     rows += [{"problem": "z?", "answer": "4.2", "error": "1e999"}, {"problem": "z?", "answer": "4.2", "error": "5%"}]
     problems, said = load(write(tmp_path / "own.jsonl", rows), pair)
     assert [p.tolerance for p in problems.prompts] == [0.1, None, None, None]
-    (said,) = said
+    _, said = said  # the first is of the columns
     assert said.startswith("2 problems of ") and said.endswith(
         "column 'error' holds no largest difference (such as 1e-1), and is not used"
     )
@@ -172,7 +195,7 @@ def test_a_tolerance_comes_from_the_column_error(tmp_path, pair):
     rows = [{"problem": "x?", "answer": "4.2", "error": value} for value in values]
     problems, said = load(write(tmp_path / "own.jsonl", rows), pair)
     assert [p.tolerance for p in problems.prompts] == list(values.values())
-    assert [line.split(" of ")[0] for line in said] == ["1 problems"]  # the word alone is odd
+    assert [line.split(" of ")[0] for line in said[1:]] == ["1 problems"]  # the word alone is odd
 
 
 def test_the_answer_of_a_worked_solution_is_its_last_box_and_one_without_is_said(tmp_path, pair):
@@ -180,8 +203,8 @@ def test_the_answer_of_a_worked_solution_is_its_last_box_and_one_without_is_said
     rows.append({"problem": "4+1?", "answer": "4 + 1 is four and one.\nSo it is 5."})
     problems, said = load(write(tmp_path / "own.jsonl", rows), pair)
     assert [p.answer for p in problems.prompts[:3]] == ["1", "2", "3"]
-    assert said[0].startswith("3 problems of ") and "what stands in the last box" in said[0]
-    assert said[1].startswith("1 problems of ") and "type --answer-column with a column of final answers" in said[1]
+    assert said[1].startswith("3 problems of ") and "what stands in the last box" in said[1]
+    assert said[2].startswith("1 problems of ") and "type --answer-column with a column of final answers" in said[2]
 
 
 def test_bytes_are_text_or_refused(tmp_path, pair):
@@ -212,6 +235,6 @@ def test_a_row_without_the_key_is_left_out_and_one_with_tool_calls(tmp_path, pai
     assert [p.answer for p in problems.prompts] == ["2"]
     assert (
         said[0].startswith("3 of 4 rows")
-        and "line 2: no column answer or final_answer or solution; it has problem" in said[0]
+        and "line 2: no column answer or final_answer or expected_answer or solution; it has problem" in said[0]
     )
     assert "line 4: 'problem' holds tool calls" in said[0]

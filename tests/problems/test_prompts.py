@@ -65,7 +65,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path, pair):
     lines = [
         json.dumps(ROWS[0]),
         "{not json",
-        json.dumps({"question": "x"}),
+        json.dumps({"q": "x"}),
         json.dumps({"problem": "  ", "answer": "1"}),
         json.dumps({"problem": 7, "answer": "1"}),
         json.dumps([1, 2]),
@@ -76,7 +76,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path, pair):
     assert len(prompts) == 1
     reasons = [
         "not JSON",
-        "no column 'problem'",
+        "no column problem or question or prompt or messages or conversations; it has q",
         "is empty",
         "neither a text",
         "not an object",

@@ -1,0 +1,79 @@
+"""The KL to the teacher by samples: the estimate and its error against sums by hand, and whole models against transformers."""
+
+import math
+
+import pytest
+import torch
+from conftest import make_engine
+
+from poweropd_lite.models.teacher import Teacher
+from poweropd_lite.run.closeness import closeness, measure
+
+
+def test_the_estimate_and_its_error_by_hand():
+    # Two completions: log ratios 1, 3 (sum 4 of 2) and 2 (sum 2 of 1); a third has no token in the loss.
+    log_q, log_p = torch.tensor([-1.0, -1.0, -0.5]), torch.tensor([-2.0, -4.0, -2.5])
+    found = closeness(log_p, log_q, [2, 0, 1])
+    assert (found.kl, found.teacher_logprob, found.tokens, found.completions) == (2.0, -8.5 / 3, 3, 2)
+    assert found.kl_error == 0.0  # 4 - 2 * 2 and 2 - 2 * 1
+    found = closeness(log_p, torch.tensor([-1.0, -1.0, -2.5]), [2, 0, 1])  # sums 4 and 0, KL 4/3
+    assert found.kl_error == pytest.approx(math.sqrt(((4 - 8 / 3) ** 2 + (4 / 3) ** 2) * 2) / 3)
+    assert closeness(log_p[:1], log_q[:1], [1]).record()["kl_error"] is None
+
+
+def test_the_error_is_that_of_many_repetitions():
+    generator = torch.Generator().manual_seed(0)
+    said, kls = [], []
+    for _ in range(300):
+        lengths = torch.randint(1, 30, (40,), generator=generator)
+        of_completion = torch.randn(40, generator=generator).repeat_interleave(
+            lengths
+        )  # tokens of one are not independent
+        ratio = 1.0 + of_completion + torch.randn(int(lengths.sum()), generator=generator)
+        found = closeness(-ratio, torch.zeros_like(ratio), lengths.tolist())
+        said.append(found.kl_error)
+        kls.append(found.kl)
+    spread = torch.tensor(kls).std().item()
+    assert torch.tensor(said).mean().item() == pytest.approx(spread, rel=0.1)
+    assert abs(torch.tensor(kls).mean().item() - 1.0) < 4 * spread / math.sqrt(300)
+
+
+def test_two_models_against_transformers_own_forward(student_model, teacher_model, prompts, pair):
+    forbidden, asked = torch.tensor(pair.forbidden), [prompt.ids for prompt in prompts[:12]]
+    engine = make_engine(student_model, pair)
+    teacher = Teacher(teacher_model)  # float64
+    found = measure(engine, teacher, asked, forbidden, 40, 0, 5, 1024)
+    assert found is not None
+    near, first = found
+    # The same draws again, five at a time as before, and every log-prob by plain forwards of one sequence in float64.
+    from poweropd_lite.method.logprobs import Sampling
+    from poweropd_lite.method.rollout import Draws
+
+    student64, ratios, said = student_model.double(), [], []
+    engine = make_engine(student_model.float(), pair)
+    rollouts = [
+        r
+        for start in (0, 5, 10)
+        for r in engine.sample(
+            asked[start : start + 5],
+            Draws(0, 2, 0, tuple(range(start, min(start + 5, 12)))),
+            Sampling(forbidden=forbidden),
+            40,
+        )
+    ]
+    assert rollouts[0] == first
+    student64 = student_model.double()
+    for rollout in rollouts:
+        body = rollout.completion_ids[:-1] if rollout.finish == "stop" else rollout.completion_ids
+        ids = torch.tensor([[*rollout.prompt_ids, *body]])
+        start = len(rollout.prompt_ids)
+        with torch.no_grad():
+            q, p = (
+                m(ids).logits[0, start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None])[:, 0]
+                for m in (student64, teacher_model)
+            )
+        ratios.append((q - p).sum().item())
+        said += p.tolist()
+    count = len(said)
+    assert near.tokens == count and near.kl == pytest.approx(sum(ratios) / count, abs=1e-5)
+    assert near.teacher_logprob == pytest.approx(sum(said) / count, abs=1e-5)

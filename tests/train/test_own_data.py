@@ -1,0 +1,94 @@
+"""One's own data without answers, from training to comparison: what is held out, the KL to the teacher, and no flag twice."""
+
+import json
+
+import pytest
+from conftest import DATA, quick_flags, run_evaluate, run_train
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with two runs on questions alone, `power` and `log_ratio`, and what the first said."""
+    folder = tmp_path_factory.mktemp("own")
+    with open(DATA) as rows:
+        questions = [{"question": json.loads(row)["problem"]} for row in rows][:60]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    for reward in ("power", "log_ratio"):
+        flags = quick_flags(data="mine.jsonl", reward=reward, output=reward, eval_benchmarks="none", steps=2)
+        done = run_train(*flags, "--hold-out", "10", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        (folder / f"{reward}.txt").write_text(done.stdout)
+    return folder
+
+
+def test_ten_prompts_are_never_trained_on_and_the_kl_to_the_teacher_is_said(runs):
+    said, summary = (runs / "power.txt").read_text(), json.loads((runs / "power" / "summary.json").read_text())
+    assert "mine.jsonl: prompts from 'question', no answers in a column" in said
+    assert "10 of 10 held-out prompts have no answer" in said
+    assert "bundled-student (LoRA" in said and "<- bundled-teacher (4-bit), 50 prompts" in said
+    before, after = (summary[f"evaluation_{name}"] for name in ("before", "after"))
+    for name, record in (("before", before), ("after", after)):
+        text = f"KL to the teacher {record['kl']:.3f} ± {record['kl_error']:.3f} nats a token, its log p"
+        assert f"{name:6}  {text} {record['teacher_logprob']:.3f}, on 10 held-out prompts" in said
+    assert summary["accuracy_before"] is None and after["kl"] < before["kl"]
+    metrics = lines(runs / "power" / "metrics.jsonl")
+    steps = [line for line in metrics if "loss" in line]
+    for line in steps:  # nothing is truncated, so that the estimate is the mean log ratio
+        assert line["kl/train"] == pytest.approx(-line["log_ratio/mean"], rel=1e-6) and line["kl/train_error"] > 0
+        assert f"KL {line['kl/train']:.3f}" in said
+    assert [line["eval/kl"] for line in metrics if "eval/kl" in line] == [before["kl"], after["kl"]]
+    assert summary["rollouts_before"]["kl"] == steps[0]["kl/train"]
+
+
+def test_evaluate_takes_the_run_s_own_prompts_and_says_the_same(runs):
+    refused = run_evaluate("--compare", "power", "log_ratio", cwd=runs)
+    assert (
+        refused.returncode == 2
+        and "evaluate it first: python -m poweropd_lite.evaluate --model power" in refused.stderr
+    )
+    for reward in ("power", "log_ratio"):
+        done = run_evaluate("--model", reward, cwd=runs)
+        assert done.returncode == 0, done.stderr
+        after = json.loads((runs / reward / "summary.json").read_text())["evaluation_after"]
+        near = json.loads((runs / reward / "eval" / "step_000002" / "kl.json").read_text())
+        for name in ("kl", "kl_error", "teacher_logprob"):
+            assert near[name] == pytest.approx(after[name], abs=1e-5)
+        assert "10 prompts of mine.jsonl that were not trained on" in done.stdout and near["completions"] == 10
+    again = run_evaluate("--model", "power", cwd=runs)
+    assert "every sample is in power/eval/step_000002 already" in again.stdout
+    compared = run_evaluate("--compare", "power", "log_ratio", cwd=runs)
+    first, second = (
+        json.loads((runs / reward / "eval" / "step_000002" / "kl.json").read_text())
+        for reward in ("power", "log_ratio")
+    )
+    error = (first["kl_error"] ** 2 + second["kl_error"] ** 2) ** 0.5
+    assert f"difference {first['kl'] - second['kl']:+.3f} ± {error:.3f}" in compared.stdout
+
+
+def test_held_out_problems_with_answers_are_graded_too_as_evaluate_grades_them(tmp_path):
+    rows = [json.loads(row) for row in open(DATA)][:40]
+    talks = [
+        [{"role": "user", "content": row["problem"]}, {"role": "assistant", "content": f"\\boxed{{{row['answer']}}}"}]
+        for row in rows
+    ]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    flags = quick_flags(data="talks.jsonl", eval_benchmarks="none", steps=1, output="run")
+    assert run_train(*flags, "--hold-out", "6", cwd=tmp_path).returncode == 0
+    done = run_evaluate("--model", "run", "--n", "2", "--teacher", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((tmp_path / "run" / "summary.json").read_text())["evaluation_after"]
+    results = json.loads((tmp_path / "run" / "eval" / "step_000001" / "results.json").read_text())
+    assert results["benchmarks"]["held-out"]["avg@2"] == pytest.approx(after["avg"])
+    assert results["benchmarks"]["held-out"]["problems"] == 6
+    assert results["kl"]["kl"] == pytest.approx(after["kl"], abs=1e-5) and results["kl"]["completions"] == 6
+
+
+@pytest.mark.parametrize("role, other", [("student", "teacher"), ("teacher", "student")])
+def test_one_model_alone_is_refused(tmp_path, role, other):
+    done = run_train(f"--{role}", "Qwen/Qwen3-0.6B", cwd=tmp_path)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert f"the {role} Qwen/Qwen3-0.6B is named, and no {other}; type --{other} with the model" in done.stderr
