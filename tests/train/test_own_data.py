@@ -1,6 +1,7 @@
 """One's own data without answers, from training to comparison: what is held out, the KL to the teacher, and no flag twice."""
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import DATA, quick_flags, run_evaluate, run_train
@@ -14,8 +15,7 @@ def lines(path):
 def runs(tmp_path_factory):
     """A folder with two runs on questions alone, `power` and `log_ratio`, and what the first said."""
     folder = tmp_path_factory.mktemp("own")
-    with open(DATA) as rows:
-        questions = [{"question": json.loads(row)["problem"]} for row in rows][:60]
+    questions = [{"question": row["problem"]} for row in lines(Path(DATA))][:60]
     (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     for reward in ("power", "log_ratio"):
         flags = quick_flags(data="mine.jsonl", reward=reward, output=reward, eval_benchmarks="none", steps=2)
@@ -70,7 +70,7 @@ def test_evaluate_takes_the_run_s_own_prompts_and_says_the_same(runs):
 
 
 def test_held_out_problems_with_answers_are_graded_too_as_evaluate_grades_them(tmp_path):
-    rows = [json.loads(row) for row in open(DATA)][:40]
+    rows = lines(Path(DATA))[:40]
     talks = [
         [{"role": "user", "content": row["problem"]}, {"role": "assistant", "content": f"\\boxed{{{row['answer']}}}"}]
         for row in rows
