@@ -38,7 +38,9 @@ def test_the_command_says_what_it_trains_and_how_to_train_qwen(finished):
 
 def test_progress_shows_every_figure_and_an_eta(finished):
     output, _ = finished
-    shown = re.findall(r"step (\d)/4  loss [-+.\d]+  reward [-+.\d]+  KL [.\d]+  grad [.\d]+  tok/s \d+  ETA \d+:\d\d", output)
+    shown = re.findall(
+        r"step (\d)/4  loss [-+.\d]+  reward [-+.\d]+  KL [.\d]+  grad [.\d]+  tok/s \d+  ETA \d+:\d\d", output
+    )
     assert shown == ["1", "2", "3", "4"]
 
 
