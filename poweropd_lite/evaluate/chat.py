@@ -49,7 +49,7 @@ class ChatConfig(BaseModel):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 ended, 1 a piped question could not be asked, 2 bad input, 130 a piped answer was stopped."""
+    """Returns the exit code: 0 ended, 1 a piped question could not be asked, 2 bad input, 130 Ctrl-C in a pipe."""
     parser = config_parser("python -m poweropd_lite.chat", __doc__, ChatConfig)
     parser.add_argument(
         "model", metavar="RUN", help="a run folder, an adapter, a model or hub id, bundled-student or bundled-teacher"
@@ -76,22 +76,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def _read_through(conversation: "Conversation") -> int:
     """Asks every line that is piped in; returns 1 if one could not be asked."""
-    code, lines = 0, filter(None, map(str.strip, sys.stdin))
-    while True:
-        try:
-            line = next(lines)
-        except (StopIteration, KeyboardInterrupt):
-            return code
-        except UnicodeDecodeError as error:
-            raise UserError(f"what is piped in is no UTF-8 text: {error}") from None
-        print(f"> {line}", flush=True)
-        try:
-            _take(line, conversation, None)
-        except EOFError:
-            return code
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            code = 1
+    code = 0
+    try:
+        for line in filter(None, map(str.strip, sys.stdin)):
+            print(f"> {line}", flush=True)
+            try:
+                _take(line, conversation, None)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                code = 1
+    except EOFError:
+        pass
+    except UnicodeDecodeError as error:
+        raise UserError(f"what is piped in is no UTF-8 text: {error}") from None
+    return code
 
 
 def _talk(conversation: "Conversation") -> None:
