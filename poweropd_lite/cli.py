@@ -16,6 +16,7 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel
 
+from poweropd_lite import __version__
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import nearest
 from poweropd_lite.base.errors import UserError
@@ -32,6 +33,7 @@ COMMANDS = {
     "report": "draws what happened in some runs, as one page",
     "reproduce": "trains and scores a grid of runs, and makes the paper's tables",
     "ask": "puts one question to a student",
+    "chat": "talks to a student, before and after its training side by side",
 }
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -43,12 +45,17 @@ def main(argv: list[str] | None = None) -> int:
         width = max(map(len, COMMANDS))
         print("usage: poweropd COMMAND ...\n")
         print("\n".join(f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()))
-        print("\npoweropd COMMAND --help explains each flag")
+        print("\npoweropd COMMAND --help explains each flag; --version prints the version")
+        return 0
+    if argv == ["--version"]:
+        print(f"poweropd_lite {__version__}")
         return 0
     name, *rest = argv
     if name not in COMMANDS:
         raise UserError(f"no command named '{name}'{nearest(name, COMMANDS)}")
-    module = importlib.import_module(f"poweropd_lite.{name}" + ("" if name == "ask" else ".__main__"))
+    module = importlib.import_module(f"poweropd_lite.{name}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"poweropd_lite.{name}.__main__")
     return module.main(rest)
 
 

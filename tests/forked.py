@@ -28,7 +28,7 @@ import types
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = [
@@ -96,29 +96,39 @@ class Server:
         theirs.close()
         atexit.register(self.close)
 
-    def _fork(self, args: tuple[str, ...], cwd: Path, env: dict | None, stdout: int, stderr: int) -> socket.socket:
+    def _fork(
+        self, args: tuple[str, ...], cwd: Path, env: dict | None, stdout: int, stderr: int, stdin: IO[Any] | None
+    ) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = json.dumps({"args": args, "cwd": str(cwd), "env": dict(os.environ if env is None else env)}).encode()
         assert len(request) < LONGEST
-        socket.send_fds(self._requests, [request], [stdout, stderr, theirs.fileno()])
+        with open(os.devnull) as nothing:
+            reads = (stdin or nothing).fileno()
+            socket.send_fds(self._requests, [request], [reads, stdout, stderr, theirs.fileno()])
         theirs.close()
         return ours
 
-    def start(self, *args: str, cwd: Path, file: IO[str] | None = None) -> Process:
+    def start(self, *args: str, cwd: Path, file: IO[str] | None = None, stdin: IO[Any] | None = None) -> Process:
         """Starts `python *args`, where args are -m module, -c code or a script, and what follows them; `file` gets its output."""
         if file is not None:
-            return Process(self._fork(args, cwd, None, file.fileno(), file.fileno()), None)
+            return Process(self._fork(args, cwd, None, file.fileno(), file.fileno(), stdin), None)
         reads, writes = os.pipe()
-        connection = self._fork(args, cwd, None, writes, writes)
+        connection = self._fork(args, cwd, None, writes, writes, stdin)
         os.close(writes)
         return Process(connection, open(reads, encoding="utf-8"))
 
     def run(
-        self, *args: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300
+        self, *args: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300, input: str = ""
     ) -> subprocess.CompletedProcess:
-        """Runs `python *args` to its end and returns what subprocess.run would."""
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            process = Process(self._fork(args, cwd, env, out.fileno(), err.fileno()), None)
+        """Runs `python *args` to its end and returns what subprocess.run would; `input` is piped in."""
+        with (
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+            tempfile.TemporaryFile("w+") as given,
+        ):
+            given.write(input)
+            given.seek(0)
+            process = Process(self._fork(args, cwd, env, out.fileno(), err.fileno(), given), None)
             try:
                 process.wait(timeout)
             finally:
@@ -140,14 +150,14 @@ def server() -> Server:
     return Server()
 
 
-def start(*args: str, cwd: Path, file: IO[str] | None = None) -> Process:
+def start(*args: str, cwd: Path, file: IO[str] | None = None, stdin: IO[Any] | None = None) -> Process:
     """`Server.start`, in this environment."""
-    return server().start(*args, cwd=cwd, file=file)
+    return server().start(*args, cwd=cwd, file=file, stdin=stdin)
 
 
-def run(*args: str, cwd: Path) -> subprocess.CompletedProcess:
+def run(*args: str, cwd: Path, input: str = "") -> subprocess.CompletedProcess:
     """`Server.run`, in this environment."""
-    return server().run(*args, cwd=cwd)
+    return server().run(*args, cwd=cwd, input=input)
 
 
 def _import_all(libraries: Sequence[str]) -> None:
@@ -189,12 +199,12 @@ def _serve(requests: socket.socket) -> dict:
                 connection.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
                 connection.close()
                 continue
-            request, handles, _, _ = socket.recv_fds(requests, LONGEST, 3)
+            request, handles, _, _ = socket.recv_fds(requests, LONGEST, 4)
             if not request:  # the tests have ended
                 for pid, _ in running.values():
                     os.kill(pid, signal.SIGKILL)
                 os._exit(0)
-            stdout, stderr, number = handles
+            stdin, stdout, stderr, number = handles
             connection = socket.socket(fileno=number)
             pid = os.fork()
             if pid == 0:
@@ -203,13 +213,13 @@ def _serve(requests: socket.socket) -> dict:
                     each.close()
                 for pidfd in running:
                     os.close(pidfd)
-                for handle, place in ((stdout, 1), (stderr, 2)):
+                for handle, place in ((stdin, 0), (stdout, 1), (stderr, 2)):
                     os.dup2(handle, place)
                     os.close(handle)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 return json.loads(request)
-            os.close(stdout)
-            os.close(stderr)
+            for handle in (stdin, stdout, stderr):
+                os.close(handle)
             connection.send(str(pid).encode())
             pidfd = os.pidfd_open(pid)
             running[pidfd] = pid, connection

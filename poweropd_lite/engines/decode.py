@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poweropd_lite.models.adapter import ADAPTER
-from poweropd_lite.models.loading import head_weight, model_body
+from poweropd_lite.models.loading import head_weight, model_body, weight_of
 from poweropd_lite.models.student import Student
 
 KNOWN = ("llama", "mistral", "qwen2", "qwen3")  # the model types that this forward is the forward of
@@ -39,7 +39,7 @@ class Decoder(Protocol):
         """The head's weight [V, D], as the logits are made with it."""
 
     def sync(self) -> None:
-        """Takes over the adapter's (or, in full fine-tuning, every matrix's) present values."""
+        """Takes over the adapter's (or, in full fine-tuning, every matrix's) present values; none of one switched off."""
 
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
         """Starts a batch: left-padded ids and their validity [B, S], room for `length` columns; returns the last hidden [B, D]."""
@@ -121,7 +121,7 @@ class FastDecoder:
     def _forward(self, ids: Tensor, positions: Tensor, at: int | slice | Tensor, width: int, mask: Tensor) -> Tensor:
         lines, new = ids.shape
         group, size = self.heads // self.kv_heads, self.head_size
-        x = F.embedding(ids, _weight(self.embed)).view(lines * new, -1)
+        x = F.embedding(ids, weight_of(self.embed)).view(lines * new, -1)
         cos, sin = (table[positions].unsqueeze(2) for table in (self.cos, self.sin))
         for i, layer in enumerate(self.layers):
             qkv = layer.qkv(self._rms(x, layer.norm)).view(lines, new, -1, size)
@@ -214,7 +214,7 @@ class _Projection:
         for module, base, adapted in zip(self.modules, self.bases, self.adapted, strict=True):
             columns = self.weight[:, start : start + base.out_features]
             columns.copy_(base.weight.T)
-            if adapted:
+            if adapted and not module.disable_adapters:
                 a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
                 columns.addmm_(a.T, b.T, alpha=module.scaling[ADAPTER])
             start += base.out_features
@@ -225,7 +225,8 @@ class _Projection:
 
     def _sync_adapter(self) -> None:
         adapted = [m for m, yes in zip(self.modules, self.adapted, strict=True) if yes]
-        if adapted:
+        self.down = None
+        if adapted and not any(m.disable_adapters for m in adapted):
             self.down = torch.cat([m.lora_A[ADAPTER].weight for m in adapted]).to(self.dtype)
             self.ranks = [m.lora_A[ADAPTER].weight.shape[0] for m in adapted]
             self.ups = [m.lora_B[ADAPTER].weight.T.to(self.dtype) for m in adapted]
@@ -249,10 +250,6 @@ def prompt_mask(valid: Tensor) -> Tensor:
     # Padding looks at itself, for a row of attention that sees nothing is NaN.
     itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
     return ((causal & valid[:, None]) | itself)[:, None]
-
-
-def _weight(module: Any) -> Tensor:
-    return module.modules_to_save[ADAPTER].weight if hasattr(module, "modules_to_save") else module.weight
 
 
 def _rotary_table(config: Any, size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

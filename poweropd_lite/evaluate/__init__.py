@@ -7,12 +7,15 @@ Read in this order: agenda.py (what will be done, settled before anything loads;
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from poweropd_lite.evaluate.settings import EvalConfig, load_eval_config
+
 if TYPE_CHECKING:
     from poweropd_lite.evaluate.evaluation import Evaluated
-    from poweropd_lite.evaluate.settings import EvalConfig
+
+__all__ = ["EvalConfig", "evaluate", "load_eval_config"]
 
 
-def evaluate(config: "EvalConfig", say: Callable[[str], None] = print) -> "Evaluated":
+def evaluate(config: EvalConfig, say: Callable[[str], None] = print) -> "Evaluated":
     """Evaluates a model, or goes on with it (evaluation.evaluate)."""
     from poweropd_lite.evaluate import evaluation
 

@@ -11,9 +11,20 @@ def ask(model: str | Path, question: str, *, max_new_tokens: int | None = None) 
     `model` is what the evaluate command takes: a run folder, an adapter, a model's folder or hub id, bundled-student or
     bundled-teacher. It is loaded anew each time. Raises UserError for a model or a question that can't be used.
     """
-    from poweropd_lite.evaluate.answer import answer
+    from poweropd_lite.evaluate.answer import answers
 
-    return answer(model, question, max_new_tokens)
+    return answers(model, question, max_new_tokens, before=False)[-1]
+
+
+def before_and_after(model: str | Path, question: str, *, max_new_tokens: int | None = None) -> tuple[str, str]:
+    """Returns the answers of a student before its training and after, loaded once; otherwise as `ask`.
+
+    `model` is a run or an adapter; raises UserError for a whole model, too, which has no before.
+    """
+    from poweropd_lite.evaluate.answer import answers
+
+    before, after = answers(model, question, max_new_tokens, before=True)
+    return before, after
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,7 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m poweropd_lite.ask", description=__doc__, allow_abbrev=False)
     parser.add_argument("model", help="a run folder, an adapter, a model, bundled-student or bundled-teacher")
     parser.add_argument("question", help="what is asked, in the chat template and as in training")
+    parser.add_argument("--before", action="store_true", help="print the answer of before the training as well")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer; if not given, the run's own")
     args = parser.parse(argv)
-    print(ask(args.model, args.question, max_new_tokens=args.max_new_tokens))
+    if args.before:
+        before, after = before_and_after(args.model, args.question, max_new_tokens=args.max_new_tokens)
+        print(f"before:\n{before}\n\nafter:\n{after}")
+    else:
+        print(ask(args.model, args.question, max_new_tokens=args.max_new_tokens))
     return 0

@@ -70,9 +70,9 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
             what, mend = "is a checkpoint", "the run's folder, which has adapter/ when it is stopped or done"
         if files := sorted(path.glob("*.gguf")):
             what, mend = f"holds a GGUF file ({files[0].name}), which llama.cpp reads", "what it was made of"
-        raise UserError(f"{path} {what}; type --model with {mend}")
+        raise UserError(f"{path} {what}; type {mend} in its place")
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
-        raise UserError(f"no folder {name}; type --model with a run folder, an adapter, a model or a hub id")
+        raise UserError(f"no folder {name}; type a run folder, an adapter, a model or a hub id")
     try:
         load_model_config(name, "model", remote_code)
     except UserError as error:

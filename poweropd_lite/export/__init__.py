@@ -7,12 +7,15 @@ gguf.py (the formats), proof.py (what must hold), handover.py (the folder), make
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from poweropd_lite.export.settings import ExportConfig, load_export_config
+
 if TYPE_CHECKING:
     from poweropd_lite.export.make import Exported
-    from poweropd_lite.export.settings import ExportConfig
+
+__all__ = ["ExportConfig", "export", "load_export_config"]
 
 
-def export(config: "ExportConfig", say: Callable[[str], None] = print) -> "Exported":
+def export(config: ExportConfig, say: Callable[[str], None] = print) -> "Exported":
     """Exports a run or an adapter (make.export)."""
     from poweropd_lite.export import make
 

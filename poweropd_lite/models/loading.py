@@ -125,11 +125,15 @@ def model_body(model: "PreTrainedModel | PeftModel") -> Any:
 
 
 def head_weight(model: "PreTrainedModel | PeftModel") -> Tensor:
-    """Returns the head's weight [V, D]; the trained copy, where PEFT keeps one (`modules_to_save`)."""
-    head = unwrapped(model).get_output_embeddings()
-    if hasattr(head, "modules_to_save"):
-        head = head.modules_to_save[head.active_adapters[0]]
-    return head.weight
+    """Returns the head's weight [V, D]; the trained copy, where PEFT keeps one and it is not switched off."""
+    return weight_of(unwrapped(model).get_output_embeddings())
+
+
+def weight_of(module: Any) -> Tensor:
+    """Returns a module's weight; of one that PEFT trains whole (`modules_to_save`) the copy that is in use."""
+    if hasattr(module, "modules_to_save") and not module.disable_adapters:
+        module = module.modules_to_save[module.active_adapters[0]]
+    return module.weight
 
 
 def final_hidden(model: "PreTrainedModel | PeftModel", ids: Tensor) -> Tensor:

@@ -6,15 +6,14 @@ Read in this order: read.py (run folders), series.py and table.py (numbers), pic
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from poweropd_lite.report.write import report
-
 __all__ = ["report"]
 
-
-def __getattr__(name: str) -> Any:
-    if name != "report":
-        raise AttributeError(name)
+if TYPE_CHECKING:
     from poweropd_lite.report.write import report
+else:
 
-    return report
+    def report(*runs: Any, **settings: Any) -> Any:
+        """Makes the report of run folders (write.report)."""
+        from poweropd_lite.report import write
+
+        return write.report(*runs, **settings)

@@ -248,6 +248,7 @@ class Recorder:
             rest = f"--config {path}/config.yaml --reward {other} --output {path}-other"
             lines.append(f"  compare:     {command}.train {rest}")
         lines.append(f"  see it:      {command}.report {path}")
+        lines.append(f"  talk to it:  {command}.chat {path}")
         if finished:
             lines.append(f"  evaluate:    {command}.evaluate --model {path}")
             lines.append(f"  export:      {command}.export {path} --to gguf")

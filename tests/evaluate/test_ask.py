@@ -1,12 +1,12 @@
 """One question to a student: what plain transformers and PEFT answer, asked as in training."""
 
 import pytest
-from conftest import TINY
+from conftest import TINY, run_here
 
-from poweropd_lite.ask import ask
+from poweropd_lite.ask import ask, before_and_after, main
 from poweropd_lite.base.errors import UserError
 
-QUESTION = "Compute 12 + 30 - 7."
+QUESTION, OTHER = "Compute 12 + 30 - 7.", "Compute 4 * 5 + 8 * 11."
 
 
 def generated(model, folder, question=QUESTION):
@@ -35,6 +35,18 @@ def test_before_and_after_are_what_transformers_and_peft_say(trained, student_mo
     live = PeftModel.from_pretrained(student_model, run / "adapter").eval()
     after = generated(live, run / "adapter")
     assert ask(run, QUESTION) == ask(run / "adapter", QUESTION) == after
+    after = generated(live, run / "adapter", OTHER)
+    with live.disable_adapter():
+        before = generated(live, run / "adapter", OTHER)
+    assert before_and_after(run, OTHER) == before_and_after(run / "adapter", OTHER) == (before, after)
+    assert before != after
+    shown = run_here(main, str(run), OTHER, "--before")
+    assert (shown.returncode, shown.stdout) == (0, f"before:\n{before}\n\nafter:\n{after}\n")
+
+
+def test_a_whole_model_has_no_before():
+    with pytest.raises(UserError, match="bundled-student is a whole model and no run's, so there is no before"):
+        before_and_after("bundled-student", QUESTION)
 
 
 def test_it_is_asked_as_the_run_was_trained(trained, tmp_path):
@@ -54,9 +66,9 @@ def test_it_is_asked_as_the_run_was_trained(trained, tmp_path):
     [
         ("nowhere/at/all", QUESTION, {}, "no folder nowhere/at/all"),
         ("bundled-student", "  ", {}, "can't be asked: 'question' is empty"),
-        ("bundled-student", "1 + " * 200 + "1", {}, "more than max_prompt_tokens 128"),
+        ("bundled-student", "1 + " * 200 + "1", {}, "more than the model's 512 positions; ask something shorter"),
         ("bundled-student", QUESTION, {"max_new_tokens": 0}, "max_new_tokens"),
-        ("bundled-student", QUESTION, {"max_new_tokens": 10**6}, "positions; ask with max_new_tokens="),
+        ("bundled-student", QUESTION, {"max_new_tokens": 10**6}, "positions; ask with --max-new-tokens "),
     ],
 )
 def test_what_cannot_be_asked_is_said(model, question, changes, words):

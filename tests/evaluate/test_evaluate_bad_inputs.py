@@ -18,7 +18,7 @@ BAD = [
     (["--benchmarks", "columns.jsonl"], ["no usable problem in columns.jsonl", "it has q, a", "--prompt-column"]),
     (["--k", "9"], ["Pass@9 needs 9 samples a problem, and n is 8", "--n 9"]),
     (["--k", "x"], ["whole numbers joined by commas"]),
-    (["--model", "nowhere/at/all"], ["no folder nowhere/at/all", "--model"]),
+    (["--model", "nowhere/at/all"], ["no folder nowhere/at/all", "type a run folder, an adapter, a model or a hub id"]),
     (["--model", "strange"], ["no run folder (config.yaml), no adapter (adapter_config.json) and no model"]),
     (["--max-new-tokens", "600"], ["512 positions", "--max-new-tokens"]),
     (["--max-new-tokens", "500"], ["512 positions", "--max-new-tokens"]),

@@ -7,6 +7,7 @@ import torch
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.engines.any_model import AnyDecoder
 from poweropd_lite.engines.decode import FastDecoder
 from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.method.logprobs import Sampling, float_logits, score_tokens
@@ -30,9 +31,10 @@ def shake(student, seed=0):
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
 
-def decoded(student):
+@torch.no_grad()
+def decoded(student, decoder=None):
     """The logits of IDS by the decoder: a prompt of eight ids, then one id after the other."""
-    decoder = FastDecoder(student)
+    decoder = decoder or FastDecoder(student)
     decoder.sync()
     valid = torch.ones(1, 20, dtype=torch.bool)
     hidden = [decoder.prefill(IDS[:, :8], valid[:, :8], 20)]
@@ -59,6 +61,22 @@ def test_the_decoder_follows_the_adapter_and_leaves_the_base_alone(whole, target
     assert all(torch.equal(v, base[k]) for k, v in student.model.named_parameters() if k in base)
     trained = [k for k in student.trainable() if "lora_" not in k]
     assert bool(trained) == bool(whole)
+
+
+@pytest.mark.parametrize("make", [FastDecoder, AnyDecoder])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("settings", [{"modules_to_save": "embed_tokens"}, {"modules_to_save": "lm_head"}], ids=str)
+def test_an_adapter_that_is_switched_off_is_off_in_the_decoder_too_and_on_again_afterwards(settings, dtype, make):
+    student = load_student(load_config("bundled", **settings), CPU, dtype)
+    shake(student)
+    plain = Student(load_causal_lm("bundled", "student", dtype).eval(), CPU, dtype)
+    decoder = make(student)
+    on = decoded(student, decoder)
+    with student.without_adapter():
+        off = decoded(student, decoder)
+    torch.testing.assert_close(off, decoded(plain, make(plain)), atol=1e-4 if dtype == torch.float32 else 0.2, rtol=0)
+    assert (on - off).abs().max() > 1
+    assert torch.equal(decoded(student, decoder), on)
 
 
 @pytest.mark.parametrize("settings", [{}, {"full_finetune": True}, {"student_bits": 4}], ids=str)
