@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-WIDTH = 118
+WIDTH = 118  # of a finding on a screen
 
 
 class UserError(Exception):
