@@ -20,7 +20,7 @@ from poweropd_lite.plan.cards import CARDS, Machine, find_card, known_card
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
 from poweropd_lite.plan.memory import fullest_batch, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
-from poweropd_lite.plan.trace import trace_rollout, trace_student, trace_teacher, traces_of
+from poweropd_lite.plan.trace import _MADE, trace_rollout, trace_student, trace_teacher, traces_of
 
 CPU = torch.device("cpu")
 TINY = Path(__file__).parents[2] / "poweropd_lite" / "tiny"
@@ -338,6 +338,15 @@ def test_cards_without_bfloat16_are_those_before_ampere():
     assert [name for name in CARDS if not find_card(name).bfloat16] == ["t4", "p100", "v100"]
     assert not Machine("NVIDIA GeForce RTX 2080", True, None, 7.8, 7.5).bfloat16  # here, and in no list
     assert find_card("RTX A6000").name == "a6000" and find_card("24").capability is None
+
+
+def test_each_trace_is_made_once():
+    """Student, teacher and rollout, of 32 lines in training and in evaluation: three, and none when asked again."""
+    config = load_config("bundled", max_new_tokens=111, eval_max_new_tokens=111)
+    before = len(_MADE)
+    for _ in range(2):
+        memory_of(config)
+        assert len(_MADE) == before + 3
 
 
 def test_a_trace_reads_no_setting_that_is_not_marked():
