@@ -271,8 +271,9 @@ def test_a_run_logs_the_planned_beside_the_measured_peak(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     planned = {line["memory/planned_gib"] for line in lines if "loss" in line}
     assert len(planned) == 1 and round(planned.pop(), 3) == summary["planned_gib"]
-    # Most of it is the process itself, which both count; the plan is of longer rollouts than these.
-    assert 0.9 * summary["peak_gib"] < summary["planned_gib"] < summary["peak_gib"] + 0.2
+    # Most of it is the process itself, which both count; what is imported after the plan is in the peak alone (up to 0.1
+    # GiB: docs/plan.md), and the plan is of longer rollouts than these.
+    assert summary["peak_gib"] - 0.1 < summary["planned_gib"] < summary["peak_gib"] + 0.2
     assert f"(planned {summary['planned_gib']:.2f})" in done.stdout
 
 
@@ -341,12 +342,12 @@ def test_cards_without_bfloat16_are_those_before_ampere():
 
 
 def test_each_trace_is_made_once():
-    """Student, teacher and rollout, of 32 lines in training and in evaluation: three, and none when asked again."""
-    config = load_config("bundled", max_new_tokens=111, eval_max_new_tokens=111)
+    """Student, teacher, a rollout of training and one of evaluation: four, and none when asked again."""
+    config = load_config("bundled", token_budget=777, max_new_tokens=111, eval_max_new_tokens=111)
     before = len(_MADE)
     for _ in range(2):
         memory_of(config)
-        assert len(_MADE) == before + 3
+        assert len(_MADE) == before + 4
 
 
 def test_a_trace_reads_no_setting_that_is_not_marked():
