@@ -6,12 +6,12 @@ A few minutes on two cores. A cell says that the config fits as it is, with whic
 """
 
 from poweropd_lite.base.config import load_config
+from poweropd_lite.base.config_files import PAPER_PAIRS
 from poweropd_lite.cli import as_flags
 from poweropd_lite.plan import plan
 from poweropd_lite.plan.cards import SIZES, find_card
 from poweropd_lite.plan.settings import PlanConfig
 
-PAIRS = ("qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b")
 GIB = 2**30
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     print("| pair | trains | needs, GiB | " + " | ".join(f"{size} GB" for size in SIZES) + " |")
     print("|---|---|---|" + "---|" * len(SIZES))
     for full in (False, True):
-        for name in PAIRS:
+        for name in PAPER_PAIRS:
             config = load_config(name, full_finetune=full)
             need = plan(config, PlanConfig(), say=print)[0]["needed_bytes"] / GIB
             fits = [find_card(str(size)).gib >= need for size in SIZES]

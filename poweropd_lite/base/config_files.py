@@ -11,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 from poweropd_lite.base.errors import UserError
 
 Settings = TypeVar("Settings", bound=BaseModel)
+# Shipped configs of the paper's four pairs as LoRA, from the least memory to the most.
+PAPER_PAIRS = ("qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b")
+QWEN_CONFIG = PAPER_PAIRS[0]  # what a card gets that is asked for nothing else
 
 
 def nearest(name: object, names: Iterable[str], otherwise: str = "; --help lists them all") -> str:

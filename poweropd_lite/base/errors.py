@@ -4,9 +4,12 @@ A UserError's text is printed as it stands, without a traceback (cli.run_command
 refuses what is a refusal and says what is to be told. Both ask the same checks.
 """
 
+import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+WIDTH = 118  # of a finding on a screen
 
 
 class UserError(Exception):
@@ -30,6 +33,22 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.found}; {self.mend}" if self.mend else self.found
+
+    def shown(self) -> list[str]:
+        """Returns it as lines for a screen."""
+        lines: list[str] = []
+        for part in f"{self.level:8}{self.check}: {self.found}".split("\n"):
+            start = " " * 8 if lines else ""
+            lines += textwrap.wrap(
+                part.strip(), WIDTH, initial_indent=start, subsequent_indent=" " * 8, break_long_words=False
+            )
+        if self.mend:
+            lines += textwrap.wrap(self.mend, WIDTH, initial_indent="        mend: ", subsequent_indent=" " * 14)
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns it as JSON."""
+        return {key: value for key, value in asdict(self).items() if key != "told"}
 
 
 def refuse(findings: Iterable[Finding]) -> None:

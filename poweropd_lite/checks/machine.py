@@ -13,10 +13,15 @@ from poweropd_lite.base.errors import Finding, UserError
 def check_machine(config: Config, device: torch.device) -> list[Finding]:
     """Returns what is found of a run's settings on a device of this machine, and of the tracker that it wants here."""
     findings = check_device(config, device.type == "cuda", has_bfloat16(device), device_name(device))
-    if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
-        found = f"tracker {config.tracker} is not installed"
-        findings.append(Finding("refusal", "tracker", found, f"type pip install {config.tracker}"))
-    return findings
+    return findings + check_tracker(config)
+
+
+def check_tracker(config: Config) -> list[Finding]:
+    """Returns a refusal where a run's tracker is not installed, and nothing where it is or none is asked for."""
+    if config.tracker == "none" or importlib.util.find_spec(config.tracker) is not None:
+        return []
+    found = f"tracker {config.tracker} is not installed"
+    return [Finding("refusal", "tracker", found, f"type pip install {config.tracker}")]
 
 
 def check_device(config: Config, cuda: bool, bfloat16: bool, name: str) -> list[Finding]:
@@ -48,7 +53,8 @@ def _dtype(config: Config, cuda: bool, bfloat16: bool, name: str) -> Finding:
         return Finding("refusal", "compute dtype", found, "type --dtype float32, or --no-full-finetune")
     found = "this run computes in float16 with a loss scale, which is untested with Qwen3"
     found += "" if config.dtype == "float16" else f": {name} has no bfloat16"
-    return Finding("warning", "compute dtype", found, "dtype: float32, if memory allows")
+    mend = "--dtype float32 if memory allows (plan says), or a card of compute capability 8.0 or more, such as an L4"
+    return Finding("warning", "compute dtype", found, mend)
 
 
 def dtype_name(asked: str, cuda: bool, bfloat16: bool, name: str) -> str:

@@ -1,23 +1,20 @@
 """Says whether a pair, its data and this machine are sound: `python -m poweropd_lite.doctor --config qwen3-0.6b-4b`.
 
 From tokenizers, configs and data alone, in seconds: no weights are loaded. Each finding is ok, a warning or a refusal,
-with what mends it; train refuses what is refused here, but for worked answers, which it does not read. `--env` says
-what is installed and what a run would use.
+with what mends it; train refuses what is refused here, but for worked answers, which it does not read. `--gpu t4` asks
+about a card that is not here. `--env` says what is installed and what a run would use.
 """
 
 import contextlib
 import json
 import sys
-import textwrap
 
 from poweropd_lite.base.config import BUNDLED, Config, config_to_check, names_models
-from poweropd_lite.base.config_files import checked
-from poweropd_lite.base.errors import Finding, UserError
+from poweropd_lite.base.config_files import QWEN_CONFIG, checked
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.cli import as_flags, config_parser, given, run_command
 from poweropd_lite.doctor.packages import check_versions
 from poweropd_lite.doctor.settings import DoctorConfig
-
-WIDTH = 118
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = config_parser(
         "python -m poweropd_lite.doctor",
         f"{__doc__.splitlines()[0]}\n\n"
-        "Any setting of training may follow; without a config that names models it is the bundled pair's.",
+        "Any setting of training may follow; without a config that names models it is the bundled pair's, or with --gpu "
+        f"{QWEN_CONFIG}'s.",
         DoctorConfig,
         Config,
     )
@@ -40,14 +38,25 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--env examines no pair: it takes no other flag; leave them out, or leave out --env")
         print("\n".join(environment()))
         return 0
-    rows, config = checked(DoctorConfig, asked).rows, config_to_check(args.config, flags)
+    doctor, named = checked(DoctorConfig, asked), names_models({}, flags)
+    # Two models that are named are taken on top of the defaults; a card that is asked about wants more than the bundled pair.
+    base = args.config or (None if named else BUNDLED if doctor.gpu is None else QWEN_CONFIG)
+    config, how = config_to_check(base, flags), {**({"config": base} if base else {}), **flags}
     try:
+        from poweropd_lite.doctor.card import check_card
         from poweropd_lite.doctor.examine import as_json, examine
         from poweropd_lite.engines.choose import hush_bitsandbytes
+        from poweropd_lite.plan.cards import find_card
 
         hush_bitsandbytes()
+        of_card = None
+        if doctor.gpu is not None:
+            plan = f"python -m poweropd_lite.plan {as_flags({**how, 'gpu': doctor.gpu})}"
+            of_card = check_card(config, find_card(doctor.gpu), plan)
         with contextlib.redirect_stdout(sys.stderr):
-            findings = examine(config, rows, say=lambda text: print(text, flush=True))
+            if of_card and not (args.config or named):
+                print(f"no config is named: taking --config {base}")
+            findings = examine(config, doctor.rows, lambda text: print(text, flush=True), of_card)
     except ImportError as error:  # of packages that are missing or don't go together
         versions = check_versions()
         fault = f"\n{versions}" if versions.level != "ok" else ""
@@ -56,28 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False))
     else:
-        print("\n".join(line for finding in findings for line in shown(finding)))
+        print("\n".join(line for finding in findings for line in finding.shown()))
         counts = ", ".join(f"{n} {level}{'s' * (level != 'ok' and n != 1)}" for level, n in report["counts"].items())
         print(f"{'sound' if report['sound'] else 'refused'}: {counts}")
         if report["sound"]:
-            how = {"config": args.config or BUNDLED, **flags}
-            if names_models({}, flags) and not args.config:
-                del how["config"]  # two models that are named are taken on top of the defaults
             print(f"next    python -m poweropd_lite.train {as_flags(how)}")
     return 0 if report["sound"] else 1
-
-
-def shown(finding: Finding) -> list[str]:
-    """Returns a finding as lines for a screen."""
-    lines: list[str] = []
-    for part in f"{finding.level:8}{finding.check}: {finding.found}".split("\n"):
-        start = " " * 8 if lines else ""
-        lines += textwrap.wrap(
-            part.strip(), WIDTH, initial_indent=start, subsequent_indent=" " * 8, break_long_words=False
-        )
-    if finding.mend:
-        lines += textwrap.wrap(finding.mend, WIDTH, initial_indent="        mend: ", subsequent_indent=" " * 14)
-    return lines
 
 
 if __name__ == "__main__":

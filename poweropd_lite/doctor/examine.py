@@ -4,7 +4,6 @@ The checks are those that train makes (checks/), on more of the data, and some t
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.errors import Finding, UserError
-from poweropd_lite.checks.machine import check_machine
+from poweropd_lite.checks.machine import check_machine, check_tracker
 from poweropd_lite.checks.pair import Pair, examine_pair, read_sides, settle_pair
 from poweropd_lite.checks.pair_checks import PROBE, Side, check_prompt_tokens
 from poweropd_lite.doctor.packages import check_versions
@@ -31,12 +30,27 @@ SOLUTIONS = ("solution", "completion", "response", "answer")  # columns of a dat
 RENDERED = 100  # prompts that are put in the teacher's own form, too
 
 
-def examine(config: Config, count: int, say: Callable[[str], None]) -> list[Finding]:
+def examine(
+    config: Config, count: int, say: Callable[[str], None], of_card: list[Finding] | None = None
+) -> list[Finding]:
     """Returns what was found of a run's models, of the first `count` rows of its data, and of this machine.
 
-    Raises UserError for models that can't be read.
+    `of_card` is what was found of a card that is not here, and stands in this machine's place. Raises UserError for
+    models that can't be read; beside `of_card`, which needs none, that is a refusal.
     """
+    try:
+        findings = _examine_models(config, count, say)
+    except UserError as error:
+        if of_card is None:
+            raise
+        findings = [Finding("refusal", "models", str(error))]
+    if of_card is not None:
+        return [*findings, *of_card, *check_tracker(config), check_versions()]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return [*findings, *check_machine(config, device), check_versions(), _backends(config, device)]
+
+
+def _examine_models(config: Config, count: int, say: Callable[[str], None]) -> list[Finding]:
     say(f"reading tokenizers and configs of {config.pair}")
     student, teacher = read_sides(config)
     findings = examine_pair(config, student, teacher)
@@ -45,8 +59,7 @@ def examine(config: Config, count: int, say: Callable[[str], None]) -> list[Find
         pair = settle_pair(config, student, teacher, findings)
         say(f"reading up to {count:,} rows of {config.data}")
         findings += check_data(config, pair, count) + _held_out(config, pair)
-    findings += _student_modules(config, student)
-    return findings + check_machine(config, device) + [check_versions(), _backends(config, device)]
+    return findings + _student_modules(config, student)
 
 
 def _two_models(config: Config) -> Finding:
@@ -165,5 +178,8 @@ def as_json(config: Config, findings: list[Finding]) -> dict[str, Any]:
     """Returns the findings as JSON."""
     counts = {level: sum(f.level == level for f in findings) for level in ("ok", "warning", "refusal")}
     about = {name: getattr(config, name) for name in ("student", "teacher", "data")}
-    shown = [{key: value for key, value in asdict(f).items() if key != "told"} for f in findings]
-    return about | {"sound": not counts["refusal"], "counts": counts, "findings": shown}
+    return about | {
+        "sound": not counts["refusal"],
+        "counts": counts,
+        "findings": [finding.as_json() for finding in findings],
+    }

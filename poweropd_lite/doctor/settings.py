@@ -16,3 +16,8 @@ class DoctorConfig(BaseModel):
         description="how many usable prompts, and worked answers, of the data are read, from the first on",
         json_schema_extra=section("doctor"),
     )
+    gpu: str | None = Field(
+        None,
+        min_length=1,
+        description="the card that the run is for, as --gpu of plan, though it is not here; if not given, this machine",
+    )

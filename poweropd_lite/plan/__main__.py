@@ -2,6 +2,7 @@
 
 Memory by phase for prompts and completions as long as the config allows, operations of a step, and for a card that is
 named an estimate of the time. If it does not fit, the smallest change that does; --output FILE makes a config of it.
+With a card and no config it is which of the paper's pairs the card holds: `python -m poweropd_lite.plan --gpu 12`.
 """
 
 import contextlib
@@ -11,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.config import Config, config_to_check
-from poweropd_lite.base.config_files import checked
+from poweropd_lite.base.config import Config, config_to_check, load_config, names_models
+from poweropd_lite.base.config_files import QWEN_CONFIG, checked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_text
 from poweropd_lite.cli import config_parser, given, run_command
@@ -20,33 +21,60 @@ from poweropd_lite.plan.settings import PlanConfig
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; exit code 0: it fits, or a config that does was written; 1: it does not; 2: bad input."""
+    """The command line; exit code 0: it fits, or a config that does was written; 1: it does not; 2: bad input.
+
+    Of a card's pairs 0 says that one fits, as it is or with the flags that are said, and 1 that none does.
+    """
     parser = config_parser(
         "python -m poweropd_lite.plan",
         f"{__doc__.splitlines()[0]}\n\n"
-        "Any setting of training may follow; without a config that names models it is the bundled pair's.",
+        "Any setting of training may follow. Without a config that names models it is the paper's four pairs on the card of\n"
+        "--gpu, or of this machine; and without a card the bundled pair.",
         PlanConfig,
         Config,
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON alone")
     args = parser.parse(argv)
-    asked = checked(PlanConfig, given(args, PlanConfig))
-    config = config_to_check(args.config, given(args, Config, PlanConfig))
+    asked, flags = checked(PlanConfig, given(args, PlanConfig)), given(args, Config, PlanConfig)
+    of_a_card = _of_a_card(args.config, flags, asked)
+    config = load_config(QWEN_CONFIG, **flags) if of_a_card else config_to_check(args.config, flags)
     out = Path(asked.output) if asked.output else None
     if out is not None:
         _check_new(out)
     from poweropd_lite.plan.make import plan
+    from poweropd_lite.plan.pairs import plan_pairs, table
     from poweropd_lite.plan.report import words
 
     with contextlib.redirect_stdout(sys.stderr):
-        found, fitting = plan(config, asked, say=lambda text: print(text, flush=True))
-    print(json.dumps(found, indent=1, allow_nan=False) if args.json else words(found, config.steps))
+        found, fitting = plan_pairs(flags, asked, _say) if of_a_card else plan(config, asked, _say)
+    if args.json:
+        print(json.dumps(found, indent=1, allow_nan=False))
+    else:
+        print(table(found) if of_a_card else words(found, config.steps))
     if out is not None and fitting is not None:
         _write(out, found, fitting)
         if not args.json:
             print(f"wrote   {out}: python -m poweropd_lite.train --config {out}")
         return 0
+    if of_a_card:
+        return 0 if found["recommended"] else 1
     return 1 if found["fits"] is False else 0
+
+
+def _of_a_card(config: str | None, flags: dict[str, Any], asked: PlanConfig) -> bool:
+    """Whether no pair is named, and a card is, or is here: then it is the paper's pairs that are planned."""
+    if config is not None or names_models({}, flags):
+        return False
+    if asked.gpu is not None:
+        return asked.gpu.lower() != "cpu"
+    config_to_check(None, flags)  # what is refused is refused before torch is imported
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _write(path: Path, found: dict[str, Any], fitting: Config) -> None:

@@ -1,5 +1,10 @@
 """Machines: cards by name with their makers' published figures, and the seconds of a step at a share of these.
 
+Figures of products and bandwidth are those of NVIDIA's data sheets (T4, V100, P100, A10, A100, A6000, L4, L40S, H100,
+H200) and architecture white papers (GA102 for RTX 30, Ada for RTX 40, RTX Blackwell for RTX 50): without sparsity, and
+for GeForce cards with float32 sums, which there is half of the rate with float16 sums. A P100 has no tensor cores: its
+products with float32 sums run at its float32 rate. Of memory it is what CUDA reports, a little less than is sold.
+
 An estimate: of a step of the benchmark's pair 4.3 s, where an H100 took 10.7 (docs/plan.md). `--compute-share` and
 `--bandwidth-share` change the shares.
 """
@@ -16,6 +21,7 @@ from poweropd_lite.plan.memory import GIB, MemoryPlan
 from poweropd_lite.problems.benchmarks import find_benchmarks
 
 LOGIT_PASSES = 10  # times that float32 logits are read or written for a score and its gradient (logprobs.py)
+BFLOAT16 = 8.0  # the least compute capability that has it (Ampere)
 TOKEN_OVERHEAD = 1e-3  # seconds a decoded token costs beside reading weights, keys and values; assumed
 
 
@@ -26,7 +32,7 @@ class Card:
     gib: float  # memory that a program can use of it
     tflops: float  # dense bfloat16 products with float32 sums (float16 where there is no bfloat16), 1e12 a second
     bandwidth: float  # of its memory, 1e9 bytes a second
-    bfloat16: bool = True
+    capability: float  # CUDA's compute capability
 
 
 @dataclass(frozen=True)
@@ -37,35 +43,41 @@ class Machine:
     cuda: bool
     card: Card | None = None  # its published figures, if they are known
     gib: float | None = None  # of memory that can be used; None: any
+    capability: float | None = None  # CUDA's compute capability, if it is known
 
     @property
     def bfloat16(self) -> bool:
         """Whether it computes in bfloat16, as every card does that is sold today."""
-        return self.card is None or self.card.bfloat16
+        return self.capability is None or self.capability >= BFLOAT16
 
 
 CARDS = {
-    "rtx3060": Card(11.6, 25.5, 360),
-    "rtx4070": Card(11.6, 58.3, 504),
-    "t4": Card(14.6, 65, 320, bfloat16=False),
-    "v100": Card(15.7, 125, 900, bfloat16=False),
-    "rtx4080": Card(15.6, 97.5, 717),
-    "rtx3090": Card(23.5, 71, 936),
-    "rtx4090": Card(23.5, 165, 1008),
-    "a10": Card(22.0, 125, 600),
-    "l4": Card(22.0, 121, 300),
-    "rtx5090": Card(31.3, 209, 1792),
-    "a100-40gb": Card(39.4, 312, 1555),
-    "a6000": Card(47.4, 155, 768),
-    "l40s": Card(44.4, 362, 864),
-    "a100-80gb": Card(79.1, 312, 2039),
-    "h100": Card(79.1, 989, 3350),
-    "h100-pcie": Card(79.1, 756, 2000),
-    "h200": Card(139.8, 989, 4800),
+    "rtx4060": Card(7.6, 30.2, 272, 8.9),
+    "rtx5060": Card(7.5, 38.4, 448, 12.0),
+    "rtx3060": Card(11.6, 25.5, 360, 8.6),
+    "rtx4070": Card(11.6, 58.3, 504, 8.9),
+    "rtx5070": Card(11.5, 61.7, 672, 12.0),
+    "t4": Card(14.6, 65, 320, 7.5),
+    "p100": Card(15.8, 9.3, 732, 6.0),
+    "v100": Card(15.7, 125, 900, 7.0),
+    "rtx4080": Card(15.6, 97.5, 717, 8.9),
+    "rtx5080": Card(15.4, 112.6, 960, 12.0),
+    "rtx3090": Card(23.5, 71, 936, 8.6),
+    "rtx4090": Card(23.5, 165, 1008, 8.9),
+    "a10": Card(22.0, 125, 600, 8.6),
+    "l4": Card(22.0, 121, 300, 8.9),
+    "rtx5090": Card(31.3, 209, 1792, 12.0),
+    "a100-40gb": Card(39.4, 312, 1555, 8.0),
+    "a6000": Card(47.4, 155, 768, 8.6),
+    "l40s": Card(44.4, 362, 864, 8.9),
+    "a100-80gb": Card(79.1, 312, 2039, 8.0),
+    "h100": Card(79.1, 989, 3350, 9.0),
+    "h100-pcie": Card(79.1, 756, 2000, 9.0),
+    "h200": Card(139.8, 989, 4800, 9.0),
 }
 SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have
 # GiB that can be used of the smallest card sold under a size in GB
-_USABLE: dict[float, float] = {12: 11.6, 16: 14.6, 24: 22.0, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1}
+_USABLE: dict[float, float] = {12: 11.5, 16: 14.6, 24: 22.0, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1}
 
 
 def find_machine(gpu: str | None, wants_card: bool) -> Machine:
@@ -76,7 +88,8 @@ def find_machine(gpu: str | None, wants_card: bool) -> Machine:
         return find_card(gpu)
     if gpu is None and torch.cuda.is_available():
         name, total = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / GIB
-        return Machine(name, True, known_card(name, total), total)
+        major, minor = torch.cuda.get_device_capability()
+        return Machine(name, True, known_card(name, total), total, major + minor / 10)
     if gpu is None and wants_card:
         return Machine("any card", True)
     return Machine("this machine's CPU", False, None, machine_bytes() / GIB)
@@ -86,8 +99,8 @@ def find_card(text: str) -> Machine:
     """Returns the card of a name, such as rtx4090, or of a size in GB, such as 24; raises UserError for neither."""
     plain = _plain(text)
     for name, card in CARDS.items():
-        if plain in (_plain(name), _plain(name).removeprefix("rtx")):
-            return Machine(name, True, card, card.gib)
+        if plain.removeprefix("rtx") == _plain(name).removeprefix("rtx"):
+            return Machine(name, True, card, card.gib, card.capability)
     number = plain.removesuffix("gb").removesuffix("gib").removesuffix("g")
     try:
         size = float(number)

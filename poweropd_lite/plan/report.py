@@ -3,6 +3,7 @@
 from typing import Any
 
 from poweropd_lite.base.config import Config, full_name
+from poweropd_lite.base.errors import Finding
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.tables import aligned
 from poweropd_lite.cli import as_flags
@@ -10,6 +11,7 @@ from poweropd_lite.plan.cards import SIZES, Machine, evaluation_seconds, evaluat
 from poweropd_lite.plan.flops import TERA, Lengths, paper_update, step_flops
 from poweropd_lite.plan.memory import CUDA_CONTEXT, FRAGMENTED, GIB, WEIGHTS, MemoryPlan
 from poweropd_lite.plan.settings import PlanConfig
+from poweropd_lite.plan.warn import warnings
 
 Changes = dict[str, tuple[Any, Any]] | None  # by setting: its value before, and after
 
@@ -53,6 +55,7 @@ def report(
             "card": {"tflops": card.tflops, "bandwidth": card.bandwidth},
             "assumed": {"compute_share": asked.compute_share, "bandwidth_share": asked.bandwidth_share},
         }
+    out["warnings"] = [finding.as_json() for finding in warnings(config, machine, out["seconds"])]
     return out
 
 
@@ -88,6 +91,8 @@ def words(r: dict[str, Any], steps: int) -> str:
         lines.append(f"change  {flags}   (--output FILE makes a config of it)")
     elif r["changes"] is None:
         lines.append("change  no setting here makes it fit; take a smaller student or teacher, or a larger card")
+    for warning in r["warnings"]:
+        lines += Finding(**warning).shown()
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ The fake device is a CPU, whatever is planned for: where a card's kernels keep o
 precision), memory.py adds them. Left out: kernels' own workspaces and the allocator's rounding.
 """
 
+import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,8 +56,8 @@ class Traces:
     def _once(self, trace: Callable, model_config: "PretrainedConfig", config: Config, *rest: Any) -> Any:
         settings = (_full(config), *(getattr(config, name) for name in sorted(marked("traced"))))
         key = (trace, model_config.name_or_path, model_config.to_json_string(), *settings, *rest)
-        if key not in _MADE:
-            _MADE[key] = trace(model_config, config, *rest)
+        if key not in _MADE:  # a copy: building a model writes into its config, which would be another key then
+            _MADE[key] = trace(copy.deepcopy(model_config), config, *rest)
         return _MADE[key]
 
 

@@ -6,9 +6,9 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
-from poweropd_lite.base.config_files import config_path, read_yaml
+from poweropd_lite.base.config_files import PAPER_PAIRS, config_path, read_yaml
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.reproduce.settings import COLUMNS, PAPER_PAIRS, REWARDS, TRUNCATED, ReproduceConfig
+from poweropd_lite.reproduce.settings import COLUMNS, REWARDS, TRUNCATED, ReproduceConfig
 
 Role = Literal["run", "base", "teacher"]
 Stage = Literal["train", "evaluate"]

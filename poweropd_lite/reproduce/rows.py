@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from poweropd_lite.base.config import Config
+from poweropd_lite.base.config_files import PAPER_PAIRS
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.reproduce.grid import DONE, FAILED, Task, run_config
-from poweropd_lite.reproduce.settings import COLUMNS, PAPER_PAIRS, REWARDS, TRUNCATED
+from poweropd_lite.reproduce.settings import COLUMNS, REWARDS, TRUNCATED
 from poweropd_lite.reproduce.state import MEASURES, Queue, Results
 
 LEVEL = 0.95  # as evaluate's own intervals

@@ -10,7 +10,6 @@ from poweropd_lite.base.config import BUNDLED, setting
 from poweropd_lite.base.config_files import checked, nearest
 from poweropd_lite.base.errors import UserError
 
-PAPER_PAIRS = ("qwen3-0.6b-4b", "qwen3-0.6b-8b", "qwen3-1.7b-4b", "qwen3-1.7b-8b")  # as LoRA
 REWARDS = ("full_kl", "log_ratio", "clip", "tanh", "zscore", "power")  # in the order of the paper's tables
 # What a column of the grid sets. The plain one is the paper's description, top-k 20 and top-p 0.95 the released code's.
 COLUMNS: dict[str, dict[str, Any]] = {

@@ -3,12 +3,10 @@
 from typing import Any
 
 from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
-from poweropd_lite.base.config_files import config_path, read_yaml
+from poweropd_lite.base.config_files import QWEN_CONFIG, config_path, read_yaml
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.train import train
-
-QWEN_CONFIG = "qwen3-0.6b-4b"
 
 
 def choose_config(config: str | None, flags: dict[str, Any]) -> Config:

@@ -16,11 +16,11 @@ from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
 from poweropd_lite.plan import plan
 from poweropd_lite.plan.__main__ import main
-from poweropd_lite.plan.cards import CARDS, known_card
+from poweropd_lite.plan.cards import CARDS, Machine, find_card, known_card
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
 from poweropd_lite.plan.memory import fullest_batch, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
-from poweropd_lite.plan.trace import trace_rollout, trace_student, trace_teacher, traces_of
+from poweropd_lite.plan.trace import _MADE, trace_rollout, trace_student, trace_teacher, traces_of
 
 CPU = torch.device("cpu")
 TINY = Path(__file__).parents[2] / "poweropd_lite" / "tiny"
@@ -271,8 +271,9 @@ def test_a_run_logs_the_planned_beside_the_measured_peak(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     planned = {line["memory/planned_gib"] for line in lines if "loss" in line}
     assert len(planned) == 1 and round(planned.pop(), 3) == summary["planned_gib"]
-    # Most of it is the process itself, which both count; the plan is of longer rollouts than these.
-    assert 0.9 * summary["peak_gib"] < summary["planned_gib"] < summary["peak_gib"] + 0.2
+    # Most of it is the process itself, which both count; what is imported after the plan is in the peak alone (up to 0.1
+    # GiB: docs/plan.md), and the plan is of longer rollouts than these.
+    assert summary["peak_gib"] - 0.1 < summary["planned_gib"] < summary["peak_gib"] + 0.2
     assert f"(planned {summary['planned_gib']:.2f})" in done.stdout
 
 
@@ -303,12 +304,50 @@ def test_a_model_that_cannot_be_traced_is_trained_all_the_same(monkeypatch):
         ("NVIDIA L40S", 44.4, "l40s"),
         ("NVIDIA L4", 22.0, "l4"),
         ("Tesla T4", 14.6, "t4"),
+        ("Tesla P100-PCIE-16GB", 15.9, "p100"),
+        ("Tesla V100-SXM2-16GB", 15.8, "v100"),
+        ("NVIDIA GeForce RTX 5070", 11.5, "rtx5070"),
+        ("NVIDIA GeForce RTX 5060 Ti", 7.6, None),
+        ("NVIDIA GeForce RTX 4060 Laptop GPU", 7.6, None),
         ("NVIDIA GeForce RTX 3060 Ti", 7.8, None),
         ("AMD Instinct MI300X", 192.0, None),
     ],
 )
 def test_a_card_is_known_by_what_its_driver_says(name, gib, card):
     assert known_card(name, gib) == (CARDS[card] if card else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "ghz", "bits", "gbps"),
+    [
+        ("rtx3060", 3584, 1.777, 192, 15), ("rtx3090", 10496, 1.695, 384, 19.5), ("rtx4060", 3072, 2.46, 128, 17),
+        ("rtx4070", 5888, 2.475, 192, 21), ("rtx4080", 9728, 2.505, 256, 22.4), ("rtx4090", 16384, 2.52, 384, 21),
+        ("rtx5060", 3840, 2.497, 128, 28), ("rtx5070", 6144, 2.512, 192, 28), ("rtx5080", 10752, 2.617, 256, 30),
+        ("rtx5090", 21760, 2.407, 512, 28),
+    ],
+)  # fmt: skip
+def test_figures_of_a_geforce_card_are_those_of_its_parts(name, cores, ghz, bits, gbps):
+    """Products in half precision with float32 sums at twice the float32 rate, two operations a core and cycle; a bus's
+    bytes times the rate of a pin.
+    """
+    assert CARDS[name].tflops == pytest.approx(2 * 2 * cores * ghz / 1e3, rel=0.005)
+    assert CARDS[name].bandwidth == pytest.approx(bits / 8 * gbps, rel=0.001)
+
+
+def test_cards_without_bfloat16_are_those_before_ampere():
+    assert (CARDS["t4"].tflops, CARDS["t4"].bandwidth, CARDS["t4"].capability) == (65, 320, 7.5)
+    assert [name for name in CARDS if not find_card(name).bfloat16] == ["t4", "p100", "v100"]
+    assert not Machine("NVIDIA GeForce RTX 2080", True, None, 7.8, 7.5).bfloat16  # here, and in no list
+    assert find_card("RTX A6000").name == "a6000" and find_card("24").capability is None
+
+
+def test_each_trace_is_made_once():
+    """Student, teacher, a rollout of training and one of evaluation: four, and none when asked again."""
+    config = load_config("bundled", token_budget=777, max_new_tokens=111, eval_max_new_tokens=111)
+    before = len(_MADE)
+    for _ in range(2):
+        memory_of(config)
+        assert len(_MADE) == before + 4
 
 
 def test_a_trace_reads_no_setting_that_is_not_marked():

@@ -17,7 +17,9 @@ from poweropd_lite.plan.cards import CARDS, Machine, find_card
 from poweropd_lite.plan.fit import config_text, differences, fit
 from poweropd_lite.plan.flops import body_flops
 from poweropd_lite.plan.memory import GIB
+from poweropd_lite.plan.pairs import plan_pairs, table
 from poweropd_lite.plan.settings import PlanConfig
+from poweropd_lite.plan.warn import reached
 
 
 def test_appendix_b_to_the_digit_and_the_true_cost():
@@ -56,7 +58,7 @@ def test_a_named_card_gives_an_estimate_by_its_published_figures():
     assert seconds["step"]["rollout"] == pytest.approx(decode + products, rel=1e-6)
     assert seconds["run"] == pytest.approx(1500 * sum(seconds["step"].values()) + 7 * seconds["evaluation"])
     for name in ("RTX 4090", "rtx-4090", "RTX_4090", "4090"):
-        assert find_card(name) == Machine("rtx4090", True, card, card.gib)
+        assert find_card(name) == Machine("rtx4090", True, card, card.gib, 8.9)
     assert find_card("24GB") == Machine("24 GB", True, None, 22.0) and find_card("a100 80gb").name == "a100-80gb"
     assert find_card("20") == Machine("20 GB", True, None, pytest.approx(18.2))
 
@@ -79,6 +81,103 @@ def test_all_four_pairs_fit_24_gb_as_lora(name):
     report, fitting = plan(load_config(name), PlanConfig(gpu="24"), say=print)
     assert report["fits"] and report["changes"] == {} and fitting == load_config(name)
     assert report["needed_bytes"] < 22.0 * GIB  # of an L4 or A10, the smallest cards sold as 24 GB
+
+
+def test_a_card_without_a_config_is_planned_for_the_four_pairs(tmp_path):
+    """24 GB hold each as it is, so the largest is taken, with every flag that was typed."""
+    done = run_plan("--gpu", "24", "--alpha", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [pair["config"] for pair in report["pairs"]] == PAIRS and report["usable_bytes"] == 22 * GIB
+    for pair in report["pairs"]:
+        peak = memory_of(load_config(pair["config"]), torch.bfloat16, cuda=True).peak
+        assert pair["plan"]["peak_bytes"] == pair["changed"]["peak_bytes"] == peak and pair["changes"] == {}
+    assert report["recommended"] == "qwen3-1.7b-8b"
+    assert report["train"] == "python -m poweropd_lite.train --config qwen3-1.7b-8b --alpha 3"
+    assert report["write"] == report["train"].replace(".train", ".plan") + " --gpu 24 --output mine.yaml"
+
+    done = run_plan("--gpu", "24", "--alpha", "3", "--output", "mine.yaml", cwd=tmp_path)
+    assert "qwen3-0.6b-4b       14.0  as it is      14.0\n" in done.stdout
+    assert "take    qwen3-1.7b-8b: the largest that fits as it is\n" in done.stdout
+    assert done.stdout.endswith("wrote   mine.yaml: python -m poweropd_lite.train --config mine.yaml\n")
+    assert load_config(tmp_path / "mine.yaml") == load_config("qwen3-1.7b-8b", alpha=3)
+
+
+def test_a_card_that_holds_no_pair_as_it_is():
+    """11.5 of 12 GB: each pair with fewer completions at once, and the smallest, which is cut least, is taken."""
+    names = PAIRS[:3]
+    report, fitting = plan_pairs({}, PlanConfig(gpu="12"), print, names)
+    for name, lines, pair in zip(names, (16, 8, 8), report["pairs"], strict=True):
+        config = load_config(name)
+        before, after = (
+            memory_of(c, torch.bfloat16, cuda=True)
+            for c in (config, config.model_copy(update={"decode_batch_size": lines}))
+        )
+        assert after.needed < 11.5 * GIB < before.needed
+        assert pair["plan"]["peak_bytes"] == before.peak and pair["changed"]["peak_bytes"] == after.peak
+        assert pair["changes"] == {"decode_batch_size": [None, lines]}
+        assert f"with --decode-batch-size {lines}" in table(report)
+    assert report["recommended"] == "qwen3-0.6b-4b" and fitting == load_config("qwen3-0.6b-4b", decode_batch_size=16)
+    assert report["train"] == "python -m poweropd_lite.train --config qwen3-0.6b-4b --decode-batch-size 16"
+    assert "take    qwen3-0.6b-4b: none fits as it is, and this one is cut least" in table(report)
+
+
+def test_a_card_that_holds_none_of_them():
+    done = run_plan("--gpu", "2")
+    assert done.returncode == 1 and done.stdout.endswith("none of them fits, whatever is changed; take a larger card\n")
+    report, fitting = plan_pairs({}, PlanConfig(gpu="2"), print, PAIRS[:1])
+    assert fitting is None and report["recommended"] is report["train"] is report["pairs"][0]["changes"] is None
+
+
+def test_without_a_card_it_is_the_bundled_pair():
+    for flags in ([], ["--gpu", "cpu"]):
+        done = run_plan(*flags, "--json")
+        assert done.returncode == 0 and json.loads(done.stdout)["student"] == "bundled-student"
+
+
+def test_a_t4_is_warned_of_float16_and_of_the_end_of_a_session():
+    """The session's end by adding up steps and evaluations, one after the other."""
+    report, _ = plan(load_config("bundled", steps=900_000), PlanConfig(gpu="t4"), say=print)
+    assert report["dtype"] == "float16"
+    dtype, session = report["warnings"]
+    assert dtype["level"] == "warning" and dtype["check"] == "compute dtype"
+    assert "float16 with a loss scale, which is untested with Qwen3: t4 has no bfloat16" in dtype["found"]
+    seconds = report["seconds"]
+    step, scoring = sum(seconds["step"].values()), seconds["evaluation"]
+    time, done = scoring, 0
+    while time + step <= 12 * 3600:
+        time, done = time + step, done + 1
+        time += scoring if done % 25 == 0 else 0
+    assert session["check"] == "session" and session["evidence"]["hours"] == 12 and 0 < done < 900_000
+    assert abs(session["evidence"]["step"] - done) <= 1  # the sum's rounding
+    assert f"ends at step {session['evidence']['step']:,} of 900,000 at best" in session["found"]
+    assert "--resume" in session["mend"] and "every 50 steps" in session["mend"]
+    done = run_plan("--config", "bundled", "--gpu", "t4")
+    assert done.returncode == 0 and "\nwarning compute dtype: this run computes" in done.stdout
+    assert "warning session" not in done.stdout  # 100 steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluation", "step"),
+    [
+        # 43,200 - 300 = 42,900 s: three times 250 x 42 + 300 = 10,800, and 10,500 are 250 steps more.
+        ({"eval_benchmarks": "math500", "eval_every": 250}, 300.0, 1000),
+        ({"eval_benchmarks": "math500", "eval_every": 0}, 300.0, 1021),  # 42,900 / 42
+        ({}, 0.0, 1028),  # 43,200 / 42
+        ({"steps": 900}, 0.0, 900),
+    ],
+)
+def test_the_step_of_a_session_s_end_by_hand(settings, evaluation, step):
+    seconds = {"step": {"rollout": 40.0, "update": 2.0}, "evaluation": evaluation}
+    assert reached(load_config(**{"student": "a", "teacher": "b", **settings}), seconds, 12 * 3600) == step
+
+
+def test_a_size_does_not_say_bfloat16_and_a_name_does():
+    def warned(gpu, **settings):
+        return [w["check"] for w in plan(load_config("bundled", **settings), PlanConfig(gpu=gpu), print)[0]["warnings"]]
+
+    assert warned("16") == ["compute dtype"] and warned("16", dtype="float32") == [] and warned("rtx4090") == []
+    assert warned("cpu") == []
 
 
 def test_the_change_that_fits_is_needed_and_enough(tmp_path):
@@ -183,7 +282,7 @@ def test_exit_codes_and_messages():
     small = ["--config", "qwen3-0.6b-4b"]
     assert run_plan(*small, "--gpu", "8").returncode == 1
     for flags, message in [
-        (["--gpu", "rtx9999"], "neither a size in GB, such as 24, nor one of rtx3060"),
+        (["--gpu", "rtx9999"], "neither a size in GB, such as 24, nor one of rtx4060"),
         (["--gpu", "0"], "neither a size"),
         (["--gpu", "7777"], "neither a size"),
         (["--gpuu", "24"], "did you mean '--gpu'?"),
