@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal, get_args
 
-from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
+from poweropd_lite.base.config import BUNDLED, Config, full_name, load_config, marked, names_models
 from poweropd_lite.base.config_files import PAPER_PAIRS, config_path, read_yaml
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.reproduce.settings import COLUMNS, REWARDS, TRUNCATED, ReproduceConfig
@@ -147,14 +147,15 @@ def model_tasks(pairs: dict[str, Config]) -> list[Task]:
 
 def short_names(pair: Config) -> tuple[str, str]:
     """Returns a pair's student and teacher without the folders or owners before their names."""
-    return pair.student.rstrip("/").rsplit("/", 1)[-1], pair.teacher.rstrip("/").rsplit("/", 1)[-1]
+    names = full_name(pair.student, "student"), full_name(pair.teacher, "teacher")
+    return names[0].rstrip("/").rsplit("/", 1)[-1], names[1].rstrip("/").rsplit("/", 1)[-1]
 
 
 def model_flags(pair: Config, role: Role) -> list[str]:
     """Returns evaluate's flags for a pair's base student or teacher: the teacher in the bits that it scores with."""
     base = role == "base"
     model, bits = (pair.student, pair.student_bits) if base else (pair.teacher, pair.teacher_bits)
-    model = model if model != BUNDLED else "bundled-student" if base else "bundled-teacher"
+    model = full_name(model, "student" if base else "teacher")
     values = {"model": model, "bits": 4 if bits == 4 else 16}  # evaluate knows no 8 bits: docs/reproduce.md
     values |= {"prompt_suffix": pair.prompt_suffix, "system_prompt": pair.system_prompt}
     thinking = "--enable-thinking" if pair.enable_thinking else "--no-enable-thinking"

@@ -78,7 +78,7 @@ def test_the_bundled_pair_is_sound_and_all_is_looked_at():
 
 def test_a_swapped_tokenizer_and_train_refuses_it_too(other, tmp_path):
     teacher = other("teacher", tokenizer_edit(swap))
-    done = run_doctor("--teacher", teacher)
+    done = run_doctor("--student", "bundled", "--teacher", teacher)
     assert done.returncode == 1
     assert "refusal vocabulary:" in done.stdout and "(2 of 479;" in done.stdout
     assert "mend: choose two models of one family" in done.stdout
@@ -333,7 +333,7 @@ def test_versions_that_do_not_go_together(monkeypatch):
     [
         (["--rows", "0"], "rows: found '0'"),
         (["--env", "--rows", "5"], "--env examines no pair"),
-        (["--teacher", "/nowhere"], "no tokenizer for the teacher at '/nowhere'"),
+        (["--student", "bundled", "--teacher", "/nowhere"], "no tokenizer for the teacher at '/nowhere'"),
         (["--alpha", "-1"], "alpha: found '-1'"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_4_bit_student_trains(tmp_path):
     ]
     done = run_train(*flags, "--engine", "loop", "--loader", "peft", "--output", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "student bundled (LoRA on a 4-bit base: 116,736 trained, float32)" in done.stdout
+    assert "bundled-student (LoRA on a 4-bit base: 116,736 trained, float32)" in done.stdout
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["optim/skipped"] for line in steps] == [0.0] * 3
     assert all(line["optim/grad_norm"] > 1e-3 and line["parity/gap_max"] < 1e-4 for line in steps)

@@ -308,7 +308,7 @@ def test_other_rewards_are_judged_too(tmp_path):
         (["--rolouts", "9"], ["did you mean '--rollouts'"]),
         (["--output", "full"], ["full is not empty", "--output"]),
         (["--output", "file"], ["file is a file", "--output"]),
-        (["--teacher", "no/such-folder/here"], ["teacher", "--teacher"]),
+        (["--student", "bundled", "--teacher", "no/such-folder/here"], ["teacher", "--teacher"]),
         (["--teacher-bits", "8"], ["LLM.int8", "--teacher-bits 4, 16 or 32"]),
     ],
 )
