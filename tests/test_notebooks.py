@@ -114,8 +114,12 @@ def test_quickstart_runs_and_the_student_learns(tmp_path):
         "other": "[other.summary['reward'], other.summary['accuracy_before'], other.summary['steps'], str(other.run)]",
         "figures": "sorted(p.name for p in folder.glob('*.png'))",
         "norms": "[max(json.loads(l).get('optim/grad_norm', 0) for l in (r / 'metrics.jsonl').read_text().splitlines()) for r in (power.run, other.run)]",
+        "groups": "[[g['label'], g['seeds']] for g in json.loads((folder / 'report.json').read_text())['groups']]",
+        "own": "[own.summary['accuracy_after'], own.summary['evaluation_before']['kl'], own.summary['evaluation_after']['kl']]",
+        "talk": "[before, after]",
     }
-    notebook, held = run("01_quickstart", tmp_path, values, STEPS=8, EVAL_PROBLEMS=24, OTHER_REWARD="log_ratio")
+    sizes = {"STEPS": 8, "EVAL_PROBLEMS": 24, "GROUP_STEPS": 2}
+    notebook, held = run("01_quickstart", tmp_path, values, **sizes, OTHER_REWARD="log_ratio")
     assert held["other"] == ["log_ratio", held["before"], 8, "runs/log_ratio-seed0"]
     assert held["before"] < 0.5 and held["after"] > held["before"] + 0.05
     assert held["norms"][1] > 4 * held["norms"][0]  # bounded rewards have the smaller gradients
@@ -166,12 +170,12 @@ def test_training_in_two_sittings_runs_and_does_nothing_twice(tmp_path):
     assert len(training) == 2
     again = ["STEPS = 5", *training]  # as somebody does who runs the cells again to train on
     notebook, held = run("03_train_qwen3", tmp_path, values, again, FIRST_STEPS=2, STEPS=4, EVAL_PROBLEMS=8)
-    assert held == {"config": "bundled", "steps": 5, "finished": True, "run": "runs/qwen3"}
+    assert held == {"config": "bundled", "steps": 5, "finished": True, "run": "runs/bundled"}
     shown = text_of(notebook)
     assert "sound: 19 ok, 0 warnings, 0 refusals" in shown
-    assert "fits    l4" in shown and "resuming runs/qwen3 at step 2 of 4" in shown
-    assert "resuming runs/qwen3 at step 4 of 5" in shown and "at step 0 of" not in shown
-    metrics = (tmp_path / "runs" / "qwen3" / "metrics.jsonl").read_text().splitlines()
+    assert "fits    l4" in shown and "resuming runs/bundled at step 2 of 4" in shown
+    assert "resuming runs/bundled at step 4 of 5" in shown and "at step 0 of" not in shown
+    metrics = (tmp_path / "runs" / "bundled" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics if '"loss"' in line] == [1, 2, 3, 4, 5]
 
 
