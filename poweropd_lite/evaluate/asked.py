@@ -60,7 +60,7 @@ def load_asked(
         if run is not None and not benchmark.sizes:  # its size is the run's own matter
             limit, longest[benchmark.name] = limit or run.eval_problems, _longest(run)
         sets.append(load_problems(benchmark, tokenizer, asking, limit, (columns[0], columns[1]), say))
-    if run is None or not (run.hold_out or not run.evaluates):
+    if run is None or (sets and not run.hold_out):
         return Asked(sets, [p for s in sets for p in s.prompts], "one completion a problem", longest)
     prompts, skipped = load_prompts(run, tokenizer, say=say)
     say_skipped(skipped, len(prompts), run.data, say)

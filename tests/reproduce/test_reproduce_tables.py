@@ -340,7 +340,10 @@ def test_pairs_of_models_with_the_same_names_are_told_apart(tmp_path):
     (tmp_path / "other.yaml").write_text("student: bundled\nteacher: bundled\ndata: bundled\nlr: 1e-4\n")
     queue = planted(tmp_path, pairs=f"bundled,{tmp_path}/other.yaml", rewards="tanh", seeds="0")
     titles = [sheet.title for sheet in score_sheets(queue, make_blocks(queue, read_results(queue)))]
-    assert "bundled-student <- bundled-teacher (4-bit), other, no truncation" in titles and len(set(titles)) == len(titles) == 4
+    assert (
+        "bundled-student <- bundled-teacher (4-bit), other, no truncation" in titles
+        and len(set(titles)) == len(titles) == 4
+    )
 
 
 def test_costs_leave_out_what_is_not_done(tmp_path):
