@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Every figure of the README and of docs/ that a CPU gives, from one commit on one machine: `bash docs/figures.sh OUT`.
+# OUT gets NAME.txt, what each command printed, and pictures/; about an hour and a half on two quiet cores, most of it the
+# grid of sampling.md. Figures of a card are in benchmarks/gpu/results, of memory and speed in benchmarks/.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$1/pictures" && cd "$1"
+go() { echo "== $1: ${*:2}"; "${@:2}" > "$1.txt" 2>&1 || echo "exit code $?" >> "$1.txt"; }
+run() { go "$1" python -m poweropd_lite.train --config bundled "${@:2}" --output "runs/$1"; }
+
+# README, bundled_pair.md: the first command, and three seeds of it.
+go quickstart python -m poweropd_lite.train --alpha 10
+go report python -m poweropd_lite.report runs/power10-seed0
+go evaluate_student python -m poweropd_lite.evaluate --model bundled-student
+go evaluate_teacher python -m poweropd_lite.evaluate --model bundled-teacher
+go evaluate_teacher_4bit python -m poweropd_lite.evaluate --model bundled-teacher --bits 4 --output evaluations/teacher-4bit
+go evaluate_run python -m poweropd_lite.evaluate --model runs/power10-seed0
+go compare python -m poweropd_lite.evaluate --compare runs/power10-seed0 evaluations/bundled-student
+go export python -m poweropd_lite.export runs/power10-seed0 --to gguf
+go example python "$here/../examples/loop.py"
+go measure python -m poweropd_lite.tiny.measure
+for seed in 1 2; do run "power10-seed$seed" --alpha 10 --seed "$seed"; done
+for seed in 0 1 2; do run "log_ratio-seed$seed" --reward log_ratio --seed "$seed"; done
+
+# your_task.md: questions without answers; chat.md and ask.
+python - <<'PY'
+import json
+from poweropd_lite.problems.bundled import problems
+with open("questions.jsonl", "w") as file:
+    for problem in problems(0, 300, held_out=False):
+        file.write(json.dumps({"question": problem.question}) + "\n")
+PY
+run no_answers --data questions.jsonl --hold-out 40 --eval-benchmarks none --eval-every 25
+go no_answers_evaluate python -m poweropd_lite.evaluate --model runs/no_answers
+run short --steps 30 --eval-benchmarks none
+go ask python -m poweropd_lite.ask runs/short "Compute 12 + 30 - 7." --before
+
+# doctor.md, plan.md, audit.md, advise.md
+go doctor python -m poweropd_lite.doctor
+go doctor_t4 python -m poweropd_lite.doctor --gpu t4
+go plan python -m poweropd_lite.plan
+go plan_12 python -m poweropd_lite.plan --gpu 12
+go audit python -m poweropd_lite.audit --alpha 10
+go advise python -m poweropd_lite.advise --alpha 10
+
+# report.md: seven rewards, and tokens of a run of 30 steps.
+for reward in clip tanh zscore full_kl; do run "$reward" --reward "$reward"; done
+run power1 --alpha 1
+go report_seven python -m poweropd_lite.report runs/power1 runs/power10-seed0 runs/log_ratio-seed0 runs/clip runs/tanh \
+  runs/zscore runs/full_kl --teacher evaluations/bundled-teacher --output reports/seven
+go report_groups python -m poweropd_lite.report runs/power10-seed? runs/log_ratio-seed? --output reports/groups
+go hero python "$here/hero.py" reports/groups pictures/hero.png
+
+# sampling.md, reproduce.md: the grid, and what the text says beside it.
+go grid python -m poweropd_lite.reproduce --preset tiny --output tiny
+go grid_lr python -m poweropd_lite.reproduce --preset tiny --rewards log_ratio --lr 4e-3 --output lr
+go grid_raw python -m poweropd_lite.reproduce --preset tiny --rewards full_kl --columns plain --stop-mode raw --output raw
+go grid_raw_power python -m poweropd_lite.reproduce --preset tiny --rewards power --alphas 10 --columns plain \
+  --stop-mode raw --output raw-power
