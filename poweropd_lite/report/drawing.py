@@ -26,7 +26,7 @@ class Look:
     width: float  # of one column
     height: float
     wide: float  # of two columns
-    panel: tuple[float, float]  # of one among several
+    row: float  # the height of a row of panels
     small: float  # points
     titles: bool  # whether panels have them; in a paper their names stand below, as (a), (b)
     rc: dict[Any, Any]  # matplotlib's settings
@@ -42,8 +42,8 @@ _PAPER: dict[str, float] = {
 }
 _PAPER |= {"ytick.labelsize": 8, "lines.linewidth": 1.1, "axes.linewidth": 0.6, "savefig.dpi": 300}
 LOOKS = {
-    "screen": Look(4.6, 3.0, 9.2, (3.2, 2.4), 8.3, True, {**_COMMON, "legend.fontsize": 8.3, "savefig.dpi": 160}),
-    "paper": Look(3.35, 2.2, 6.9, (2.3, 1.7), 8.0, False, {**_COMMON, **_PAPER}),
+    "screen": Look(4.6, 3.0, 9.2, 2.4, 8.3, True, {**_COMMON, "legend.fontsize": 8.3, "savefig.dpi": 160}),
+    "paper": Look(3.35, 2.2, 6.9, 1.7, 8.0, False, {**_COMMON, **_PAPER}),
 }
 
 
@@ -185,6 +185,6 @@ def rendered(figure: Figure, kind: str) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         if figure.get_layout_engine() is not None:  # laid out once, for every kind
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+            figure.set_layout_engine(None)
         figure.savefig(buffer, format=kind, metadata=nothing)
     return buffer.getvalue()

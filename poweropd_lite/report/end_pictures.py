@@ -14,8 +14,7 @@ def alpha_pictures(numbers: dict[str, Any], ours: Pen, teacher: Reference | None
     end, norms = numbers["end"], numbers["by_alpha"]["gradient"]
     if end and numbers["by_alpha"]["end"]["curves"]:
         share = end["unit"] == "%"
-        up = f"{end['name']}, %" if share else "KL(student | teacher), nats a token"
-        figure, axes = _against(numbers["by_alpha"]["end"], ours, up, 100 if share else 1)
+        figure, axes = _against(numbers["by_alpha"]["end"], ours, end["axis"], 100 if share else 1)
         if teacher is not None and share:
             axes.axhline(100 * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
         axes.set_ylim(0, 102 if share else None)
@@ -40,8 +39,9 @@ def _against(found: dict[str, Numbers], ours: Pen, up: str, scale: float) -> tup
     for i, (name, of) in enumerate(found["curves"].items()):
         mean, low, high = (scaled(of[key], scale) for key in ("mean", "low", "high"))
         bars = [[m - v for m, v in zip(mean, low, strict=True)], [v - m for m, v in zip(mean, high, strict=True)]]
-        how = {"fmt": "o-", "markersize": 4, "capsize": 2.5, "linewidth": 1.3}
-        axes.errorbar(of["alpha"], mean, bars, color=INK[i % len(INK)], label=label(name), **how)
+        color = INK[i % len(INK)]
+        axes.plot(of["alpha"], mean, "o-", markersize=4, linewidth=1.3, color=color, label=label(name))
+        axes.errorbar(of["alpha"], mean, bars, fmt="none", capsize=2.5, ecolor=color)
     for name, level in found["levels"].items():
         axes.axhline(scale * level["mean"], linewidth=1.2, label=label(name), **ours.ink[name])
         if level["low"] < level["high"]:

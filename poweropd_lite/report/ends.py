@@ -20,6 +20,7 @@ class End:
     """A quantity at the end of training; `values` has the settings all of whose seeds have it."""
 
     name: str  # such as Avg@8 at the end
+    axis: str  # as it stands beside an axis
     unit: str  # "%" (values 0 to 1) or "nats"
     values: dict[str, Seeds]  # by label
 
@@ -31,20 +32,21 @@ def end_of(groups: Sequence[Group]) -> End | None:
     scored = next((run.scored for group in groups for run in group.runs if run.scored), {})
     ns = {n for n, _, _ in scored.values()}
     evaluated = f"Avg@{min(ns, default=0)} on {', '.join(scored)} by evaluate"
-    choices: list[tuple[str, str, Callable[[Run], float | None]]] = [
-        (found, "%", _own),
-        (evaluated, "%", lambda run: _evaluated(run, scored)),
-        ("KL to the teacher on held-out prompts", "nats", lambda run: _kl(run.evaluations, "eval/kl")),
-        ("KL to the teacher in training", "nats", lambda run: _kl(run.steps, "kl/train")),
+    kl = "KL to the teacher, nats a token"
+    choices: list[tuple[str, str, str, Callable[[Run], float | None]]] = [
+        (found, f"{found}, %", "%", _own),
+        (evaluated, f"Avg@{min(ns, default=0)} by evaluate, %", "%", lambda run: _evaluated(run, scored)),
+        ("KL to the teacher on held-out prompts", kl, "nats", lambda run: _kl(run.evaluations, "eval/kl")),
+        ("KL to the teacher in training", kl, "nats", lambda run: _kl(run.steps, "kl/train")),
     ]
-    for name, unit, take in choices:
+    for name, axis, unit, take in choices:
         values = {}
         for group in groups:
             each = [take(run) for run in group.runs]
             if all(value is not None for value in each):
                 values[group.label] = {s: v for s, v in zip(group.seeds, each, strict=True) if v is not None}
         if values:
-            return End(name, unit, values)
+            return End(name, axis, unit, values)
     return None
 
 

@@ -94,7 +94,9 @@ def _labels(parts: Sequence[list[Run]], differing: dict[str, Any]) -> list[str]:
 
 
 def label_of(config: Config, pay: bool, names: Sequence[str]) -> str:
-    """Returns the reward, if `pay`, and the settings `names`, as words: "power 10, lr 0.001"."""
+    """Returns the reward, if `pay`, and those settings of `names` that it has, as words: "power 10, lr 0.001"."""
+    own = REWARDS[config.reward].settings
+    names = [name for name in names if name not in REWARD_SETTINGS or name in own]
     return ", ".join([config.reward_label] * pay + [f"{name} {shown(getattr(config, name))}" for name in names])
 
 

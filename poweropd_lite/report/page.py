@@ -50,7 +50,10 @@ COLOURS = (
     "reaches what stands beside the run's name. A token's reward shows under the pointer."
 )
 
-SEEDS = "Means over seeds; \u00b1 is half of the 95% Student-t interval. Rewards, gaps and memory are the extremes of any seed."
+SEEDS = (
+    "Means over seeds; \u00b1 is half of the 95% Student-t interval, which does not say what other problems would give."
+)
+OF_ANY = "Rewards, gaps and memory are the extremes of any seed."
 
 
 def page(
@@ -71,6 +74,7 @@ def page(
         f"<style>{STYLE}</style></head><body><h1>{title}</h1>",
         *(f"<p class='answer'>{_(sentence)}</p>" for sentence in answer),
         f"<ul class='each'>{each}</ul>" if len(sentences) > 1 else f"<p>{each[4:-5]}</p>",
+        f"<p class='quiet'>{SEEDS}</p>" if any(len(group.runs) > 1 for group in groups) else "",
         *_grid(main),
         "<h2>In numbers</h2>",
         _table(groups, ((row["name"], _compared(groups, row)) for row in numbers["table"])),
@@ -93,11 +97,10 @@ def _grid(pictures: Sequence[tuple[Drawn, bytes]]) -> list[str]:
 
 
 def _how_to_read(groups: Sequence[Group], numbers: dict[str, Any]) -> str:
+    text = OF_ANY if any(len(group.runs) > 1 for group in groups) else ""
     if len(groups) == 1:
-        return SEEDS if len(groups[0].runs) > 1 else ""
-    several = any(half is not None for row in numbers["table"] for half in row["noise"])
-    text = SEEDS if any(len(group.runs) > 1 for group in groups) else ""
-    if not several:
+        return text
+    if all(half is None for row in numbers["table"] for half in row["noise"]):
         return f"{text} No difference is named: with one seed a setting, noise is not known.".strip()
     return f"{text} Below a value stands its difference from {numbers['baseline']}, where the interval excludes zero."
 

@@ -137,7 +137,7 @@ def _kl(found: Numbers, ours: Pen, several: bool) -> Drawn:
                 bars = [[m - v for m, v in zip(held_out["kl"], low, strict=True)]]
                 bars += [[v - m for m, v in zip(held_out["kl"], high, strict=True)]]
             axes.errorbar(held_out["step"], held_out["kl"], bars, fmt="o", markersize=4, capsize=2, color=ink["color"])
-    axes.set(xlabel="step", ylabel="KL(student | teacher), nats a token")
+    axes.set(xlabel="step", ylabel="KL to the teacher, nats a token")
     axes.set_ylim(bottom=0)
     whole_ticks(axes, "x")
     caption = (

@@ -60,9 +60,9 @@ def _panels(file: str, caption: str, found: Numbers, ours: Pen, seen: list[float
     look = ours.look
 
     def figure(*names: str) -> Figure:
-        columns = min(3, len(names))
+        columns = 2 if len(names) in (2, 4) else min(3, len(names))
         rows = -(-len(names) // columns)
-        size = (look.panel[0] * columns, look.panel[1] * rows) if len(names) > 1 else None
+        size = (look.wide, look.row * rows) if len(names) > 1 else None
         figure, axes = new_figure(look, rows, columns, size, squeeze=False, sharex=True, sharey=True)
         for i, (panel, name) in enumerate(zip(axes.flat, names, strict=False)):
             draw(panel, found[name], ours.ink[name]["color"])
@@ -145,9 +145,10 @@ def _outside(name: str, found: Numbers) -> str:
 def landscape_picture(found: Numbers, look: Look) -> Drawn:
     """Size of the reward over both probabilities, on axes of log odds: the log ratio, then power rewards."""
     sizes, ticks, ends = found["size"], (0.001, 0.5, 0.999), (found["q"][0], found["q"][-1])
-    rows = -(-len(sizes) // 2)
-    size = (look.width, 0.5 + 0.44 * look.width * rows)
-    figure, axes = new_figure(look, rows, 2, size, squeeze=False, sharex=True, sharey=True)
+    columns, width = (2, look.width) if look.titles else (4, look.wide)
+    rows = -(-len(sizes) // columns)
+    size = (width, 0.5 + 0.88 / columns * width * rows)
+    figure, axes = new_figure(look, rows, columns, size, squeeze=False, sharex=True, sharey=True)
     for i, (panel, (name, of)) in enumerate(zip(axes.flat, sizes.items(), strict=False)):
         top = max(1.0, *map(max, of))
         mesh = panel.pcolormesh(found["q"], found["p"], of, cmap="cividis", vmin=0, vmax=top, rasterized=True)
@@ -155,7 +156,7 @@ def landscape_picture(found: Numbers, look: Look) -> Drawn:
         for set_ticks in (panel.set_xticks, panel.set_yticks):
             set_ticks(ticks, map(str, ticks), fontsize=look.small)
         panel.minorticks_off()
-        across = "student's q" if i >= len(sizes) - 2 or not look.titles else ""
+        across = "student's q" if i >= len(sizes) - columns or not look.titles else ""
         name_panel(panel, look, across, name.replace("_", " "), i)
         bar = figure.colorbar(mesh, ax=panel, ticks=[0, top])
         bar.ax.set_yticklabels(["0", f"{top:.2g}"])

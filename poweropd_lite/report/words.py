@@ -45,11 +45,12 @@ def _against(what: str, unit: str, values: dict[str, Seeds], base: str) -> str:
     parts = [
         f"{label} {difference_in_words(of.value, unit, of.half)}" for label, of in known.items() if of.beyond_noise
     ]
-    if same := [label for label, of in known.items() if not of.beyond_noise]:
-        parts.append(f"no difference beyond noise: {', '.join(same)}")
-    if few := [label for label in found if label not in known]:
-        parts.append(f"of one seed, which tells too little: {', '.join(few)}")
-    return f"{what}: {ends}. Against {base}: {'; '.join(parts)}."
+    same = [label for label, of in known.items() if not of.beyond_noise]
+    few = [label for label in found if label not in known]
+    text = f"{what}: {ends}."
+    text += f" Against {base}: {'; '.join(parts)}." if parts else ""
+    text += f" No difference beyond noise between {base} and {_listed(same, 'or')}." if same else ""
+    return text + (f" Of one seed, too few to tell: {', '.join(few)}." if few else "")
 
 
 def _mean(seeds: Seeds, unit: str) -> str:
@@ -64,8 +65,6 @@ def _listed(parts: Sequence[str], word: str = "and") -> str:
 def sentences(groups: Sequence[Group], teacher: Reference | None) -> list[str]:
     """Returns what came out of each setting, in a sentence, and what the teacher comes to."""
     out = [_sentence(group, teacher, alone=len(groups) == 1) for group in groups]
-    if any(len(group.runs) > 1 for group in groups):
-        out.append("\u00b1 is half of the 95% Student-t interval over seeds; it does not say what other problems give.")
     if teacher is not None:
         out.append(f"Teacher: {teacher.accuracy:.1%}, {teacher.source}.")
     return out
@@ -75,18 +74,18 @@ def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
     runs, k = group.runs, group.config.eval_samples
     taken = [run.steps[-1]["step"] if run.steps else 0 for run in runs]
     if len(runs) == 1:
-        text = f"{runs[0].name} ({group.config.reward_label if alone else group.label})"
+        text = f"{runs[0].name} ({group.config.reward_label if alone or group.label == runs[0].name else group.label})"
     else:
         text = f"{group.label}, {len(runs)} seeds"
     steps_taken = str(taken[0]) if len(set(taken)) == 1 else f"{', '.join(map(str, taken))} (curves end at the least)"
     text += f", {steps_taken} of {group.config.steps} steps: "
-    found = accuracy(runs)
-    steps = found["step"]
+    steps = accuracy(runs)["step"]
     if len(steps) > 1:
         first, last = (_accuracy(runs, step) for step in (steps[0], steps[-1]))
         at = f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != min(taken) else ""
         text += f"Avg@{k} {_mean(first, '%')} -> {_mean(last, '%')}{at}"
-        text += f", {found['avg'][-1] / teacher.accuracy:.1%} of the teacher's" if teacher else ""
+        if teacher is not None:
+            text += f", {_mean({s: v / teacher.accuracy for s, v in last.items()}, '%')} of the teacher's"
     elif steps:
         text += f"Avg@{k} {_mean(_accuracy(runs, steps[0]), '%')} at step {steps[0]}"
     elif all(run.scored for run in runs):
@@ -122,6 +121,6 @@ def _kl(runs: Sequence[Run]) -> str:
         found = [kl_ends(each, key) for each in lines]
         if all(found):
             first, last = ({run.config.seed: e[i] for run, e in zip(runs, found, strict=True) if e} for i in (0, 1))
-            change = _mean(first, "nats") + (f" -> {_mean(last, 'nats')}" if first != last else "")
-            return f"KL to the teacher on {where} {change} a token"
+            change = _mean(first, "") + (f" -> {_mean(last, '')}" if first != last else "")
+            return f"KL to the teacher on {where} {change} nats a token"
     return ""

@@ -13,11 +13,12 @@ import pytest
 from poweropd_lite.base.config import Config, marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_json, write_text
+from poweropd_lite.base.intervals import stat, t_quantile
 from poweropd_lite.base.progress import clock
 from poweropd_lite.reproduce.cost import make_costs
 from poweropd_lite.reproduce.forecast import check_fit, seconds_left
 from poweropd_lite.reproduce.grid import DONE, FAILED, in_order, load_pairs, model_tasks
-from poweropd_lite.reproduce.rows import make_blocks, stat, t_quantile
+from poweropd_lite.reproduce.rows import make_blocks
 from poweropd_lite.reproduce.settings import INSTEAD, REWARDS, split_settings
 from poweropd_lite.reproduce.settle import set_right, settle
 from poweropd_lite.reproduce.state import Forecast, Queue, read_queue, read_results
