@@ -1,5 +1,6 @@
 """What came out, in sentences: first the answer, which names a difference only beyond noise, then a line a setting."""
 
+import statistics
 from collections.abc import Sequence
 
 from poweropd_lite.base.config import marked
@@ -10,6 +11,7 @@ from poweropd_lite.report.read import Reference, Run
 from poweropd_lite.report.series import accuracy, pooled
 from poweropd_lite.report.table import difference_in_words, in_words
 
+MOST_NAMED = 5  # settings in a sentence; the list below it has them all
 ONE_SEED = (
     "With one seed a setting, what noise alone does is not known, and no difference is named: train more seeds "
     "(--seed 1), or compare answers problem by problem (python -m poweropd_lite.evaluate --model RUN --compare RUN)."
@@ -36,7 +38,11 @@ def answer(groups: Sequence[Group], baseline: Group) -> list[str]:
 def _against(what: str, unit: str, values: dict[str, Seeds], base: str) -> str:
     """How every setting stands to the baseline; all of their values where noise is not known."""
     found = differences(values, base)
-    ends = _listed([f"{label} {_mean(seeds, unit)}" for label, seeds in values.items()])
+    by_mean = sorted(values, key=lambda label: statistics.fmean(values[label].values()))
+    few_enough = len(values) <= MOST_NAMED
+    named = list(values) if few_enough else [by_mean[0], by_mean[-1]]
+    ends = _listed([f"{label} {_mean(values[label], unit)}" for label in named], "and" if few_enough else "to")
+    ends = ends if few_enough else f"from {ends}"
     if not found:
         return f"{what}: {ends}."
     known = {label: of for label, of in found.items() if of.half is not None}
@@ -49,8 +55,12 @@ def _against(what: str, unit: str, values: dict[str, Seeds], base: str) -> str:
     few = [label for label in found if label not in known]
     text = f"{what}: {ends}."
     text += f" Against {base}: {'; '.join(parts)}." if parts else ""
-    text += f" No difference beyond noise between {base} and {_listed(same, 'or')}." if same else ""
-    return text + (f" Of one seed, too few to tell: {', '.join(few)}." if few else "")
+    text += f" No difference beyond noise between {base} and {_listed(_few(same), 'or')}." if same else ""
+    return text + (f" Of one seed, too few to tell: {', '.join(_few(few))}." if few else "")
+
+
+def _few(labels: Sequence[str]) -> Sequence[str]:
+    return labels if len(labels) < MOST_NAMED else [f"{len(labels)} of the others"]
 
 
 def _mean(seeds: Seeds, unit: str) -> str:

@@ -193,5 +193,7 @@ def test_a_legend_of_nine_long_names_stands_below_axes_that_keep_their_size(tmp_
                 if picture.file == "length":
                     break
             assert len(figure.legends[0].get_texts()) == len(labels)
+            said = answer(groups, groups[0])[0]
+            assert said.startswith("Avg@8 at the end: from ") == (len(labels) == 9)  # nine are not named one by one
     for file, (many, few) in heights.items():
         assert many == pytest.approx(few, rel=0.08), file
