@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.config import BUNDLED, Config, marked
+from poweropd_lite.base.config import Config, full_name, marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.report.read import Run
@@ -83,7 +83,7 @@ def _labels(parts: Sequence[list[Run]], differing: dict[str, Any]) -> list[str]:
         return [parts[0][0].name if len(parts[0]) == 1 else configs[0].reward_label]
     others = [name for name in differing if name not in ("reward", "alpha")]
     pay = len(others) < len(differing)
-    for names in ([name for name in others if not name.startswith("eval_")], others):
+    for names in ([name for name in others if not name.startswith(("eval_", "kl_"))], others):
         labels = [label_of(config, pay, names) for config in configs]
         if len(set(labels)) == len(labels) and len(names) <= MOST_SETTINGS:
             return labels
@@ -135,9 +135,8 @@ def title(groups: Sequence[Group]) -> str:
 
 
 def _pair(config: Config) -> str:
-    student, teacher = (Path(model).name for model in (config.student, config.teacher))
-    bundled = "bundled-student" if config.student == BUNDLED else student
-    return f"{bundled} <- {'bundled-teacher' if config.teacher == BUNDLED else teacher}"
+    student, teacher = (Path(full_name(getattr(config, role), role)).name for role in ("student", "teacher"))
+    return f"{student} <- {teacher}"
 
 
 def _joined(labels: Sequence[str]) -> str:

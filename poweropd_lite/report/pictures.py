@@ -131,7 +131,7 @@ def _kl(found: Numbers, ours: Pen, several: bool) -> Drawn:
         band(axes, train, "kl", ink["color"])
         if held_out["step"]:
             if "error" in held_out:
-                bars = [1.96 * error for error in held_out["error"]]
+                bars: Any = [1.96 * (error or 0) for error in held_out["error"]]
             else:
                 low, high = held_out["kl_low"], held_out["kl_high"]
                 bars = [[m - v for m, v in zip(held_out["kl"], low, strict=True)]]

@@ -73,17 +73,15 @@ def accuracy(runs: Sequence[Run]) -> Series:
 def divergence(runs: Sequence[Run]) -> dict[str, Series]:
     """Returns the KL to the teacher per token, in nats: by step of training, and of evaluations on held-out prompts.
 
-    One run has its standard error as "error". Of training, "smooth" is the mean over the steps around a step: a
-    twentieth of them in all.
+    One run has the standard errors of held-out points as "error", None where there is none. Of training, "smooth" is
+    the mean over the steps around a step: a twentieth of them in all.
     """
-    own = len(runs) == 1
-    error = {"kl/train": {"error": "kl/train_error"}, "eval/kl": {"error": "eval/kl_error"}}
-    train = over_seeds(
-        [run.steps for run in runs], {"kl": "kl/train"} | (error["kl/train"] if own else {}), MOST_POINTS
-    )
-    held_out = over_seeds(
-        [run.evaluations for run in runs], {"kl": "eval/kl"} | (error["eval/kl"] if own else {}), 10**6
-    )
+    train = over_seeds([run.steps for run in runs], {"kl": "kl/train"}, MOST_POINTS)
+    held_out = over_seeds([run.evaluations for run in runs], {"kl": "eval/kl"}, most=10**6)
+    if len(runs) == 1:
+        found = with_finite(runs[0].evaluations, ["eval/kl_error"])
+        errors = {line["step"]: line["eval/kl_error"] for line in found}
+        held_out["error"] = [errors.get(step) for step in held_out["step"]]
     reach = len(train["kl"]) // 40
     windows = [train["kl"][max(0, i - reach) : i + reach + 1] for i in range(len(train["kl"]))]
     train["smooth"] = list(map(statistics.fmean, windows))
