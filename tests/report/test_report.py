@@ -181,7 +181,9 @@ def test_the_page_stands_alone(runs):
     assert (
         f"power (power 10), 4 of 4 steps: Avg@2 {first:.1%} -&gt; {last:.1%}, {last / 0.966:.1%} of the teacher" in page
     )
-    assert "tanh (tanh), 4 of 4 steps: not evaluated." in page
+    kl = [json.loads(line)["kl/train"] for line in (runs / "runs/tanh/metrics.jsonl").read_text().splitlines()]
+    said = f"the training rollouts {kl[0]:.3g} -&gt; {kl[-1]:.3g} nats a token."
+    assert f"tanh (tanh), 4 of 4 steps: KL to the teacher on {said}" in page
     again = command("runs/power", cwd=runs)
     before = (runs / "runs/power/report/index.html").read_bytes()
     assert again.returncode == 0 and command("runs/power", cwd=runs).returncode == 0  # replaces its own
