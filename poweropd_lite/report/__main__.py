@@ -1,7 +1,8 @@
 """Makes one page, with pictures, of what runs did: `python -m poweropd_lite.report runs/power10-seed0 runs/tanh-seed0`.
 
 Rewards, accuracy, length, gradients, time and memory by step, completions with their tokens coloured by reward, several
-runs side by side. It reads run folders, also of runs that still go on. From Python: `report(["runs/a", "runs/b"])`.
+settings side by side, each over its seeds. It reads run folders, also of runs that still go on. From Python:
+`report(["runs/a", "runs/b"])`.
 """
 
 from poweropd_lite.base.config_files import checked
@@ -17,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = checked(ReportConfig, given(args, ReportConfig))
     from poweropd_lite.report.write import report
 
-    report(args.runs, asked.output, asked.teacher, asked.baseline)
+    report(args.runs, asked.output, asked.teacher, asked.baseline, asked.labels, asked.style)
     return 0
 
 

@@ -1,13 +1,30 @@
 """Which pictures a report has, with titles and captions: those that runs have numbers for. Here those over steps."""
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from poweropd_lite.report.drawing import INK, Drawn, Numbers, Styles, label, new_figure, plot, style, with_legend
-from poweropd_lite.report.read import Reference, Run
+from poweropd_lite.report.drawing import (
+    INK,
+    Drawn,
+    Numbers,
+    Pen,
+    band,
+    label,
+    log_scale,
+    new_figure,
+    pen,
+    plot,
+    scaled,
+    whole_ticks,
+    with_legend,
+)
+from poweropd_lite.report.end_pictures import alpha_pictures
+from poweropd_lite.report.groups import Group
+from poweropd_lite.report.read import Reference
 from poweropd_lite.report.reward_pictures import landscape_picture, reward_pictures
 
 CUT = "The student's own probability of the ids that top-k and top-p leave it; 1: nothing was cut off."
@@ -21,100 +38,146 @@ HEALTH: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # by metric: file, 
     "parity/gap": ("gap", "Engine and trainer apart, nats", APART, {"log": True}),
     "time/tokens_per_second": ("tokens_per_second", "Tokens a second", RATE, {"floor": 0}),
 }
+WHOLE = ("length", "rollout/length", "time/tokens_per_second")  # counted in whole numbers
+NEAR = 10  # a clip at more than so many times the largest norm is said, not drawn
 
 
-def pictures(runs: Sequence[Run], numbers: dict[str, Any], teacher: Reference | None) -> Iterator[Drawn]:
-    """Draws the figures of the report's `numbers`, in the order of the page."""
-    styles = {run.name: style(i) for i, run in enumerate(runs)}
-    samples = "/".join(dict.fromkeys(str(run.config.eval_samples) for run in runs))
-    if evaluated := _there(numbers["accuracy"]):
-        yield _accuracy(evaluated, styles, samples, teacher)
-        figure = _by_step(evaluated, styles, "length", "mean length, tokens", floor=0)
-        yield Drawn(figure, "Length by step", "Mean length of the answers sampled in evaluation.", "length")
-    if len(runs) > 1 and numbers["steps_to"]["levels"]:
-        yield _steps_to(numbers["steps_to"], styles, samples)
+def pictures(
+    groups: Sequence[Group], numbers: dict[str, Any], teacher: Reference | None, style: str = "screen"
+) -> Iterator[Drawn]:
+    """Draws the figures of the report's `numbers`, in the order of the page; matplotlib's settings are the style's."""
+    ours = pen([group.label for group in groups], style)
+    samples = "/".join(dict.fromkeys(str(group.config.eval_samples) for group in groups))
+    counts = {len(group.runs) for group in groups} - {1}
+    seeds = f" Line: the mean over {'/'.join(map(str, sorted(counts)))} seeds; band: from the lowest to the highest."
+    over = seeds if counts else ""
+    evaluated = _there(numbers["accuracy"])
+    if evaluated:
+        yield _accuracy(evaluated, ours, samples, teacher, over)
+    if kl := {name: of for name, of in numbers["kl"].items() if of["train"]["step"] or of["held_out"]["step"]}:
+        yield _kl(kl, ours, bool(counts))
     if gradient := _there(numbers["gradient"]):
-        yield _gradient(gradient, styles, {run.config.max_grad_norm for run in runs})
-    yield from reward_pictures(numbers, styles)
+        yield _gradient(gradient, ours, {group.config.max_grad_norm for group in groups}, over)
+    yield from alpha_pictures(numbers, ours, teacher)
+    if evaluated:
+        figure = _by_step(evaluated, ours, "length", "mean length, tokens", floor=0)
+        yield Drawn(figure, "Length by step", f"Mean length of the answers sampled in evaluation.{over}", "length")
+    if len(groups) > 1 and numbers["steps_to"]["levels"]:
+        yield _steps_to(numbers["steps_to"], ours, samples)
+    yield from reward_pictures(numbers, ours)
     for key, (file, title, caption, how) in HEALTH.items():
-        if key == "sampling/kept_mass" and not any(run.config.top_k or run.config.top_p < 1 for run in runs):
+        if key == "sampling/kept_mass" and not any(g.config.top_k or g.config.top_p < 1 for g in groups):
             continue  # nothing is cut off but rows that no token has
         if found := _there(numbers["by_step"][key]):
-            yield Drawn(_by_step(found, styles, key, title.lower(), **how), title, caption, file)
-    if taken := {run.name: numbers["seconds"][run.name] for run in runs if run.steps}:
-        yield _time(taken)
-    yield landscape_picture(numbers["landscape"])
+            yield Drawn(_by_step(found, ours, key, title.lower(), **how), title, caption + over, file)
+    if taken := {group.label: numbers["seconds"][group.label] for group in groups if any(r.steps for r in group.runs)}:
+        yield _time(taken, ours, bool(counts))
+    yield landscape_picture(numbers["landscape"], ours.look)
 
 
 def _there(found: Numbers) -> Numbers:
     return {name: numbers for name, numbers in found.items() if numbers["step"]}
 
 
-def _accuracy(runs: Numbers, styles: Styles, samples: str, teacher: Reference | None) -> Drawn:
+def _accuracy(found: Numbers, ours: Pen, samples: str, teacher: Reference | None, over: str) -> Drawn:
     """Avg@k by step, with the base (before training) and the teacher as lines."""
-    lines = {name: (found["step"], [100 * avg for avg in found["avg"]]) for name, found in runs.items()}
-    figure, axes = plot(lines, styles, "step", f"Avg@{samples}, %", few=math.inf)
-    bases = {found["avg"][0] for found in runs.values() if found["step"][0] == 0}
+    figure, axes = plot(found, "avg", ours, "step", f"Avg@{samples}, %", scale=100, few=math.inf)
+    bases = {of["avg"][0] for of in found.values() if of["step"][0] == 0}
     if len(bases) == 1:
         axes.axhline(100 * min(bases), color="0.6", linewidth=1, linestyle=":", label="base (before training)")
     if teacher is not None:
         axes.axhline(100 * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
     axes.set_ylim(0, 102)
     no_line = " No line for the base: the runs differ in what they had before training."
-    caption = "Avg@k on the held-out problems." + (no_line if len(bases) > 1 else "")
-    return Drawn(with_legend(figure), "Accuracy by step", caption, "accuracy")
+    caption = "Avg@k on the held-out problems." + over + (no_line if len(bases) > 1 else "")
+    return Drawn(with_legend(figure, ours.look), "Accuracy by step", caption, "accuracy", main=True)
 
 
-def _by_step(runs: Numbers, styles: Styles, key: str, up: str, log: bool = False, floor: float | None = None) -> Figure:
-    lines = {name: (found["step"], found[key]) for name, found in runs.items()}
-    figure, axes = plot(lines, styles, "step", up, linewidth=1.2)
+def _by_step(found: Numbers, ours: Pen, key: str, up: str, log: bool = False, floor: float | None = None) -> Figure:
+    figure, axes = plot(found, key, ours, "step", up, linewidth=1.2)
+    seen = [v for of in found.values() for end in ("", "_low", "_high") for v in of.get(key + end, ()) if v > 0]
     if floor is not None:
         axes.set_ylim(bottom=floor)
-    if log and any(value > 0 for found in runs.values() for value in found[key]):
-        axes.set_yscale("log")
+    if key in WHOLE:
+        whole_ticks(axes, "y")
+    if log and seen:
+        log_scale(axes, seen)
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
-    return with_legend(figure)
+    return with_legend(figure, ours.look) if not log else figure
 
 
-def _gradient(runs: Numbers, styles: Styles, clips: set[float]) -> Drawn:
-    """Gradient norm before the clip, by step; the line is where it is clipped, if that is one number."""
-    figure = _by_step(runs, styles, "optim/grad_norm", "gradient norm", log=True)
+def _gradient(found: Numbers, ours: Pen, clips: set[float], over: str) -> Drawn:
+    """Gradient norm before the clip, by step; the line is where it is clipped, if that is one number and near."""
+    key = "optim/grad_norm"
+    figure = _by_step(found, ours, key, "gradient norm", log=True)
+    axes, largest = figure.axes[0], max(max(of.get(f"{key}_high", of[key])) for of in found.values())
+    caption = f"Before it is clipped, on a log scale.{over}"
     if len(clips) == 1:
-        clip, axes, at = min(clips), figure.axes[0], ("axes fraction", "data")
-        axes.axhline(clip, color="0.4", linewidth=1, linestyle="--")
-        text = axes.annotate(f"clipped at {clip:g}", (1, clip), xycoords=at, ha="right", va="bottom", color="0.3")
-        text.set_fontsize("small")
-    return Drawn(figure, "Gradient norm by step", "Before it is clipped, on a log scale.", "gradient")
+        if min(clips) <= NEAR * largest:
+            axes.axhline(min(clips), color="0.4", linewidth=1, linestyle="--", label=f"clipped at {min(clips):g}")
+            axes.set_ylim(top=max(axes.get_ylim()[1], 1.25 * min(clips)))
+        else:
+            caption += f" The clip, at {min(clips):g}, is far above."
+    return Drawn(with_legend(figure, ours.look), "Gradient norm by step", caption, "gradient", main=True)
 
 
-def _steps_to(found: dict[str, Any], styles: Styles, samples: str) -> Drawn:
-    """Steps that each run needs for the accuracies that the baseline reaches (the paper's Fig. 1)."""
+def _kl(found: Numbers, ours: Pen, several: bool) -> Drawn:
+    """The KL to the teacher: in training a thin line, on held-out prompts points with bars."""
+    figure, axes = new_figure(ours.look)
+    for name, of in found.items():
+        train, held_out, ink = of["train"], of["held_out"], ours.ink[name]
+        axes.plot(train["step"], train["smooth"], linewidth=0.9, label=label(name), **ink)
+        band(axes, train, "kl", ink["color"])
+        if held_out["step"]:
+            if "error" in held_out:
+                bars: Any = [1.96 * (error or 0) for error in held_out["error"]]
+            else:
+                low, high = held_out["kl_low"], held_out["kl_high"]
+                bars = [[m - v for m, v in zip(held_out["kl"], low, strict=True)]]
+                bars += [[v - m for m, v in zip(held_out["kl"], high, strict=True)]]
+            axes.errorbar(held_out["step"], held_out["kl"], bars, fmt="o", markersize=4, capsize=2, color=ink["color"])
+    axes.set(xlabel="step", ylabel="KL to the teacher, nats a token")
+    axes.set_ylim(bottom=0)
+    whole_ticks(axes, "x")
+    caption = (
+        "Line: on the training rollouts, a running mean over a twentieth of the steps. Points: on held-out prompts."
+    )
+    spread = " Of several seeds: the mean; band and bars from the lowest to the highest."
+    caption += spread if several else " Bars: 1.96 standard errors."
+    return Drawn(with_legend(figure, ours.look), "KL to the teacher by step", caption, "kl", main=True)
+
+
+def _steps_to(found: dict[str, Any], ours: Pen, samples: str) -> Drawn:
+    """Steps that each setting needs for the accuracies that the baseline reaches (the paper's Fig. 1)."""
     lines = {}
     for name, steps in found["steps"].items():
         if there := [i for i, step in enumerate(steps) if step is not None]:
-            lines[name] = [steps[i] for i in there], [100 * found["levels"][i] for i in there]
-    figure, axes = plot(lines, styles, "steps needed", f"Avg@{samples} reached, %", few=math.inf, markersize=4)
+            lines[name] = {"step": [steps[i] for i in there], "avg": [found["levels"][i] for i in there]}
+    how = {"scale": 100, "few": math.inf, "markersize": 4}
+    figure, axes = plot(lines, "avg", ours, "steps needed", f"Avg@{samples} reached, %", **how)
     axes.set_xlim(left=0)
-    caption = f"Steps that each run takes to the accuracies that {found['baseline']} comes to"
+    caption = f"Steps that each setting takes to the accuracies that {found['baseline']} comes to"
     caption += ", on straight lines between evaluations."
     never = [name for name in found["steps"] if name not in lines]
     caption += f" Never there: {', '.join(never)}." if never else ""
-    return Drawn(with_legend(figure), "Steps to an accuracy", caption, "steps")
+    return Drawn(with_legend(figure, ours.look), "Steps to an accuracy", caption, "steps")
 
 
-def _time(runs: dict[str, dict[str, float]]) -> Drawn:
-    names = list(runs)
-    phases = [phase for phase in runs[names[0]] if any(seconds[phase] for seconds in runs.values())]
-    unit, word = (3600, "hours") if max(sum(s.values()) for s in runs.values()) > 2 * 3600 else (1, "seconds")
-    figure, axes = new_figure(height=1.5 + 0.32 * len(names))
+def _time(found: dict[str, dict[str, float]], ours: Pen, several: bool) -> Drawn:
+    names = list(found)
+    phases = [phase for phase in found[names[0]] if any(seconds[phase] for seconds in found.values())]
+    unit, word = (3600, "hours") if max(sum(s.values()) for s in found.values()) > 2 * 3600 else (1, "seconds")
+    shown = [textwrap.fill(label(name), 20) for name in names]  # beside the bars: long names take height, not width
+    lines = 2 + sum(max(2, text.count("\n") + 1) for text in shown)
+    figure, axes = new_figure(ours.look, size=(ours.look.width, 0.4 + 0.16 * lines))
     left = [0.0] * len(names)
     for k, phase in enumerate(phases):
-        widths = [runs[name][phase] / unit for name in names]
+        widths = scaled([found[name][phase] for name in names], 1 / unit)
         axes.barh(range(len(names)), widths, left=left, color=INK[k % len(INK)], label=phase, height=0.6)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(names)), map(label, names), fontsize="small")
+    axes.set_yticks(range(len(names)), shown, fontsize=ours.look.small)
     axes.invert_yaxis()
     axes.set_xlabel(word)
-    caption = "Seconds of all steps, and of the evaluations between them."
-    return Drawn(with_legend(figure, columns=4), "Time by phase", caption, "time")
+    caption = "Seconds of all steps, and of the evaluations between them" + ("; means over seeds." if several else ".")
+    return Drawn(with_legend(figure, ours.look), "Time by phase", caption, "time")

@@ -74,7 +74,8 @@ def _read(folder: Path, name: str) -> Run:
     except (ValueError, TypeError) as error:
         mend = "remove it, and the report does without"
         raise UserError(f"{folder}/summary.json is no JSON object ({error}); {mend}") from None
-    steps, evaluations = ([line for line in lines if key in line] for key in ("tokens/loss", "eval/length"))
+    steps = [line for line in lines if "tokens/loss" in line]
+    evaluations = [line for line in lines if any(key.startswith("eval/") for key in line)]
     tokens, samples = read_lines(folder / "tokens.jsonl", TOKENS), read_lines(folder / "samples.jsonl", SAMPLES)
     config = load_config(folder / "config.yaml")
     return Run(folder, name, config, steps, evaluations, tokens, samples, summary, _scored(folder))
@@ -144,7 +145,10 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
         if theirs and sorted(theirs) != sorted(benchmarks):
             both = f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}"
             raise UserError(f"{both}; evaluate the teacher on the same")
-    rows, scored = results["benchmarks"], [run.config for run in runs if run.evaluations]
+    rows, scored = (
+        results["benchmarks"],
+        [run.config for run in runs if any("eval/length" in e for e in run.evaluations)],
+    )
     same = all(c.eval_samples == n and _same_problems(c.eval_problems, row) for c in scored for row in rows.values())
     rough = "" if same else "; of other problems or samples than a run's, so shares of it are rough"
     counts = ", ".join(f"{row['problems']:,} of {name}" for name, row in rows.items())

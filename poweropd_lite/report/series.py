@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from poweropd_lite.method.reward import log_ratio, power
+from poweropd_lite.report.groups import Group
 from poweropd_lite.report.read import Line, Run
 
 Series = dict[str, list]
@@ -18,17 +19,36 @@ MOST_POINTS = 400  # of a line: more are not told apart on a page
 PHASES = ("rollout", "teacher", "student", "guard", "optimizer")
 
 
-def by_step(run: Run, *keys: str) -> Series:
-    """Returns the metrics `keys` at the steps that have all of them finite, and "step".
+def by_step(runs: Sequence[Run], *keys: str) -> Series:
+    """Returns the metrics `keys` of a setting's runs, as `over_seeds` has them.
 
-    Of more than 400 such steps, spans of equal length are taken together: a minimum by its least, a maximum, gap or
-    gradient norm by its greatest, all else by its mean; "step" is then a span's last.
+    Of more than 400 steps, spans of equal length are taken together: a minimum by its least, a maximum, gap or gradient
+    norm by its greatest, all else by its mean; "step" is then a span's last.
     """
-    lines = with_finite(run.steps, keys)
-    span = math.ceil(len(lines) / MOST_POINTS) or 1
-    parts = [lines[i : i + span] for i in range(0, len(lines), span)]
-    out = {key: [_together(key)([line[key] for line in part]) for part in parts] for key in keys}
-    return {"step": [part[-1]["step"] for part in parts], **out}
+    return over_seeds([run.steps for run in runs], {key: key for key in keys}, MOST_POINTS)
+
+
+def over_seeds(runs: Sequence[Sequence[Line]], keys: dict[str, str], most: int) -> Series:
+    """Returns by name the metrics `keys` at the steps where all runs have them finite, and "step".
+
+    Of one run they are its own. Of several, the mean (of a minimum the least, of a maximum the greatest) stands under
+    the name, and the least and the greatest of any run under NAME_low and NAME_high. `most` is the number of points.
+    """
+    found = [{line["step"]: line for line in with_finite(lines, keys.values())} for lines in runs]
+    steps = sorted(set.intersection(*map(set, found)))
+    span = math.ceil(len(steps) / most) or 1
+    parts = [steps[i : i + span] for i in range(0, len(steps), span)]
+    out: Series = {"step": [part[-1] for part in parts]}
+    for name, key in keys.items():
+        each = [[_together(key)([lines[step][key] for step in part]) for part in parts] for lines in found]
+        points = list(zip(*each, strict=True))
+        if len(runs) == 1:
+            out[name] = each[0]
+        else:
+            across = {"/min": min, "/max": max}.get(key[-4:], statistics.fmean)
+            out |= {name: list(map(across, points)), f"{name}_low": list(map(min, points))}
+            out[f"{name}_high"] = list(map(max, points))
+    return out
 
 
 def with_finite(lines: Sequence[Line], keys: Iterable[str]) -> list[Line]:
@@ -42,13 +62,30 @@ def _together(key: str) -> Callable[[list[float]], float]:
     return max if key.endswith(("max", "/grad_norm")) else statistics.fmean
 
 
-def accuracy(run: Run) -> Series:
-    """Returns Avg@k, Pass@k, greedy accuracy, length and stop share of every evaluation, and "step"."""
-    k = run.config.eval_samples
+def accuracy(runs: Sequence[Run]) -> Series:
+    """Returns Avg@k, Pass@k, greedy accuracy, length and stop share of a setting's evaluations, as `over_seeds` does."""
+    k = runs[0].config.eval_samples
     short = {"avg": f"avg@{k}", "pass": f"pass@{k}", "greedy": "greedy", "length": "length", "stop": "stop_share"}
-    keys = {"step": "step"} | {name: f"eval/{metric}" for name, metric in short.items()}
-    lines = with_finite(run.evaluations, keys.values())
-    return {name: [line[key] for line in lines] for name, key in keys.items()}
+    keys = {name: f"eval/{metric}" for name, metric in short.items()}
+    return over_seeds([run.evaluations for run in runs], keys, most=10**6)
+
+
+def divergence(runs: Sequence[Run]) -> dict[str, Series]:
+    """Returns the KL to the teacher per token, in nats: by step of training, and of evaluations on held-out prompts.
+
+    One run has the standard errors of held-out points as "error", None where there is none. Of training, "smooth" is
+    the mean over the steps around a step: a twentieth of them in all.
+    """
+    train = over_seeds([run.steps for run in runs], {"kl": "kl/train"}, MOST_POINTS)
+    held_out = over_seeds([run.evaluations for run in runs], {"kl": "eval/kl"}, most=10**6)
+    if len(runs) == 1:
+        found = with_finite(runs[0].evaluations, ["eval/kl_error"])
+        errors = {line["step"]: line["eval/kl_error"] for line in found}
+        held_out["error"] = [errors.get(step) for step in held_out["step"]]
+    reach = len(train["kl"]) // 40
+    windows = [train["kl"][max(0, i - reach) : i + reach + 1] for i in range(len(train["kl"]))]
+    train["smooth"] = list(map(statistics.fmean, windows))
+    return {"train": train, "held_out": held_out}
 
 
 def first_step_at(found: Series, level: float) -> float | None:
@@ -62,12 +99,40 @@ def first_step_at(found: Series, level: float) -> float | None:
     return None
 
 
-def steps_to(runs: Sequence[Run], baseline: Run) -> dict[str, Any]:
-    """Returns, for every accuracy that the baseline newly reaches, the steps that each run needs (paper's Fig. 1)."""
-    reached = accuracy(baseline)["avg"]
+def steps_to(groups: Sequence[Group], baseline: Group) -> dict[str, Any]:
+    """Returns, for every accuracy that the baseline newly reaches, the steps that each setting needs (paper's Fig. 1)."""
+    reached = accuracy(baseline.runs)["avg"]
     levels = [avg for i, avg in enumerate(reached) if i and avg > max(reached[:i])]
-    found = {run.name: [first_step_at(accuracy(run), level) for level in levels] for run in runs}
-    return {"baseline": baseline.name, "levels": levels, "steps": found}
+    found = {group.label: [first_step_at(accuracy(group.runs), level) for level in levels] for group in groups}
+    return {"baseline": baseline.label, "levels": levels, "steps": found}
+
+
+def pooled(runs: Sequence[Run], which: Callable[[list[int]], int]) -> Line | None:
+    """Returns the tokens of a setting's runs taken together: the line of tokens.jsonl at the step that `which` (min or
+    max) chooses of those that all runs kept. None if there is no such step, or their bins differ.
+    """
+    kept = [{line["step"]: line for line in run.tokens} for run in runs]
+    common = set.intersection(*map(set, kept))
+    if not common:
+        return None
+    lines = [of[which(sorted(common))] for of in kept]
+    first = lines[0]
+    if any(
+        (line["low"], line["high"], line["position_width"]) != (first["low"], first["high"], first["position_width"])
+        for line in lines
+    ):
+        return None
+    out = dict(first)
+    for key in ("counts", "position_count", "position_sum"):
+        out[key] = [sum(at) for at in zip(*(line[key] for line in lines), strict=True)]
+    for key in ("below", "above", "not_finite"):
+        out[key] = sum(line[key] for line in lines)
+    for key, end in (("position_min", min), ("position_max", max)):
+        there = [
+            [line[key][i] for line in lines if line["position_count"][i]] for i in range(len(out["position_count"]))
+        ]
+        out[key] = [end(values, default=0.0) for values in there]
+    return out
 
 
 def density(line: Line) -> dict[str, Any]:
@@ -119,12 +184,13 @@ def landscape(alphas: Sequence[float], points: int = 41) -> dict[str, Any]:
     return {"q": grid, "p": grid, "size": size}
 
 
-def phases(run: Run) -> dict[str, float]:
-    """Returns the seconds of all steps by phase, what of the steps was none of them, and those of evaluations."""
+def phases(runs: Sequence[Run]) -> dict[str, float]:
+    """Returns the mean seconds of a setting's runs: of all steps by phase, what of them was none, and of evaluations."""
 
     def total(lines: Sequence[Line], key: str) -> float:
         return sum(line[key] for line in with_finite(lines, [key]))
 
-    out = {name: total(run.steps, f"time/{name}") for name in PHASES}
-    out["other"] = max(0.0, total(run.steps, "time/step") - sum(out.values()))
-    return out | {"evaluate": total(run.evaluations, "time/evaluate")}
+    out = {name: statistics.fmean(total(run.steps, f"time/{name}") for run in runs) for name in PHASES}
+    steps = statistics.fmean(total(run.steps, "time/step") for run in runs)
+    out["other"] = max(0.0, steps - sum(out.values()))
+    return out | {"evaluate": statistics.fmean(total(run.evaluations, "time/evaluate") for run in runs)}

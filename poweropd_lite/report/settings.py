@@ -1,5 +1,7 @@
 """Settings of the report command: their defaults, limits and a sentence on each."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from poweropd_lite.base.config import section
@@ -17,7 +19,18 @@ class ReportConfig(BaseModel):
         json_schema_extra=section("report"),
     )
     baseline: str | None = Field(
-        None, min_length=1, description="the run that differences are taken from; if not given, the first"
+        None,
+        min_length=1,
+        description="the run, or the curve by its label, that differences are taken from; if not given, the first run's",
+    )
+    labels: str | None = Field(
+        None,
+        min_length=1,
+        description="names of the curves, joined by commas, in the order of the page; if not given, what differs",
+    )
+    style: Literal["screen", "paper"] = Field(
+        "screen",
+        description="how the pictures look; paper: one or two columns wide (3.35 or 6.9 in), 8 pt, no titles",
     )
     output: str | None = Field(
         None,

@@ -1,26 +1,40 @@
-"""Runs side by side in numbers, each with its difference from the baseline, and the settings in which they differ."""
+"""Settings side by side in numbers, means over their seeds, each with its difference from the baseline."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from poweropd_lite.base.intervals import stat
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.tables import percent
-from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.report.ends import differences
+from poweropd_lite.report.groups import Group
 from poweropd_lite.report.read import Reference, Run
-from poweropd_lite.report.series import accuracy, first_step_at, phases, with_finite
+from poweropd_lite.report.series import Series, accuracy, first_step_at, phases, with_finite
 
-DECIMALS = {"tokens": ".1f", "steps": ".1f", "s": ".3f", "GiB": ".2f"}  # of others, three digits
-# "name", "unit", and a value a run (None where there is none) as "values", and as "differences" from the baseline's
+DECIMALS = {"tokens": ".1f", "steps": ".0f", "GiB": ".2f"}  # of others, three digits
+EACH = "each"  # the unit of what is no mean: where seeds differ, all of them are shown
+# Of these the extreme over the seeds is shown; of other numbers the mean, with its interval.
+EXTREMES: dict[str, Callable[[list[float]], float]] = {
+    "least reward of any token": min,
+    "greatest reward of any token": max,
+    "largest mean gap of engine and trainer": max,
+    "memory measured, peak": max,
+    "memory planned, peak": max,
+}
+# "name", "unit"; by setting "values" (None where there is none), "halves" of their 95% intervals over "seeds" that have
+# a value, and "differences" from the baseline with the "noise" (half of an interval too) that they have to exceed
 Row = dict[str, Any]
 
 
-def figures(run: Run, teacher: Reference | None, level: float | None) -> dict[str, tuple[Any, str]]:
+def figures(run: Run, teacher: Reference | None, level: float | None, curve: Series) -> dict[str, tuple[Any, str]]:
     """Returns what there is to say of a run, by name: a value and its unit ("" for a text or a pure number).
 
-    `level` is the accuracy whose first step is given. Shares are 0 to 1, under "%".
+    `level` is the accuracy whose first step on `curve`, of all of the setting's seeds, is given. Shares are 0 to 1,
+    under "%".
     """
-    found, k, taken = accuracy(run), run.config.eval_samples, run.steps[-1]["step"] if run.steps else 0
+    found, k, taken = accuracy([run]), run.config.eval_samples, run.steps[-1]["step"] if run.steps else 0
     before = found["avg"][0] if 0 in found["step"] else None
     end = {key: values[-1] if any(found["step"]) else None for key, values in found.items()}
     after = end["avg"]
@@ -31,8 +45,8 @@ def figures(run: Run, teacher: Reference | None, level: float | None) -> dict[st
 
     out: dict[str, tuple[Any, str]] = {
         "reward": (run.config.reward_label, ""),
-        "steps taken": (taken, ""),
-        "finished": ("yes" if (run.summary or {}).get("finished") else "no", ""),
+        "steps taken": (taken, EACH),
+        "finished": ("yes" if (run.summary or {}).get("finished") else "no", EACH),
         f"Avg@{k} before training": (before, "%"),
         f"Avg@{k} at the end": (after, "%"),
     }
@@ -43,7 +57,7 @@ def figures(run: Run, teacher: Reference | None, level: float | None) -> dict[st
             closed = (after - before) / (teacher.accuracy - before)
         out["share of the gap to the teacher closed"] = (closed, "%")
     if level is not None:
-        out[f"steps to Avg@{k} {level:.1%}"] = (first_step_at(found, level), "steps")
+        out[f"steps to Avg@{k} {level:.1%}"] = (first_step_at(curve, level), "steps")
     out |= {
         f"Pass@{k} at the end": (end["pass"], "%"),
         "greedy accuracy at the end": (end["greedy"], "%"),
@@ -53,6 +67,12 @@ def figures(run: Run, teacher: Reference | None, level: float | None) -> dict[st
     for benchmark, (n, avg, step) in run.scored.items():
         when = "" if step == taken else f" at step {step}"
         out[f"Avg@{n} on {benchmark} by evaluate{when}"] = (avg, "%")
+    for name, lines, key in (("held-out prompts", run.evaluations, "eval/kl"), ("training", run.steps, "kl/train")):
+        kl = [line[key] for line in with_finite(lines, [key])]
+        out[f"KL to the teacher, {name}, first"] = (kl[0] if kl else None, "nats")
+        out[f"KL to the teacher, {name}, last"] = (kl[-1] if len(kl) > 1 else None, "nats")
+    logprobs = [line["eval/teacher_logprob"] for line in with_finite(run.evaluations, ["eval/teacher_logprob"])]
+    out["teacher's mean log p, held-out prompts, last"] = (logprobs[-1] if logprobs else None, "nats")
     return out | {
         "least reward of any token": (over(min, "reward/min"), ""),
         "greatest reward of any token": (over(max, "reward/max"), ""),
@@ -63,60 +83,89 @@ def figures(run: Run, teacher: Reference | None, level: float | None) -> dict[st
         "seconds a step, median": (over(statistics.median, "time/step"), "s"),
         "tokens a second, median": (over(statistics.median, "time/tokens_per_second"), ""),
         "sampled tokens": (over(max, "tokens/total"), ""),
-        "time in all": (sum(phases(run).values()), "clock"),
+        "time in all": (sum(phases([run]).values()), "clock"),
         "memory measured, peak": (over(max, "memory/peak_gib"), "GiB"),
         "memory planned, peak": (over(max, "memory/planned_gib"), "GiB"),
-        "dropped steps": (over(max, "optim/skipped_total"), ""),
-        "out of memory": (over(max, "optim/out_of_memory"), "times"),
+        "dropped steps": (over(max, "optim/skipped_total"), EACH),
+        "out of memory, times": (over(max, "optim/out_of_memory"), EACH),
     }
 
 
-def table(runs: Sequence[Run], baseline: Run, teacher: Reference | None) -> list[Row]:
-    """Returns the rows of the page's table, values by run; the baseline and texts have no differences."""
-    base = accuracy(baseline)["avg"]
-    level = max(base[1:], default=None) if len(runs) > 1 else None  # alone it is its own last step
-    columns = [figures(run, teacher, level) for run in runs]
-    own = runs.index(baseline)
+def table(groups: Sequence[Group], baseline: Group, teacher: Reference | None) -> list[Row]:
+    """Returns the rows of the page's table, by setting; the baseline, texts and extremes have no differences."""
+    level = max(accuracy(baseline.runs)["avg"][1:], default=None) if len(groups) > 1 else None  # alone: its last step
+    columns = [
+        {run.config.seed: figures(run, teacher, level, accuracy(group.runs)) for run in group.runs} for group in groups
+    ]
     rows = []
-    for name in dict.fromkeys(name for column in columns for name in column):  # Avg@2 and Avg@8 are two rows
-        unit = next(column[name][1] for column in columns if name in column)
-        values = [column.get(name, (None, unit))[0] for column in columns]
-        differences = [
-            None if i == own or isinstance(value, str) or None in (value, values[own]) else value - values[own]
-            for i, value in enumerate(values)
-        ]
-        if any(value is not None for value in values):
-            rows.append({"name": name, "unit": unit, "values": values, "differences": differences})
+    for name in dict.fromkeys(name for column in columns for of in column.values() for name in of):
+        unit = next(of[name][1] for column in columns for of in column.values() if name in of)
+        seeds = [{s: of[name][0] for s, of in c.items() if of.get(name, (None,))[0] is not None} for c in columns]
+        row: Row = {"name": name, "unit": unit, "values": [_together(name, unit, each) for each in seeds]}
+        is_mean = unit not in (EACH, "steps") and name != "reward" and name not in EXTREMES
+        stats = [stat(each) if is_mean else None for each in seeds]
+        row |= {"halves": [one and one.half for one in stats], "seeds": [len(each) for each in seeds]}
+        by_label = {group.label: each for group, each in zip(groups, seeds, strict=True) if each and is_mean}
+        found = differences(by_label, baseline.label)
+        for key, take in (("differences", lambda of: of.value), ("noise", lambda of: of.half)):
+            row[key] = [take(found[group.label]) if group.label in found else None for group in groups]
+        if any(value is not None for value in row["values"]):
+            rows.append(row)
     return rows
 
 
-def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Returns the settings, but for the output folder, in which the runs differ, with the value of each run."""
-    dumps = [run.config.model_dump(exclude={"output"}) for run in runs]
-    found = {name: [dump[name] for dump in dumps] for name in (dumps[0] if dumps else ())}
-    found = {name: values for name, values in found.items() if any(value != values[0] for value in values)}
-    if "alpha" in found:
-        found["alpha"] = [dump["alpha"] if "alpha" in REWARDS[dump["reward"]].settings else "ignored" for dump in dumps]
-    return found
+def _together(name: str, unit: str, seeds: dict[int, Any]) -> Any:
+    """A setting's value: what all seeds have, else their mean, extreme, or one after the other."""
+    values = list(seeds.values())
+    if len(set(values)) <= 1:
+        return values[0] if values else None
+    if unit == EACH or isinstance(values[0], str):
+        return " / ".join(map(str, values))
+    return EXTREMES.get(name, statistics.fmean)(values)
 
 
-def in_words(value: Any, unit: str) -> str:
-    """Returns a value of the table as it is shown."""
+def in_words(value: Any, unit: str, half: float | None = None) -> str:
+    """Returns a value of the table as it is shown, with half of its interval: "88% \u00b1 3", "0.0123 \u00b1 0.0004"."""
     if value is None or isinstance(value, str):
         return value or "-"
-    if unit == "%":
-        return percent(value)
     if unit == "clock":
         return clock(value)
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f} {unit}".strip()
-    return f"{value:{DECIMALS.get(unit, '.3g')}} {unit}".strip()
-
-
-def difference_in_words(value: float | None, unit: str) -> str:
-    """Returns a difference as it is shown, shares in percentage points; nothing if it would be shown as zero."""
-    if value is None or in_words(abs(value), unit) == in_words(type(value)(), unit):
-        return ""
     if unit == "%":
-        return f"{100 * value:+.1f} points"
-    return ("+" if value > 0 else "-") + in_words(abs(value), unit)
+        if not half:
+            return percent(value)
+        shown = [f"{x:.{0 if 100 * half >= 2 else 1}f}" for x in (100 * value, 100 * half)]
+        return f"{shown[0]}% \u00b1 {shown[1]}"
+    if unit == EACH or isinstance(value, int) and value < 1000:
+        return f"{value:,.0f}"
+    size = unit if unit != EACH else ""
+    if half:
+        return f"{_to_digit_of(half, value)} \u00b1 {_to_digit_of(half, half)} {size}".strip()
+    return f"{_plain(value, DECIMALS.get(unit))} {size}".strip()
+
+
+def _plain(value: float, form: str | None = None) -> str:
+    """Three digits, however large or small: 142,000, 3,280, 0.0178."""
+    if form is not None and abs(value) < 1000:
+        return format(value, form)
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _to_digit_of(half: float, value: float) -> str:
+    """A value to the last digit that its noise lets say something: the first of the noise, or the second after a 1."""
+    first = math.floor(math.log10(half))
+    digits = int(half < 2 * 10**first) - first
+    return f"{round(value, digits):,.{max(0, digits)}f}"
+
+
+def difference_in_words(value: float | None, unit: str, noise: float | None) -> str:
+    """Returns a difference as it is shown, shares in percentage points; nothing if noise may be all of it."""
+    if value is None or noise is None or abs(value) <= noise:
+        return ""
+    size = {"%": "points", "clock": "s"}.get(unit, unit)
+    scale = 100 if unit == "%" else 1
+    sign = "+" if value > 0 else "-"
+    if not noise:
+        return f"{sign}{_plain(scale * abs(value))} {size}".strip()
+    digits = (_to_digit_of(scale * noise, scale * x) for x in (abs(value), noise))
+    both = " \u00b1 ".join(digits)
+    return f"{sign}{both} {size}".strip()

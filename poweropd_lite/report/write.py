@@ -1,19 +1,36 @@
 """The report of some runs: everything read and computed first, then one folder, whole or not at all."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.config import marked
+import matplotlib
+
+from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder, write_json, write_text
 from poweropd_lite.method.reward import REWARDS
-from poweropd_lite.report.drawing import rendered
+from poweropd_lite.report.drawing import LOOKS, rendered
+from poweropd_lite.report.ends import by_alpha, end_of, median_norms
+from poweropd_lite.report.groups import Group, differing_settings, group_runs, title
 from poweropd_lite.report.page import page
 from poweropd_lite.report.pictures import HEALTH, pictures
 from poweropd_lite.report.read import Reference, Run, read_runs, read_teacher
-from poweropd_lite.report.series import accuracy, by_step, density, landscape, phases, positions, steps_to
-from poweropd_lite.report.table import differing_settings, table
+from poweropd_lite.report.series import (
+    accuracy,
+    by_step,
+    density,
+    divergence,
+    landscape,
+    phases,
+    pooled,
+    positions,
+    steps_to,
+)
+from poweropd_lite.report.settings import ReportConfig
+from poweropd_lite.report.table import table
+from poweropd_lite.report.words import answer, sentences
 
 ALPHAS = (0.1, 1.0, 10.0, 100.0, 500.0)  # of the landscape, beside the runs' own
 
@@ -23,95 +40,90 @@ def report(
     output: str | Path | None = None,
     teacher: str | float | Path | None = None,
     baseline: str | None = None,
+    labels: str | Sequence[str] | None = None,
+    style: str = "screen",
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Makes the report of run folders, finished or not; returns its folder: index.html, report.json, PNGs and SVGs.
+    """Makes the report of run folders, finished or not; returns its folder: index.html, report.json and the pictures.
 
-    `output`: the folder, if not RUN/report for one run or a name under reports/ for several; an earlier one is replaced.
-    `teacher`: the folder of the teacher's evaluation, or its accuracy in percent. `baseline`: the name or folder of the
-    run that differences are taken from; the first, if not given. Raises UserError for what the user can mend.
+    Runs that differ by seed alone are one curve. `output`: the folder, if not RUN/report for one run or a name under
+    reports/ for several; an earlier one is replaced. `teacher`: the folder of the teacher's evaluation, or its accuracy
+    in percent. `baseline`: the name or folder of the run, or the label of the curve, that differences are taken from;
+    the first run's, if not given. `labels`: names of the curves, in the order of the page. `style`: "screen" or
+    "paper". Raises UserError for what the user can mend.
     """
+    looks = checked(ReportConfig, {"style": style}).style
     found = read_runs([runs] if isinstance(runs, str | Path) else runs)
-    base = _baseline(found, baseline)
+    groups = group_runs(found, labels.split(",") if isinstance(labels, str) else labels)
+    base = _baseline(groups, found, baseline)
     reference = None if teacher is None else read_teacher(str(teacher), found)
     folder = _folder(found, output)
-    numbers = gather(found, base, reference)
-    summary, shown = sentences(found, reference), []
-    with whole_folder(folder) as beside:
-        for drawn in pictures(found, numbers, reference):
+    numbers = gather(groups, base, reference)
+    first, then = answer(groups, base), sentences(groups, reference)
+    numbers |= {"title": title(groups), "answer": [*first, *then]}
+    shown = []
+    with whole_folder(folder) as beside, matplotlib.rc_context(LOOKS[looks].rc):
+        for drawn in pictures(groups, numbers, reference, looks):
             svg = rendered(drawn.figure, "svg")
             if drawn.file:
                 (beside / f"{drawn.file}.svg").write_bytes(svg)
-                (beside / f"{drawn.file}.png").write_bytes(rendered(drawn.figure, "png"))
+                for kind in ("png", "pdf"):
+                    (beside / f"{drawn.file}.{kind}").write_bytes(rendered(drawn.figure, kind))
             if drawn.on_page:
                 shown.append((drawn, svg))
-        write_text(beside / "index.html", page(found, numbers, summary, shown))
+        write_text(beside / "index.html", page(groups, numbers, first, then, shown))
         write_json(beside / "report.json", numbers)
-    for sentence in summary:
+    for sentence in [*first, *then]:
         say(sentence)
-    say(f"files   {folder}: index.html  report.json  and the pictures as PNG and SVG")
+    say(f"files   {folder}: index.html  report.json  and the pictures as PNG, SVG and PDF")
     return folder
 
 
-def gather(runs: Sequence[Run], baseline: Run, teacher: Reference | None) -> dict[str, Any]:
-    """Returns the numbers of the page as JSON: the table, and those under every figure, by the name of the run."""
-    kept = [run for run in runs if run.tokens]
-    alphas = sorted({*ALPHAS, *(run.config.alpha for run in runs if "alpha" in REWARDS[run.config.reward].settings)})
+def gather(groups: Sequence[Group], baseline: Group, teacher: Reference | None) -> dict[str, Any]:
+    """Returns the numbers of the page as JSON: the table, and those under every figure, by the setting's label."""
+    firsts = {g.label: line for g in groups if (line := pooled(g.runs, min))}
+    lasts = {g.label: line for g in groups if (line := pooled(g.runs, max))}
+    configs = [group.config for group in groups]
+    alphas = sorted({*ALPHAS, *(c.alpha for c in configs if "alpha" in REWARDS[c.reward].settings)})
     rewards = ("reward/min", "reward/p05", "reward/p95", "reward/max")
-    about = [(run, run.config.reward_label, run.config.model_dump()) for run in runs]
+    runs = [(run, group.label) for group in groups for run in group.runs]
+    end, norms = end_of(groups), median_norms(groups)
     return {
-        "runs": [{"name": r.name, "folder": str(r.path), "reward": label, "config": c} for r, label, c in about],
-        "baseline": baseline.name,
+        "groups": [{"label": g.label, "runs": [run.name for run in g.runs], "seeds": g.seeds} for g in groups],
+        "runs": [
+            {"name": r.name, "folder": str(r.path), "group": label, "config": r.config.model_dump()}
+            for r, label in runs
+        ],
+        "baseline": baseline.label,
         "teacher": teacher and {"accuracy": teacher.accuracy, "source": teacher.source},
-        "table": table(runs, baseline, teacher),
-        "settings": differing_settings(runs),
-        "accuracy": {run.name: accuracy(run) for run in runs},
-        "steps_to": steps_to(runs, baseline),
-        "reward": {run.name: by_step(run, *rewards) for run in runs},
-        "gradient": {run.name: by_step(run, "optim/grad_norm") for run in runs},
-        "density": {run.name: density(run.tokens[0]) for run in kept},
-        "density_at_the_end": {run.name: density(run.tokens[-1]) for run in kept},
-        "positions": {run.name: positions(run.tokens[0]) for run in kept},
+        "table": table(groups, baseline, teacher),
+        "settings": differing_settings(configs),
+        "end": end and asdict(end),
+        "by_alpha": {"end": by_alpha(groups, end.values if end else {}), "gradient": by_alpha(groups, norms)},
+        "accuracy": {group.label: accuracy(group.runs) for group in groups},
+        "kl": {group.label: divergence(group.runs) for group in groups},
+        "steps_to": steps_to(groups, baseline),
+        "reward": {group.label: by_step(group.runs, *rewards) for group in groups},
+        "gradient": {group.label: by_step(group.runs, "optim/grad_norm") for group in groups},
+        "density": {label: density(line) for label, line in firsts.items()},
+        "density_at_the_end": {label: density(line) for label, line in lasts.items()},
+        "positions": {label: positions(line) for label, line in firsts.items()},
         "landscape": landscape(alphas),
-        "by_step": {key: {run.name: by_step(run, key) for run in runs} for key in HEALTH},
-        "seconds": {run.name: phases(run) for run in runs},
+        "by_step": {key: {group.label: by_step(group.runs, key) for group in groups} for key in HEALTH},
+        "seconds": {group.label: phases(group.runs) for group in groups},
     }
 
 
-def sentences(runs: Sequence[Run], teacher: Reference | None) -> list[str]:
-    """Returns what came out of each run, in a sentence."""
-    out = []
-    for run in runs:
-        found, k, taken = accuracy(run), run.config.eval_samples, run.steps[-1]["step"] if run.steps else 0
-        steps, avg = found["step"], [f"{avg:.1%}" for avg in found["avg"]]
-        text = f"{run.name} ({run.config.reward_label}), {taken} of {run.config.steps} steps: "
-        if len(steps) > 1:
-            at = f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != taken else ""
-            text += f"Avg@{k} {avg[0]} -> {avg[-1]}{at}"
-            text += f", {found['avg'][-1] / teacher.accuracy:.1%} of the teacher's" if teacher else ""
-        elif steps:
-            text += f"Avg@{k} {avg[0]} at step {steps[0]}"
-        elif run.scored:
-            parts = (f"Avg@{n} {of:.1%} on {name} at step {step}" for name, (n, of, step) in run.scored.items())
-            text += f"{', '.join(parts)} by evaluate"
-        else:
-            text += "not evaluated"
-        out.append(text + ("" if run.tokens else "; it kept no rewards by token (made by an earlier version)") + ".")
-    scored = [run for run in runs if accuracy(run)["step"]]
-    if differing := [name for name in differing_settings(scored) if name in marked("scores")]:
-        out.append(f"Evaluated differently ({', '.join(differing)}): the accuracies of these runs do not compare.")
-    if teacher is not None:
-        out.append(f"Teacher: {teacher.accuracy:.1%}, {teacher.source}.")
-    return out
-
-
-def _baseline(runs: Sequence[Run], asked: str | None) -> Run:
-    if asked is None:
-        return runs[0]
-    for run in runs:
-        if asked == run.name or Path(asked).resolve() == run.path.resolve():
-            return run
-    raise UserError(f"baseline: {asked} is none of the runs; type one of {', '.join(run.name for run in runs)}")
+def _baseline(groups: Sequence[Group], runs: Sequence[Run], asked: str | None) -> Group:
+    for group in groups:
+        for run in group.runs:
+            if run is runs[0] if asked is None else asked == run.name or Path(asked).resolve() == run.path.resolve():
+                return group
+    for group in groups:
+        if asked == group.label:
+            return group
+    names = ", ".join([*(run.name for run in runs), *(group.label for group in groups)])
+    raise UserError(f"baseline: {asked} is none of the runs; type one of {names}")
 
 
 def _folder(runs: Sequence[Run], out: str | Path | None) -> Path:

@@ -3,7 +3,7 @@
 A resumable queue of train and evaluate runs in one folder. Read in this order: settings.py (what may be asked for),
 grid.py (the tasks that it means), state.py (the queue's folder), settle.py (what is asked for, and what is there),
 sitting.py (the whole), forecast.py (does it fit, how long is left), work.py and child.py (processes); then rows.py
-(numbers), tables.py, cost.py and sheets.py (files).
+(numbers), tables.py, cost.py and sheets.py (files), pages.py (the report of all runs).
 """
 
 from collections.abc import Callable

@@ -1,33 +1,20 @@
 """From tasks to rows: for every pair and column, each reward over its seeds, with the paper's beside. No text yet.
 
-Seeds are few and drawn alike, so an interval is the textbook's: mean +- t * sd / sqrt(n), t with n - 1 degrees of
-freedom (12.7 for two seeds, 4.3 for three). It holds what training and sampling vary; not what other problems would.
+Intervals over seeds are those of base/intervals.py.
 """
 
-import math
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import PAPER_PAIRS
+from poweropd_lite.base.intervals import Stat, stat
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.reproduce.grid import DONE, FAILED, Task, run_config
 from poweropd_lite.reproduce.settings import COLUMNS, REWARDS, TRUNCATED
 from poweropd_lite.reproduce.state import MEASURES, Queue, Results
 
-LEVEL = 0.95  # as evaluate's own intervals
 SHARE, NORM = ("", "teacher_share"), ("", "largest_grad_norm")  # percent of the teacher's Avg@n; of any step
-
-
-@dataclass(frozen=True)
-class Stat:
-    """A quantity over seeds. `sd` (n - 1 in it) and `half`, the interval's half width, are None for one seed."""
-
-    values: dict[int, float]  # by seed
-    mean: float
-    sd: float | None = None
-    half: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,34 +107,3 @@ def _paper_scores(pair: Config, task: Task, benchmarks: list[str]) -> dict[str, 
 def _order(task: Task) -> tuple[Any, ...]:
     reward = REWARDS.index(task.reward) if task.reward else -1
     return ("base", "teacher", "run").index(task.role), reward, task.alpha or 0.0, task.seed
-
-
-def stat(values: dict[int, float]) -> Stat | None:
-    """Returns the mean over seeds and its interval; None for no values."""
-    if not values:
-        return None
-    mean = statistics.fmean(values.values())
-    if len(values) == 1:
-        return Stat(values, mean)
-    sd = statistics.stdev(values.values())
-    return Stat(values, mean, sd, t_quantile(len(values) - 1) * sd / math.sqrt(len(values)))
-
-
-def t_quantile(degrees: int) -> float:
-    """Returns t for which |T| <= t has probability LEVEL, T of Student's distribution with `degrees` >= 1."""
-    low, high = 0.0, math.pi / 2
-    for _ in range(200):  # bisection, to the last bit
-        middle = (low + high) / 2
-        low, high = (middle, high) if _inside(middle, degrees) < LEVEL else (low, middle)
-    return math.sqrt(degrees) * math.tan((low + high) / 2)
-
-
-def _inside(angle: float, degrees: int) -> float:
-    """P(|T| <= sqrt(degrees) tan(angle)), exactly, for whole degrees: Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    cosine, odd = math.cos(angle), degrees % 2
-    term = cosine if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(1 + odd, degrees - 2, 2):
-        term *= (k / (k + 1)) * cosine**2
-        total += term
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

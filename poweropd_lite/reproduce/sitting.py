@@ -1,4 +1,4 @@
-"""One sitting of a queue: what is asked for, whether it fits, the work, and the tables."""
+"""One sitting of a queue: what is asked for, whether it fits, the work, the tables and the page."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from poweropd_lite.base.progress import clock
 from poweropd_lite.base.stop import StopRequest, end_cell
 from poweropd_lite.reproduce.forecast import make_forecasts, seconds_left
 from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, STATES, WAITING, State
+from poweropd_lite.reproduce.pages import write_pages
 from poweropd_lite.reproduce.settings import split_settings
 from poweropd_lite.reproduce.settle import set_right, settle
 from poweropd_lite.reproduce.state import Queue, locked, read_queue, write_pairs
@@ -77,8 +78,8 @@ def _say_size(queue: Queue, jobs: int, say: Callable[[str], None]) -> None:
 
 
 def _finish(queue: Queue, stopped: int, say: Callable[[str], None]) -> Reproduced:
-    """Writes the tables and says what came out."""
-    files = write_tables(queue)
+    """Writes the tables and the page, unless a signal asks for the end, and says what came out."""
+    files = [*write_tables(queue), *([] if stopped else write_pages(queue, say))]
     say(f"{len(queue.in_state(DONE))} of {len(queue.tasks)} done")
     for task in queue.in_state(FAILED):
         say(f"failed: {task.name}: {task.message} ({queue.out / task.log}); --retry-failed tries it again")

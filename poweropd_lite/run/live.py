@@ -135,6 +135,7 @@ class LivePicture:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.patches import Polygon
+        from matplotlib.ticker import MaxNLocator
 
         self.scored = scored
         self.steps: list[int] = []
@@ -168,6 +169,7 @@ class LivePicture:
         for axes, title in zip(self.axes.flat, titles, strict=True):
             axes.set_title(title, fontsize="medium", loc="left")
             axes.set_xlim(0, max(1, total))
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
             axes.spines[["top", "right"]].set_visible(False)
         for axes in self.axes[1]:
             axes.set_xlabel("step")

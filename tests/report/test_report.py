@@ -15,6 +15,7 @@ from conftest import QUICK as SHORT
 from exact import drawn_rollouts, float64_model, nf4_model, token_logprobs, token_rows
 
 from poweropd_lite.base.config import load_config
+from poweropd_lite.report.groups import group_runs
 from poweropd_lite.report.pictures import pictures
 from poweropd_lite.report.read import Reference, read_runs
 from poweropd_lite.report.write import gather
@@ -75,7 +76,7 @@ def exact_rewards(name, log_p, log_q, kl):
 def test_density_and_places_are_those_of_the_raw_tokens_in_float64(name, runs, first_step):
     log_p, log_q, kl, rollouts = first_step
     rewards = exact_rewards(name, log_p, log_q, kl)
-    found = read_runs([runs / "runs" / name])
+    found = group_runs(read_runs([runs / "runs" / name]))
     numbers = gather(found, found[0], None)
     density, places = numbers["density"][name], numbers["positions"][name]
     assert density["step"] == 1 and density["tokens"] == rewards.size
@@ -126,11 +127,11 @@ def test_a_samples_tokens_and_rewards_are_those_of_the_rollout(runs, first_step,
 
 
 def test_what_is_drawn_are_these_numbers(runs):
-    found = read_runs([runs / "runs" / "power", runs / "runs" / "log_ratio"])
+    found = group_runs(read_runs([runs / "runs" / "log_ratio", runs / "runs" / "power"]))
     numbers = gather(found, found[0], None)
     drawn = {picture.title: picture.figure for picture in pictures(found, numbers, None)}
     lines = {line.get_label(): line.get_xydata() for line in drawn["Accuracy by step"].axes[0].lines}
-    for name in ("power", "log_ratio"):
+    for name in ("power 10", "log_ratio"):
         avg = numbers["accuracy"][name]
         assert lines[name].tolist() == [[s, 100 * a] for s, a in zip(avg["step"], avg["avg"], strict=True)]
         gradient = next(line for line in drawn["Gradient norm by step"].axes[0].lines if line.get_label() == name)
@@ -148,11 +149,11 @@ def test_what_is_drawn_are_these_numbers(runs):
             assert heights.max() == max(numbers["reward"][name][f"reward/{high}"])
     with_teacher = next(pictures(found, numbers, Reference(0.9, "as given"))).figure.axes[0]
     level = {line.get_label(): list(line.get_ydata()) for line in with_teacher.lines}
-    base = 100 * numbers["accuracy"]["power"]["avg"][0]
+    base = 100 * numbers["accuracy"]["power 10"]["avg"][0]
     assert level["teacher"] == [90.0, 90.0] and level["base (before training)"] == [base, base]
-    assert drawn["Reward by step: power"].axes[0].get_yscale() == "symlog"  # for its neighbour's sake: one scale
+    assert drawn["Reward by step: power 10"].axes[0].get_yscale() == "symlog"  # for its neighbour's sake: one scale
     assert drawn["Gradient norm by step"].axes[0].get_yscale() == "log"
-    assert drawn["Reward density: power"].axes[0].get_yscale() == "log"
+    assert drawn["Reward density: power 10"].axes[0].get_yscale() == "log"
 
 
 def test_the_page_stands_alone(runs):
@@ -168,14 +169,21 @@ def test_the_page_stands_alone(runs):
     numbers = json.loads((folder / "report.json").read_text())
     assert numbers["baseline"] == "log_ratio" and numbers["teacher"]["accuracy"] == pytest.approx(0.966)
     assert numbers["settings"]["reward"] == list(REWARDS)
+    labels = ["power 10", *list(REWARDS)[1:]]
+    assert [group["label"] for group in numbers["groups"]] == labels
+    assert "<title>power 10; log_ratio; clip; tanh; zscore and full_kl on bundled-student &lt;- bundled-teacher" in page
     for name in ("accuracy", "reward", "gradient", "density", "positions", "steps", "landscape", "time"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"</svg>" in (folder / f"{name}.svg").read_bytes()
-    first, last = numbers["accuracy"]["power"]["avg"][0], numbers["accuracy"]["power"]["avg"][-1]
+        pdf = (folder / f"{name}.pdf").read_bytes()
+        assert pdf.startswith(b"%PDF-1.") and pdf.rstrip().endswith(b"%%EOF") and b"/FontFile2" in pdf
+    first, last = numbers["accuracy"]["power 10"]["avg"][0], numbers["accuracy"]["power 10"]["avg"][-1]
     assert (
         f"power (power 10), 4 of 4 steps: Avg@2 {first:.1%} -&gt; {last:.1%}, {last / 0.966:.1%} of the teacher" in page
     )
-    assert "tanh (tanh), 4 of 4 steps: not evaluated." in page
+    kl = [json.loads(line)["kl/train"] for line in (runs / "runs/tanh/metrics.jsonl").read_text().splitlines()]
+    said = f"the training rollouts {kl[0]:.3g} -&gt; {kl[-1]:.3g} nats a token."
+    assert f"tanh (tanh), 4 of 4 steps: KL to the teacher on {said}" in page
     again = command("runs/power", cwd=runs)
     before = (runs / "runs/power/report/index.html").read_bytes()
     assert again.returncode == 0 and command("runs/power", cwd=runs).returncode == 0  # replaces its own
@@ -190,6 +198,8 @@ def test_refusals(runs, tmp_path):
         (tmp_path,): "is no run: it holds no metrics.jsonl and config.yaml",
         (run, run): "a run is named twice; leave one out",
         (run, "--baseline", "other"): "baseline: other is none of the runs; type one of power",
+        (run, "--labels", "a,b"): "labels: found 2, and there are 1 curve: power (power); type one for each",
+        (run, "--style", "poster"): "style: found 'poster', but it should be 'screen' or 'paper'",
         (run, "--teacher", "0.966"): "an accuracy is in percent; did you mean 96.6?",
         (run, "--teacher", "966"): "teacher: found 966, but an accuracy is between 0 and 100",
         (

@@ -5,36 +5,24 @@ import math
 import re
 
 import pytest
+from planted import planted
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.report import report
+from poweropd_lite.report.groups import group_runs
 from poweropd_lite.report.page import STYLE, coloured
 from poweropd_lite.report.pictures import pictures
 from poweropd_lite.report.read import read_runs, read_teacher
 from poweropd_lite.report.series import by_step, density, first_step_at, landscape, phases, steps_to
-from poweropd_lite.report.write import gather, sentences
-
-
-def planted(folder, evaluations, steps=(), **settings):
-    """A run folder with the given Avg@8 by step and step lines."""
-    folder.mkdir(parents=True)
-    config = {"student": "bundled", "teacher": "bundled", "data": "bundled", "eval_benchmarks": "bundled", "steps": 100}
-    (folder / "config.yaml").write_text(
-        json.dumps(config | {"max_prompt_tokens": 128, "max_new_tokens": 112} | settings)
-    )
-    lines = [{"step": s, "tokens/loss": 10, "time/step": 1.0, **more} for s, more in steps]
-    named = {"eval/pass@8": 1.0, "eval/greedy": 0.5, "eval/length": 40.0, "eval/stop_share": 1.0}
-    lines += [{"step": s, "eval/avg@8": avg, **named, "time/evaluate": 2.0} for s, avg in evaluations.items()]
-    lines.sort(key=lambda line: line["step"])
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+from poweropd_lite.report.words import answer, sentences
+from poweropd_lite.report.write import gather
 
 
 def test_steps_to_an_accuracy_by_hand(tmp_path):
     slow = planted(tmp_path / "slow", {0: 0.25, 50: 0.5, 100: 0.75})
     fast = planted(tmp_path / "fast", {0: 0.25, 50: 0.75, 100: 0.625})
     never = planted(tmp_path / "never", {0: 0.25, 100: 0.375})
-    found = read_runs([slow, fast, never])
+    found = group_runs(read_runs([slow, fast, never]))  # one setting and seed thrice: three curves, as given
     assert steps_to(found, found[0]) == {
         "baseline": "slow",
         "levels": [0.5, 0.75],
@@ -43,14 +31,15 @@ def test_steps_to_an_accuracy_by_hand(tmp_path):
     assert first_step_at({"step": [0, 10], "avg": [0.5, 0.9]}, 0.4) == 0.0
     table = {row["name"]: row for row in gather(found, found[0], None)["table"]}
     assert table["steps to Avg@8 75.0%"]["values"] == [100.0, 50.0, None]
-    assert table["steps to Avg@8 75.0%"]["differences"] == [None, -50.0, None]
+    assert table["steps to Avg@8 75.0%"]["differences"] == [None, None, None]  # of a curve, not of a seed
     assert table["Avg@8 at the end"]["values"] == [0.75, 0.625, 0.375]
     assert table["Avg@8 at the end"]["differences"] == [None, -0.125, -0.375]
 
 
 def test_shares_of_the_teachers_accuracy_by_hand(tmp_path):
-    found = read_runs([planted(tmp_path / "run", {0: 0.3, 100: 0.75})])
-    table = {row["name"]: row["values"] for row in gather(found, found[0], read_teacher("90%", found))["table"]}
+    runs = read_runs([planted(tmp_path / "run", {0: 0.3, 100: 0.75})])
+    (group,) = group_runs(runs)
+    table = {row["name"]: row["values"] for row in gather([group], group, read_teacher("90%", runs))["table"]}
     assert table["share of the teacher's accuracy"] == [pytest.approx(0.75 / 0.9)]
     assert table["share of the gap to the teacher closed"] == [pytest.approx(0.45 / 0.6)]
 
@@ -69,8 +58,10 @@ def test_runs_evaluated_differently_are_said_not_to_compare(tmp_path):
     found = read_runs([one, two])
     assert [run.name for run in found] == ["a/run", "b/run"]
     said = "Evaluated differently (eval_problems): the accuracies of these runs do not compare."
-    assert said in sentences(found, None) and said not in sentences(found[:1], None)
-    accuracy_picture = next(pictures(found, gather(found, found[0], None), None))
+    groups = group_runs(found)
+    assert [group.label for group in groups] == ["eval_problems 32", "eval_problems 256"]  # nothing else differs
+    assert answer(groups, groups[0]) == [said] and answer(groups[:1], groups[0]) == []
+    accuracy_picture = next(pictures(groups, gather(groups, groups[0], None), None))
     assert "No line for the base" in accuracy_picture.caption
     results = {"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": {"bundled": {"problems": 256}}}
     (tmp_path / "results.json").write_text(json.dumps(results))
@@ -82,8 +73,8 @@ def test_runs_evaluated_differently_are_said_not_to_compare(tmp_path):
     results["benchmarks"]["bundled"]["whole"] = True  # there are no more
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert "other" not in read_teacher(str(tmp_path), found[:1]).source
-    other = read_runs([one, planted(tmp_path / "c", {0: 0.25}, eval_batch_size=4)])
-    assert not any("differently" in sentence for sentence in sentences(other, None))
+    other = group_runs(read_runs([one, planted(tmp_path / "c", {0: 0.25}, eval_batch_size=4)]))
+    assert not any("differently" in sentence for sentence in [*answer(other, other[0]), *sentences(other, None)])
 
 
 def test_damaged_files_are_named_with_their_line(tmp_path):
@@ -112,7 +103,7 @@ def test_damaged_files_are_named_with_their_line(tmp_path):
 def test_long_runs_keep_extremes_and_means_of_spans(tmp_path):
     steps = [(s, {"reward/min": -s, "reward/max": s, "reward/p05": s, "optim/grad_norm": s}) for s in range(1, 1001)]
     (run,) = read_runs([planted(tmp_path / "run", {0: 0.3}, steps)])
-    found = by_step(run, "reward/min", "reward/p05", "reward/max", "optim/grad_norm")  # spans of three steps
+    found = by_step([run], "reward/min", "reward/p05", "reward/max", "optim/grad_norm")  # spans of three steps
     assert found["step"][:2] == [3, 6] and found["step"][-1] == 1000 and len(found["step"]) == 334
     assert found["reward/min"][:2] == [-3, -6] and found["reward/max"][:2] == [3, 6]
     assert found["reward/p05"][:2] == [2, 5] and found["optim/grad_norm"][-1] == 1000
@@ -122,7 +113,7 @@ def test_time_by_phase_by_hand(tmp_path):
     steps = [(s, {"time/rollout": 0.2, "time/teacher": 0.3, "time/student": 0.4}) for s in (1, 2)]  # of one second each
     (run,) = read_runs([planted(tmp_path / "run", {0: 0.3, 2: 0.4}, steps)])
     expected = {"rollout": 0.4, "teacher": 0.6, "student": 0.8, "guard": 0, "optimizer": 0, "other": 0.2, "evaluate": 4}
-    assert phases(run) == pytest.approx(expected)
+    assert phases([run]) == pytest.approx(expected)
 
 
 def test_landscape_by_hand():
@@ -180,13 +171,16 @@ def test_odd_names_and_other_sample_counts_stand_side_by_side(tmp_path):
         (two / "eval" / f"step_{step:06}" / "results.json").write_text(json.dumps(results))
     folder = report([one, two], output=tmp_path / "out")
     rows = {row["name"]: row["values"] for row in json.loads((folder / "report.json").read_text())["table"]}
-    assert rows["Avg@8 at the end"] == [0.5, None]
+    assert rows["Avg@8 at the end"] == [None, 0.5]  # sorted by eval_samples: 2, then 8
     # The run is at step 1: what evaluate found elsewhere says where.
-    assert rows["Avg@4 on gsm8k by evaluate at step 100"] == [None, 0.375]
+    assert rows["Avg@4 on gsm8k by evaluate at step 100"] == [0.375, None]
+    page = (folder / "index.html").read_text()
+    assert "<th>eval_samples 2</th>" in page and "two (eval_samples 2), 1 of 100 steps" in page
+    folder = report([one, two], output=tmp_path / "out", labels=["two", "_a$^$<b>"])
     assert "<th>_a$^$&lt;b&gt;</th>" in (folder / "index.html").read_text()
-    found = read_runs([one, two])
+    found = group_runs(read_runs([one, two]), ["two", "_a$^$<b>"])
     drawn = {picture.file: picture.figure for picture in pictures(found, gather(found, found[0], None), None)}
-    assert [t.get_text() for t in drawn["gradient"].legends[0].get_texts()] == [r" _a\$^\$<b>", "two"]
+    assert [t.get_text() for t in drawn["gradient"].legends[0].get_texts()] == ["two", r" _a\$^\$<b>", "clipped at 1"]
 
 
 def test_a_teacher_of_other_benchmarks_is_refused(tmp_path):

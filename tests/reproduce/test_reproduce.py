@@ -172,6 +172,47 @@ def test_the_same_command_again_runs_nothing_and_more_of_the_grid_joins(smoke):
     assert len(states(out)) == 4  # a dry run writes nothing
 
 
+def test_it_ends_with_the_page_of_its_grid(smoke):
+    """Its numbers are the table's; it is drawn anew where it is gone, not where nothing is new; else the tables stand."""
+    out, said = smoke / "paged", (smoke / "said.txt").read_text()
+    assert said.endswith("files   whole: tables.md  tables.csv  cost.md  cost.csv  tables.html  report/index.html\n")
+    shutil.copytree(smoke / "whole", out)
+    numbers = json.loads((out / "report/report.json").read_text())
+    table = {(r["row"], r["measure"]): float(r["mean"]) for r in rows_of(out / "tables.csv") if r["mean"]}
+    ends = {label: 100 * seeds["0"] for label, seeds in numbers["end"]["values"].items()}
+    assert ends == pytest.approx({label: table[label, "avg"] for label in ("power 10", "log_ratio")})
+    assert 100 * numbers["teacher"]["accuracy"] == pytest.approx(table["teacher", "avg"])
+    assert numbers["title"] == "power 10 and log_ratio on bundled-student <- bundled-teacher, 1 seed each"
+    made = (out / "report/index.html").stat().st_mtime_ns
+    again = run("--output", "paged", "--tables-only", cwd=smoke)
+    assert again.returncode == 0 and "report/index.html" in again.stdout
+    assert (out / "report/index.html").stat().st_mtime_ns == made
+    shutil.rmtree(out / "report")
+    (out / "report").write_text("in its place")
+    (out / "tables.md").unlink()
+    refused = run("--output", "paged", "--tables-only", cwd=smoke)
+    assert refused.returncode == 0 and (out / "tables.md").exists() and "tables.html\n" in refused.stdout
+    assert "paged/report was not drawn: paged/report is a file, not a folder for a report" in refused.stdout
+
+
+def test_of_several_pairs_each_has_a_page(smoke):
+    """The smoke preset's queue as if log_ratio had been run on another pair, in the place of an earlier page of one."""
+    shutil.copytree(smoke / "whole", smoke / "two")
+    code = """from pathlib import Path
+from poweropd_lite.reproduce.pages import write_pages
+from poweropd_lite.reproduce.state import read_queue
+queue = read_queue(Path("two"))
+queue.pairs["another"] = queue.pairs["bundled"]
+queue.tasks["bundled-log_ratio-plain-seed0"].pairs = ["another"]
+print(write_pages(queue, print))"""
+    done = forked.run("-c", code, cwd=smoke)
+    assert done.stdout == "['report/bundled/index.html', 'report/another/index.html']\n", done.stdout + done.stderr
+    assert sorted(path.name for path in (smoke / "two/report").iterdir()) == ["another", "bundled"]
+    for pair, label in (("bundled", "power10"), ("another", "log_ratio")):
+        numbers = json.loads((smoke / "two/report" / pair / "report.json").read_text())
+        assert [run["name"] for run in numbers["runs"]] == [f"bundled-{label}-plain-seed0"]
+
+
 # Failures and stops
 
 

@@ -1,0 +1,54 @@
+"""The pictures against alpha: what power runs came to, and the size of their gradients; other rewards as lines."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from poweropd_lite.report.drawing import INK, Drawn, Numbers, Pen, label, log_scale, new_figure, scaled, with_legend
+from poweropd_lite.report.read import Reference
+
+SPREAD = "Point: the mean over a setting's seeds; bar: from the lowest to the highest."
+
+
+def alpha_pictures(numbers: dict[str, Any], ours: Pen, teacher: Reference | None) -> Iterator[Drawn]:
+    """Draws the end and the median gradient norm against alpha, where power runs have two alphas or more."""
+    end, norms = numbers["end"], numbers["by_alpha"]["gradient"]
+    if end and numbers["by_alpha"]["end"]["curves"]:
+        share = end["unit"] == "%"
+        figure, axes = _against(numbers["by_alpha"]["end"], ours, end["axis"], 100 if share else 1)
+        if teacher is not None and share:
+            axes.axhline(100 * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
+        axes.set_ylim(0, 102 if share else None)
+        title = "Accuracy against alpha" if share else "KL to the teacher against alpha"
+        caption = f"{end['name']}, at the end. {SPREAD}"
+        yield Drawn(
+            with_legend(figure, ours.look), title, caption, "accuracy_alpha" if share else "kl_alpha", main=True
+        )
+    if norms["curves"]:
+        figure, axes = _against(norms, ours, "median gradient norm", 1)
+        seen = [v for of in norms["curves"].values() for v in of["low"] + of["high"]]
+        seen += [v for of in norms["levels"].values() for v in (of["low"], of["high"])]
+        if above := [value for value in seen if value > 0]:
+            log_scale(axes, above)
+        caption = f"Median over a run's steps, before the clip, on log scales. {SPREAD}"
+        yield Drawn(with_legend(figure, ours.look), "Gradient norm against alpha", caption, "gradient_alpha", main=True)
+
+
+def _against(found: dict[str, Numbers], ours: Pen, up: str, scale: float) -> tuple[Any, Any]:
+    figure, axes = new_figure(ours.look)
+    alphas = sorted({alpha for of in found["curves"].values() for alpha in of["alpha"]})
+    for i, (name, of) in enumerate(found["curves"].items()):
+        mean, low, high = (scaled(of[key], scale) for key in ("mean", "low", "high"))
+        bars = [[m - v for m, v in zip(mean, low, strict=True)], [v - m for m, v in zip(mean, high, strict=True)]]
+        color = INK[i % len(INK)]
+        axes.plot(of["alpha"], mean, "o-", markersize=4, linewidth=1.3, color=color, label=label(name))
+        axes.errorbar(of["alpha"], mean, bars, fmt="none", capsize=2.5, ecolor=color)
+    for name, level in found["levels"].items():
+        axes.axhline(scale * level["mean"], linewidth=1.2, label=label(name), **ours.ink[name])
+        if level["low"] < level["high"]:
+            axes.axhspan(scale * level["low"], scale * level["high"], color=ours.ink[name]["color"], alpha=0.12, lw=0)
+    axes.set_xscale("log")
+    axes.set_xlim(alphas[0] / 1.3, alphas[-1] * 1.3)
+    axes.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="alpha", ylabel=up)
+    return figure, axes

@@ -1,0 +1,136 @@
+"""What came out, in sentences: first the answer, which names a difference only beyond noise, then a line a setting."""
+
+import statistics
+from collections.abc import Sequence
+
+from poweropd_lite.base.config import marked
+from poweropd_lite.base.intervals import stat
+from poweropd_lite.report.ends import Seeds, differences, end_of, kl_ends, median_norms
+from poweropd_lite.report.groups import Group, differing_settings
+from poweropd_lite.report.read import Reference, Run
+from poweropd_lite.report.series import accuracy, pooled
+from poweropd_lite.report.table import difference_in_words, in_words
+
+MOST_NAMED = 5  # settings in a sentence; the list below it has them all
+ONE_SEED = (
+    "With one seed a setting, what noise alone does is not known, and no difference is named: train more seeds "
+    "(--seed 1), or compare answers problem by problem (python -m poweropd_lite.evaluate --model RUN --compare RUN)."
+)
+
+
+def answer(groups: Sequence[Group], baseline: Group) -> list[str]:
+    """Returns the answer to what several settings compare, [] for one: how they end, and how their gradients differ."""
+    if len(groups) < 2:
+        return []
+    scored = [group.config for group in groups if accuracy(group.runs)["step"]]
+    if differing := [name for name in differing_settings(scored) if name in marked("scores")]:
+        return [f"Evaluated differently ({', '.join(differing)}): the accuracies of these runs do not compare."]
+    out, end = [], end_of(groups)
+    if end is not None:
+        at_end = "" if end.unit == "nats" else " at the end"
+        out.append(_against(f"{end.name}{at_end}", end.unit, end.values, baseline.label))
+    norms = median_norms(groups)
+    if any(of.half is not None for of in differences(norms, baseline.label).values()):
+        out.append(_against("Median gradient norm", "", norms, baseline.label))
+    return out
+
+
+def _against(what: str, unit: str, values: dict[str, Seeds], base: str) -> str:
+    """How every setting stands to the baseline; all of their values where noise is not known."""
+    found = differences(values, base)
+    by_mean = sorted(values, key=lambda label: statistics.fmean(values[label].values()))
+    few_enough = len(values) <= MOST_NAMED
+    named = list(values) if few_enough else [by_mean[0], by_mean[-1]]
+    ends = _listed([f"{label} {_mean(values[label], unit)}" for label in named], "and" if few_enough else "to")
+    ends = ends if few_enough else f"from {ends}"
+    if not found:
+        return f"{what}: {ends}."
+    known = {label: of for label, of in found.items() if of.half is not None}
+    if not known:
+        return f"{what}: {ends}. {ONE_SEED}"
+    parts = [
+        f"{label} {difference_in_words(of.value, unit, of.half)}" for label, of in known.items() if of.beyond_noise
+    ]
+    same = [label for label, of in known.items() if not of.beyond_noise]
+    few = [label for label in found if label not in known]
+    text = f"{what}: {ends}."
+    text += f" Against {base}: {'; '.join(parts)}." if parts else ""
+    text += f" No difference beyond noise between {base} and {_listed(_few(same), 'or')}." if same else ""
+    return text + (f" Of one seed, too few to tell: {', '.join(_few(few))}." if few else "")
+
+
+def _few(labels: Sequence[str]) -> Sequence[str]:
+    return labels if len(labels) < MOST_NAMED else [f"{len(labels)} of the others"]
+
+
+def _mean(seeds: Seeds, unit: str) -> str:
+    found = stat(seeds)
+    return in_words(found.mean, unit, found.half) if found else "-"
+
+
+def _listed(parts: Sequence[str], word: str = "and") -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
+
+
+def sentences(groups: Sequence[Group], teacher: Reference | None) -> list[str]:
+    """Returns what came out of each setting, in a sentence, and what the teacher comes to."""
+    out = [_sentence(group, teacher, alone=len(groups) == 1) for group in groups]
+    if teacher is not None:
+        out.append(f"Teacher: {teacher.accuracy:.1%}, {teacher.source}.")
+    return out
+
+
+def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
+    runs, k = group.runs, group.config.eval_samples
+    taken = [run.steps[-1]["step"] if run.steps else 0 for run in runs]
+    if len(runs) == 1:
+        text = f"{runs[0].name} ({group.config.reward_label if alone or group.label == runs[0].name else group.label})"
+    else:
+        text = f"{group.label}, {len(runs)} seeds"
+    steps_taken = str(taken[0]) if len(set(taken)) == 1 else f"{', '.join(map(str, taken))} (curves end at the least)"
+    text += f", {steps_taken} of {group.config.steps} steps: "
+    steps = accuracy(runs)["step"]
+    if len(steps) > 1:
+        first, last = (_accuracy(runs, step) for step in (steps[0], steps[-1]))
+        at = f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != min(taken) else ""
+        text += f"Avg@{k} {_mean(first, '%')} -> {_mean(last, '%')}{at}"
+        if teacher is not None:
+            text += f", {_mean({s: v / teacher.accuracy for s, v in last.items()}, '%')} of the teacher's"
+    elif steps:
+        text += f"Avg@{k} {_mean(_accuracy(runs, steps[0]), '%')} at step {steps[0]}"
+    elif all(run.scored for run in runs):
+        text += _evaluated(runs)
+    else:
+        text += _kl(runs) or "not evaluated"
+    if pooled(runs, min) is None:
+        one = "it kept no rewards by token (made by an earlier version)"
+        text += f"; {one if len(runs) == 1 else 'its seeds kept no rewards by token of one step'}"
+    return f"{text}."
+
+
+def _accuracy(runs: Sequence[Run], step: int) -> Seeds:
+    found = {run.config.seed: accuracy([run]) for run in runs}
+    return {seed: of["avg"][of["step"].index(step)] for seed, of in found.items()}
+
+
+def _evaluated(runs: Sequence[Run]) -> str:
+    parts = []
+    for name, (n, _, step) in runs[0].scored.items():
+        values = {run.config.seed: run.scored[name][1] for run in runs if name in run.scored}
+        few = "" if len(values) == len(runs) else f" ({len(values)} of {len(runs)} seeds)"
+        parts.append(f"Avg@{n} {_mean(values, '%')} on {name} at step {step}{few}")
+    return f"{', '.join(parts)} by evaluate"
+
+
+def _kl(runs: Sequence[Run]) -> str:
+    """The KL to the teacher before and after, on held-out prompts, else in training; "" where a run has neither."""
+    for where, lines, key in (
+        ("held-out prompts", [run.evaluations for run in runs], "eval/kl"),
+        ("the training rollouts", [run.steps for run in runs], "kl/train"),
+    ):
+        found = [kl_ends(each, key) for each in lines]
+        if all(found):
+            first, last = ({run.config.seed: e[i] for run, e in zip(runs, found, strict=True) if e} for i in (0, 1))
+            change = _mean(first, "") + (f" -> {_mean(last, '')}" if first != last else "")
+            return f"KL to the teacher on {where} {change} nats a token"
+    return ""

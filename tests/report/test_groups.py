@@ -1,0 +1,199 @@
+"""Runs that differ by seed alone: one curve, in order, named by what differs; means, bands and differences by hand."""
+
+import json
+import re
+import zlib
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.container import ErrorbarContainer
+from planted import planted
+
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.intervals import difference
+from poweropd_lite.report import report
+from poweropd_lite.report.drawing import LOOKS
+from poweropd_lite.report.groups import group_runs, title
+from poweropd_lite.report.pictures import pictures
+from poweropd_lite.report.read import read_runs
+from poweropd_lite.report.series import density, pooled, positions
+from poweropd_lite.report.words import answer, sentences
+from poweropd_lite.report.write import gather
+
+ENDS = {1: (0.50, 0.52, 0.57), 5: (0.70, 0.74, 0.75), 10: (0.51, 0.53, 0.50)}  # Avg@8 at step 10, by alpha and seed
+KEYS = ("reward/min", "reward/p05", "reward/p95", "reward/max", "optim/grad_norm", "rollout/length")
+
+
+def lines(seed, more=()):
+    """Ten steps of made-up metrics, other ones for every seed."""
+    random = np.random.default_rng(seed)
+    return [(step, {key: float(value) for key, value in zip((*KEYS, *more), random.uniform(0.1, 1, 9), strict=False)}) for step in range(1, 11)]  # fmt: skip
+
+
+def grid(folder, alphas=(10, 1, 5), seeds=(2, 0, 1), **settings):
+    """Runs of every alpha and seed, in this order, and what each wrote."""
+    return [
+        planted(folder / f"power{alpha}-seed{seed}", {0: 0.25, 10: ENDS[alpha][seed]}, lines(10 * alpha + seed), steps=10, alpha=alpha, seed=seed, **settings)
+        for alpha in alphas for seed in seeds
+    ]  # fmt: skip
+
+
+def written(run, key):
+    """A metric by step, as float64, straight from the file."""
+    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return np.array([line[key] for line in found if key in line], dtype=np.float64)
+
+
+def test_seeds_are_one_curve_with_the_mean_and_the_range_of_what_was_written(tmp_path):
+    runs = grid(tmp_path)
+    folder = report([*runs, planted(tmp_path / "log_ratio", {0: 0.25, 10: 0.6}, lines(0), steps=10, reward="log_ratio")], output=tmp_path / "out", style="paper", say=lambda _: None)  # fmt: skip
+    numbers = json.loads((folder / "report.json").read_text())
+    assert [g["label"] for g in numbers["groups"]] == ["power 1", "power 5", "power 10", "log_ratio"]
+    assert [g["seeds"] for g in numbers["groups"]] == [[0, 1, 2]] * 3 + [[0]]
+    assert numbers["title"] == "power 1, 5, 10 and log_ratio on bundled-student <- bundled-teacher, 1 to 3 seeds"
+    for alpha in ENDS:
+        label, own = f"power {alpha}", [tmp_path / f"power{alpha}-seed{seed}" for seed in (0, 1, 2)]
+        norms = np.stack([written(run, "optim/grad_norm") for run in own])
+        found = numbers["gradient"][label]
+        assert found["step"] == list(range(1, 11))
+        for key, exact in (("", norms.mean(0)), ("_low", norms.min(0)), ("_high", norms.max(0))):
+            assert found[f"optim/grad_norm{key}"] == pytest.approx(exact, rel=1e-12)
+        band = numbers["reward"][label]
+        assert band["reward/min"] == np.stack([written(run, "reward/min") for run in own]).min(0).tolist()
+        assert band["reward/max"] == np.stack([written(run, "reward/max") for run in own]).max(0).tolist()
+        assert band["reward/p05"] == pytest.approx(np.stack([written(r, "reward/p05") for r in own]).mean(0), rel=1e-12)
+        assert numbers["accuracy"][label]["avg"] == pytest.approx([0.25, np.mean(ENDS[alpha])], rel=1e-12)
+        assert numbers["accuracy"][label]["avg_high"] == [0.25, max(ENDS[alpha])]
+    curve = numbers["by_alpha"]["gradient"]["curves"]["power"]
+    medians = [[np.median(written(tmp_path / f"power{a}-seed{s}", "optim/grad_norm")) for s in (0, 1, 2)] for a in ENDS]
+    assert curve["alpha"] == [1, 5, 10] and curve["mean"] == pytest.approx(np.mean(medians, 1), rel=1e-12)
+    assert curve["low"] == pytest.approx(np.min(medians, 1)) and curve["high"] == pytest.approx(np.max(medians, 1))
+    assert numbers["by_alpha"]["end"]["curves"]["power"]["mean"] == pytest.approx([np.mean(v) for v in ENDS.values()])
+    assert numbers["by_alpha"]["end"]["levels"] == {"log_ratio": {"mean": 0.6, "low": 0.6, "high": 0.6}}
+    page = (folder / "index.html").read_text()
+    assert page.index("Accuracy against alpha") < page.index("<h2>In numbers") < page.index("Length by step")
+    assert "<small>1 of 3 seeds" not in page and "@media (min-width: 740px)" in page
+    # A paper's columns are 3.35 and 6.9 inches, at 72 points: real PDFs, with their fonts inside.
+    for name, inches in (("accuracy", 3.35), ("accuracy_alpha", 3.35), ("gradient_alpha", 3.35), ("reward", 6.9), ("landscape", 6.9)):  # fmt: skip
+        pdf = (folder / f"{name}.pdf").read_bytes()
+        width = float(re.search(rb"/MediaBox \[ 0 0 ([0-9.]+)", pdf)[1])
+        assert width == pytest.approx(72 * inches, abs=0.01) and pdf.startswith(b"%PDF-") and b"/FontFile2" in pdf
+        text = b"".join(zlib.decompress(s) for s in re.findall(rb"/FlateDecode[^>]*>>\nstream\n(.*?)\nendstream", pdf, re.S) if s[:1] == b"x")  # fmt: skip
+        sizes = {float(size) for size in re.findall(rb"/F\d+ ([0-9.]+) Tf", text)}
+        assert sizes == {8.0}, (name, sizes)
+
+
+def test_differences_are_named_beyond_noise_alone(tmp_path):
+    """Of 5 from 1, seed by seed: 20, 22, 18 points; mean 20, sd 2, half 4.303 * 2 / sqrt(3) = 4.97."""
+    groups = group_runs(read_runs(grid(tmp_path)))
+    base = groups[0]
+    said = answer(groups, base)
+    assert said[0] == (
+        "Avg@8 at the end: power 1 53% \u00b1 9, power 5 73% \u00b1 7 and power 10 51% \u00b1 4. "
+        "Against power 1: power 5 +20 \u00b1 5 points. No difference beyond noise between power 1 and power 10."
+    )
+    rows = {row["name"]: row for row in gather(groups, base, None)["table"]}
+    end = rows["Avg@8 at the end"]
+    assert end["values"] == pytest.approx([0.53, 0.73, 0.5133333333333333])
+    assert end["differences"][1:] == pytest.approx([0.2, -0.016666666666666666])
+    assert end["noise"][1] == pytest.approx(4.302652729911275 * 0.02 / 3**0.5) and end["noise"][0] is None
+    assert sentences(groups, None)[1] == "power 5, 3 seeds, 10 of 10 steps: Avg@8 25.0% -> 73% \u00b1 7; its seeds kept no rewards by token of one step."  # fmt: skip
+    one_each = group_runs([group.runs[0] for group in groups])
+    assert "Avg@8 at the end: power 1 50.0%, power 5 70.0% and power 10 51.0%. With one seed a setting" in answer(one_each, one_each[0])[0]  # fmt: skip
+    # Of other seeds than the baseline's, by hand: sd 1 and 2, of 2 and 3; t for one degree of freedom is 12.706.
+    a, b = {0: 1.0, 1: 1 + 2**0.5}, {5: 4.0, 6: 6.0, 7: 8.0}
+    assert difference(b, a) == (pytest.approx(5 - 0.5**0.5), pytest.approx(12.7062 * (1 / 2 + 4 / 3) ** 0.5, rel=1e-5))
+
+
+def test_labels_are_what_differs_or_what_is_asked(tmp_path):
+    """Reward and alpha, then other settings, sorted by their numbers; of other rewards' settings nothing."""
+    more = {"lr": (3e-3, 1e-3), "clip_limit": (1.0, 2.0)}
+    runs = [planted(tmp_path / f"lr{i}", {0: 0.5}, alpha=2.0, lr=lr, clip_limit=limit) for i, (lr, limit) in enumerate(zip(*more.values(), strict=True))]  # fmt: skip
+    groups = group_runs(read_runs(runs))
+    assert [group.label for group in groups] == ["lr 0.001", "lr 0.003"]
+    assert title(groups) == "power 2: lr 0.001, 0.003 on bundled-student <- bundled-teacher, 1 seed each"
+    clipped = [planted(tmp_path / f"clip{i}", {0: 0.5}, reward="clip", clip_limit=i) for i in (5, 1)]
+    found = group_runs(read_runs([*runs, *clipped]))
+    clips = [f"clip, clip_limit {limit}, lr not given" for limit in (1, 5)]
+    assert [group.label for group in found] == ["power 2, lr 0.001", "power 2, lr 0.003", *clips]
+    assert [group.label for group in group_runs(read_runs(runs), ["slow ", "fast"])] == ["slow", "fast"]
+    for labels, words in (
+        (["a"], r"labels: found 1, and there are 2 curves, in this order: lr 0.001 \(lr1\); lr 0.003 \(lr0\); type one for each"),
+        (["a", "a"], "labels: found a, a, and two curves can't have one name"),
+        (["a", ""], "there are 2 curves"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            group_runs(read_runs(runs), labels)
+    # The place, the loader that was found and how often it saves make no other setting; the number of threads does.
+    same = [planted(tmp_path / "s" / str(i), {0: 0.5}, seed=i, **given) for i, given in enumerate(({"save_every": 5}, {"engine": "loop"}, {"threads": 2}))]  # fmt: skip
+    assert [(g.label, g.seeds) for g in group_runs(read_runs(same))] == [("threads 0", [0, 1]), ("threads 2", [2])]
+
+
+def test_tokens_of_seeds_are_taken_together(tmp_path):
+    """Two seeds of ten and five tokens: (2, 4 | 3 below, 1 above) and (5, 0); the second kept no step 3."""
+    one = {"step": 1, "low": 0.0, "high": 1.0, "counts": [2, 4], "below": 3, "above": 1, "not_finite": 5, "position_width": 2, "position_count": [6, 4], "position_sum": [3.0, 1.0], "position_min": [-1.0, 0.0], "position_max": [2.0, 0.5]}  # fmt: skip
+    two = one | {"counts": [5, 0], "below": 0, "above": 0, "not_finite": 0, "position_count": [5, 0], "position_sum": [2.5, 0.0], "position_min": [0.25, 0.0], "position_max": [0.5, 0.0]}  # fmt: skip
+    folders = [planted(tmp_path / str(seed), {0: 0.5}, seed=seed) for seed in (0, 1)]
+    for folder, kept in zip(folders, ([one, one | {"step": 2}, one | {"step": 3}], [two, two | {"step": 2}]), strict=True):  # fmt: skip
+        (folder / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    (group,) = group_runs(read_runs(folders))
+    first = pooled(group.runs, min)
+    assert density(first)["tokens"] == 15 and density(first)["density"] == [7 / (15 * 0.5), 4 / (15 * 0.5)]
+    assert positions(first)["mean"] == [0.5, 0.25] and positions(first)["min"] == [-1.0, 0.0]
+    assert positions(first)["max"] == [2.0, 0.5] and pooled(group.runs, max)["step"] == 2
+
+
+def test_without_accuracy_the_kl_to_the_teacher_is_the_answer(tmp_path):
+    """Bars of one run are 1.96 standard errors, of seeds their range; 40 steps are smoothed over three."""
+    for seed in (0, 1):
+        steps = [(s, {"kl/train": 2.0 - s / 40 + 0.1 * seed, "kl/train_error": 0.1}) for s in range(1, 41)]
+        folder = planted(tmp_path / f"seed{seed}", {}, steps, seed=seed, steps=40, eval_benchmarks=None)
+        held_out = [{"step": s, "eval/kl": v + 0.2 * seed, "eval/kl_error": 0.05, "eval/teacher_logprob": -1.5} for s, v in ((0, 2.5), (40, 1.0))]  # fmt: skip
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in held_out))
+    runs = read_runs([tmp_path / "seed0", tmp_path / "seed1"])
+    (both,), (alone,) = group_runs(runs), group_runs(runs[:1])
+    assert sentences([alone], None)[0].startswith("seed0 (power 10), 40 of 40 steps: KL to the teacher on held-out prompts 2.5 -> 1 nats a token;")  # fmt: skip
+    numbers = gather([alone], alone, None)
+    kl = {picture.file: picture.figure for picture in pictures([alone], numbers, None)}["kl"].axes[0]
+    smooth = [np.mean([2.0 - s / 40 for s in range(max(1, at - 1), min(40, at + 1) + 1)]) for at in range(1, 41)]
+    assert kl.lines[0].get_ydata() == pytest.approx(smooth)
+    (bars,) = [one for one in kl.containers if isinstance(one, ErrorbarContainer)]
+    low_high = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
+    assert low_high[1] == pytest.approx([1.0 - 0.098, 1.0 + 0.098])
+    rows = {row["name"]: row["values"] for row in numbers["table"]}
+    assert rows["KL to the teacher, held-out prompts, last"] == [1.0]
+    assert rows["teacher's mean log p, held-out prompts, last"] == [-1.5]
+    assert gather([both], both, None)["end"]["values"] == {"power 10": {0: 1.0, 1: 1.2}}
+    seeds = {p.file: p.figure for p in pictures([both], gather([both], both, None), None)}["kl"].axes[0]
+    (bars,) = [one for one in seeds.containers if isinstance(one, ErrorbarContainer)]
+    assert bars.lines[2][0].get_segments()[1][:, 1] == pytest.approx([1.0, 1.2])
+
+
+@pytest.mark.parametrize("style", LOOKS)
+def test_a_legend_of_nine_long_names_stands_below_axes_that_keep_their_size(tmp_path, style):
+    names = [f"the student of {i} layers, taught at a learning rate that nobody would forget" for i in range(9)]
+    runs = [planted(tmp_path / str(i), {0: 0.25, 10: 0.5}, lines(i), steps=10, alpha=i + 1) for i in range(9)]
+    heights = {"accuracy": [], "gradient": [], "accuracy_alpha": [], "gradient_alpha": [], "length": []}
+    with matplotlib.rc_context(LOOKS[style].rc):
+        for labels in (names, names[:2]):
+            short = [label[:24] for label in labels] if len(labels) == 2 else labels
+            groups = group_runs(read_runs(runs[: len(labels)]), short)
+            for picture in pictures(groups, gather(groups, groups[0], None), None, style):
+                figure, (axes,) = picture.figure, picture.figure.axes
+                figure.draw_without_rendering()
+                for legend in figure.legends:
+                    box = legend.get_window_extent()
+                    assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1, picture.file
+                    assert not box.overlaps(axes.get_tightbbox()), picture.file
+                heights[picture.file].append(axes.get_window_extent().height)
+                ticks = axes.get_xticks()
+                assert np.array_equal(ticks, ticks.round()), picture.file  # steps, and here alphas, are whole numbers
+                if picture.file == "length":
+                    break
+            assert len(figure.legends[0].get_texts()) == len(labels)
+            said = answer(groups, groups[0])[0]
+            assert said.startswith("Avg@8 at the end: from ") == (len(labels) == 9)  # nine are not named one by one
+    for file, (many, few) in heights.items():
+        assert many == pytest.approx(few, rel=0.08), file
