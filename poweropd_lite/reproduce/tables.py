@@ -103,7 +103,7 @@ def _with_interval(found: Stat, digits: int) -> str:
 
 
 def _columns_sheet(queue: Queue, blocks: list[Block]) -> Sheet:
-    """The README's table: rewards by sampling columns."""
+    """The table of docs/sampling.md: rewards by sampling columns."""
     first, labels = blocks[0], dict.fromkeys(row.label for block in blocks for row in block.runs)
     columns = [{row.label: _columns_cell(row, block) for row in block.runs} for block in blocks]
     student, teacher = short_names(first.pair)
