@@ -57,7 +57,7 @@ def step(student, teacher, optimizer, rollouts, sampling, pair, config):
     objective = Objective(config.reward, settings, sampling, config.score, stops, config.importance_cap)
     gradient = accumulate(student, teacher, rollouts, objective, config.token_budget)
     metrics = take_step(student, optimizer, gradient, config.max_grad_norm)
-    return metrics | (describe(gradient.tokens, objective) if gradient.count else {})
+    return metrics | (describe(gradient.tokens, objective, rollouts) if gradient.count else {})
 
 
 def plain_gradient(case, pair, config):
