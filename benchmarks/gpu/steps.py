@@ -162,7 +162,7 @@ def ours(student, teacher, optimizer, scaler, rollouts, plain_sampling, config, 
         objective = Objective(config.reward, reward_settings(config), plain_sampling, config.score, stops)
         gradient = update.accumulate(student, teacher, rollouts, objective, config.token_budget, scaler)
         metrics = update.take_step(student, optimizer, gradient, config.max_grad_norm, scaler)
-        return metrics | describe(gradient.tokens, objective)
+        return metrics | describe(gradient.tokens, objective, rollouts)
     finally:
         update._finish = standing
 

@@ -4,7 +4,7 @@ A line is a question, and each who answers goes on with its own conversation. /n
 end it; Ctrl-C during an answer stops that answer. Lines may be piped in: `echo 2 + 3 | poweropd chat RUN`.
 """
 
-import shutil
+import os
 import sys
 import textwrap
 import unicodedata
@@ -105,13 +105,18 @@ def _talk(conversation: "Conversation") -> None:
             print(f"error: that is no UTF-8 text: {error}")
             continue
         try:
-            _take(line, conversation, shutil.get_terminal_size().columns)
+            _take(line, conversation, _columns())
         except EOFError:
             return
         except UserError as error:
             print(f"error: {error}")
         except KeyboardInterrupt:
             print("\nstopped: this question and what was answered to it are forgotten")
+
+
+def _columns() -> int:
+    """The terminal's width now; what the environment says of it is as old as the shell, or readline."""
+    return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else 80
 
 
 def _take(line: str, conversation: "Conversation", columns: int | None) -> None:

@@ -87,7 +87,7 @@ DATA = [
     ("", "empty.jsonl", ["no usable problem", "no rows"]),
     ("{oops", "broken.json", ["is not JSON"]),
     ('{"problem": "x"}', "object.json", ["must hold a list"]),
-    ('{"question": "x"}\n', "columns.jsonl", ["no column 'problem'", "question"]),
+    ('{"q": "x"}\n', "columns.jsonl", ["no column problem or question", "it has q"]),
     ('{"problem": ' + "9" * 5000 + "}", "digits.jsonl", ["line 1", "not JSON"]),
     ("[" * 100_000, "deep.json", ["is not JSON"]),
     ('{"problem": "\\ud800"}', "surrogate.jsonl", ["line 1", "lone surrogate"]),
