@@ -178,6 +178,9 @@ def _trace() -> None:
     from poweropd_lite.plan.memory import plan_memory
     from poweropd_lite.plan.trace import traces_of
 
+    # Autograd counts devices at its first backward. In the trace a torch built for CUDA shows it a card that is not there; it would
+    # start a thread for that one, and refuse to work in whatever is forked.
+    torch.ones(1, requires_grad=True).sum().backward()
     short = {"max_new_tokens": 40, "eval_max_new_tokens": 40}  # as in test_resume.py
     for changes in ({"batch_size": 8}, {"batch_size": 4}, {"batch_size": 4, **short}):
         config = load_config("bundled", **changes)
