@@ -6,12 +6,13 @@ import sys
 
 import pytest
 
+from poweropd_lite.cli import COMMANDS
+
 LINE = (
     "error: found no {} in this Python (linux), so no run can be locked and no answer graded; poweropd_lite runs on Linux: "
     "on Windows, type the same commands in WSL ('wsl --install' sets it up)\n"
 )
-FLAGS = {"export": ["runs/a"], "report": ["runs/a"], "ask": ["runs/a", "1 + 1?"]}
-COMMANDS = ["train", "evaluate", "export", "doctor", "plan", "audit", "advise", "report", "reproduce", "ask"]
+FLAGS = {"export": ["runs/a"], "report": ["runs/a"], "ask": ["runs/a", "1 + 1?"], "chat": ["runs/a"]}
 # Hides a module and runs commands as python -m does; prints for each its exit code and what it said.
 HIDDEN = """
 import contextlib, io, json, runpy, sys
