@@ -47,6 +47,7 @@ LIBRARIES = [
     "transformers.integrations.bitsandbytes",
 ]
 LONGEST = 200_000  # bytes of one request
+_FORKING = threading.Lock()  # filelock refuses a fork while another thread is in one
 
 
 class Process:
@@ -279,7 +280,8 @@ class _Popen(subprocess.Popen):
         if not ours:
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
         pipes, session = rest[3:9], rest[13]
-        self.pid = os.fork()
+        with _FORKING:
+            self.pid = os.fork()
         if self.pid:
             self._child_created = True
             return self._close_pipe_fds(*pipes)
