@@ -71,7 +71,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         code = 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
+        code = 128 + 13  # SIGPIPE, a name that Windows has not, and --help works there
     except OSError as error:
         if error.errno not in _DISK_FAULTS:
             raise
@@ -97,7 +97,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the flags")
 
     def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
-        """Parses `argv`, or the command line."""
+        """Parses `argv`, or the command line. Raises UserError where no command can run (base/unix.py), after --help."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flag = unknown[0].split("=")[0]
@@ -106,6 +106,7 @@ class Parser(argparse.ArgumentParser):
                 f"unknown argument '{unknown[0]}'"
                 + (nearest(flag, names) if flag.startswith("-") else "; --help lists the flags")
             )
+        importlib.import_module("poweropd_lite.base.unix")
         return args
 
 

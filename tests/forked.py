@@ -47,6 +47,7 @@ LIBRARIES = [
     "transformers.integrations.bitsandbytes",
 ]
 LONGEST = 200_000  # bytes of one request
+_FORKING = threading.Lock()  # filelock refuses a fork while another thread is in one
 
 
 class Process:
@@ -178,6 +179,9 @@ def _trace() -> None:
     from poweropd_lite.plan.memory import plan_memory
     from poweropd_lite.plan.trace import traces_of
 
+    # Autograd counts devices at its first backward. In the trace a torch built for CUDA shows it a card that is not there; it would
+    # start a thread for that one, and refuse to work in whatever is forked.
+    torch.ones(1, requires_grad=True).sum().backward()
     short = {"max_new_tokens": 40, "eval_max_new_tokens": 40}  # as in test_resume.py
     for changes in ({"batch_size": 8}, {"batch_size": 4}, {"batch_size": 4, **short}):
         config = load_config("bundled", **changes)
@@ -276,7 +280,8 @@ class _Popen(subprocess.Popen):
         if not ours:
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
         pipes, session = rest[3:9], rest[13]
-        self.pid = os.fork()
+        with _FORKING:
+            self.pid = os.fork()
         if self.pid:
             self._child_created = True
             return self._close_pipe_fds(*pipes)

@@ -1,7 +1,6 @@
 """Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.unix import fcntl
 
 MANIFEST = "manifest.json"
 

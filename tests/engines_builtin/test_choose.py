@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import forked
@@ -114,7 +115,7 @@ def test_the_sizes_vllm_is_given():
 def test_doctor_says_what_is_here_and_what_a_run_would_use(tmp_path):
     done = forked.run("-m", "poweropd_lite.doctor", "--env", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"torch         {torch.__version__}" in done.stdout
+    assert f"torch         {metadata.version('torch')}" in done.stdout
     assert "a run would use\n  dtype " in done.stdout and "\n  loader " in done.stdout and "\n  engine " in done.stdout
     assert "NF4 runs here (error of a random 256 x 256 product: 9." in done.stdout
     assert "vllm: pip install -r requirements.txt" in done.stdout

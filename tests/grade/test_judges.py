@@ -103,6 +103,14 @@ def test_a_killed_worker_or_parent_costs_one_answer_at_most():
     assert mine.process.poll() is not None
 
 
+def test_without_fork_the_reason_is_said(monkeypatch):
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(
+        RuntimeError, match=r"^computer algebra is done in forked processes, and this system \(linux\) has no fork: "
+    ):
+        Judges(1)
+
+
 def test_the_processes_end_with_the_program_however_it_ends(tmp_path):
     code = (
         "import os, signal\nfrom poweropd_lite.grade import is_correct\nfrom poweropd_lite.grade.judges import judges\n"
