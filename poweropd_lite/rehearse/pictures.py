@@ -47,9 +47,14 @@ def _paid(axes: Axes, report: Advice) -> None:
         axes.plot([x for x, _ in points], [y for _, y in points], "o-", color=colour, label=name, markersize=4)
     if (alpha := report["rewards"][report["own"]]["alpha"]) is not None:
         axes.axvline(alpha, color=OWN, linewidth=6, alpha=0.25, zorder=0)
-    axes.set(xscale="log", ylim=(0, 140), xlabel="alpha of the power reward", ylabel="%")  # 140: room for the legend
-    axes.set_yticks(range(0, 101, 20))
-    axes.legend(facecolor="white", framealpha=1.0, edgecolor="none", fontsize="small")
+    axes.set(xscale="log", ylim=(0, 100), xlabel="alpha of the power reward", ylabel="%")
+    _legend_below(axes, 1)
+
+
+def _legend_below(axes: Axes, columns: int) -> None:
+    axes.legend(
+        frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=columns, borderaxespad=0
+    )
 
 
 def _placed(axes: Axes, report: Advice) -> None:
@@ -61,8 +66,11 @@ def _placed(axes: Axes, report: Advice) -> None:
         heights = [part["mean_abs"] / rows[label]["mean_abs"] for _, part in parts]
         axes.plot([x for x, _ in parts], heights, "o-", color=colour, label=label, markersize=4)
     axes.axhline(1.0, color="0.4", linestyle="--", linewidth=1)
-    axes.set(xlim=(0, 100), ylim=(0, None), xlabel="place in the completion, %", ylabel="mean |r| there / mean |r|")
-    axes.legend(frameon=False, fontsize="small")
+    low, high = axes.dataLim.intervaly
+    reach = 1.1 * max(1 - low, high - 1) or 1.0
+    axes.set(xlim=(0, 100), ylim=(1 - reach, 1 + reach))  # as far up as down
+    axes.set(xlabel="place in the completion, %", ylabel="mean |r| there / mean |r|")
+    _legend_below(axes, 4)
 
 
 def _pointed(axes: Axes, report: Advice) -> None:

@@ -152,7 +152,7 @@ def landscape_picture(found: Numbers, look: Look) -> Drawn:
     for i, (panel, (name, of)) in enumerate(zip(axes.flat, sizes.items(), strict=False)):
         top = max(1.0, *map(max, of))
         mesh = panel.pcolormesh(found["q"], found["p"], of, cmap="cividis", vmin=0, vmax=top, rasterized=True)
-        panel.set(xscale="logit", yscale="logit", aspect="equal", xlim=ends, ylim=ends)
+        panel.set(xscale="logit", yscale="logit", box_aspect=1, xlim=ends, ylim=ends)
         for set_ticks in (panel.set_xticks, panel.set_yticks):
             set_ticks(ticks, map(str, ticks), fontsize=look.small)
         panel.minorticks_off()
