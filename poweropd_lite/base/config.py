@@ -246,7 +246,6 @@ class Config(BaseModel):
         64,
         "on how many of the held-out prompts the KL to the teacher is estimated at each evaluation; 0: on none",
         ge=0,
-        marks="scores",
     )
     eval_samples: int = setting(8, "completions a problem, for Avg@k", ge=1, marks="scores")
     eval_temperature: float = setting(0.6, "sampling temperature of evaluation, untruncated", gt=0, marks="scores")
@@ -352,7 +351,11 @@ def load_config(config: str | Path | None = None, **overrides: Any) -> Config:
     """
     values: dict[str, Any] = read_yaml(config_path(config)) if config is not None else {}
     values.update(overrides)
-    if overrides.get("eval_benchmarks", "") is None and "eval_every" not in overrides and not values.get("hold_out"):
+    if (
+        overrides.get("eval_benchmarks", "") is None
+        and "eval_every" not in overrides
+        and str(values.get("hold_out") or 0) == "0"
+    ):
         values["eval_every"] = 0  # --eval-benchmarks none alone is enough
     in_file = config is not None and not set(values) - set(Config.model_fields) <= set(overrides)
     return checked(Config, values, f" in {config}" if in_file else "")

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--env examines no pair: it takes no other flag; leave them out, or leave out --env")
         print("\n".join(environment()))
         return 0
-    doctor, named = checked(DoctorConfig, asked), names_models({}, flags)
+    doctor, named = checked(DoctorConfig, asked), args.config is None and names_models({}, flags)
     # Two models that are named are taken on top of the defaults; a card that is asked about wants more than the bundled pair.
     base = args.config or (None if named else BUNDLED if doctor.gpu is None else QWEN_CONFIG)
     config, how = config_to_check(base, flags), {**({"config": base} if base else {}), **flags}

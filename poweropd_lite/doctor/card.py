@@ -19,7 +19,7 @@ def check_card(config: Config, card: Machine, plan: str) -> list[Finding]:
     """Returns what is found of a run's settings on a card that is not here; `plan` is the command that plans it there."""
     findings = check_device(config, card.cuda, card.bfloat16, card.name)
     if card.capability is None:
-        findings = [_unknown(config, card)]
+        findings = [*(f for f in findings if f.level != "ok"), _unknown(config, card)]
     else:
         findings += [_torch(card), _bitsandbytes(config, card), _engines(config, card)]
     memory = f"{card.gib:.1f} GiB can be used; whether the run fits, with which flags, and how long it takes: {plan}"

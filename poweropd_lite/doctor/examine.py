@@ -22,7 +22,7 @@ from poweropd_lite.models.shape import empty_model
 from poweropd_lite.problems.benchmarks import find_benchmarks, load_problems
 from poweropd_lite.problems.bundled import problems
 from poweropd_lite.problems.prompts import Prompt, TemplateFault, prompt_text
-from poweropd_lite.problems.reading import load_prompts
+from poweropd_lite.problems.reading import hold_out, load_prompts
 from poweropd_lite.problems.rows import Source, rows
 
 LOGIT_SCALES = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # as configs name them
@@ -88,6 +88,11 @@ def check_data(config: Config, pair: Pair, count: int) -> list[Finding]:
         found += f", such as {skipped[0]}"
         mend = "a larger max_prompt_tokens" if long else "mend the rows, or choose prompt_column"
         findings.append(Finding("warning", "rows left out", found, mend, {"skipped": out, "too_long": long}))
+    if config.hold_out and used < count:  # all rows were read
+        try:
+            used = len(hold_out(prompts, config.hold_out, config.data)[0])
+        except UserError as error:
+            return [*findings, Finding("refusal", "held out", str(error))]
     if count > used < config.batch_size:
         found = f"{used} prompts, fewer than the batch of {config.batch_size}: each is used several times a step"
         findings.append(

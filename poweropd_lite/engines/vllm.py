@@ -133,7 +133,9 @@ class VllmEngine:
             self.asleep = True
 
     def close(self) -> None:
-        """Ends vLLM and removes the adapters that were sent."""
+        """Ends vLLM and removes the adapters that were sent; does nothing the second time."""
+        if self.llm is None:
+            return
         self.temporary.cleanup()
         if not self.shared:
             self.llm.llm_engine.engine_core.shutdown()

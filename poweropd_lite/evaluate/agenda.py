@@ -98,7 +98,7 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     asking = _prompt_settings(config, target, vocabulary.positions, say)
     asked = load_asked(config, target, benchmarks, vocabulary.tokenizer, asking, say)
     sets = [(problems, _longest(problems, config, asked, vocabulary, say)) for problems in asked.sets]
-    near = settle_near(config, target, asked, say)
+    near = settle_near(config, target, asked, vocabulary.positions, say)
 
     room = max(max(len(p.ids) for p in s.prompts) + most for s, most in sets) if sets else 1
     room = max(room, near.room if near else 1)

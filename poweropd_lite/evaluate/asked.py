@@ -1,5 +1,7 @@
 """Which problems an evaluation is of: those that are named or, of a run, those that it was scored on and what it kept out."""
 
+import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from poweropd_lite.base.config import BUNDLED, Config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import digest
 from poweropd_lite.evaluate.settings import EvalConfig
 from poweropd_lite.evaluate.target import Target
-from poweropd_lite.problems.benchmarks import ALL, HELD_OUT, Benchmark, Problems, load_problems, of_held_out
+from poweropd_lite.problems.benchmarks import ALL, HELD_OUT, SUFFIXES, Benchmark, Problems, load_problems, of_held_out
 from poweropd_lite.problems.prompts import Prompt
 from poweropd_lite.problems.reading import hold_out, load_prompts, say_skipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_ASKING = ("prompt_column", "answer_column", "prompt_suffix", "system_prompt", "enable_thinking")
 LOOKED_AT = 256  # training's own prompts, where a run kept none out and nobody names others
 
 
@@ -35,7 +40,7 @@ def named(config: EvalConfig, target: Target, device: torch.device) -> str | Non
     run = target.run
     if config.benchmarks is not None:
         return config.benchmarks
-    if run is not None and (run.evaluates or Path(run.data).is_file()):
+    if run is not None and (run.evaluates or Path(run.data).suffix in SUFFIXES or Path(run.data).is_file()):
         return run.eval_benchmarks
     return BUNDLED if target.is_bundled or device.type == "cpu" else ",".join(ALL)
 
@@ -60,10 +65,17 @@ def load_asked(
         if run is not None and not benchmark.sizes:  # its size is the run's own matter
             limit, longest[benchmark.name] = limit or run.eval_problems, _longest(run)
         sets.append(load_problems(benchmark, tokenizer, asking, limit, (columns[0], columns[1]), say))
-    if run is None or (sets and not run.hold_out):
-        return Asked(sets, [p for s in sets for p in s.prompts], "one completion a problem", longest)
+    of_sets = [prompt for problems in sets for prompt in problems.prompts]
+    if run is None:
+        return Asked(sets, of_sets, "one completion a problem")
+    if sets and not run.hold_out:
+        return Asked(sets, of_sets[: run.kl_prompts or None], "one completion a problem", longest)
+    if ignored := [name for name in _ASKING if getattr(config, name) is not None]:
+        typed = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        raise UserError(f"the run's own prompts are put as in training, so {typed} would be ignored; leave it out")
     prompts, skipped = load_prompts(run, tokenizer, say=say)
     say_skipped(skipped, len(prompts), run.data, say)
+    _say_if_changed(target, say)
     if not run.evaluates:
         looked_at = prompts[: config.problems or LOOKED_AT]
         return Asked([], looked_at, f"the first {len(looked_at)} prompts of {run.data}, which were trained on")
@@ -71,8 +83,20 @@ def load_asked(
     if any(prompt.answer is not None for prompt in kept):
         sets.append(of_held_out(kept, run.data))
         longest[HELD_OUT] = _longest(run)
-    return Asked(sets, kept, f"{len(kept)} prompts of {run.data} that were not trained on", longest)
+    near = [*kept, *of_sets][: run.kl_prompts or None]
+    return Asked(sets, near, f"{len(near)} prompts that were not trained on, of {run.data} first", longest)
 
 
 def _longest(run: Config) -> int:
     return run.eval_max_new_tokens or run.max_new_tokens
+
+
+def _say_if_changed(target: Target, say: Callable[[str], None]) -> None:
+    """Says it if the data file is not the one that the run was trained on: which prompts are held out hangs on all of them."""
+    run, folder = target.run, target.run_folder
+    if run is None or folder is None or not Path(run.data).is_file() or not (folder / "inputs.json").is_file():
+        return
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # then it is not known
+        before = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))["fed"]["data"]["sha256"]
+        if before != digest(Path(run.data)):
+            say(f"{run.data} has changed since training, so that some of these prompts may have been trained on")

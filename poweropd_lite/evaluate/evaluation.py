@@ -19,8 +19,8 @@ from poweropd_lite.base.stop import Stopped, StopRequest, end_cell
 from poweropd_lite.checks.machine import own_threads
 from poweropd_lite.evaluate.agenda import Agenda, make_agenda
 from poweropd_lite.evaluate.folder import EvalFolder, read_settings
-from poweropd_lite.evaluate.near import is_there, measure_near, read_near
-from poweropd_lite.evaluate.results import complete_benchmarks, earlier_ks, evaluation_in, grade_folder, results_of
+from poweropd_lite.evaluate.near import is_there, measure_near
+from poweropd_lite.evaluate.results import earlier_ks, evaluation_in, finished_benchmarks, grade_folder, results_of
 from poweropd_lite.evaluate.sampling import as_answer, sample_answers
 from poweropd_lite.evaluate.serve import serve_engine
 from poweropd_lite.evaluate.settings import EvalConfig, load_eval_config
@@ -103,7 +103,7 @@ def grade_and_score(
 
     The table is of the benchmarks `names`; where there are none, of all that are finished, graded again from the start.
     """
-    complete = complete_benchmarks(folder.path) if names or not read_near(folder.path) else []
+    complete = finished_benchmarks(folder.path)
     with Counting("answer") as counting:
 
         def tick(name: str, done: int, total: int) -> None:

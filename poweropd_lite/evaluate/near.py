@@ -21,7 +21,7 @@ from poweropd_lite.evaluate.serve import Serving
 from poweropd_lite.evaluate.settings import EvalConfig
 from poweropd_lite.evaluate.target import Target
 from poweropd_lite.method.rollout import Engine
-from poweropd_lite.models.teacher import load_teacher
+from poweropd_lite.models.teacher import Teacher, load_teacher
 from poweropd_lite.problems.prompts import Prompt
 from poweropd_lite.run.closeness import measure
 
@@ -50,16 +50,25 @@ class Near:
         return teacher | problems_record(unanswered, self.pair.max_new_tokens)
 
 
-def settle_near(config: EvalConfig, target: Target, asked: Asked, say: Callable[[str], None]) -> Near | None:
-    """Returns what is to be estimated, if that is asked for or nothing else can be; raises UserError for what can't work."""
+def settle_near(
+    config: EvalConfig, target: Target, asked: Asked, positions: int | None, say: Callable[[str], None]
+) -> Near | None:
+    """Returns what is to be estimated, if that is asked for or nothing else can be; `positions` are the model's.
+
+    Raises UserError for what can't work.
+    """
     run = target.run
     if config.teacher is None and (asked.sets or run is None):
+        if config.teacher_bits is not None:
+            raise UserError("--teacher-bits are those of --teacher, which is not given; leave them out, or add it")
         return None
     if run is None and config.teacher == "run":
         raise UserError(f"{target.name} is no run folder, so it has no teacher of its own; type --teacher with a model")
     own = run.teacher if run is not None and config.teacher in (None, "run") else None
-    longest = config.max_new_tokens or (run.max_new_tokens if run else Config.model_fields["max_new_tokens"].default)
     prompt = max(len(prompt.ids) for prompt in asked.prompts)
+    longest = config.max_new_tokens or (run.max_new_tokens if run else max(s.benchmark.longest for s in asked.sets))
+    if positions is not None and config.max_new_tokens is None:
+        longest = max(1, min(longest, positions - prompt))
     pair = load_config(
         student=target.base,
         teacher=own or config.teacher,
@@ -93,7 +102,11 @@ def is_there(near: Near, folder: Path) -> bool:
 def measure_near(near: Near, engine: Engine, how: Serving, folder: Path, tick: Callable[[int], bool]) -> None:
     """Estimates, and writes kl.json into the folder; nothing if `tick` says no."""
     pair = near.pair
-    teacher = load_teacher(pair.teacher, pair.teacher_bits, how.device, how.dtype, pair.trust_remote_code)
+
+    def teacher() -> Teacher:
+        engine.close()  # vLLM, where it is the engine, has most of a card
+        return load_teacher(pair.teacher, pair.teacher_bits, how.device, how.dtype, pair.trust_remote_code)
+
     forbidden = torch.tensor(near.forbidden, dtype=torch.long, device=how.device)
     prompts, lines = [prompt.ids for prompt in near.prompts], min(how.lines, pair.batch_size)
     sizes = pair.max_new_tokens, how.seed, lines, pair.token_budget

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.evaluate.folder import SETTINGS, EvalFolder, read_samples, read_settings
 from poweropd_lite.evaluate.near import read_near
@@ -29,12 +30,14 @@ def grade_folder(
 
     Of the benchmarks `names`, which have all their samples; what `tick` raises ends it; what was decided is kept.
     """
+    sources = read_settings(folder.path)["about"]["sources"]
     for name in names:
+        graded_as = BUNDLED if sources.get(name) == BUNDLED else name
         records = read_samples(folder.path, name)
         fresh = [r for r in records if again or r.get("grader") != GRADER or (official and "official" not in r)]
         for start in range(0, len(fresh), CHUNK):
             chunk = fresh[start : start + CHUNK]
-            samples = [Sample(r["text"], r["gold"], name, r["tolerance"]) for r in chunk]
+            samples = [Sample(r["text"], r["gold"], graded_as, r["tolerance"]) for r in chunk]
             verdicts = grade(samples, official, partial(tick, name))
             for record, verdict in zip(chunk, verdicts, strict=True):
                 record.pop("official", None)  # an older grader's
@@ -59,6 +62,16 @@ def complete_benchmarks(path: Path) -> list[str]:
         shares = ", ".join(counts)
         raise UserError(f"{path} is not finished: {shares} samples are there; type its command again, and it goes on")
     return done
+
+
+def finished_benchmarks(path: Path) -> list[str]:
+    """Returns complete_benchmarks', or none where the KL to a teacher is there to be shown alone."""
+    try:
+        return complete_benchmarks(path)
+    except UserError:
+        if read_near(path):
+            return []
+        raise
 
 
 def results_of(path: Path, ks: list[int], names: list[str]) -> dict[str, Any]:
@@ -164,11 +177,13 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     near = [read_near(path) for path in paths]
     alike = [found and [found[key] for key in ("teacher", "bits", "hash")] for found in near]
     near = near if all(near) and alike[0] == alike[1] else []
-    graded = all(read_settings(path)["about"]["benchmarks"] for path in paths)
-    complete = [complete_benchmarks(path) for path in paths] if graded or not near else [[], []]
+    complete = [finished_benchmarks(path) for path in paths]
     common = [name for name in complete[0] if name in complete[1]]
     if not common and not near:
-        finished = "; ".join(map(", ".join, complete))
+        if all(alike):
+            what = " and ".join(f"the KL to {of[0]} in {of[1]} bits on prompts {of[2]}" for of in alike if of)
+            raise UserError(f"{first} and {second} can't be compared: {what}; evaluate both on the same")
+        finished = "; ".join(", ".join(names) or "nothing graded" for names in complete)
         raise UserError(f"{first} and {second} have no finished benchmark in common ({finished}); evaluate both on one")
     counts = [before["n"], after["n"]]
     rows: dict[str, dict] = {}

@@ -151,11 +151,12 @@ def evaluate_student(
     tick: Callable[[int, int], bool] = lambda done, total: True,
     teacher: Model | None = None,
     unseen: Sequence[Prompt] = (),
+    token_budget: int | None = None,
 ) -> "tuple[TrainingEvaluation, Rollout] | None":
     """Returns the evaluation of the weights of the engine's last sync, and one of its rollouts to look at.
 
     `eval_samples` sampled answers a problem, and a greedy one; and the KL to the `teacher`, if there is one, on the prompts
-    `unseen`. `tick` is told how many answers of how many are there before
+    `unseen`, in micro-batches of `token_budget` or the config's. `tick` is told how many answers of how many are there before
     each batch; when it says no, the evaluation ends and None is returned.
     """
     forbidden = torch.tensor(pair.forbidden, dtype=torch.long, device=device)
@@ -178,14 +179,14 @@ def evaluate_student(
                 answers[-1] |= {key: as_answer(r, pair.tokenizer) for key, r in zip(batch, rollouts, strict=True)}
                 first, done = first or rollouts[0], done + len(batch)
         name, count = problems.benchmark.name, len(problems.prompts)
-        drawn, greedy = (grade_answers(problems.prompts, each, name) for each in answers)
+        drawn, greedy = (grade_answers(problems.prompts, each, problems.benchmark.graded_as) for each in answers)
         benchmarks[name] = asdict(score(answers[0], drawn, count, config.eval_samples))
         benchmarks[name]["greedy"] = sum(v.correct for v in greedy.values()) / count
     near = None
     if teacher is not None and unseen:
         found = measure(
-            engine, teacher, [prompt.ids for prompt in unseen], forbidden, config.max_new_tokens, config.seed,
-            config.batch_size, config.token_budget, lambda done: tick(asked + done, total),
+            engine, lambda: teacher, [prompt.ids for prompt in unseen], forbidden, config.max_new_tokens, config.seed,
+            config.batch_size, token_budget or config.token_budget, lambda done: tick(asked + done, total),
         )  # fmt: skip
         if found is None:
             return None

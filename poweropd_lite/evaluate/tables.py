@@ -106,7 +106,9 @@ def comparison_table(compared: dict[str, Any]) -> str:
         notes.append(f"only in one of them, so left out: {', '.join(compared['left_out'])}")
     tables = [aligned(lines)] if compared["benchmarks"] else []
     if compared["kl"]:
-        kl, error = ([near[key] or 0.0 for near in compared["kl"]] for key in ("kl", "kl_error"))
+        kl, error = (
+            [math.nan if near[key] is None else near[key] for near in compared["kl"]] for key in ("kl", "kl_error")
+        )
         tables.append(
             f"KL to {compared['kl'][0]['teacher']}, nats a token: first {kl[0]:.3f} ± {error[0]:.3f}, second {kl[1]:.3f} ± "
             f"{error[1]:.3f}, difference {kl[0] - kl[1]:+.3f} ± {math.hypot(*error):.3f}"

@@ -54,15 +54,22 @@ def evaluation(job: Job) -> str | None:
     tables, k = [], run.eval_samples
     summary = _read(folder, "summary.json")
     before, after = (summary.get(f"evaluation_{name}") for name in ("before", "after"))
-    if before and after:
+    if before and after and "avg" in before and "avg" in after:
+        own = [f"{run.hold_out} of {run.data} that were not trained on"] if run.hold_out else []
+        own += [f"{run.eval_problems} problems of {run.eval_benchmarks} at most"] if run.eval_benchmarks else []
         lines = [
-            f"Training's own, {run.eval_problems} problems of {run.eval_benchmarks} at most, {k} samples each:\n",
+            f"Training's own, {' and '.join(own)}, {k} samples each:\n",
             f"| | Avg@{k} | Pass@{k} | greedy | answers that stop |\n|---|---|---|---|---|",
         ]
         for name, e in (("before", before), ("after", after)):
             shares = (f"{e[key]:.1%}" for key in ("avg", "any", "greedy", "stop_share"))
             lines.append(f"| {name} training | {' | '.join(shares)} |")
         tables.append("\n".join(lines))
+    elif before and after and before.get("kl") is not None and after.get("kl") is not None:
+        tables.append(
+            f"KL to the teacher, nats a token, on prompts that were not trained on: {before['kl']:.3f} before training, "
+            f"{after['kl']:.3f} after."
+        )
     tables += [file.read_text(encoding="utf-8").strip() for file in sorted(folder.glob("eval/*/results.md"))]
     return "\n\n".join(tables).replace("\n# ", "\n### ") or None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from poweropd_lite.method.logprobs import Sampling
 
 # A row's stream of random numbers is keyed by what it is for, so that evaluation never shares one with training.
-TRAINING, EVALUATION = 0, 1
+TRAINING, EVALUATION, CLOSENESS = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Draws:
     """Names the random numbers of some rows: everything but the weights that a completion depends on."""
 
     seed: int
-    purpose: int  # TRAINING or EVALUATION
+    purpose: int  # TRAINING, EVALUATION or CLOSENESS
     step: int | tuple[int, ...]  # of all rows, or one a row
     rows: tuple[int, ...]  # one a prompt
 

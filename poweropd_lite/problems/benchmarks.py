@@ -44,6 +44,11 @@ class Benchmark:
     sizes: tuple[int, ...] = ()  # how many problems the whole set has; unknown if empty
 
     @property
+    def graded_as(self) -> str:
+        """The benchmark whose way of answering counts."""
+        return BUNDLED if self.source.data == BUNDLED else self.name
+
+    @property
     def longest(self) -> int:
         """How many tokens an answer may have, unless the user says another number."""
         return 112 if self.source.data == BUNDLED else 4096  # bundled answers have fewer than 90; 4,096 as in the paper

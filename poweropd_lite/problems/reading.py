@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PROMPT_COLUMNS = ("problem", "question", "prompt", "messages", "conversations")
 ANSWER_COLUMNS = ("answer", "final_answer", "expected_answer", "solution")
 _LONG = 200  # characters, which no final answer has
-_SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}  # in lists of {from, value}
+_SPEAKERS = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 NO_ROWS = "\n  it has no rows"
 _SHOWN = 5  # reasons and places that are named
 
@@ -54,9 +54,10 @@ class Reader:
         for asked, usual in ((self.prompt_column, PROMPT_COLUMNS), (self.answer_column, ANSWER_COLUMNS)):
             wanted = usual if asked is None else (asked,)
             here = [column for column in wanted if column in row]
-            found.append(next((column for column in here if row[column] is not None), here[0] if here else None))
+            filled = (column for column in here if row[column] not in (None, "", []))
+            found.append(next(filled, here[0] if here else None))
         prompt_column, answer_column = found
-        if prompt_column is None or (answer_column is None and self.answer_column is not None):
+        if prompt_column is None or (self.must_answer and answer_column is None and self.answer_column is not None):
             missing = (self.prompt_column, PROMPT_COLUMNS) if prompt_column is None else (self.answer_column, ())
             return Skipped(f"no column {missing[0] or ' or '.join(missing[1])}; it has {name}")
         value, turn = cut_last_turn(row[prompt_column])
@@ -136,7 +137,8 @@ def load_prompts(
     or has no usable row.
     """
     source = Source(config.data, config.data_subset, config.data_split)
-    reader = Reader(tokenizer, config, config.prompt_column, config.answer_column)
+    columns = (None, None) if config.data == BUNDLED else (config.prompt_column, config.answer_column)
+    reader = Reader(tokenizer, config, *columns)
     prompts, skipped, _ = usable(source, reader, limit, None, "--data, --prompt-column and --max-prompt-tokens")
     if config.data != BUNDLED and (config.prompt_column is None or config.answer_column is None):
         say(f"{config.data}: {reader.taken()}")

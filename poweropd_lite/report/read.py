@@ -8,6 +8,7 @@ from typing import Any
 
 from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.problems.benchmarks import HELD_OUT
 
 Line = dict[str, Any]
 METRICS = {"step": int}  # what every line of a file has; metrics are numbers besides
@@ -87,7 +88,7 @@ def _scored(folder: Path) -> dict[str, tuple[int, float, int]]:
     for file in sorted(folder.glob("eval/step_*/results.json")):
         try:
             results = json.loads(file.read_text(encoding="utf-8"))
-            n, step = results["n"], int(file.parent.name.removeprefix("step_"))
+            n, step = results["n"], int(file.parent.name.removeprefix("step_").split("-")[0])
             found = {name: (n, float(row[f"avg@{n}"]), step) for name, row in results["benchmarks"].items()}
         except (OSError, ValueError, KeyError, TypeError):
             mend = f"make it anew: python -m poweropd_lite.evaluate --regrade {file.parent}"
@@ -142,6 +143,7 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
         raise UserError(f"{given} holds no results of an evaluation; type --teacher with {how}") from None
     for run in runs:
         theirs = [name.strip() for name in (run.config.eval_benchmarks or "").split(",") if name.strip()]
+        theirs += [HELD_OUT] if run.config.hold_out else []
         if theirs and sorted(theirs) != sorted(benchmarks):
             both = f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}"
             raise UserError(f"{both}; evaluate the teacher on the same")

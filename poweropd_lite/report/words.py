@@ -11,10 +11,20 @@ from poweropd_lite.report.read import Reference, Run
 from poweropd_lite.report.series import accuracy, pooled
 from poweropd_lite.report.table import difference_in_words, in_words
 
+# What decides which of a run's own prompts are held out.
+OF_HELD_OUT = (
+    "data",
+    "data_subset",
+    "data_split",
+    "prompt_column",
+    "prompt_suffix",
+    "system_prompt",
+    "max_prompt_tokens",
+)
 MOST_NAMED = 5  # settings in a sentence; the list below it has them all
 ONE_SEED = (
     "With one seed a setting, what noise alone does is not known, and no difference is named: train more seeds "
-    "(--seed 1), or compare answers problem by problem (python -m poweropd_lite.evaluate --model RUN --compare RUN)."
+    "(--seed 1), or compare answers problem by problem (python -m poweropd_lite.evaluate --compare RUN RUN)."
 )
 
 
@@ -22,8 +32,9 @@ def answer(groups: Sequence[Group], baseline: Group) -> list[str]:
     """Returns the answer to what several settings compare, [] for one: how they end, and how their gradients differ."""
     if len(groups) < 2:
         return []
-    scored = [group.config for group in groups if accuracy(group.runs)["step"]]
-    if differing := [name for name in differing_settings(scored) if name in marked("scores")]:
+    scored = [group.config for group in groups if accuracy(group.runs)["step"]] or [group.config for group in groups]
+    apart = {*marked("scores"), *(OF_HELD_OUT if any(config.hold_out for config in scored) else ())}
+    if differing := [name for name in differing_settings(scored) if name in apart]:
         return [f"Evaluated differently ({', '.join(differing)}): the accuracies of these runs do not compare."]
     out, end = [], end_of(groups)
     if end is not None:

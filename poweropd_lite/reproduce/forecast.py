@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.plan.settings import CannotPlan
 from poweropd_lite.reproduce import child
-from poweropd_lite.reproduce.grid import DONE, RUNNING, STAGES, WAITING, Stage, Task, as_flags, in_order
+from poweropd_lite.reproduce.grid import DONE, RUNNING, STAGES, WAITING, Stage, Task, as_flags, everything, in_order
 from poweropd_lite.reproduce.state import Forecast, Queue, read_json, write_pairs
 
 GIB = 2**30
@@ -68,8 +67,8 @@ def make_forecasts(queue: Queue, gpu: str | None, jobs: int, say: Callable[[str]
 
 
 def _scoring_flags(queue: Queue, pair: str) -> list[str]:
-    scoring, everything = queue.scoring, BUNDLED if queue.pairs[pair].student == BUNDLED else "all"
-    values = {"eval_benchmarks": scoring["benchmarks"] or everything, "eval_samples": scoring["n"]}
+    scoring = queue.scoring
+    values = {"eval_benchmarks": scoring["benchmarks"] or everything(queue.pairs[pair]), "eval_samples": scoring["n"]}
     values |= {"eval_problems": scoring["problems"] or 10**6, "eval_max_new_tokens": scoring["answer_tokens"]}
     return as_flags(values)
 

@@ -151,6 +151,11 @@ def short_names(pair: Config) -> tuple[str, str]:
     return names[0].rstrip("/").rsplit("/", 1)[-1], names[1].rstrip("/").rsplit("/", 1)[-1]
 
 
+def everything(pair: Config) -> str:
+    """Returns what a pair's models are scored on where nobody says: of a run it would be what its training was scored on."""
+    return BUNDLED if pair.student == BUNDLED else "all"
+
+
 def model_flags(pair: Config, role: Role) -> list[str]:
     """Returns evaluate's flags for a pair's base student or teacher: the teacher in the bits that it scores with."""
     base = role == "base"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from poweropd_lite.base.config import Config, load_config, marked
+from poweropd_lite.base.config import BUNDLED, Config, load_config, marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import try_lock
 from poweropd_lite.base.progress import clock
@@ -167,7 +167,10 @@ def next_command(queue: Queue, task: Task) -> list[str]:
             config = ["--config", str(queue.out / "pairs" / f"{task.pair}.yaml"), *as_flags(task.settings())]
             return ["poweropd_lite.train", *(["--resume"] if begun else [*config, "--output"]), str(folder)]
         task.stage = "evaluate"
-    scoring = as_flags({"max_new_tokens" if k == "answer_tokens" else k: v for k, v in queue.scoring.items()})
+    values = queue.scoring
+    if values["benchmarks"] is None and (pair.student == BUNDLED or pair.evaluates or Path(pair.data).is_file()):
+        values = values | {"benchmarks": grid.everything(pair)}
+    scoring = as_flags({"max_new_tokens" if k == "answer_tokens" else k: v for k, v in values.items()})
     run = ["--model", str(folder), *grid.machine_flags(pair, pair.dtype)]
     model = run if task.role == "run" else grid.model_flags(pair, task.role)
     return ["poweropd_lite.evaluate", *model, *scoring, "--output", str(queue.scores_folder(task))]

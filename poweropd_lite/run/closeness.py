@@ -14,10 +14,8 @@ from torch import Tensor
 from poweropd_lite.base.memory import halving
 from poweropd_lite.method.batch import Stops, loss_lengths, micro_batches
 from poweropd_lite.method.logprobs import Sampling
-from poweropd_lite.method.rollout import Draws, Engine, Rollout
+from poweropd_lite.method.rollout import CLOSENESS, Draws, Engine, Rollout
 from poweropd_lite.method.update import Model, token_logprobs
-
-HELD_OUT = 2  # the purpose of these draws, beside rollout.TRAINING and EVALUATION
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def closeness(log_p: Tensor, log_q: Tensor, lengths: Sequence[int]) -> Closeness
 
 def measure(
     engine: Engine,
-    teacher: Model,
+    teacher: Callable[[], Model],
     prompts: Sequence[tuple[int, ...]],
     forbidden: Tensor,
     longest: int,
@@ -63,7 +61,7 @@ def measure(
 ) -> tuple[Closeness, Rollout] | None:
     """Returns how close the weights of the engine's last sync are to the teacher, on one completion a prompt, and the first.
 
-    `lines` are sampled at a time, and scored in micro-batches of at most `token_budget` tokens; log q is the engine's own.
+    `teacher` gives it once all is sampled. `lines` are sampled at a time, and scored in micro-batches of at most `token_budget` tokens; log q is the engine's own.
     Stop tokens are left out, for the two may end differently. `tick` is told how many completions are there before each
     batch; when it says no, None is returned.
     """
@@ -72,15 +70,16 @@ def measure(
         if not tick(start):
             return None
         part = prompts[start : start + lines]
-        draws = Draws(seed, HELD_OUT, 0, tuple(range(start, start + len(part))))
+        draws = Draws(seed, CLOSENESS, 0, tuple(range(start, start + len(part))))
         rollouts += engine.sample(part, draws, Sampling(forbidden=forbidden), longest)
     engine.release()
     masked, device = Stops("mask"), forbidden.device
     lengths = loss_lengths(rollouts, masked)
     if not (count := sum(lengths)):
         return Closeness(math.nan, math.nan, math.nan, 0, 0), rollouts[0]
+    scorer = teacher()
     log_p, _, _ = halving(
-        lambda budget: token_logprobs(teacher, micro_batches(rollouts, budget, masked, device), count, "teacher"),
+        lambda budget: token_logprobs(scorer, micro_batches(rollouts, budget, masked, device), count, "teacher"),
         token_budget,
         max(map(len, rollouts)),
         device,

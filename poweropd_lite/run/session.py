@@ -12,7 +12,7 @@ import torch
 
 from poweropd_lite.base.config import Config, full_name
 from poweropd_lite.base.config_files import changed
-from poweropd_lite.base.errors import refuse
+from poweropd_lite.base.errors import UserError, refuse
 from poweropd_lite.checks.machine import check_machine, compute_dtype, device_name
 from poweropd_lite.checks.pair import Pair, check_prompts, load_pair
 from poweropd_lite.engines.choose import Choice, choose_engine, choose_loader, hush_bitsandbytes, load_engine
@@ -162,6 +162,10 @@ def settle_held_out(
         prompts, kept = hold_out(prompts, config.hold_out, config.data)
         own = of_held_out(kept, config.data)
         held_out += [own] if own.prompts else []
+        if not own.prompts and not config.kl_prompts:
+            raise UserError(
+                "--hold-out has no answers to score by, and --kl-prompts 0 leaves nothing else; type a number"
+            )
         if without := len(kept) - len(own.prompts):
             say(
                 f"{without} of {len(kept)} held-out prompts have no answer: they are scored by the KL to the teacher alone"

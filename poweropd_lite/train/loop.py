@@ -90,7 +90,7 @@ def evaluate_if_due(session: Session, state: RunState, record: Recorder, stop: S
     started = time.monotonic()
     session.engine.sync()
     models = session.engine, ready.held_out, ready.pair, config, session.student.device
-    done = evaluate_student(*models, tick, session.teacher, ready.unseen)
+    done = evaluate_student(*models, tick, session.teacher, ready.unseen, state.token_budget)
     session.engine.release()
     if done is not None:
         result, sample = done

@@ -46,13 +46,25 @@ def test_messages_that_end_with_the_assistant_are_prompt_and_answer(tmp_path, pa
 def test_a_column_that_is_named_and_not_there_is_said_once(tmp_path, pair):
     rows = [{"problem": "1+1?", "a": "2"}, *({"problem": f"{n}?"} for n in range(40))]
     prompts, skipped, said = load(tmp_path / "own.jsonl", pair, rows, answer_column="a")
-    assert [p.answer for p in prompts] == ["2"] and len(skipped) == 40
+    assert [p.answer for p in prompts] == ["2", *[None] * 40] and not skipped  # no answer is needed to learn
+    assert said == ["FILE: prompts from 'problem', answers from 'a' (1)"]
+    prompts, skipped, said = load(
+        tmp_path / "own.jsonl", pair, [{"q": "1+1?", "problem": ""}, *rows], prompt_column="q"
+    )
     say_skipped(skipped, len(prompts), "FILE", said.append)
     assert said[-1].replace(str(tmp_path / "own.jsonl"), "FILE") == (
-        "40 of 41 rows of FILE can't be used:\n  FILE, line 2 and 39 more: no column a; it has problem"
+        "41 of 42 rows of FILE can't be used:\n  FILE, line 2: no column q; it has problem, a\n  FILE, line 3 and 39 more: no "
+        "column q; it has problem"
     )
     with pytest.raises(UserError, match="line 1 and 2 more: no column q; it has problem\ncheck --data"):
         load(tmp_path / "own.jsonl", pair, rows[1:4], prompt_column="q")
+
+
+def test_an_empty_cell_is_passed_over(tmp_path, pair):
+    row = {"problem": "", "question": "2+3?", "answer": None, "final_answer": "5"}
+    prompts, _, said = load(tmp_path / "own.jsonl", pair, [row])
+    assert [(p.question, p.answer) for p in prompts] == [("2+3?", "5")]
+    assert said == ["FILE: prompts from 'question', answers from 'final_answer'"]
 
 
 def test_held_out_are_the_prompts_of_smallest_hash_with_their_copies(tmp_path, pair):
