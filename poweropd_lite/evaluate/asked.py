@@ -84,7 +84,8 @@ def load_asked(
         sets.append(of_held_out(kept, run.data))
         longest[HELD_OUT] = _longest(run)
     near = [*kept, *of_sets][: run.kl_prompts or None]
-    return Asked(sets, near, f"{len(near)} prompts that were not trained on, of {run.data} first", longest)
+    of = f" of {run.data}" if not of_sets else ""
+    return Asked(sets, near, f"{len(near)} prompts{of} that were not trained on", longest)
 
 
 def _longest(run: Config) -> int:

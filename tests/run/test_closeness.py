@@ -42,7 +42,7 @@ def test_two_models_against_transformers_own_forward(student_model, teacher_mode
     forbidden, asked = torch.tensor(pair.forbidden), [prompt.ids for prompt in prompts[:12]]
     engine = make_engine(student_model, pair)
     teacher = Teacher(teacher_model)  # float64
-    found = measure(engine, teacher, asked, forbidden, 40, 0, 5, 1024)
+    found = measure(engine, lambda: teacher, asked, forbidden, 40, 0, 5, 1024)
     assert found is not None
     near, first = found
     # The same draws again, five at a time as before, and every log-prob by plain forwards of one sequence in float64.
