@@ -47,7 +47,7 @@ pre { font: .875rem/1.7 ui-monospace, monospace; } pre span { border-radius: 2px
 )
 COLOURS = (
     "Blue: rewarded. Orange and underlined: punished. Grey: not in the loss. A colour is full where the reward's size "
-    "reaches what stands beside the run's name. A token's reward shows under the pointer."
+    "is at the end of the scale. A token's reward shows under the pointer."
 )
 
 SEEDS = (
@@ -136,7 +136,8 @@ def _samples(group: Group, run: Run) -> str:
     entry = REWARDS[run.config.reward]
     limit = entry.limits(reward_settings(run.config))[1] if entry.bounded else UNBOUNDED
     of = f" ({_(run.name)}, the first of {len(group.runs)} seeds)" if len(group.runs) > 1 else ""
-    parts = [f"<h3>{_(group.label)}{of} <span class='quiet'>full colour at {limit:g}</span></h3>"]
+    scale = " ".join(_span(f" {share * limit:+g} ", share * limit, limit) for share in (-1, -0.5, 0, 0.5, 1))
+    parts = [f"<h3>{_(group.label)}{of}</h3><p><span class='quiet'>what a token is paid:</span> {scale}</p>"]
     for sample in [*chosen, *scored]:
         end = "ended by a stop token" if sample["finish"] == "stop" else "cut at the length limit"
         kind = "training" if sample["kind"] == "train" else "evaluation, not rewarded"
