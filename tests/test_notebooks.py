@@ -92,11 +92,12 @@ def test_the_committed_quickstart_tells_what_the_readme_does():
     asked = [
         cell.outputs[0].text for cell in notebook.cells if cell.cell_type == "code" and "print(ask(" in cell.source
     ]
-    before, teacher, after = asked
-    assert "\\boxed" not in before and "?" in before
-    assert teacher.endswith("Answer: \\boxed{81}\n") and after.endswith("\\boxed{81}\n")
+    (talk,) = [cell.outputs[0].text for cell in notebook.cells if "before_and_after(" in cell.source]
+    (before, teacher), after = asked, talk.partition("after:\n")[2].partition("\n\n> ")[0]
+    assert "\\boxed" not in before and "?" in before and before.strip() in talk
+    assert teacher.endswith("Answer: \\boxed{81}\n") and after.rstrip().endswith("\\boxed{81}")
     scores = [float(x) for x in re.findall(r"(?:before|after)   ?Avg@8 +([\d.]+)%", text_of(notebook))]
-    assert len(scores) == 4  # two runs
+    assert len(scores) == 12  # two runs, and four short ones
     assert scores[0] == scores[2] < 40 < 80 < min(scores[1], scores[3])
     assert len(pictures(notebook)) >= 5  # two live ones, three of the report
 
@@ -126,6 +127,9 @@ def test_quickstart_runs_and_the_student_learns(tmp_path):
     assert {"accuracy.png", "gradient.png", "density.png"} <= set(held["figures"])
     live = [o for o in outputs(notebook) if "step 8 of 8" in o.get("data", {}).get("text/plain", "")]
     assert len(live) == 2  # one bar a run, at its last state
+    assert held["groups"] == [["power 1", [0, 1]], ["power 10", [0, 1]]]
+    assert held["own"][0] is None and 3 < held["own"][1] != held["own"][2] > 3  # nats: far off, as yet
+    assert held["talk"][0] != held["talk"][1] and held["talk"][1]
     assert [o.name for o in outputs(notebook) if o.output_type == "stream" and o.name != "stdout"] == []
 
 

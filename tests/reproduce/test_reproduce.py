@@ -360,7 +360,7 @@ def test_a_pair_that_plan_refuses_is_refused_and_one_that_it_can_not_trace_is_no
     flags = ["--rewards=tanh", "--seeds=0", "--dry-run", "--output=q"]
     traced = run("--pairs=student.yaml", *flags, cwd=tmp_path)
     assert traced.returncode == 0, traced.stderr
-    assert f"student: {student} <- bundled can't be planned (KeyError: 'nonsense')" in traced.stdout
+    assert f"student: {student} <- bundled-teacher can't be planned (KeyError: 'nonsense')" in traced.stdout
     assert "1 runs to train and score, 2 models to score" in traced.stdout
     refused = run("--pairs=nowhere.yaml", *flags, cwd=tmp_path)
     assert refused.returncode == 2 and f"nowhere: no model config for the student at '{tmp_path}" in refused.stderr
