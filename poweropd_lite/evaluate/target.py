@@ -71,7 +71,8 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
         if files := sorted(path.glob("*.gguf")):
             what, mend = f"holds a GGUF file ({files[0].name}), which llama.cpp reads", "what it was made of"
         raise UserError(f"{path} {what}; type {mend} in its place")
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
+    beside = len(path.parts) == 2 and path.parent.is_dir()  # runs/mistyped is no hub id where there is a folder runs
+    if path.exists() or beside or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise UserError(f"no folder {name}; type a run folder, an adapter, a model or a hub id")
     try:
         load_model_config(name, "model", remote_code)

@@ -5,7 +5,8 @@ gguf.py (the formats), proof.py (what must hold), handover.py (the folder), make
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.export.settings import ExportConfig, load_export_config
 
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["ExportConfig", "export", "load_export_config"]
 
 
-def export(config: ExportConfig, say: Callable[[str], None] = print) -> "Exported":
-    """Exports a run or an adapter (make.export)."""
+def export(model: str | Path | ExportConfig, say: Callable[[str], None] = print, **settings: Any) -> "Exported":
+    """Exports a run or an adapter: export("runs/a", to="gguf"), or a whole ExportConfig (make.export).
+
+    `settings` are ExportConfig's, the command's flags. Raises UserError for what can be mended.
+    """
     from poweropd_lite.export import make
 
+    config = model if isinstance(model, ExportConfig) else load_export_config(model=model, **settings)
     return make.export(config, say)

@@ -45,6 +45,7 @@ class Reader:
     columns: Counter[tuple[str, str]] = field(default_factory=Counter)  # prompt's and answer's ("" for none)
     turns: int = 0  # reference answers that are the assistant's turn
     boxes: int = 0  # taken from the box of a longer text
+    hashes: int = 0  # taken from behind its last ####
     long: int = 0  # texts of several lines, or long ones, without a box: compared whole
     odd_errors: int = 0  # a column `error` that holds no largest difference
 
@@ -77,7 +78,8 @@ class Reader:
         tolerance, error = _tolerance(row.get("error")), str(row.get("error") or 0).strip().lower()
         if answer is not None:
             worked = isinstance(text, str) and len(text) > len(answer) + 20 and answer_column != "solution"
-            self.boxes += worked and "\\boxed" in str(text)
+            self.hashes += worked and "####" in str(text)
+            self.boxes += worked and "\\boxed" in str(text) and "####" not in str(text)
             self.long += len(answer) > _LONG or ("\n" in answer and "\\begin" not in answer)
             self.odd_errors += tolerance is None and error not in ("", "0", "0.0", "none", "nan", "null")
         return replace(prompt, answer=answer, tolerance=tolerance)
@@ -103,6 +105,7 @@ class Reader:
         other = f"type {flag} with a column of final answers"
         notes = [
             ("the answer is what stands in the last box of a worked solution", self.boxes),
+            ("the answer is what stands behind the last ####", self.hashes),
             (f"the answer looks like a worked solution without a box, which no answer will equal; {other}", self.long),
             ("column 'error' holds no largest difference (such as 1e-1), and is not used", self.odd_errors),
         ]

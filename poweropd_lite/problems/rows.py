@@ -42,6 +42,9 @@ def rows(source: Source, count: int | None = None) -> Iterator[tuple[str, Any]]:
 def _file_rows(path: Path, flag: str) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         raise UserError(f"no file of problems at {path}; type {flag} with a JSON, JSONL or Parquet file, or a hub id")
+    if path.suffix.lower() in (".csv", ".tsv", ".xlsx"):
+        mend = f"type {flag} with a JSON, JSONL or Parquet file: pandas.read_csv(...).to_json(..., orient='records', lines=True)"
+        raise UserError(f"{path} is a table of a kind that is not read here; {mend}")
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet

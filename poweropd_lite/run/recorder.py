@@ -24,6 +24,7 @@ from poweropd_lite.run.metrics import JsonLines, Tracker, due, number_in, pieces
 from poweropd_lite.run.session import Session
 
 MOST_DROPPED_IN_A_ROW, LATELY = 10, 50  # steps
+NOTHING_PAID, ENDS = 1e-3, ("reward/min", "reward/max")  # a reward's size
 NEAR = {"kl": "kl/train", "kl_error": "kl/train_error", "teacher_logprob": "logprob/teacher"}  # in a record; as metrics
 
 
@@ -194,6 +195,7 @@ class Recorder:
             "evaluations": state.evaluations,
             "rollouts_before": rollouts[0] if rollouts else None,
             "rollouts_after": rollouts[-1] if rollouts else None,
+            "largest_reward": max((abs(number_in(at[end]) or 0.0) for at in steps for end in ENDS), default=0.0),
             "dropped_steps": state.skipped,
             "gave_up": self.gave_up,
             "out_of_memory": state.out_of_memory,
@@ -223,8 +225,13 @@ class Recorder:
                 )
             elif e:
                 lines.append(f"  {name:6}  {near(e)}, on {len(self.session.ready.unseen)} held-out prompts")
-            elif line:
+            elif line and not (summary["evaluation_before"] or summary["evaluation_after"]):  # which would not compare
                 lines.append(f"  {name:6}  {near(line)}, on the rollouts of step {line['step']}")
+        if 0 < summary["largest_reward"] < NOTHING_PAID:
+            lines.append(
+                f"  no token was paid more than {summary['largest_reward']:.1g} in size, so that little can have been learnt; "
+                f"what other rewards would pay: python -m poweropd_lite.advise --config {path}/config.yaml"
+            )
         if summary["dropped_steps"]:
             lines.append(f"  {summary['dropped_steps']} steps were dropped (optim/skipped in metrics.jsonl)")
         if times := summary["out_of_memory"]:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from poweropd_lite.base.config import Config, full_name
+from poweropd_lite.base.config import BUNDLED, Config, full_name
 from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError, refuse
 from poweropd_lite.checks.machine import check_machine, compute_dtype, device_name
@@ -132,6 +132,8 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(config.dtype, device)
+    if device.type == "cpu" and not config.student.startswith(BUNDLED):
+        say("no CUDA: student and teacher run on the CPU")
     if device.type == "cuda":
         # It would plan anew for each of the many lengths here, tens of milliseconds at a time (Hopper and newer).
         torch.backends.cuda.enable_cudnn_sdp(False)
