@@ -14,7 +14,7 @@ from poweropd_lite.base.config import load_config
 from poweropd_lite.evaluate import evaluate
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.evaluate.results import compare
-from poweropd_lite.evaluate.settings import EvalConfig, load_eval_config
+from poweropd_lite.evaluate.settings import EvalConfig
 from poweropd_lite.evaluate.target import end_of_turn
 from poweropd_lite.models.loading import load_tokenizer
 
@@ -324,9 +324,7 @@ def test_a_model_without_a_chat_template_is_said_to_be_one(tmp_path, student_mod
 def test_python_gives_the_same_and_leaves_torch_s_threads_alone(evaluated, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(2)
-    done = evaluate(
-        load_eval_config(model="bundled-student", problems=12, n=4, batch_size=16, benchmarks=["bundled"], k=3)
-    )
+    done = evaluate("bundled-student", problems=12, n=4, batch_size=16, benchmarks=["bundled"], k=3)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
     theirs = json.loads((evaluated / "evaluations/bundled-student/results.json").read_text())
