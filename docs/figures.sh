@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every figure of the README and of docs/ that a CPU gives, from one commit on one machine: `bash docs/figures.sh OUT`.
+# Every figure of the README and of docs/ that a CPU gives: `bash docs/figures.sh OUT`.
 # OUT gets NAME.txt, what each command printed, and pictures/; about an hour and a half on two quiet cores, most of it the
 # grid of sampling.md. Figures of a card are in benchmarks/gpu/results, of memory and speed in benchmarks/.
 set -euo pipefail
