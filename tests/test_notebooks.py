@@ -117,7 +117,7 @@ def test_quickstart_runs_and_the_student_learns(tmp_path):
         "norms": "[max(json.loads(l).get('optim/grad_norm', 0) for l in (r / 'metrics.jsonl').read_text().splitlines()) for r in (power.run, other.run)]",
         "groups": "[[g['label'], g['seeds']] for g in json.loads((folder / 'report.json').read_text())['groups']]",
         "own": "[own.summary['accuracy_after'], own.summary['evaluation_before']['kl'], own.summary['evaluation_after']['kl']]",
-        "talk": "[before, after]",
+        "talk": "[before, ask('bundled-student', question), after, ask(power.run, question)]",
     }
     sizes = {"STEPS": 8, "EVAL_PROBLEMS": 24, "GROUP_STEPS": 2}
     notebook, held = run("01_quickstart", tmp_path, values, **sizes, OTHER_REWARD="log_ratio")
@@ -129,7 +129,7 @@ def test_quickstart_runs_and_the_student_learns(tmp_path):
     assert len(live) == 2  # one bar a run, at its last state
     assert held["groups"] == [["power 1", [0, 1]], ["power 10", [0, 1]]]
     assert held["own"][0] is None and 3 < held["own"][1] != held["own"][2] > 3  # nats: far off, as yet
-    assert held["talk"][0] != held["talk"][1] and held["talk"][1]
+    assert held["talk"][0] == held["talk"][1] and held["talk"][2] == held["talk"][3] and all(held["talk"])
     assert [o.name for o in outputs(notebook) if o.output_type == "stream" and o.name != "stdout"] == []
 
 
