@@ -30,7 +30,7 @@ with open("questions.jsonl", "w") as file:
     for problem in problems(0, 300, held_out=False):
         file.write(json.dumps({"question": problem.question}) + "\n")
 PY
-run no_answers --data questions.jsonl --hold-out 40 --eval-benchmarks none --eval-every 25
+run no_answers --data questions.jsonl --hold-out 40 --eval-benchmarks none --steps 8
 go no_answers_evaluate python -m poweropd_lite.evaluate --model runs/no_answers
 run short --steps 30 --eval-benchmarks none
 go ask python -m poweropd_lite.ask runs/short "Compute 12 + 30 - 7." --before

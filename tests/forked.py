@@ -279,7 +279,7 @@ class _Popen(subprocess.Popen):
         ours = isinstance(args, list) and args[0] == sys.executable and (args[1] == "-m" or args[1].endswith(".py"))
         if not ours:
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
-        pipes, session = rest[3:9], rest[13]
+        pipes, session = rest[3:9], rest[14]
         with _FORKING:
             self.pid = os.fork()
         if self.pid:

@@ -21,7 +21,9 @@ from poweropd_lite.problems.reading import hold_out, load_prompts, say_skipped
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ASKING = ("prompt_column", "answer_column", "prompt_suffix", "system_prompt", "enable_thinking")
+_ASKING = (
+    "prompt_column", "answer_column", "prompt_suffix", "system_prompt", "enable_thinking", "max_prompt_tokens",
+)  # fmt: skip
 LOOKED_AT = 256  # training's own prompts, where a run kept none out and nobody names others
 
 
@@ -70,7 +72,7 @@ def load_asked(
         return Asked(sets, of_sets, "one completion a problem")
     if sets and not run.hold_out:
         return Asked(sets, of_sets[: run.kl_prompts or None], "one completion a problem", longest)
-    if ignored := [name for name in _ASKING if getattr(config, name) is not None]:
+    if ignored := [name for name in _ASKING if name in config.model_fields_set and getattr(config, name) is not None]:
         typed = ", ".join("--" + name.replace("_", "-") for name in ignored)
         raise UserError(f"the run's own prompts are put as in training, so {typed} would be ignored; leave it out")
     prompts, skipped = load_prompts(run, tokenizer, say=say)

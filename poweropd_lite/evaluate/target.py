@@ -71,7 +71,8 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
         if files := sorted(path.glob("*.gguf")):
             what, mend = f"holds a GGUF file ({files[0].name}), which llama.cpp reads", "what it was made of"
         raise UserError(f"{path} {what}; type {mend} in its place")
-    beside = len(path.parts) == 2 and path.parent.is_dir()  # runs/mistyped is no hub id where there is a folder runs
+    # runs/mistyped is no hub id where runs/ holds runs.
+    beside = len(path.parts) == 2 and any(path.parent.glob("*/config.yaml"))
     if path.exists() or beside or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise UserError(f"no folder {name}; type a run folder, an adapter, a model or a hub id")
     try:

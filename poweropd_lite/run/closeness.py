@@ -61,9 +61,9 @@ def measure(
 ) -> tuple[Closeness, Rollout] | None:
     """Returns how close the weights of the engine's last sync are to the teacher, on one completion a prompt, and the first.
 
-    `teacher` gives it once all is sampled. `lines` are sampled at a time, and scored in micro-batches of at most `token_budget` tokens; log q is the engine's own.
-    Stop tokens are left out, for the two may end differently. `tick` is told how many completions are there before each
-    batch; when it says no, None is returned.
+    `teacher` gives it once all is sampled. `lines` are sampled at a time, and scored in micro-batches of at most
+    `token_budget` tokens; log q is the engine's own. Stop tokens are left out, for the two may end differently. `tick` is
+    told how many completions are there before each batch; when it says no, None is returned.
     """
     rollouts: list[Rollout] = []
     for start in range(0, len(prompts), lines):

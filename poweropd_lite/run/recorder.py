@@ -195,7 +195,7 @@ class Recorder:
             "evaluations": state.evaluations,
             "rollouts_before": rollouts[0] if rollouts else None,
             "rollouts_after": rollouts[-1] if rollouts else None,
-            "largest_reward": max((abs(number_in(at[end]) or 0.0) for at in steps for end in ENDS), default=0.0),
+            "largest_reward": max((abs(number_in(at[end]) or 0.0) for at in steps for end in ENDS), default=None),
             "dropped_steps": state.skipped,
             "gave_up": self.gave_up,
             "out_of_memory": state.out_of_memory,
@@ -227,9 +227,9 @@ class Recorder:
                 lines.append(f"  {name:6}  {near(e)}, on {len(self.session.ready.unseen)} held-out prompts")
             elif line and not (summary["evaluation_before"] or summary["evaluation_after"]):  # which would not compare
                 lines.append(f"  {name:6}  {near(line)}, on the rollouts of step {line['step']}")
-        if 0 < summary["largest_reward"] < NOTHING_PAID:
+        if (largest := summary["largest_reward"]) is not None and largest < NOTHING_PAID:
             lines.append(
-                f"  no token was paid more than {summary['largest_reward']:.1g} in size, so that little can have been learnt; "
+                f"  no token was paid more than {largest:.1g} in size, so that little can have been learnt; "
                 f"what other rewards would pay: python -m poweropd_lite.advise --config {path}/config.yaml"
             )
         if summary["dropped_steps"]:

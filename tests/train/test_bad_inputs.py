@@ -95,6 +95,7 @@ DATA = [
     ('{"problem": [{"role": "user", "content": null}]}', "null.jsonl", ["neither a text nor a list of messages"]),
     ('{"problem": [{"role": "assistant", "content": "x"}]}', "turn.jsonl", ["must end with the user's"]),
     ("not parquet", "fake.parquet", ["not a Parquet file"]),
+    ("question,answer\n1+1?,2\n", "table.csv", ["table.csv is a table of a kind that is not read here", "to_json("]),
     (json.dumps({"problem": "word " * 300}), "long.jsonl", ["line 1", "max_prompt_tokens 128", "--max-prompt-tokens"]),
 ]
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import DATA, quick_flags, run_evaluate, run_train
+from conftest import DATA, quick_flags, run_evaluate, run_export, run_train
 
 
 def lines(path):
@@ -85,6 +85,33 @@ def test_held_out_problems_with_answers_are_graded_too_as_evaluate_grades_them(t
     assert results["benchmarks"]["held-out"]["avg@2"] == pytest.approx(after["avg"])
     assert results["benchmarks"]["held-out"]["problems"] == 6
     assert results["kl"]["kl"] == pytest.approx(after["kl"], abs=1e-5) and results["kl"]["completions"] == 6
+    again = run_evaluate("--regrade", "run", cwd=tmp_path)  # beside a KL, answers are graded as before
+    regraded = json.loads((tmp_path / "run" / "eval" / "step_000001" / "results.json").read_text())
+    assert again.returncode == 0 and regraded["benchmarks"] == results["benchmarks"] and regraded["kl"] == results["kl"]
+    ignored = run_evaluate("--model", "run", "--max-prompt-tokens", "100", cwd=tmp_path)
+    assert ignored.returncode == 2 and "so --max-prompt-tokens would be ignored" in ignored.stderr
+
+
+def test_the_card_of_a_run_without_accuracies_has_its_kl(runs):
+    done = run_export("log_ratio", "--to", "adapter", "--output", "card", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((runs / "log_ratio" / "summary.json").read_text())
+    before, after = (summary[f"evaluation_{name}"]["kl"] for name in ("before", "after"))
+    assert (
+        f"not trained on: {before:.3f} before training, {after:.3f} after" in (runs / "card" / "README.md").read_text()
+    )
+
+
+def test_a_student_that_is_its_teacher_is_said_to_have_been_paid_nothing(tmp_path):
+    pair = ["--config", "bundled", "--student", "bundled-teacher", "--teacher-bits", "32"]
+    flags = quick_flags(steps=1, eval_benchmarks="none", eval_every=0, batch_size=2, output="run")
+    done = run_train(*pair, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = lines(tmp_path / "run" / "metrics.jsonl")
+    largest = max(abs(line["reward/min"]), abs(line["reward/max"]))
+    assert largest < 1e-3 and f"no token was paid more than {largest:.1g} in size" in done.stdout
+    mistyped = run_evaluate("--model", f"{tmp_path.name}/rnu", cwd=tmp_path.parent)  # no hub id: runs are beside it
+    assert mistyped.returncode == 2 and f"no folder {tmp_path.name}/rnu" in mistyped.stderr
 
 
 @pytest.mark.parametrize("role, other", [("student", "teacher"), ("teacher", "student")])
