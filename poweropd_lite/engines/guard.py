@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.kernels.products import logit_chunks
 from poweropd_lite.method.batch import MicroBatch, Stops, loss_tokens, micro_batches
-from poweropd_lite.method.logprobs import Sampling, kept_ids, logit_chunks
+from poweropd_lite.method.logprobs import Sampling, kept_ids
 from poweropd_lite.method.rollout import Engine, Rollout
 from poweropd_lite.method.update import token_logprobs
 from poweropd_lite.models.adapter import ADAPTER

@@ -16,12 +16,14 @@ from torch import Tensor
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import is_out_of_memory
 from poweropd_lite.engines.decode import Decoder, FastDecoder, Unlike
-from poweropd_lite.method.logprobs import Sampling, float_logits, kept_ids
+from poweropd_lite.kernels.products import float_logits
+from poweropd_lite.method.logprobs import Sampling, kept_ids
 from poweropd_lite.method.rollout import Draws, Rollout
 from poweropd_lite.models.loading import final_hidden
 from poweropd_lite.models.student import Student
 
 LOOK_EVERY = 16  # tokens between two looks of the host, in the fixed-shape loop
+DRAWN_BLOCK = 1024  # ids: a token is drawn by its block's mass first
 BUCKET = 256  # columns that attention reads grow in steps of this: one graph a bucket
 
 
@@ -214,18 +216,34 @@ class _FixedStep:
 
 
 def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (ids, log-prob at temperature 1, untruncated), each [C], for logits [C, V] and uniform numbers [C]."""
-    total = logits.logsumexp(-1, keepdim=True)
-    scaled = logits
-    if not sampling.is_plain:
-        kept = kept_ids(logits, sampling)
-        scaled = (logits / sampling.temperature).masked_fill_(~kept, -torch.inf)
-    mass = (scaled - scaled.amax(-1, keepdim=True)).exp_().cumsum(-1, dtype=torch.float64)
-    # The first id whose cumulative mass exceeds the number has a positive probability, always.
-    point = noise.double().clamp_max(1 - 2**-40)[:, None] * mass[:, -1:]
-    # (The clamp is for logits that are not finite, whose step will be dropped.)
-    ids = torch.searchsorted(mass, point, right=True).clamp_max_(logits.shape[-1] - 1)
-    return ids.squeeze(-1), (logits.gather(-1, ids) - total).squeeze(-1)
+    """Returns (ids, log-prob at temperature 1, untruncated), each [C], for logits [C, V] less their largest and uniform
+    numbers [C]: the first id whose cumulative mass exceeds the number's share of all mass.
+
+    A block of ids first, by the blocks' masses, then an id of it: no cumulative sum of the whole vocabulary.
+    """
+    ids, size = logits.shape[-1], min(logits.shape[-1], DRAWN_BLOCK)
+    mass = logits.new_zeros(len(logits), ids + -ids % size)
+    torch.exp(logits, out=mass[:, :ids])
+    everything = mass.sum(-1, keepdim=True).log()
+    if sampling.truncates or sampling.temperature != 1.0:
+        scaled = (logits / sampling.temperature).masked_fill_(~kept_ids(logits, sampling), -torch.inf)
+        torch.exp(scaled.sub_(scaled.amax(-1, keepdim=True)), out=mass[:, :ids])
+    elif sampling.forbidden is not None:
+        mass.index_fill_(-1, sampling.forbidden, 0.0)
+    share, first = noise.double().clamp_max(1 - 2**-40)[:, None], noise.new_zeros((), dtype=torch.long)
+    if ids > size:
+        mass = mass.unflatten(-1, (-1, size))
+        of_block = mass.sum(-1).double()
+        ends = of_block.cumsum(-1)
+        point = share * ends[:, -1:]
+        block = torch.searchsorted(ends, point, right=True).clamp_max_(ends.shape[-1] - 1)
+        mass, first = mass.gather(1, block[..., None].expand(-1, -1, size)).squeeze(1), block * size
+        # What of it is passed, as a share: the block's sum was rounded otherwise than it will be.
+        share = (1.0 - (ends.gather(-1, block) - point) / of_block.gather(-1, block)).clamp_(0.0, 1 - 2**-40)
+    inside = mass.cumsum(-1, dtype=torch.float64)
+    # (The clamps are for logits that are not finite, whose step will be dropped.)
+    drawn = (first + torch.searchsorted(inside, share * inside[:, -1:], right=True)).clamp_max_(ids - 1)
+    return drawn.squeeze(-1), (logits.gather(-1, drawn) - everything).squeeze(-1)
 
 
 def make_decoder(student: Student, say: Callable[[str], None] | None) -> Decoder:

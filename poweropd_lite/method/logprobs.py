@@ -1,27 +1,30 @@
 """Log-probs of sampled tokens straight from hidden states, without a [tokens, vocabulary] tensor, and their gradients.
 
 Logits are made for a few rows at a time: `LOGIT_ELEMENTS // vocabulary` of them, so the peak is the same for a vocabulary
-of 512 and of 151,936, and for one rollout and a thousand. About four float32 tensors of that many are alive at once.
+of 512 and of 151,936, and for one rollout and a thousand. Two float32 tensors of that many are alive at once, and two more
+with top-k or top-p. On a card with Triton, kernels/head.py makes the same numbers in one pass and their gradient in another.
 
 - Head frozen (LoRA): d(value)/d(hidden) is made in the forward pass, while the chunk's logits are there, and only scaled
   by the incoming gradient in the backward pass. No logits are made twice.
-- Head trainable (full fine-tuning, tied embeddings, `modules_to_save`): the chunks are made again in the backward pass
-  and the head's gradient is accumulated over them in float32.
+- Head trainable (full fine-tuning, tied embeddings, `modules_to_save`): where each row's part in the loss is known from its
+  log-prob, as a reward is, the head's gradient is made in the forward pass too; else the chunks are made again.
+- Ids that can't be drawn are taken out of the logits, a few columns, and counted apart: no pass over the rest is for them.
 
 Shapes: N tokens, D hidden size, V rows of the head. Logits are float32 (float64 if the weights are) for any model's dtype.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-LOGIT_ELEMENTS = 1 << 24  # 64 MiB of float32 logits a chunk: 110 rows of Qwen3's vocabulary
-_HALF = (torch.bfloat16, torch.float16)
-_FEW_ROWS, _FEW_ROWS_BLOCK = 16, 1 << 10  # on a CPU so few rows are faster in blocks of a large head's rows
-_VOCAB_BLOCK = 1 << 14  # head rows that are widened to float32 at a time where the matmul can't do so itself
+from poweropd_lite.kernels import head as fused
+from poweropd_lite.kernels.products import add_outer, float_logits, matrix_of, product_chunks, pull_back, wide_dtype
+
+_NEVER = -1e30  # the logit of what can't be: its exp is 0, and so is their product
+Weigh = Callable[[Tensor, slice], Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,152 +94,141 @@ def kept_ids(logits: Tensor, sampling: Sampling) -> Tensor:
     return z >= limit
 
 
-def score_tokens(hidden: Tensor, weight: Tensor, ids: Tensor, sampling: Sampling, score: str) -> TokenScores:
+def score_tokens(
+    hidden: Tensor, weight: Tensor, ids: Tensor, sampling: Sampling, score: str, weigh: Weigh | None = None
+) -> TokenScores:
     """Scores `ids` [N] int64 given the hidden states [N, D] that predict them and the head's `weight` [V, D].
 
     `score` "full" is log q itself. "sampled" is the log-softmax of logits / temperature over the ids that `sampling` could
     have drawn, plus the token itself; that set is a constant to the gradient. With a plain `sampling` they are equal.
+    Given `weigh`, `score` is multiplied by weigh(log q of some rows, which rows), and only its sum has a right gradient.
     """
-    value, extras = _Rows.apply(hidden, weight, _ScoreRows(ids, sampling, score))
+    value, extras = _Rows.apply(hidden, weight, _ScoreRows(ids, sampling, score), weigh)
     return TokenScores(value, *extras.unbind(-1))
 
 
 def reverse_kl(
     hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, ids: Tensor, teacher_ids: Tensor,
-    sampling: Sampling,
+    sampling: Sampling, weigh: Weigh | None = None,
 ) -> TokenKL:  # fmt: skip
     """Returns the reverse KL at N positions, from both models' hidden states ([N, D] and [N, D_T]) and heads.
 
     The sum runs over the rows that both heads have; each softmax is over its model's own rows. `ids` and `teacher_ids`
-    [N] only choose whose log-probs are reported.
+    [N] only choose whose log-probs are reported. `weigh` as in `score_tokens`.
     """
     rows = _KLRows(ids, teacher_ids, teacher_hidden.detach(), teacher_weight.detach(), sampling)
-    value, extras = _Rows.apply(hidden, weight, rows)
+    value, extras = _Rows.apply(hidden, weight, rows, weigh)
     return TokenKL(value, *extras.unbind(-1))
 
 
-def logit_chunks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yields the logits [C, V] of a few rows at a time, and which rows of `hidden` [N, D] they are."""
-    matrix = _matrix(hidden, weight)
-    for chunk in _chunks(hidden.shape[0], weight.shape[0]):
-        yield chunk, float_logits(hidden[chunk], matrix)
-
-
-def float_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Returns logits [C, V], hidden [C, D] @ weight [V, D]^T less each row's largest, in float32 (float64 for float64).
-
-    Less it, for log-probs of logits near 30 round at that size, which a reward of alpha 500 shows as 1e-3 of itself.
-    """
-    half, few = weight.dtype in _HALF, not weight.is_cuda and hidden.shape[0] < _FEW_ROWS
-    with torch.autocast(hidden.device.type, enabled=False):  # which would round them to half precision
-        if weight.is_cuda and hidden.dtype in _HALF:
-            logits = torch.mm(hidden, weight.to(hidden.dtype).T, out_dtype=torch.float32)
-        elif not half and not few:
-            logits = hidden.to(weight.dtype) @ weight.T
-        else:
-            wide = hidden.to(torch.float32 if half else weight.dtype)
-            logits = wide.new_empty(hidden.shape[0], weight.shape[0])
-            size = _FEW_ROWS_BLOCK if few and not half else _VOCAB_BLOCK
-            for start in range(0, weight.shape[0], size):
-                block = slice(start, start + size)
-                torch.mm(wide, weight[block].to(wide.dtype).T, out=logits[:, block])
-    return logits.sub_(logits.amax(-1, keepdim=True))
-
-
-def _pull_back(dlogits: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns dlogits [C, V] @ weight [V, D] in float32 (float64): the gradient of the hidden states."""
-    if weight.is_cuda and dtype in _HALF:
-        return torch.mm(dlogits.to(dtype), weight.to(dtype), out_dtype=torch.float32)
-    if weight.dtype not in _HALF:
-        return dlogits @ weight
-    out = dlogits.new_zeros(dlogits.shape[0], weight.shape[1])
-    for start in range(0, weight.shape[0], _VOCAB_BLOCK):
-        block = slice(start, start + _VOCAB_BLOCK)
-        out.addmm_(dlogits[:, block], weight[block].float())
-    return out
-
-
 class _Rows(torch.autograd.Function):
-    """One value a row of logits, chunk by chunk; `rows(logits, chunk, want_grad)` gives value, extras and d(value)."""
+    """One value a row of logits, chunk by chunk: `rows(logits, room, chunk, learns)` gives value and extras, and leaves
+    d(value)/d(logits) in `room`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, rows: "_ScoreRows | _KLRows") -> tuple[Tensor, Tensor]:
-        count, wide = hidden.shape[0], torch.float64 if weight.dtype == torch.float64 else torch.float32
-        matrix = _matrix(hidden, weight)
-        value = torch.empty(count, dtype=wide, device=hidden.device)
-        extras = torch.empty(count, rows.extras, dtype=wide, device=hidden.device)
-        ctx.rows, ctx.head_trains = rows, ctx.needs_input_grad[1]
-        hidden_grad_now = ctx.needs_input_grad[0] and not ctx.head_trains
-        dhidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if hidden_grad_now else None
-        for chunk in _chunks(count, weight.shape[0]):
-            logits = float_logits(hidden[chunk], matrix)
-            value[chunk], extras[chunk], dlogits = rows(logits, chunk, hidden_grad_now)
-            del logits
-            if dhidden is not None and dlogits is not None:
-                dhidden[chunk] = _pull_back(dlogits, matrix, hidden.dtype)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, rows: "_ScoreRows | _KLRows", weigh: Weigh | None
+    ) -> tuple[Tensor, Tensor]:
+        matrix, wide, trains = matrix_of(hidden, weight), wide_dtype(weight), ctx.needs_input_grad[1]
+        value = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
+        extras = torch.empty(hidden.shape[0], 4, dtype=wide, device=hidden.device)
+        ctx.later = trains and weigh is None
+        learns = any(ctx.needs_input_grad) and not ctx.later
+        dhidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if learns else None
+        dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if learns and trains else None
+        for chunk, logits, room in product_chunks(hidden, matrix, rows.one_pass(hidden)):
+            value[chunk], extras[chunk] = rows(logits, room, chunk, learns)
+            part = weigh(extras[chunk, 0], chunk)[:, None] if weigh is not None else None
+            if part is not None:
+                value[chunk] *= part[:, 0]
+            if dhidden is not None:
+                pulled = pull_back(room, matrix, hidden.dtype)
+                dhidden[chunk] = pulled if part is None else pulled * part
+            if dweight is not None and part is not None:
+                add_outer(dweight, room, hidden[chunk] * part)
         ctx.mark_non_differentiable(extras)
-        ctx.hidden_dtype = hidden.dtype
-        ctx.save_for_backward(*((hidden, weight) if ctx.head_trains else (dhidden,)))
+        ctx.rows, ctx.dtypes = rows, (hidden.dtype, weight.dtype)
+        ctx.save_for_backward(*((hidden, weight) if ctx.later else (dhidden, dweight)))
         return value, extras
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        if not ctx.head_trains:
-            (dhidden,) = ctx.saved_tensors
-            return (dhidden * grad[:, None]).to(ctx.hidden_dtype), None, None
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if not ctx.later:
+            dhidden, dweight = ctx.saved_tensors
+            dweight = None if dweight is None else dweight.mul_(grad[0]).to(ctx.dtypes[1])
+            return (dhidden * grad[:, None]).to(ctx.dtypes[0]), dweight, None, None
         hidden, weight = ctx.saved_tensors
-        matrix, dhidden = _matrix(hidden, weight), torch.empty_like(hidden)
+        matrix, dhidden = matrix_of(hidden, weight), torch.empty_like(hidden)
         dweight = torch.zeros(weight.shape, dtype=grad.dtype, device=weight.device)
-        for chunk in _chunks(hidden.shape[0], weight.shape[0]):
-            _, _, dlogits = ctx.rows(float_logits(hidden[chunk], matrix), chunk, True)
-            dlogits *= grad[chunk, None]
-            dhidden[chunk] = _pull_back(dlogits, matrix, hidden.dtype).to(hidden.dtype)
-            dweight.addmm_(dlogits.T, hidden[chunk].to(grad.dtype))
-        return dhidden, dweight.to(weight.dtype), None
-
-
-def _matrix(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Returns the head as the matmuls take it: once a call, not once a chunk, in the hidden states' half precision."""
-    return weight.to(hidden.dtype) if weight.is_cuda and hidden.dtype in _HALF else weight
-
-
-def _chunks(count: int, vocabulary: int) -> list[slice]:
-    rows = max(1, LOGIT_ELEMENTS // vocabulary)
-    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+        for chunk, logits, room in product_chunks(hidden, matrix, ctx.rows.one_pass(hidden)):
+            ctx.rows(logits, room, chunk, True)
+            dhidden[chunk] = (pull_back(room, matrix, hidden.dtype) * grad[chunk, None]).to(hidden.dtype)
+            add_outer(dweight, room, hidden[chunk] * grad[chunk, None])
+        return dhidden, dweight.to(weight.dtype), None, None
 
 
 class _ScoreRows:
     """log q or the sampled score of each row's token. d(score)/d(logits) is (onehot - softmax over the kept) / T."""
 
-    extras = 4
-
     def __init__(self, ids: Tensor, sampling: Sampling, score: str) -> None:
         self.ids, self.sampling = ids, sampling
-        self.as_sampled = score == "sampled" and not sampling.is_plain
+        self.forbidden = sampling.forbidden if sampling.forbidden is not None and sampling.forbidden.numel() else None
+        self.as_sampled = score == "sampled"
+        self.cuts = sampling.truncates or (self.as_sampled and sampling.temperature != 1.0)
 
-    def __call__(self, logits: Tensor, chunk: slice, want_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        target = self.ids[chunk, None]
-        probs, total, logprob, entropy = _softmax_facts(logits, target)
-        kept_mass, added, score, temperature = torch.ones_like(logprob), torch.zeros_like(logprob), logprob, 1.0
-        if not self.sampling.is_plain:
+    def one_pass(self, hidden: Tensor) -> bool:
+        """Whether the kernels make it."""
+        return not self.cuts and fused.usable(hidden)
+
+    def __call__(self, logits: Tensor, room: Tensor, chunk: slice, learns: bool) -> tuple[Tensor, Tensor]:
+        target, forbidden, one_pass = self.ids[chunk, None], self.forbidden, self.one_pass(room)
+        if forbidden is not None:
+            aside, own, mine = logits.index_select(-1, forbidden), logits.gather(-1, target), forbidden == target
+            logits.index_fill_(-1, forbidden, _NEVER).scatter_(-1, target, own)  # the token itself always counts
+        if one_pass:
+            top, total, dot = fused.facts(logits)
+            chosen = logits.gather(-1, target) - top
+        else:
+            top, total = fused.plain_facts(logits, room)
+            chosen = logits.gather(-1, target)
+            dot = (logits * room if self.cuts else logits.mul_(room)).sum(-1, keepdim=True)
+        everything, mean = total, dot * (-total).exp()
+        added, kept_mass = torch.zeros_like(total), torch.ones_like(total)
+        if forbidden is not None:
+            aside = (aside - top).masked_fill_(mine, _NEVER)
+            everything = torch.logaddexp(total, aside.logsumexp(-1, keepdim=True))
+            share, beside = (total - everything).exp(), (aside - everything).exp()
+            mean = mean * share + (beside * aside).sum(-1, keepdim=True)
+            added = mine.any(-1, keepdim=True).to(total.dtype)
+            kept_mass = share - added * (chosen - everything).exp()
+        logprob, entropy = (chosen - everything).clamp_max(0.0), everything - mean
+        score = (chosen - total).clamp_max(0.0) if self.as_sampled else logprob
+        if self.sampling.truncates:
             kept = kept_ids(logits, self.sampling)
-            kept_mass = probs.masked_fill(~kept, 0.0).sum(-1)
-            added = 1.0 - kept.gather(-1, target).squeeze(-1).to(added.dtype)
-        if self.as_sampled:
-            temperature = self.sampling.temperature
-            kept = kept.scatter(-1, target, True)
-            probs = scaled = logits.div_(temperature).masked_fill_(~kept, -torch.inf)  # frees the softmax
-            total = scaled.logsumexp(-1, keepdim=True)
-            score = (scaled.gather(-1, target) - total).squeeze(-1).clamp_max(0.0)
-            if want_grad:
-                probs = scaled.sub_(total).exp_()
-        dlogits = None
-        if want_grad:
-            dlogits = probs.neg_()
-            dlogits.scatter_add_(-1, target, torch.ones_like(target, dtype=dlogits.dtype))
-            if temperature != 1.0:
-                dlogits.div_(temperature)
-        return score, torch.stack([logprob, entropy, kept_mass, added], -1), dlogits
+            added = 1.0 - kept.gather(-1, target).to(added.dtype)
+            kept_mass = (room * kept).sum(-1, keepdim=True) * (-everything).exp()
+            if self.as_sampled:
+                logits.masked_fill_(~kept.scatter_(-1, target, True), _NEVER)
+        temperature = self.sampling.temperature if self.as_sampled else 1.0
+        if self.cuts and self.as_sampled:
+            logits.div_(temperature)
+            total = logits.logsumexp(-1, keepdim=True)
+            score = (logits.gather(-1, target) - total).clamp_max(0.0)
+            torch.exp(logits, out=room)
+        if learns:
+            norm = total if self.as_sampled else everything
+            if one_pass:
+                fused.gradient(logits, top, norm, target, room)
+            else:
+                room.mul_((-norm).exp().neg_())
+                room.scatter_add_(-1, target, torch.ones_like(target, dtype=room.dtype))
+                if temperature != 1.0:
+                    room.div_(temperature)
+            if forbidden is not None and not self.as_sampled:
+                beside = torch.where(mine, logprob.expm1(), beside).neg_()
+                room.index_copy_(-1, forbidden, beside.to(room.dtype))
+        return score[:, 0], torch.cat([logprob, entropy, kept_mass, added], -1)
 
 
 class _KLRows:
@@ -244,43 +236,37 @@ class _KLRows:
     d(KL)/d(z_v) = q_v ([v in S] (log q_v - log p_v + 1) - KL - q(S)), which is q (log q - log p - KL) when S is all rows.
     """  # fmt: skip
 
-    extras = 4
-
     def __init__(
         self, ids: Tensor, teacher_ids: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, kept_by: Sampling
     ) -> None:
         self.ids, self.teacher_ids, self.kept_by = ids, teacher_ids, kept_by
         self.teacher_hidden, self.teacher_weight = teacher_hidden, teacher_weight
 
-    def __call__(self, logits: Tensor, chunk: slice, want_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def one_pass(self, hidden: Tensor) -> bool:
+        """Whether the kernels make it."""
+        return False
+
+    def __call__(self, logits: Tensor, room: Tensor, chunk: slice, learns: bool) -> tuple[Tensor, Tensor]:
         target = self.ids[chunk, None]
-        probs, total, logprob, entropy = _softmax_facts(logits, target)
-        kept_mass = torch.ones_like(logprob)
-        if not self.kept_by.is_plain:
-            kept_mass = probs.masked_fill(~kept_ids(logits, self.kept_by), 0.0).sum(-1)
+        _, total = fused.plain_facts(logits, room)
+        probs = room.mul_((-total).exp())
+        kept_mass = torch.ones_like(total)
+        if self.kept_by.truncates:
+            kept_mass = (probs * kept_ids(logits, self.kept_by)).sum(-1, keepdim=True)
+        elif self.kept_by.forbidden is not None:
+            kept_mass = kept_mass - probs.index_select(-1, self.kept_by.forbidden).sum(-1, keepdim=True)
+        logprob = (logits.gather(-1, target) - total).clamp_max(0.0)
+        entropy = total - (probs * logits).sum(-1, keepdim=True)
         teacher = float_logits(self.teacher_hidden[chunk], self.teacher_weight)
         teacher.sub_(teacher.logsumexp(-1, keepdim=True))
-        teacher_logprob = teacher.gather(-1, self.teacher_ids[chunk, None]).squeeze(-1).clamp_max(0.0)
+        teacher_logprob = teacher.gather(-1, self.teacher_ids[chunk, None]).clamp_max(0.0)
         shared = min(logits.shape[-1], teacher.shape[-1])
         ratio = logits.sub_(total)
         ratio[:, :shared].sub_(teacher[:, :shared])
         ratio[:, shared:] = 0.0
+        kl = (ratio * probs).sum(-1, keepdim=True)
         del teacher
-        kl = torch.linalg.vecdot(probs, ratio)
-        dlogits = None
-        if want_grad:
+        if learns:
             ratio[:, :shared] += 1.0
-            shared_mass = probs[:, :shared].sum(-1)
-            dlogits = ratio.sub_((kl + shared_mass)[:, None]).mul_(probs)
-        return kl, torch.stack([logprob, teacher_logprob, entropy, kept_mass], -1), dlogits
-
-
-def _softmax_facts(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns softmax [C, V], logsumexp [C, 1], log q of the target [C] (at most 0), entropy [C]; logits stay as they are."""
-    top = logits.argmax(-1, keepdim=True)  # its exp is 1 (float_logits), and is added last, to leave the sum its digits
-    probs = logits.exp().scatter_(-1, top, 0.0)
-    rest = probs.sum(-1, keepdim=True)
-    probs, total = probs.scatter_(-1, top, 1.0).div_(1.0 + rest), rest.log1p()
-    logprob = (logits.gather(-1, target) - total).squeeze(-1).clamp_max(0.0)
-    entropy = total.squeeze(-1) - torch.linalg.vecdot(probs, logits)
-    return probs, total, logprob, entropy
+            probs.mul_(ratio.sub_(kl + probs[:, :shared].sum(-1, keepdim=True)))
+        return kl[:, 0], torch.cat([logprob, teacher_logprob, entropy, kept_mass], -1)

@@ -196,22 +196,28 @@ def _policy_gradient(
     student: Learner, hidden: Tensor, batch: MicroBatch, tokens: StepTokens, objective: Objective,
     moments: Mapping[str, Tensor] | None,
 ) -> Tensor:  # fmt: skip
-    scores = score_tokens(hidden, student.head, batch.student_ids, objective.sampling, objective.score)
-    log_p, log_q = tokens.log_p[batch.order], scores.logprob
-    paid = objective.pay(log_p, log_q, moments)
-    tokens.log_q[batch.order], tokens.reward[batch.order] = log_q, paid
+    log_p, paid = tokens.log_p[batch.order], torch.empty_like(batch.engine, dtype=tokens.reward.dtype)
+
+    def weigh(log_q: Tensor, rows: slice) -> Tensor:
+        paid[rows] = objective.pay(log_p[rows], log_q, moments)
+        capped = objective.importance_cap is not None
+        return -paid[rows] * objective.importance(log_q, batch.engine[rows]) if capped else -paid[rows]
+
+    scores = score_tokens(hidden, student.head, batch.student_ids, objective.sampling, objective.score, weigh)
+    tokens.log_q[batch.order], tokens.reward[batch.order] = scores.logprob, paid
     tokens.entropy[batch.order], tokens.kept_mass[batch.order] = scores.entropy, scores.kept_mass
     tokens.added[batch.order] = scores.added
-    if objective.importance_cap is not None:
-        paid = paid * objective.importance(log_q, batch.engine)
-    return loss.policy_gradient_sum(scores.score, paid)
+    return scores.score.sum()
 
 
 def _full_kl(
     student: Learner, hidden: Tensor, teacher: Model, said: Tensor, batch: MicroBatch, tokens: StepTokens,
     sampling: Sampling,
 ) -> Tensor:  # fmt: skip
-    out = reverse_kl(hidden, student.head, said, teacher.head, batch.student_ids, batch.teacher_ids, sampling)
+    ids = batch.student_ids, batch.teacher_ids
+    out = reverse_kl(
+        hidden, student.head, said, teacher.head, *ids, sampling, lambda log_q, rows: torch.ones_like(log_q)
+    )
     tokens.log_p[batch.order], tokens.log_q[batch.order] = out.teacher_logprob, out.logprob
     tokens.reward[batch.order] = -out.kl.detach()
     tokens.entropy[batch.order], tokens.kept_mass[batch.order] = out.entropy, out.kept_mass

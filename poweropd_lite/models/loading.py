@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.method.logprobs import float_logits
+from poweropd_lite.kernels.products import float_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from poweropd_lite.base.config import Config, marked
 from poweropd_lite.engines.loop import draw, make_decoder
-from poweropd_lite.method.logprobs import Sampling, float_logits, reverse_kl, score_tokens
+from poweropd_lite.kernels.products import float_logits
+from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.adapter import with_adapter
 from poweropd_lite.models.loading import final_hidden, head_weight, quiet_dropout

@@ -15,7 +15,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from poweropd_lite.method.logprobs import Sampling, kept_ids, logit_chunks
+from poweropd_lite.kernels.products import logit_chunks
+from poweropd_lite.method.logprobs import Sampling, kept_ids
 
 DECILES = 10
 

@@ -5,7 +5,7 @@ import torch
 from conftest import make_engine, make_rollouts
 
 from poweropd_lite.engines.loop import draw
-from poweropd_lite.method.logprobs import Sampling
+from poweropd_lite.method.logprobs import Sampling, kept_ids
 from poweropd_lite.method.rollout import TRAINING, Draws
 
 
@@ -83,6 +83,25 @@ def test_draws_follow_the_truncated_distribution():
     error = (probs * (1 - probs) / count).sqrt()
     assert ((shares[:4] - probs).abs() < 5 * error).all()
     torch.testing.assert_close(raw, logits.log_softmax(-1)[ids])
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(forbidden=torch.arange(4990, 5003)), Sampling(0.7, top_p=0.9)]
+)
+def test_drawing_a_block_first_draws_what_the_whole_cumulative_sum_does(sampling):
+    """5,003 ids are five blocks, the last one short; 4,000 rows at numbers near 0 and 1 too, by the definition in float64."""
+    g = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(4000, 5003, generator=g)
+    logits -= logits.amax(-1, keepdim=True)
+    noise = torch.rand(4000, generator=g, dtype=torch.float64)
+    noise[:2] = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    kept = (logits.double() / sampling.temperature).masked_fill(~kept_ids(logits, sampling), -torch.inf)
+    ends = kept.softmax(-1).cumsum(-1)
+    wanted = torch.searchsorted(ends, noise[:, None] * ends[:, -1:], right=True).squeeze(-1)
+    ids, logprob = draw(logits, sampling, noise)
+    assert (ids != wanted.clamp_max(5002)).sum() <= 2  # rounding ties: float32 masses against float64
+    assert kept.gather(-1, ids[:, None]).isfinite().all()
+    torch.testing.assert_close(logprob, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0])
 
 
 def test_the_largest_uniform_number_never_draws_an_excluded_id():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from poweropd_lite.method import logprobs
+from poweropd_lite.kernels import products
 from poweropd_lite.method.logprobs import Sampling, kept_ids, reverse_kl, score_tokens
 from poweropd_lite.method.reward import power
 from poweropd_lite.rehearse.stats import truncation_facts
@@ -18,7 +18,7 @@ TRUNCATED = Sampling(temperature=0.7, top_k=6, top_p=0.9, forbidden=torch.tensor
 @pytest.fixture
 def case(monkeypatch):
     """Hidden states, a head, targets and incoming gradients; chunks of three rows, so that the cut shows."""
-    monkeypatch.setattr(logprobs, "LOGIT_ELEMENTS", 3 * 12)
+    monkeypatch.setattr(products, "LOGIT_ELEMENTS", 3 * 12)
     g = torch.Generator().manual_seed(1)
     hidden = torch.randn(10, 5, generator=g, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(12, 5, generator=g, dtype=torch.float64)
@@ -155,7 +155,7 @@ def test_full_kl_equals_autograd_on_full_logits(case, head_trains, teacher_rows)
 
 def test_bfloat16_head_gives_float32_logits(monkeypatch):
     """Rounding logits to bf16 would cost up to 0.06 in a log-prob; the float32 path is exact given the stored weights."""
-    monkeypatch.setattr(logprobs, "_VOCAB_BLOCK", 100)
+    monkeypatch.setattr(products, "_VOCAB_BLOCK", 100)
     g = torch.Generator().manual_seed(4)
     hidden = (3 * torch.randn(6, 64, generator=g)).bfloat16().requires_grad_()
     weight, ids = torch.randn(333, 64, generator=g).bfloat16(), torch.randint(0, 333, (6,), generator=g)
@@ -173,8 +173,8 @@ def test_autocast_does_not_round_the_logits():
     hidden, weight = torch.randn(4, 64, generator=g), torch.randn(50, 64, generator=g)
     wanted = hidden @ weight.T
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(logprobs.float_logits(hidden, weight), wanted - wanted.amax(-1, keepdim=True))
-        half = logprobs.float_logits(hidden.bfloat16(), weight)
+        torch.testing.assert_close(products.float_logits(hidden, weight), wanted - wanted.amax(-1, keepdim=True))
+        half = products.float_logits(hidden.bfloat16(), weight)
     assert half.dtype == torch.float32
 
 
@@ -202,7 +202,7 @@ def test_no_tensor_of_tokens_by_vocabulary_at_qwens_vocabulary():
         with LargestTensor() as largest:
             score_tokens(hidden, weight, ids, sampling, "sampled").score.sum().backward()
             reverse_kl(hidden, weight, hidden.detach(), weight.detach(), ids, ids, sampling).kl.sum().backward()
-        assert largest.elements <= logprobs.LOGIT_ELEMENTS
+        assert largest.elements <= products.LOGIT_ELEMENTS
         assert largest.elements < 0.4 * tokens * vocabulary
 
 

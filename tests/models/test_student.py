@@ -10,7 +10,8 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.engines.any_model import AnyDecoder
 from poweropd_lite.engines.decode import FastDecoder
 from poweropd_lite.engines.loop import LoopEngine
-from poweropd_lite.method.logprobs import Sampling, float_logits, score_tokens
+from poweropd_lite.kernels.products import float_logits
+from poweropd_lite.method.logprobs import Sampling, score_tokens
 from poweropd_lite.method.rollout import Draws
 from poweropd_lite.models.loading import check_head, load_causal_lm
 from poweropd_lite.models.student import Student, load_student
