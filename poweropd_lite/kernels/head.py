@@ -4,6 +4,8 @@ The plain code, and the reference, is method/logprobs.py. There a pass each goes
 product with the logits; here a row is read once, each lane keeping its own largest, sum and product, brought together last.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -14,16 +16,39 @@ except ImportError:  # no card's torch, or another kind of card
     triton = None
 
 BLOCK = 4096
-enabled = True  # false once `check` has found that something is wrong here
+switched_off = False  # by a run's config
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether the kernels run where a tensor is: on a card of compute capability 8.0 or newer, or in Triton's interpreter."""
-    if triton is None or not enabled or tensor.dtype == torch.float64:
-        return False
-    if tensor.is_cuda:
-        return torch.cuda.get_device_capability(tensor.device) >= (8, 0)
-    return False
+    """Whether the kernels take over for a tensor: on a card where `fault` finds nothing wrong with them."""
+    return tensor.is_cuda and not switched_off and tensor.dtype != torch.float64 and fault(tensor.device) is None
+
+
+@cache
+def fault(device: torch.device) -> str | None:
+    """Returns why the kernels can't be used on a card, having held them to the plain code on a few rows there, or None."""
+    if triton is None:
+        return "Triton is not installed"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than what Triton compiles for"
+    logits = 4 * torch.randn(8, 3 * BLOCK + 5, generator=torch.Generator().manual_seed(0)).to(device)
+    target, room = torch.zeros(8, 1, dtype=torch.long, device=device), torch.empty_like(logits)
+    try:
+        top, total, dot = facts(logits)
+        gradient(logits, top, total, target, room)
+    except Exception as error:  # whatever a compiler says
+        return f"Triton fails there ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    shifted, mass = logits.clone(), torch.empty_like(logits)
+    wanted = plain_facts(shifted, mass)
+    q = mass * (-wanted[1]).exp()
+    pairs = (
+        (top, wanted[0]),
+        (total, wanted[1]),
+        (dot, (mass * shifted).sum(-1, keepdim=True)),
+        (room[:, 1:], -q[:, 1:]),
+    )
+    worst = max(((ours - plain).norm() / plain.norm()).item() for ours, plain in pairs)
+    return None if worst < 1e-5 else f"they are {worst:.2g} off there"
 
 
 def plain_facts(logits: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
