@@ -12,6 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in what the tests start, too: there is a worker a core
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub for anything; read once, when the library is imported
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on a CPU, in numpy; read when a kernel's file is imported
 os.environ["CUDA_VISIBLE_DEVICES"] = (
     ""  # these are a CPU's tests, on a machine with a card too; benchmarks/gpu is a card's
 )
