@@ -42,6 +42,7 @@ class FusedDecoder(FastDecoder):
         self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor | None, alive: Tensor | None = None
     ) -> Tensor:
         at = column if isinstance(column, Tensor) else torch.full((1,), column, device=token.device)
+        position = position.contiguous()
         x, update = F.embedding(token, weight_of(self.embed)), None
         for i, layer in enumerate(self.layers):
             keys, values = self.keys[i], self.values[i]
@@ -75,7 +76,9 @@ class Stacked(Projection):
         self.width = sum(base.out_features for base in self.bases)
 
     def sync(self) -> None:
-        adapted = [m if yes and not m.disable_adapters else None for m, yes in zip(self.modules, self.adapted, strict=True)]
+        adapted = [
+            m if yes and not m.disable_adapters else None for m, yes in zip(self.modules, self.adapted, strict=True)
+        ]
         ranks = sum(m.lora_A[ADAPTER].weight.shape[0] for m in adapted if m is not None)
         padded, device = -(-ranks // ALIGNED) * ALIGNED, self.bases[0].weight.device
         shape = self.width + padded, self.bases[0].in_features

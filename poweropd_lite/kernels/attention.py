@@ -106,11 +106,9 @@ def _join(shares, tops, sums, out, SIZE: tl.constexpr, SPLITS: tl.constexpr, WID
     at = tl.arange(0, WIDTH)
     inside = at < SIZE
     top = tl.load(tops + head * SPLITS + split)
-    highest = tl.max(top, axis=0)
-    weight = tl.where(top == float("-inf"), 0.0, tl.exp2(top - highest))  # an empty share has none
+    highest = tl.maximum(tl.max(top, axis=0), -1e30)  # finite even where every share is empty
+    weight = tl.exp2(top - highest)
     total = tl.sum(weight * tl.load(sums + head * SPLITS + split), axis=0)
-    share = tl.load(
-        shares + (head * SPLITS + split[:, None]) * SIZE + at[None, :], mask=inside[None, :], other=0.0
-    )
+    share = tl.load(shares + (head * SPLITS + split[:, None]) * SIZE + at[None, :], mask=inside[None, :], other=0.0)
     read = tl.sum(share * weight[:, None], axis=0) / tl.where(total > 0.0, total, 1.0)
     tl.store(out + head * SIZE + at, read.to(out.dtype.element_ty), mask=inside)

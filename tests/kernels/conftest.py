@@ -12,9 +12,10 @@ _convert, _patch, _dot = (
 
 
 def _rounded(data, source, target, mode):
-    if source == tl.float32 and target == tl.bfloat16:
-        exact = torch.from_numpy(np.array(data, dtype=np.float32))
-        return exact.bfloat16().view(torch.int16).numpy().view(np.uint16)
+    if (source, target) == (tl.float32, tl.bfloat16):
+        return torch.tensor(data).float().bfloat16().view(torch.int16).numpy().view(np.uint16)
+    if (source, target) == (tl.bfloat16, tl.float32):  # as it is, and a hundred times faster
+        return (data.astype(np.uint32) << 16).view(np.float32)
     return _convert(data, source, target, mode)
 
 

@@ -20,15 +20,15 @@ def by_hand(q, keys, values, start, column, scale):
     return out.flatten(1)
 
 
-@pytest.mark.parametrize("group, size", [(1, 64), (2, 128), (3, 16), (7, 24)])
-@pytest.mark.parametrize("column", [8, 70, 149])
+@pytest.mark.parametrize("group, size", [(1, 64), (2, 128), (7, 24)])
+@pytest.mark.parametrize("column", [8, 149])
 def test_every_line_reads_from_its_first_column_to_the_last_written(group, size, column, monkeypatch):
-    """150 columns in 4 shares, of 3 to 38 columns: one block or less; what is past the column is NaN, and not read."""
+    """150 columns in 4 shares, of 1 to 38 columns: one block or less; what is past the column is NaN, and not read."""
     torch.manual_seed(column)
-    q = torch.randn(3, 2 * group, size)
-    keys, values = torch.randn(2, 3, 2, 150, size)
+    q = torch.randn(2, 2 * group, size)
+    keys, values = torch.randn(2, 2, 2, 150, size)
     keys[:, :, column + 1 :] = values[:, :, column + 1 :] = float("nan")
-    start, at = torch.tensor([0, 3, 7]), torch.tensor([column])
+    start, at = torch.tensor([0, 7]), torch.tensor([column])
     got = attend(q, keys, values, start, at, None, 0.3)
     torch.testing.assert_close(got.double(), by_hand(q, keys, values, start, column, 0.3), atol=2e-6, rtol=1e-5)
     # One share of several blocks says the same, to the last bits of float32.
@@ -44,7 +44,9 @@ def test_bfloat16_rounds_once_and_a_line_that_has_ended_is_zero():
     got = attend(q, keys, values, start, torch.tensor([80]), alive, 0.2)
     wanted = by_hand(q, keys, values, start, 80, 0.2)
     assert got.dtype == torch.bfloat16 and got[1].abs().max() == 0
-    torch.testing.assert_close(got[alive].double(), wanted[alive], atol=4e-3, rtol=8e-3)  # 2^-8, of weights and of the sum
+    torch.testing.assert_close(
+        got[alive].double(), wanted[alive], atol=4e-3, rtol=8e-3
+    )  # 2^-8, of weights and of the sum
 
 
 def test_how_many_shares():
