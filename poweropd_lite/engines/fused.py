@@ -1,8 +1,8 @@
 """The fast decoder with its step made of few launches, for a card: 14 a layer and token, where the plain one has about 40.
 
-Eight are matrix products: of the layers that read the same input the weights and the adapters' A matrices are one matrix, a
-copy that lives from `sync` to `release`, and the B matrices another. The rest are Triton's (kernels/). Prompts go through
-the plain forward, over the same matrices. It rounds where the plain decoder does, or less often.
+Eight are matrix products: of the layers that read the same input the weights and the adapters' A matrices are one matrix,
+and the B matrices another. The rest are Triton's (kernels/). Prompts go through the plain forward, over the same matrices.
+It rounds where the plain decoder does, or less often.
 
 It is for half precision, and for bases and adapters that are plain linear layers.
 """
@@ -62,53 +62,64 @@ class FusedDecoder(FastDecoder):
 class Stacked(Projection):
     """Linear layers that read the same input, as two products: [N, in] -> [N, sum of outs], the rows of a wider matrix.
 
-    The first is with the weights [W; A], the second adds the A rows' part times B, in place.
+    The first is with the weights [W; A], the second adds the A rows' part times B, in place. Weights that are frozen and in
+    the compute dtype move into [W; A] for good and the layers' own become views of its rows, so that nothing is there twice;
+    of others it is a copy, which lives from `sync` to `release`.
     """
-
-    weight: Tensor  # [sum of outs + padded sum of ranks, in]
-    up: Tensor  # the B matrices [padded sum of ranks, sum of outs], each in its own block
 
     def __init__(self, modules: list[Any], dtype: torch.dtype) -> None:
         super().__init__(modules, dtype)
         for base in self.bases:
             if type(base) is not nn.Linear:
                 raise Unlike(f"its linear layers are {type(base).__name__}")
-        self.width = sum(base.out_features for base in self.bases)
+        self.outs = [base.out_features for base in self.bases]
+        self.width = sum(self.outs)
+        adapted = zip(modules, self.adapted, strict=True)
+        self.ranks = [m.lora_A[ADAPTER].weight.shape[0] if yes else 0 for m, yes in adapted]
+        self.moves = not any(base.weight.requires_grad or base.weight.dtype != dtype for base in self.bases)
+        self.stack = self.up = torch.empty(0)  # [W; A] and the B matrices [padded sum of ranks, sum of outs], in blocks
+        self.scale = 1.0
 
     def sync(self) -> None:
-        adapted = [
-            m if yes and not m.disable_adapters else None for m, yes in zip(self.modules, self.adapted, strict=True)
-        ]
-        ranks = sum(m.lora_A[ADAPTER].weight.shape[0] for m in adapted if m is not None)
-        padded, device = -(-ranks // ALIGNED) * ALIGNED, self.bases[0].weight.device
-        shape = self.width + padded, self.bases[0].in_features
-        if self.weight.shape != shape:
-            self.weight = torch.empty(shape, dtype=self.dtype, device=device)
-            self.weight[self.width + ranks :] = 0
-            self.up = torch.zeros(padded, self.width, dtype=self.dtype, device=device)
-        self.scale = next((m.scaling[ADAPTER] for m in adapted if m is not None), 1.0)
-        row, rank = 0, 0
-        for base, module in zip(self.bases, adapted, strict=True):
-            rows = slice(row, row + base.out_features)
-            self.weight[rows] = base.weight
-            row = rows.stop
-            if module is not None:
-                a, b, scale = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight, module.scaling[ADAPTER]
-                self.weight[self.width + rank :][: len(a)] = a
-                self.up[rank : rank + len(a), rows] = b.T if scale == self.scale else b.T * (scale / self.scale)
-                rank += len(a)
-        self.bias = None
+        if not len(self.stack):
+            self._make_room()
+        if not self.moves:
+            for rows, base in zip(self.stack[: self.width].split(self.outs), self.bases, strict=True):
+                rows.copy_(base.weight)
+        on = [m for m, yes in zip(self.modules, self.adapted, strict=True) if yes and not m.disable_adapters]
+        # Without an adapter, or with one that is switched off, the weights alone are multiplied.
+        self.weight = self.stack if on else self.stack[: self.width]
+        self.scale = on[0].scaling[ADAPTER] if on else 1.0
+        row = rank = 0
+        for module, out, size in zip(self.modules, self.outs, self.ranks, strict=True):
+            if on and size:
+                up = module.lora_B[ADAPTER].weight.T
+                scale = module.scaling[ADAPTER] / self.scale  # 1, but for adapters of several scales
+                self.stack[self.width + rank :][:size] = module.lora_A[ADAPTER].weight
+                self.up[rank : rank + size, row : row + out] = up if scale == 1 else up * scale
+            row, rank = row + out, rank + size
         if any(base.bias is not None for base in self.bases):
-            self.bias = torch.zeros(shape[0], dtype=self.dtype, device=device)
-            parts = self.bias[: self.width].split([base.out_features for base in self.bases])
-            for part, base in zip(parts, self.bases, strict=True):
+            self.bias = torch.zeros(len(self.weight), dtype=self.dtype, device=self.weight.device)
+            for part, base in zip(self.bias[: self.width].split(self.outs), self.bases, strict=True):
                 if base.bias is not None:
                     part.copy_(base.bias)
 
+    def _make_room(self) -> None:
+        padded = -(-sum(self.ranks) // ALIGNED) * ALIGNED
+        first = self.bases[0].weight
+        self.stack = torch.zeros(self.width + padded, first.shape[1], dtype=self.dtype, device=first.device)
+        self.up = torch.zeros(padded, self.width, dtype=self.dtype, device=first.device)
+        if self.moves:
+            for rows, base in zip(self.stack[: self.width].split(self.outs), self.bases, strict=True):
+                rows.copy_(base.weight)
+                base.weight.data = rows
+
     def release(self) -> None:
-        self.weight = self.up = torch.empty(0)
+        self.weight = torch.empty(0)
+        if not self.moves:
+            self.stack = self.up = self.weight
 
     def __call__(self, x: Tensor) -> Tensor:
         both = F.linear(x.to(self.dtype), self.weight, self.bias)
         out = both[:, : self.width]
-        return out.addmm_(both[:, self.width :], self.up, alpha=self.scale) if len(self.up) else out
+        return out.addmm_(both[:, self.width :], self.up, alpha=self.scale) if both.shape[1] > self.width else out

@@ -11,7 +11,6 @@ import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.memory import machine_bytes, peak_gib
-from poweropd_lite.engines.decode import KNOWN
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.shape import BESIDE_WEIGHTS, Shape, cache_bytes, served_run
 from poweropd_lite.plan.trace import Traced, Traces, traces_of
@@ -21,7 +20,7 @@ CUDA_CONTEXT = 600 * 2**20  # torch's kernels, cuBLAS and bitsandbytes on a card
 VLLM_ASLEEP = GIB  # what a sleeping vLLM keeps: CUDA graphs and workspaces; assumed
 FRAGMENTED = 0.05  # of what is not weights, which the allocator holds and can't use; assumed
 EXPORT_ON_HOST = 1.24  # times the model, measured (docs/export.md)
-WEIGHTS = ("student", "adapter", "optimizer", "teacher", "decoder's copy")
+WEIGHTS = ("student", "adapter", "optimizer", "teacher")
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,13 @@ def plan_memory(
     gradients = {"gradients": 4 * student.trained}
     copy = _head_copy(config, student, dtype) if cuda else {}
     base = _unpacked(config.student_bits, student.shape, dtype)
-    if engine == "loop":
-        decoded = {**copy, **base, **(_decoding_copy(config, student.shape, dtype) if cuda else {})}
-    else:
-        decoded = copy
     phases = {
         "load": {**resident, "optimizer": 0, "quantising": _quantising(config, teacher, cuda)},
-        "rollout": {**resident, **rollout, **decoded},
+        "rollout": {**resident, **rollout, **copy, **(base if engine == "loop" else {})},
         "score": {**resident, **kept, "activations": scoring, **_unpacked(config.teacher_bits, teacher, teacher_dtype)},
         "update": {**resident, **gradients, **kept, "activations": student.update, **copy, **base},
         "optimizer": {**resident, **gradients, "optimizer's copies": _optimizer_copies(config, student, cuda)},
-        "evaluate": {**resident, **evaluation, **decoded},
+        "evaluate": {**resident, **evaluation, **copy, **(base if engine == "loop" else {})},
         "export": _export(student, dtype, cuda),
     }
     if not config.evaluates:
@@ -164,13 +159,6 @@ def _head_copy(config: Config, student: Traced, dtype: torch.dtype) -> dict[str,
     tied = getattr(student.shape.config, "tie_word_embeddings", False)
     trained = config.full_finetune or "lm_head" in whole or (tied and "embed_tokens" in whole)
     return {"head's copy": dtype.itemsize * vocabulary * size} if trained and dtype.itemsize < 4 else {}
-
-
-def _decoding_copy(config: Config, shape: Shape, dtype: torch.dtype) -> dict[str, int]:
-    """The fused decoder's matrices, which are there while it decodes; of every weight trained the trace counts them."""
-    plain = config.student_bits == 16 and not config.full_finetune and dtype.itemsize < 4
-    fused = plain and config.kernels != "off" and shape.config.model_type in KNOWN
-    return {"decoder's copy": dtype.itemsize * shape.linear_elements} if fused else {}
 
 
 def _optimizer_copies(config: Config, student: Traced, cuda: bool) -> int:

@@ -243,19 +243,6 @@ def test_a_head_that_is_trained_is_copied_on_a_card():
     assert "head's copy" not in memory_of(load_config("bundled"), torch.bfloat16, cuda=True).phases["update"]
 
 
-def test_on_a_card_the_loop_decodes_from_a_copy_of_the_layers():
-    """3 layers of q, o (128 x 128 each), k, v (64 x 128) and an MLP of three 512 x 128: 245,760 weights each, 2 bytes."""
-    plain, off, qlora, whole = (
-        memory_of(load_config("bundled", **settings), torch.bfloat16, cuda=True).phases
-        for settings in ({}, {"kernels": "off"}, {"student_bits": 4}, {"full_finetune": True})
-    )
-    assert plain["rollout"]["decoder's copy"] == plain["evaluate"]["decoder's copy"] == 2 * 3 * 245_760
-    assert not any("decoder's copy" in phases[phase] for phases in (off, qlora, whole) for phase in phases)
-    assert "decoder's copy" not in plain["update"]
-    # Every weight trained: in the trace of decoding, where the plain decoder has it too.
-    assert whole["rollout"]["decoding"] - plain["rollout"]["decoding"] > 1.8 * 3 * 245_760
-
-
 def test_an_evaluation_is_of_the_problems_that_there_are():
     """The seven, at 100 problems of each: 3 x 100 + 40 + 30 + 30 + 100 (Minerva 272, OlympiadBench 674) = 500."""
     from poweropd_lite.plan.cards import evaluation_seconds
