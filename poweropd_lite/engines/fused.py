@@ -62,9 +62,9 @@ class FusedDecoder(FastDecoder):
 class Stacked(Projection):
     """Linear layers that read the same input, as two products: [N, in] -> [N, sum of outs], the rows of a wider matrix.
 
-    The first is with the weights [W; A], the second adds the A rows' part times B, in place. Weights that are frozen and in
-    the compute dtype move into [W; A] for good and the layers' own become views of its rows, so that nothing is there twice;
-    of others it is a copy, which lives from `sync` to `release`.
+    The first is with the weights [W; A], the second adds the A rows' part times B, in place. Weights in the compute dtype
+    move into [W; A] for good and the layers' own become views of its rows, so that nothing is there twice; of float32
+    masters it is a copy, which lives from `sync` to `release`.
     """
 
     def __init__(self, modules: list[Any], dtype: torch.dtype) -> None:
@@ -76,7 +76,7 @@ class Stacked(Projection):
         self.width = sum(self.outs)
         adapted = zip(modules, self.adapted, strict=True)
         self.ranks = [m.lora_A[ADAPTER].weight.shape[0] if yes else 0 for m, yes in adapted]
-        self.moves = not any(base.weight.requires_grad or base.weight.dtype != dtype for base in self.bases)
+        self.moves = all(base.weight.dtype == dtype for base in self.bases)
         self.stack = self.up = torch.empty(0)  # [W; A] and the B matrices [padded sum of ranks, sum of outs], in blocks
         self.scale = 1.0
 

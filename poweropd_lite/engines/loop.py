@@ -287,8 +287,12 @@ def _check(decoder: Decoder, student: Student) -> None:
     positions = valid.cumsum(-1) - 1
     ours = [decoder.prefill(ids[:, :start], valid[:, :start], width)]
     for column in range(start, width):
-        mask = valid[:, : column + 1] if decoder.masked else None
-        ours.append(decoder.step(ids[:, column], positions[:, column], column, mask))
+        token, position = ids[:, column], positions[:, column]
+        if decoder.masked:
+            ours.append(decoder.step(token, position, column, valid[:, : column + 1]))
+        else:  # as the fixed-shape loop calls it
+            at = torch.full((1,), column, device=student.device)
+            ours.append(decoder.step(token, position, at, None, torch.ones_like(token, dtype=torch.bool)))
     decoder.release()
     student.model.eval()
     with student.compute():
