@@ -1,5 +1,7 @@
-"""Triton's interpreter (3.6), mended by importing this, where it is not what a card does: numbers are rounded to bfloat16, not cut off; products
-of bfloat16 are of the numbers, not of their bits; and with numpy 2.4 and later a loop may end at a number that was loaded."""
+"""Triton's interpreter (3.6), mended by importing this where it is not what a card does: numbers are rounded to bfloat16, not
+cut off; products of bfloat16 are of the numbers, not of their bits; and with numpy 2.4 and later a loop may end at a number
+that was loaded.
+"""
 
 import numpy as np
 import torch
