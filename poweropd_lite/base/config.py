@@ -176,6 +176,10 @@ class Config(BaseModel):
         section="rollouts",
         marks="resume found",
     )
+    kernels: Literal["auto", "off"] = setting(
+        "auto",
+        "our own Triton kernels where they run (CUDA of compute capability 8.0 and more, half precision): the same numbers to rounding, sooner; off: plain torch",
+    )
     guard_every: int = setting(
         50,
         "steps between full checks that the engine samples from the weights that are trained; its log-probs are compared at every step",

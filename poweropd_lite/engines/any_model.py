@@ -18,7 +18,7 @@ from poweropd_lite.models.student import Student
 class AnyDecoder:
     """A decode.Decoder: the student's body as transformers runs it, adapter and all."""
 
-    graphs = False
+    graphs, masked = False, True
 
     def __init__(self, student: Student) -> None:
         self.student, self.dtype, self.cache = student, student.dtype, RowCache(0)
@@ -34,7 +34,10 @@ class AnyDecoder:
         self.cache = RowCache(length)
         return self._forward(ids, (valid.cumsum(-1) - 1).clamp_min(0), prompt_mask(valid))
 
-    def step(self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor) -> Tensor:
+    def step(
+        self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor | None, alive: Tensor | None = None
+    ) -> Tensor:
+        assert mask is not None
         for layer in self.cache.layers:
             layer.used = int(column)
         return self._forward(token[:, None], position[:, None], mask[:, None, None])

@@ -125,7 +125,7 @@ def load_engine(
     """Brings up the chosen engine for a student that is trained."""
     if choice.name == "vllm":
         return VllmEngine(student, served_run(config), stop_ids)
-    return LoopEngine(student, stop_ids, say, config.decode_batch_size)
+    return LoopEngine(student, stop_ids, say, config.decode_batch_size, config.kernels)
 
 
 def installed(package: str) -> str | None:

@@ -2,7 +2,7 @@
 
 Covers Llama, Mistral, Qwen2 and Qwen3: grouped-query attention, RMS norms, rotary positions, a gated MLP. It is checked
 against the model itself when it is made (loop.make_decoder); any other model is decoded by transformers (any_model.py),
-which is slower.
+which is slower. On a card fused.py makes it faster.
 
 What it saves: query heads of one group are the rows of one attention product, so keys and values are never repeated;
 projections that read the same input are one matmul; in float32 the adapter is merged into them (a copy; the base is never
@@ -33,6 +33,7 @@ class Decoder(Protocol):
     """The forward of a student's body with a KV cache. `sync` before decoding, for the weights may have moved."""
 
     graphs: bool  # whether a step never waits for the device and has fixed shapes, so that it can be captured
+    masked: bool  # whether a step reads its mask and costs what that is wide; if not, the mask is None
 
     @property
     def head(self) -> Tensor:
@@ -44,10 +45,13 @@ class Decoder(Protocol):
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
         """Starts a batch: left-padded ids and their validity [B, S], room for `length` columns; returns the last hidden [B, D]."""
 
-    def step(self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor) -> Tensor:
+    def step(
+        self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor | None, alive: Tensor | None = None
+    ) -> Tensor:
         """Returns the hidden states [B, D] of one more id a line; `mask` [B, width] is what each line may look at.
 
-        `column` is where the cache is written: a number or, with `graphs`, an int64 tensor [1] on the device.
+        `column` is where the cache is written: a number or, with `graphs`, an int64 tensor [1] on the device. Of lines
+        that are not `alive` (bool [B]) any finite numbers will do.
         """
 
     def keep(self, lines: Tensor) -> None:
@@ -63,9 +67,9 @@ class Decoder(Protocol):
 class FastDecoder:
     """The decoder of the models in KNOWN; raises Unlike for others."""
 
-    graphs = True
+    graphs = masked = True
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: Student, projection: "type[Projection] | None" = None) -> None:
         body, self.student, self.dtype = model_body(student.model), student, student.dtype
         config, self.head = body.config, torch.empty(0)
         if config.model_type not in KNOWN:
@@ -80,7 +84,7 @@ class FastDecoder:
         self.embed, self.norm, self.eps = body.embed_tokens, body.norm, config.rms_norm_eps
         self.cos, self.sin = _rotary_table(config, self.head_size, student.device, self.dtype)
         try:
-            self.layers = [_Layer(layer, self.dtype) for layer in body.layers]
+            self.layers = [_Layer(layer, self.dtype, projection or Projection) for layer in body.layers]
         except AttributeError as error:
             raise Unlike(str(error)) from None
         self.keys = self.values = torch.empty(0)
@@ -102,7 +106,10 @@ class FastDecoder:
         positions = (valid.cumsum(-1) - 1).clamp_min(0)
         return self._forward(ids, positions, slice(0, width), width, prompt_mask(valid)).view(lines, width, -1)[:, -1]
 
-    def step(self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor) -> Tensor:
+    def step(
+        self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor | None, alive: Tensor | None = None
+    ) -> Tensor:
+        assert mask is not None
         return self._forward(token[:, None], position[:, None], column, mask.shape[-1], mask[:, None, None])
 
     def keep(self, lines: Tensor) -> None:
@@ -158,13 +165,13 @@ class FastDecoder:
 class _Layer:
     """One decoder layer: its norms as they are, its projections ready for decoding."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype, projection: "type[Projection]") -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = _Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
-        self.out = _Projection([attention.o_proj], dtype)
-        self.gate_up = _Projection([mlp.gate_proj, mlp.up_proj], dtype)
-        self.down = _Projection([mlp.down_proj], dtype)
+        self.qkv = projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.out = projection([attention.o_proj], dtype)
+        self.gate_up = projection([mlp.gate_proj, mlp.up_proj], dtype)
+        self.down = projection([mlp.down_proj], dtype)
         self.scale = attention.scaling
         self.norms: list[Any] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self.head_counts = [p.out_features // attention.head_dim for p in (attention.q_proj, attention.k_proj)]
@@ -181,10 +188,10 @@ class _Layer:
 
     def release(self) -> None:
         for projection in (self.qkv, self.out, self.gate_up, self.down):
-            projection.weight, projection.down = torch.empty(0), None
+            projection.release()
 
 
-class _Projection:
+class Projection:
     """Linear layers that read the same input, as one: [N, in] -> [N, sum of outs]."""
 
     def __init__(self, modules: list[Any], dtype: torch.dtype) -> None:
@@ -222,6 +229,9 @@ class _Projection:
             zero = torch.zeros(1, dtype=self.dtype, device=self.weight.device)
             parts = [zero.expand(b.out_features) if b.bias is None else b.bias.to(self.dtype) for b in self.bases]
             self.bias = torch.cat(parts)
+
+    def release(self) -> None:
+        self.weight, self.down = torch.empty(0), None
 
     def _sync_adapter(self) -> None:
         adapted = [m for m, yes in zip(self.modules, self.adapted, strict=True) if yes]

@@ -35,10 +35,11 @@ class LoopEngine:
     sent_before: Path | None = None
 
     def __init__(
-        self, student: Student, stop_ids: frozenset[int], say: Callable[[str], None], most_lines: int | None = None
-    ) -> None:
+        self, student: Student, stop_ids: frozenset[int], say: Callable[[str], None], most_lines: int | None = None,
+        kernels: str = "auto",
+    ) -> None:  # fmt: skip
         self.student, self.stop_ids, self.say, self.dtype = student, stop_ids, say, student.dtype
-        self.decoder = make_decoder(student, say)
+        self.decoder = make_decoder(student, say, kernels)
         cuda = student.device.type == "cuda"
         self.fixed = self.graphs = cuda and self.decoder.graphs
         self.most_lines = most_lines  # of a batch; fewer after running out of memory
@@ -154,6 +155,7 @@ def _decode_fixed(decoder: Decoder, batch: _Batch, sampling: Sampling, graphs: b
     """The loop of fixed shapes: no line is dropped, and the host waits for the device every LOOK_EVERY tokens at most.
 
     The first step of a bucket runs as it is, which also warms up its kernels; then the same step is captured and replayed.
+    A decoder that needs no mask has one bucket.
     """
     total = batch.width + batch.longest
     step = _FixedStep(decoder, batch, sampling)
@@ -162,7 +164,7 @@ def _decode_fixed(decoder: Decoder, batch: _Batch, sampling: Sampling, graphs: b
     for t in range(1, batch.longest):
         if t % LOOK_EVERY == 0 and not step.open.any():
             return
-        bucket = min(total, -(-(batch.width + t) // BUCKET) * BUCKET)
+        bucket = min(total, -(-(batch.width + t) // BUCKET) * BUCKET) if decoder.masked else total
         if bucket != captured_bucket:
             if graph is not None:
                 torch.cuda.synchronize()  # its memory goes with it
@@ -194,8 +196,8 @@ class _FixedStep:
 
     def run(self, width: int) -> None:
         """Reads the last tokens, draws the next; attention reads the first `width` columns."""
-        self.seen.index_fill_(1, self.column, True)
-        hidden = self.decoder.step(self.token, self.position, self.column, self.seen[:, :width])
+        mask = self.seen.index_fill_(1, self.column, True)[:, :width] if self.decoder.masked else None
+        hidden = self.decoder.step(self.token, self.position, self.column, mask, self.open)
         self.position.add_(1)
         self.column.add_(1)
         self.draw(hidden)
@@ -246,16 +248,26 @@ def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Ten
     return drawn.squeeze(-1), (logits.gather(-1, drawn) - everything).squeeze(-1)
 
 
-def make_decoder(student: Student, say: Callable[[str], None] | None) -> Decoder:
-    """Returns the fast decoder, if its hidden states are the model's own on a few ids, or the one for any model.
+def make_decoder(student: Student, say: Callable[[str], None] | None, kernels: str = "auto") -> Decoder:
+    """Returns the first of the fused decoder (on a card), the fast one and the one for any model whose hidden states are the
+    model's own on a few ids.
 
-    `say` is told of the second. Without it nothing is checked: plan/ asks for the memory of a student without numbers.
+    `say` is told of a choice that is slower. Without it nothing is checked: plan/ asks for the memory of a student without
+    numbers, on a CPU.
     """
+    slower = None
+    if kernels != "off" and say is not None and _can_fuse(student):
+        decoder = _fused(student)
+        if not isinstance(decoder, str):
+            return decoder
+        slower = f"rollouts without the kernels for a card, which is slower: {decoder}"
     try:
-        decoder = FastDecoder(student)
+        plain = FastDecoder(student)
         if say is not None:
-            _check(decoder, student)
-        return decoder
+            _check(plain, student)
+            if slower is not None:
+                say(slower)
+        return plain
     except Unlike as unlike:
         reason = f"the built-in decoder does not know this model ({unlike})"
     if say is not None:
@@ -264,6 +276,23 @@ def make_decoder(student: Student, say: Callable[[str], None] | None) -> Decoder
     from poweropd_lite.engines.any_model import AnyDecoder
 
     return AnyDecoder(student)
+
+
+def _can_fuse(student: Student) -> bool:
+    half = student.dtype in (torch.bfloat16, torch.float16)
+    return half and student.device.type == "cuda" and torch.cuda.get_device_capability(student.device) >= (8, 0)
+
+
+def _fused(student: Student) -> Decoder | str:
+    """Returns the fused decoder, or why there is none: whatever Triton and its compiler meet is no reason not to sample."""
+    try:
+        from poweropd_lite.engines.fused import FusedDecoder
+
+        decoder = FusedDecoder(student)
+        _check(decoder, student)
+        return decoder
+    except Exception as error:
+        return " ".join(f"{error if isinstance(error, Unlike) else repr(error)}".split())[:200]
 
 
 @torch.no_grad()
@@ -276,7 +305,12 @@ def _check(decoder: Decoder, student: Student) -> None:
     positions = valid.cumsum(-1) - 1
     ours = [decoder.prefill(ids[:, :start], valid[:, :start], width)]
     for column in range(start, width):
-        ours.append(decoder.step(ids[:, column], positions[:, column], column, valid[:, : column + 1]))
+        token, position = ids[:, column], positions[:, column]
+        if decoder.masked:
+            ours.append(decoder.step(token, position, column, valid[:, : column + 1]))
+        else:  # as the fixed-shape loop calls it
+            at = torch.full((1,), column, device=student.device)
+            ours.append(decoder.step(token, position, at, None, torch.ones_like(token, dtype=torch.bool)))
     decoder.release()
     student.model.eval()
     with student.compute():
