@@ -68,6 +68,10 @@ class CompiledLayers:
         started, device = time.monotonic(), self.model.device
         shape = (_ALONE if alone else _SEVERAL)[device.type == "cuda"]
         try:
+            with torch.set_grad_enabled(
+                not self.learns
+            ):  # as written: what layers settle at their first call is settled
+                hidden(torch.zeros(1, 2, dtype=torch.long, device=device))
             out = hidden(torch.zeros(shape, dtype=torch.long, device=device))
             if self.learns:
                 trained = [p for p in self.model.parameters() if p.requires_grad]
