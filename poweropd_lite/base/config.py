@@ -17,8 +17,10 @@ from poweropd_lite.base.errors import UserError
 BUNDLED = "bundled"  # as a model or data name: what is shipped inside the package
 
 
-def number_of(value: Any) -> Any:
-    """A flag comes as text, which pydantic compares with a literal number as it stands."""
+def as_literal(value: Any) -> Any:
+    """A flag comes as text, which pydantic compares with a literal number as it stands; YAML reads a bare on as true."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
@@ -27,7 +29,7 @@ def full_name(name: str, role: str) -> str:
     return f"{BUNDLED}-{role}" if name == BUNDLED else name
 
 
-Bits = Annotated[Literal[4, 8, 16, 32], BeforeValidator(number_of)]
+Bits = Annotated[Literal[4, 8, 16, 32], BeforeValidator(as_literal)]
 
 
 def section(title: str) -> dict[str, Any]:
@@ -100,7 +102,7 @@ class Config(BaseModel):
         4,
         "teacher weights: 4 is NF4 with double quantisation, 8 is LLM.int8 (CUDA), 16 the compute dtype, 32 float32",
     )
-    student_bits: Annotated[Literal[4, 16], BeforeValidator(number_of)] = setting(
+    student_bits: Annotated[Literal[4, 16], BeforeValidator(as_literal)] = setting(
         16, "weights of the student's frozen base: 16 is the compute dtype, 4 is NF4 (QLoRA)"
     )
     loader: Literal["auto", "unsloth", "peft"] = setting(
@@ -111,6 +113,11 @@ class Config(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
         "auto",
         "compute dtype; auto: bfloat16 where the card has it, float16 with a loss scale on other cards (untested with Qwen3), float32 on a CPU",
+    )
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(as_literal)] = setting(
+        "auto",
+        "compile the decoder layers once for all lengths, at the first step; auto: on a card with triton, and not for Unsloth's own",
+        marks="resume found",
     )
     full_finetune: bool = setting(
         False, "train every weight (float32 master weights) instead of a LoRA adapter", marks="traced"
@@ -233,6 +240,9 @@ class Config(BaseModel):
         ge=1,
         marks="resume",
     )
+    teacher_token_budget: int | None = setting(
+        None, "tokens of one micro-batch of the teacher's scoring; token_budget if not given", ge=1, marks="resume"
+    )
 
     # Evaluation
     eval_benchmarks: str | None = setting(
@@ -313,11 +323,13 @@ class Config(BaseModel):
                 "stop_mode relabel scores a token that was not sampled, which score sampled can't do; "
                 "type --score full, or --stop-mode cross_eos"
             )
-        if self.token_budget < (longest := self.max_prompt_tokens + self.max_new_tokens):
-            problems.append(
-                f"token_budget {self.token_budget} is less than one longest rollout ({self.max_prompt_tokens} prompt + "
-                f"{self.max_new_tokens} new tokens); type --token-budget {longest}, or lower --max-prompt-tokens"
-            )
+        longest = self.max_prompt_tokens + self.max_new_tokens
+        for name in ("token_budget", "teacher_token_budget"):
+            if (budget := getattr(self, name)) is not None and budget < longest:
+                problems.append(
+                    f"{name} {budget} is less than one longest rollout ({self.max_prompt_tokens} prompt + {self.max_new_tokens} "
+                    f"new tokens); type --{name.replace('_', '-')} {longest}, or lower --max-prompt-tokens"
+                )
         if self.warmup_steps >= self.steps:
             problems.append(
                 f"warmup_steps {self.warmup_steps} leaves no step of {self.steps} at the full learning rate; "

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -79,7 +79,8 @@ def checked(kind: type[Settings], values: dict[str, Any], where: str = "") -> Se
     if unknown:
         raise UserError("\n".join(f"unknown setting '{key}'{where}{nearest(key, fields)}" for key in unknown))
     for key, value in values.items():  # YAML's yes and no, which would count as 1 and 0
-        if isinstance(value, bool) and fields[key].annotation not in (bool, bool | None):
+        takes = fields[key].annotation
+        if isinstance(value, bool) and takes not in (bool, bool | None) and "on" not in get_args(takes):
             raise UserError(f"{key}: found {value}, but it is not a switch; --help says what it takes")
     try:
         return kind(**values)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from poweropd_lite.base.config import Bits, number_of, section
+from poweropd_lite.base.config import Bits, as_literal, section
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
 
@@ -23,7 +23,7 @@ class EvalConfig(BaseModel):
         json_schema_extra=section("model"),
     )
     base: str | None = Field(None, min_length=1, description="an adapter's base model; if not given, the one it names")
-    bits: Annotated[Literal[4, 16], BeforeValidator(number_of)] | None = Field(
+    bits: Annotated[Literal[4, 16], BeforeValidator(as_literal)] | None = Field(
         None, description="of the weights: 16 is the compute dtype, 4 is NF4; if not given, as the run trained, or 16"
     )
     dtype: Dtype = Field("auto", description="it computes in; auto: bfloat16 where the card has it, float32 on a CPU")

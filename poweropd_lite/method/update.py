@@ -96,10 +96,11 @@ def accumulate(
     objective: Objective,
     token_budget: int,
     scaler: torch.amp.GradScaler | None = None,
+    teacher_budget: int | None = None,
 ) -> Gradient:
     """Returns the gradient of a step on `rollouts`, in micro-batches of at most `token_budget` tokens.
 
-    `scaler` is for float16. The metrics are `tokens/loss`, `optim/student_passes` and seconds (docs/metrics.md).
+    The teacher's are of `teacher_budget`, but for full_kl. `scaler` is for float16. The metrics are `tokens/loss`, `optim/student_passes` and seconds (docs/metrics.md).
     """
     started, scale = time.monotonic(), scaler or torch.amp.GradScaler(student.device.type, enabled=False)
     count = sum(loss_lengths(rollouts, objective.stops))
@@ -117,7 +118,8 @@ def accumulate(
         with torch.no_grad():
             said = [batch.select(teacher.hidden(batch.ids)) for batch in batches]
     else:
-        tokens.log_p.copy_(token_logprobs(teacher, batches, count, "teacher"))
+        own = micro_batches(rollouts, teacher_budget or token_budget, objective.stops, student.device)
+        tokens.log_p.copy_(token_logprobs(teacher, own, count, "teacher"))
     _finish(student.device)
     metrics["time/teacher"] = time.monotonic() - started
 
@@ -133,9 +135,8 @@ def accumulate(
             loss_sum = _policy_gradient(student, hidden, batch, tokens, objective, moments)
         scale.scale(loss_sum).backward()
         total_loss += loss_sum.detach()
-    metrics["optim/student_passes"] = 1.0 + entry.of_step
     _finish(student.device)
-    metrics["time/student"] = time.monotonic() - started
+    metrics |= {"optim/student_passes": 1.0 + entry.of_step, "time/student": time.monotonic() - started}
     return Gradient(count, total_loss, tokens, metrics)
 
 

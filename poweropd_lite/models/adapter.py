@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -38,6 +38,17 @@ def with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
     if hasattr(base.get_output_embeddings(), "lora_A"):
         raise UserError("an adapter on the head is not supported; train the head whole: --modules-to-save lm_head")
     return model
+
+
+def uncast_inputs(model: "PreTrainedModel | PeftModel") -> None:
+    """Keeps PEFT from casting an adapter's inputs to float32, whole activations which autocast casts back to the same numbers.
+
+    For a model whose every forward is under autocast, a recomputed one too: a switch of the layers, and no context.
+    """
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
 
 
 def adapter_modules(base: "PreTrainedModel", config: Config) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ Both loaders give the same thing: a model whose trained parameters have PEFT's n
 and whose body makes the hidden states that logprobs.py takes. An adapter trained with one opens with the other.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.models.adapter import with_adapter
+from poweropd_lite.models.adapter import uncast_inputs, with_adapter
+from poweropd_lite.models.compiled import CompiledLayers
 from poweropd_lite.models.loading import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
 
 if TYPE_CHECKING:
@@ -28,6 +30,19 @@ class Student:
     device: torch.device
     dtype: torch.dtype
     loader: str = "peft"  # or "unsloth"
+    compiled: CompiledLayers | None = None  # set by `compile`
+
+    def __post_init__(self) -> None:
+        if self._half and self.loader == "peft":  # whose every forward is in `compute`
+            uncast_inputs(self.model)
+
+    @property
+    def _half(self) -> bool:
+        return self.dtype in (torch.bfloat16, torch.float16)
+
+    def compile(self, say: Callable[[str], None]) -> None:
+        """Has the decoder layers compiled at their first use, which `say` hears of."""
+        self.compiled = CompiledLayers(self.model, "student", True, say)
 
     @property
     def head(self) -> Tensor:
@@ -45,12 +60,16 @@ class Student:
 
     def compute(self) -> AbstractContextManager:
         """The autocast context of every forward."""
-        half = self.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
+        return torch.autocast(self.device.type, self.dtype if self._half else None, enabled=self._half)
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T]."""
         self.model.train()  # transformers recomputes activations (gradient checkpointing) in this mode only
+        if self.compiled is not None:
+            self.compiled.make(ids.shape[0], self._hidden)
+        return self._hidden(ids)
+
+    def _hidden(self, ids: Tensor) -> Tensor:
         with self.compute():
             # With float32 master weights the residual stream is float32; the head's product is of `dtype`, as any other.
             return final_hidden(self.model, ids).to(self.dtype)

@@ -1,12 +1,14 @@
 """The frozen model that scores: 4-bit by default, no generation, no gradient."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from poweropd_lite.models.compiled import CompiledLayers
 from poweropd_lite.models.loading import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
 
 if TYPE_CHECKING:
@@ -18,6 +20,11 @@ class Teacher:
     """A loaded teacher."""
 
     model: "PreTrainedModel"
+    compiled: CompiledLayers | None = None  # set by `compile`
+
+    def compile(self, say: Callable[[str], None]) -> None:
+        """Has the decoder layers compiled at their first use, which `say` hears of."""
+        self.compiled = CompiledLayers(self.model, "teacher", False, say)
 
     @property
     def head(self) -> Tensor:
@@ -27,7 +34,12 @@ class Teacher:
     def hidden(self, ids: Tensor) -> Tensor:
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T], without gradient."""
         with torch.no_grad():
-            return final_hidden(self.model, ids)
+            if self.compiled is not None:
+                self.compiled.make(ids.shape[0], self._hidden)
+            return self._hidden(ids)
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        return final_hidden(self.model, ids)
 
 
 def load_teacher(

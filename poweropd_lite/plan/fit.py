@@ -101,9 +101,11 @@ def _built_in_loop(config: Config) -> Values:
 
 def _smaller_batches(config: Config) -> Values:
     """Half of the tokens that a micro-batch really can have."""
-    least = config.max_prompt_tokens + config.max_new_tokens
-    budget = min(config.token_budget, config.batch_size * least)
-    return {"token_budget": max(least, budget // 2)} if budget > least else {}
+    least, changes = config.max_prompt_tokens + config.max_new_tokens, {}
+    for name in ("token_budget", "teacher_token_budget"):
+        if (budget := min(getattr(config, name) or 0, config.batch_size * least)) > least:
+            changes[name] = max(least, budget // 2)
+    return changes
 
 
 def _lower_rank(config: Config) -> Values:
@@ -136,7 +138,7 @@ LAST_RESORTS: tuple[Change, ...] = (
 )
 RESTORED_FIRST = (
     ("max_new_tokens",), ("student_bits",), ("lora_rank", "lora_alpha"), ("max_prompt_tokens",), ("optimizer",),
-    ("teacher_bits",), ("token_budget",), ("engine",), ("gradient_checkpointing",), ("decode_batch_size",),
+    ("teacher_bits",), ("token_budget", "teacher_token_budget"), ("engine",), ("gradient_checkpointing",), ("decode_batch_size",),
     ("eval_batch_size",),
 )  # fmt: skip
 

@@ -64,8 +64,9 @@ def plan_memory(
     process takes before anything is loaded, where that is known.
     """
     lines, width = fullest_batch(config)
+    own = None if REWARDS[config.reward].pay is None else config.teacher_token_budget
     dtype, teacher_dtype = traces.dtype, teacher_compute(config, traces.dtype)
-    teacher, scoring = traces.teacher(config, teacher_dtype, lines, width)
+    teacher, scoring = traces.teacher(config, teacher_dtype, *fullest_batch(config, own))
     student = traces.student(config, teacher.head, lines, width)
 
     base_bits = 32 if config.full_finetune else 4 if config.student_bits == 4 else 8 * dtype.itemsize
@@ -100,12 +101,12 @@ def plan_memory(
     return MemoryPlan(phases, cuda, runtime, student, teacher)
 
 
-def fullest_batch(config: Config) -> tuple[int, int]:
-    """Returns the lines and the width of a micro-batch that holds the most tokens: shorter rollouts fill the budget that whole
-    longest ones may leave a part of.
+def fullest_batch(config: Config, budget: int | None = None) -> tuple[int, int]:
+    """Returns the lines and the width of a micro-batch of `budget` tokens, or token_budget, that holds the most: shorter rollouts fill
+    the budget that whole longest ones may leave a part of.
     """
     longest = config.max_prompt_tokens + config.max_new_tokens
-    tokens = max(longest, min(config.token_budget, config.batch_size * longest))
+    tokens = max(longest, min(budget or config.token_budget, config.batch_size * longest))
     lines = -(-tokens // longest)
     return lines, tokens // lines
 

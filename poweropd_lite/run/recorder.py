@@ -95,6 +95,8 @@ class Recorder:
         stops = sum(r.finish == "stop" for r in rollouts) / len(rollouts)
         for phase in ("rollout", "teacher", "student", "guard", "optimizer"):
             state.spend(phase, metrics.get(f"time/{phase}", 0.0))
+        if "time/compile" in metrics:
+            state.spend("compile", metrics["time/compile"])
         state.peak_gib = max(state.peak_gib, peak_gib())
         metrics |= {
             "rollout/length": sum(lengths) / len(lengths),

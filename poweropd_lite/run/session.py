@@ -22,6 +22,7 @@ from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.method.rollout import TRAINING, Draws, Engine, Rollout
 from poweropd_lite.method.update import Objective
+from poweropd_lite.models.compiled import choose_compile
 from poweropd_lite.models.student import Student, load_student
 from poweropd_lite.models.teacher import Teacher, load_teacher
 from poweropd_lite.problems.benchmarks import HELD_OUT, Problems, find_benchmarks, load_problems, of_held_out
@@ -92,6 +93,12 @@ class Session:
         """The run's settings."""
         return self.ready.config
 
+    @property
+    def compile_seconds(self) -> dict[str, float]:
+        """What compiling has taken so far, by whose layers."""
+        sides = {"teacher": self.teacher.compiled, "student": self.student.compiled}
+        return {side: compiled.seconds for side, compiled in sides.items() if compiled is not None}
+
     def close(self) -> None:
         """Ends the engine."""
         self.engine.close()
@@ -139,7 +146,8 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
         torch.backends.cuda.enable_cudnn_sdp(False)
     engine_choice = choose_engine(config, device, loader.name)
     # What auto found is the run's from now on: resumed where more is installed, it goes on as it began.
-    config = changed(config, loader=loader.name, engine=engine_choice.name)
+    compiling = choose_compile(config.compile, loader.name, device)
+    config = changed(config, loader=loader.name, engine=engine_choice.name, compile=compiling)
     refuse(check_machine(config, device))
 
     pair = load_pair(config)
@@ -207,6 +215,10 @@ def load_session(ready: Prepared, say: Callable[[str], None]) -> Session:
     except BaseException:
         engine.close()
         raise
+    if config.compile == "on":
+        student.compile(say)
+        if config.teacher_bits != 8:  # LLM.int8 looks at the numbers between two products
+            teacher.compile(say)
     parameters = student.trainable()
     kind = "every weight" if config.full_finetune else "LoRA" if config.student_bits == 16 else "LoRA on a 4-bit base"
     trained = f"{sum(p.numel() for p in parameters.values()):,} trained, {str(dtype).removeprefix('torch.')}"

@@ -37,7 +37,10 @@ def run_loop(session: Session, state: RunState, record: Recorder, saved: Checkpo
         except RolloutMismatch:
             save(saved, state, record)
             raise
-        metrics |= {"time/rollout": rollout_seconds, "time/step": time.monotonic() - started}
+        metrics |= {
+            "time/rollout": rollout_seconds,
+            "time/step": time.monotonic() - started - metrics.get("time/compile", 0.0),
+        }
         record.step(rollouts, metrics, gradient.tokens.reward)
         if record.gave_up:
             break
@@ -55,14 +58,22 @@ def learn(
     session: Session, state: RunState, guard: Guard, rollouts: list[Rollout], record: Recorder
 ) -> tuple[Gradient, dict[str, float]]:
     """Takes one optimizer step on the rollouts; returns its gradient and metrics. Out of memory, it halves micro-batches."""
-    s, objective = session, session.ready.objective
+    s, objective, compiled = session, session.ready.objective, session.compile_seconds
+    whole = s.config.teacher_token_budget or s.config.token_budget
     gradient, budget, halved = halving(
-        lambda budget: accumulate(s.student, s.teacher, rollouts, objective, budget, s.scaler),
+        lambda budget: accumulate(
+            s.student, s.teacher, rollouts, objective, budget, s.scaler, whole * budget // s.config.token_budget
+        ),
         state.token_budget or s.config.token_budget,
         max(map(len, rollouts)),
         s.student.device,
         record.progress.say,
     )
+    for side, seconds in s.compile_seconds.items():  # apart from the step's own pace
+        if spent := seconds - compiled[side]:
+            metrics = gradient.metrics
+            metrics["time/compile"] = metrics.get("time/compile", 0.0) + spent
+            metrics[f"time/{side}"] = max(0.0, metrics[f"time/{side}"] - spent)
     if halved:
         state.token_budget, state.out_of_memory = budget, state.out_of_memory + halved
     started = time.monotonic()

