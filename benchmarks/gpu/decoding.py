@@ -16,7 +16,13 @@ NEVER = frozenset({7})
 
 
 def timed(
-    student: Student, count: int, length: int, new: int, drawn: Sampling, stops: frozenset[int] = NEVER, most: int | None = None
+    student: Student,
+    count: int,
+    length: int,
+    new: int,
+    drawn: Sampling,
+    stops: frozenset[int] = NEVER,
+    most: int | None = None,
 ) -> tuple[float, list[Rollout]]:
     """Returns seconds and rollouts of `count` prompts of `length`, at most `most` at once; sync and release included."""
     engine = LoopEngine(student, stops, print, most)
@@ -40,7 +46,9 @@ def ending(rollouts: list[Rollout], after: int) -> frozenset[int]:
 
 def measure(tiny: bool) -> dict:
     """Returns a row a batch: milliseconds a token of the longest line, and tokens of all lines by second."""
-    name, wide, narrow, length, new, after = ("tiny-student", 4, 2, 12, 24, 4) if tiny else ("0.6b", 32, 8, 128, 1024, 32)
+    name, wide, narrow, length, new, after = (
+        ("tiny-student", 4, 2, 12, 24, 4) if tiny else ("0.6b", 32, 8, 128, 1024, 32)
+    )
     student, drawn = make_student(name, settings(), torch.bfloat16), sampling(SHAPES[name])
     timed(student, wide, length, new // 8, drawn)
     rows = []

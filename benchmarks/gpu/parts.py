@@ -64,7 +64,7 @@ PARTS = [
     _step("lora-0.6b-4b-b8", 20, "batch 8", batch=8),
     _step("unsloth-vllm-0.6b-4b-b32", 240, "Unsloth with vLLM in one", ("unsloth", "vllm"), True, loader="unsloth", engine="vllm"),
     _step("qlora-0.6b-4b-b32", 40, "the student's base in NF4", NF4, student_bits=4),
-    _step("adamw8bit-0.6b-4b-b8", 25, "AdamW's state in 8 bits, every weight", NF4, True, full=True, optimizer="adamw8bit", batch=8),
+    _step("adamw8bit-0.6b-4b-b8", 25, "AdamW's state in 8 bits, every weight", NF4, full=True, optimizer="adamw8bit", batch=8),
     _step("int8-0.6b-4bcut-b8", 35, "teacher in LLM.int8, 9 of its 36 layers", NF4, teacher="4b-cut", teacher_bits=8, batch=8),
     _step("streamed-0.6b-4bcut-b8", 35, "teacher streamed from the host, 9 of its 36 layers", teacher="4b-cut", teacher_bits=16, streamed=True, batch=8),
     _step("fp16-0.6b-4b-b8", 22, "float16 with a loss scale", dtype="float16", batch=8),

@@ -39,7 +39,11 @@ def measure(tiny: bool) -> dict:
     config, dtype = settings(batch_size=batch, max_new_tokens=new, max_prompt_tokens=128, lr=1e-6), torch.bfloat16
     student, shape = make_student(names[0], config, dtype), SHAPES[names[0]]
     teacher, _ = make_teacher(names[1], dtype)
-    engine, asked, drawn = LoopEngine(student, frozenset({7}), print), prompts(batch, length, shape.vocabulary), sampling(shape)
+    engine, asked, drawn = (
+        LoopEngine(student, frozenset({7}), print),
+        prompts(batch, length, shape.vocabulary),
+        sampling(shape),
+    )
 
     def decode(count: int):
         engine.sync()

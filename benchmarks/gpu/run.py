@@ -4,7 +4,7 @@ Correctness first, then what tells most (parts.py has the order), in Qwen3's tru
 checkout on Python 3.11 or newer with torch 2.11 or newer, transformers, peft and pydantic, without the hub; bitsandbytes
 (else the teacher stays in 16 bits), vLLM and Unsloth are used where they are installed. `--list` says what each part is and
 how many seconds it needs; `--seconds N` runs the first parts that fit, `--part NAME` one, neither all; `--table` only prints
-the table, `--tiny` runs small shapes on whatever is here (the tests do).
+the table (with `--plan` of planned memory, too), `--tiny` runs small shapes on whatever is here (the tests do).
 
 Each part is a process of its own, which imports while the one before it measures and is stopped at four times its seconds or
 at the end of N; each writes its JSON (and what it printed, as a log) as it ends, so what was measured before a stop stays.
@@ -139,6 +139,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="only say what there is, and the seconds each needs")
     parser.add_argument("--tiny", action="store_true", help="small shapes: does it run here?")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--plan", action="store_true", help="with --table: add what plan foresees (minutes, no card)")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -156,6 +157,10 @@ def main() -> int:
             (args.output / f"{part.name}.json").write_text(json.dumps(figures, indent=1))
         return 0
     if args.table:
+        if args.plan:
+            import planned
+
+            planned.add(args.output)
         print(table(args.output))
         return 0
     queue = runnable(wanted)

@@ -13,7 +13,7 @@ import torch
 from parts import Step
 from plain import plain_step
 from random_models import student_of, teacher_of
-from shapes import SHAPES, body_weights, cache_width, device, model_config, prompts, sampling, settings
+from shapes import SHAPES, body_weights, cache_width, device, prompts, sampling, settings
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import changed
@@ -24,8 +24,6 @@ from poweropd_lite.method.rollout import Draws, Rollout
 from poweropd_lite.method.update import Objective
 from poweropd_lite.models.shape import served_run
 from poweropd_lite.models.student import Student
-from poweropd_lite.plan.memory import plan_memory
-from poweropd_lite.plan.trace import Traces
 from poweropd_lite.run.metrics import describe
 from poweropd_lite.run.session import _optimizer, reward_settings
 
@@ -63,11 +61,11 @@ def measure(step: Step, tiny: bool) -> dict:
         return _measure(step, 16 if tiny else 1024, 12 if tiny else 128, folder, stack)
 
 
-def _measure(step: Step, new: int, asked_length: int, folder: Path, stack: contextlib.ExitStack) -> dict:
-    reward = {"plain": "power"}.get(step.method, step.method)
-    config = settings(
+def config_of(step: Step, new: int) -> Config:
+    """Returns the settings of a step with `new` tokens a completion."""
+    return settings(
         full_finetune=step.full,
-        reward=reward,
+        reward={"plain": "power"}.get(step.method, step.method),
         batch_size=step.batch,
         max_new_tokens=new,
         max_prompt_tokens=128,
@@ -76,6 +74,10 @@ def _measure(step: Step, new: int, asked_length: int, folder: Path, stack: conte
         optimizer=step.optimizer,
         dtype=step.dtype,
     )
+
+
+def _measure(step: Step, new: int, asked_length: int, folder: Path, stack: contextlib.ExitStack) -> dict:
+    config = config_of(step, new)
     began, dtype = time.perf_counter(), getattr(torch, step.dtype)
     student, config = student_of(step, config, dtype, folder)
     sampler = make_engine(step.engine, student, config, folder)
@@ -100,7 +102,7 @@ def _measure(step: Step, new: int, asked_length: int, folder: Path, stack: conte
             metrics = ours(student, teacher, optimizer, scaler, rollouts, plain_sampling, config, phases)
         whole_seconds.append(time.perf_counter() - whole)
     return {
-        **dataclasses.asdict(step),
+        "step": {**dataclasses.asdict(step), "teacher_bits": bits},
         "teacher": f"{step.teacher}, {bits} bits",
         "trains": "every weight" if step.full else f"LoRA {config.lora_rank}",
         "new_tokens": new,
@@ -111,7 +113,6 @@ def _measure(step: Step, new: int, asked_length: int, folder: Path, stack: conte
         "resident_gib": resident,
         "peak_gib_by_phase": phases.peak_gib,
         "peak_gib": max(phases.peak_gib.values(), default=0.0),
-        "planned_gib_by_phase": planned_gib(step, config, dtype, bits),
         "loss": metrics.get("loss"),
         "grad_norm": metrics.get("optim/grad_norm"),
         "skipped": metrics.get("optim/skipped"),
@@ -140,15 +141,6 @@ def rates(step: Step, config: Config, rollouts: list[Rollout], phase_seconds: di
         "student_tflops": student_flops / phase_seconds["student"] / 1e12,
         "rollout_gb_per_second": moved / phase_seconds["rollout"] / 1e9,
     }
-
-
-def planned_gib(step: Step, config: Config, dtype: torch.dtype, bits: int) -> dict[str, float]:
-    """Returns what `python -m poweropd_lite.plan` would say of the phases that are measured here."""
-    config = changed(config, teacher_bits=bits)
-    traces = Traces(model_config(step.student), model_config(step.teacher), dtype)
-    plan = plan_memory(config, traces, device().type == "cuda", "vllm" if step.engine == "vllm" else "loop")
-    names = {"rollout": "rollout", "teacher": "score", "student": "update", "optimizer": "optimizer"}
-    return {name: plan.total(phase) / GIB for name, phase in names.items()}
 
 
 def make_engine(name: str, student: Student, config: Config, folder: Path):

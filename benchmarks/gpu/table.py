@@ -53,15 +53,15 @@ def _cells(values) -> str:
 
 def _step(name: str, f: dict, card: dict | None) -> str:
     shares = [f"{100 * f[key] / card[unit]:.0f}" if card else "" for key, unit in SHARES]
-    planned = max(f["planned_gib_by_phase"].values())
-    unknown = [f.get(key) for key in ("grad_norm", "gap")]
+    planned = f"{max(f['planned_gib_by_phase'].values()):.2f}" if "planned_gib_by_phase" in f else ""
+    maybe = [f.get(key) for key in ("grad_norm", "gap")]
     return " | ".join(
         [
             name,
             f"{f['seconds']:.2f}",
             *(f"{f['seconds_by_phase'][phase]:.2f}" for phase in PHASES),
-            f"{f['peak_gib']:.2f} | {planned:.2f} | {f['resident_gib']:.2f} | {f['tokens_per_second']:.0f}",
-            *("" if value is None else f"{value:.2g}" for value in unknown),
+            f"{f['peak_gib']:.2f} | {planned} | {f['resident_gib']:.2f} | {f['tokens_per_second']:.0f}",
+            *("" if value is None else f"{value:.2g}" for value in maybe),
             *shares,
         ]
     )
