@@ -13,6 +13,7 @@ at the end of N; each writes its JSON (and what it printed, as a log) as it ends
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -47,15 +48,15 @@ def about() -> dict[str, str | None]:
     return {"device": name, "torch": torch.__version__, "commit": commit}
 
 
-def wait(part: Part) -> bool:
-    """Imports what a part needs, then waits for the line that says go; returns whether it came."""
+def prepare(part: Part) -> None:
+    """Imports what a part needs."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if part.step is not None and part.step.loader == "unsloth":
         import unsloth  # noqa: F401  # before transformers
     import peft  # noqa: F401
     import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     importlib.import_module(part.module)
-    return bool(sys.stdin.readline())
 
 
 class Child:
@@ -111,9 +112,10 @@ def run_all(queue: list[Part], seconds: float | None, out: Path, tiny: bool) -> 
         took = time.perf_counter() - started
         print(f"{part.name}: {fault + f' (see {part.name}.log)' if fault else 'done'}, {took:.0f} s", flush=True)
         file = out / f"{part.name}.json"
-        if fault:
+        if fault and not file.exists():  # figures stay, if it was its end alone that failed
             file.write_text(json.dumps({"failed": fault}))
-        if part.name in ALWAYS and (fault or json.loads(file.read_text()).get("faults")):
+        figures = json.loads(file.read_text())
+        if part.name in ALWAYS and ("failed" in figures or figures.get("faults")):
             if ready is not None:
                 ready.stop()
             return 1
@@ -152,7 +154,8 @@ def main() -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     if args.here:
         (part,) = wanted
-        if not args.wait or wait(part):
+        prepare(part)
+        if not args.wait or sys.stdin.readline():  # the line that says go, or nothing if who started this has ended
             figures = measure(part, args.tiny)
             (args.output / f"{part.name}.json").write_text(json.dumps(figures, indent=1))
         return 0

@@ -81,8 +81,7 @@ def _measure(step: Step, new: int, asked_length: int, folder: Path, stack: conte
     began, dtype = time.perf_counter(), getattr(torch, step.dtype)
     student, config = student_of(step, config, dtype, folder)
     sampler = make_engine(step.engine, student, config, folder)
-    stack.callback(sampler.close)
-    sampler.release()
+    sampler.release()  # (it ends with this process, after the figures are written)
     teacher, bits = teacher_of(step, dtype, folder, stack)
     optimizer = _optimizer(config, list(student.trainable().values()))
     scaler = torch.amp.GradScaler(device().type, init_scale=16.0, enabled=dtype == torch.float16)  # as in a run
