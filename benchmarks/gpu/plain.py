@@ -1,7 +1,7 @@
 """The step as it is usually written, the yardstick of ours: padded, on float32 logits of the whole batch."""
 
 import torch
-from shapes import device
+from shapes import ALPHA, device
 
 from poweropd_lite.method.rollout import Rollout
 from poweropd_lite.models.loading import final_hidden
@@ -28,7 +28,7 @@ def plain_step(student, teacher, optimizer, rollouts: list[Rollout], phases) -> 
     with student.compute():
         hidden = final_hidden(student.model, ids)
     log_q = logprobs(hidden, student.head)
-    reward = (log_p.exp() - log_q.exp()).detach()
+    reward = ((ALPHA * log_p).exp() - (ALPHA * log_q).exp()).detach()
     (-(reward * log_q * mask).sum() / mask.sum()).backward()
     phases.end("student")
     norm = torch.nn.utils.clip_grad_norm_(list(student.trainable().values()), 1.0).item()
