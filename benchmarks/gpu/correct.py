@@ -3,7 +3,8 @@ against its own dequantised weights in float32; the decoder, captured in graphs,
 """
 
 import torch
-from shapes import SHAPES, VOCABULARY, device, make_student, make_teacher, prompts, sampling, settings
+from random_models import make_student, make_teacher
+from shapes import SHAPES, VOCABULARY, device, prompts, sampling, settings
 
 from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.method.logprobs import Sampling, kept_ids, reverse_kl, score_tokens
@@ -74,9 +75,6 @@ def decoder(tiny: bool) -> dict[str, float]:
     facts = {}
     for full in (False, True):
         student = make_student(name, settings(full_finetune=full, lr=1e-4), torch.bfloat16)
-        if not full:
-            for p in student.trainable().values():
-                p.add_(torch.randn_like(p), alpha=0.01)
         said: list[str] = []
         engine = LoopEngine(student, frozenset({7}), said.append)
         engine.sync()
@@ -98,9 +96,10 @@ def decoder(tiny: bool) -> dict[str, float]:
     return facts
 
 
-def measure(tiny: bool) -> dict[str, float]:
-    """Returns every error; run.py refuses to time what is wrong."""
-    return heads(tiny) | nf4(tiny) | decoder(tiny)
+def measure(tiny: bool) -> dict:
+    """Returns every error, and which are faults; run.py refuses to time what is wrong."""
+    errors = heads(tiny) | nf4(tiny) | decoder(tiny)
+    return {"errors": errors, "faults": faults(errors)}
 
 
 def faults(facts: dict[str, float]) -> list[str]:
