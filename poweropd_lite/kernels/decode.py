@@ -15,7 +15,7 @@ from torch import Tensor
 
 LINES = 16  # lines that a program takes at once where it multiplies by B: the least a matrix product takes
 COLUMNS = 64  # of silu's numbers, a program
-TILE = 1 << 15  # numbers of B that add_rms holds at once
+TILE, TILE_WARPS = 1 << 15, 16  # numbers of B that add_rms holds at once, in as many warps
 
 
 class Product(NamedTuple):
@@ -48,7 +48,7 @@ def add_rms(x: Tensor, update: Product | None, weight: Tensor, eps: float, dtype
     rank = update.rank if update else 0
     _add_rms[(lines,)](
         x, out, low, up, weight, total, normed, 0 if out is None else out.stride(0), size, scale, eps,
-        rank, max(1, min(rank, TILE // block)), block, num_warps=16 if rank else 4 if block <= 4096 else 8,
+        rank, max(1, min(rank, TILE // block)), block, num_warps=TILE_WARPS if rank else 4 if block <= 4096 else 8,
     )  # fmt: skip
     return total, normed
 
