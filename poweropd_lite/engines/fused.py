@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poweropd_lite.engines.decode import FastDecoder, Projection, Unlike
-from poweropd_lite.kernels import skinny
 from poweropd_lite.kernels.attention import attend
 from poweropd_lite.kernels.decode import Product, add_rms, rotate_and_store, silu_mul
 from poweropd_lite.models.adapter import ADAPTER
@@ -54,8 +53,8 @@ class FusedDecoder(FastDecoder):
                 layer.qkv.product(normed), layer.qk_norm, layer.qk_eps, turn, position, at, keys, values
             )
             read = attend(q, keys, values, self.start, at, alive, layer.scale)
-            x, normed = add_rms(x, layer.out.product(read, split=True), layer.mlp_norm.weight, self.eps, self.dtype)
-            update = layer.down.product(silu_mul(layer.gate_up.product(normed)), split=True)
+            x, normed = add_rms(x, layer.out.product(read), layer.mlp_norm.weight, self.eps, self.dtype)
+            update = layer.down.product(silu_mul(layer.gate_up.product(normed)))
         return add_rms(x, update, self.norm.weight, self.eps, self.dtype)[1]
 
     def keep(self, lines: Tensor) -> None:
@@ -124,15 +123,12 @@ class Stacked(Projection):
         if not self.moves:
             self.stack = self.up = self.weight
 
-    def product(self, x: Tensor, split: bool = False) -> Product:
-        """Returns the product with `x` [B, in], all but what B adds; with `split` it may be in shares that are to be added up."""
-        if skinny.fits(x, self.weight, self.bias, split):
-            both = skinny.product(x, self.weight, split)
-        else:
-            both = F.linear(x, self.weight, self.bias)
-        if both.shape[-1] == self.width:
+    def product(self, x: Tensor) -> Product:
+        """Returns the product with `x` [B, in], all but what B adds."""
+        both = F.linear(x, self.weight, self.bias)
+        if both.shape[1] == self.width:
             return Product(both)
-        return Product(both[..., : self.width], both[..., self.width :], self.up, self.scale)
+        return Product(both[:, : self.width], both[:, self.width :], self.up, self.scale)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns the whole [N, sum of outs], the rows of a wider matrix: for prompts, where launches are few."""

@@ -22,7 +22,7 @@ class Product(NamedTuple):
     """Of one or more layers on the same input: `out` [B, outs], to which scale x `low` times `up` [R, outs] is still to be added.
 
     `low` [B, layers x R] has R columns for each layer, `up` is contiguous; None without an adapter. Rows of `out` and `low`
-    may be parts of wider ones, those of one matrix. add_rms takes both as the shares of sums too, [S, B, ...] in float32.
+    may be parts of wider ones, those of one matrix.
     """
 
     out: Tensor
@@ -46,11 +46,9 @@ def add_rms(x: Tensor, update: Product | None, weight: Tensor, eps: float, dtype
     block = triton.next_power_of_2(size)
     out, low, up, scale = update or (None, None, None, 1.0)
     rank = update.rank if update else 0
-    strides = (0, 0) if out is None else (out.stride(-2), out.stride(0))
-    splits = len(out) if out is not None and out.ndim == 3 else 1
     _add_rms[(lines,)](
-        x, out, low, up, weight, total, normed, *strides, size, scale, eps, splits, rank, max(1, min(rank, TILE // block)), block,
-        num_warps=TILE_WARPS if rank else 4 if block <= 4096 else 8,
+        x, out, low, up, weight, total, normed, 0 if out is None else out.stride(0), size, scale, eps,
+        rank, max(1, min(rank, TILE // block)), block, num_warps=TILE_WARPS if rank else 4 if block <= 4096 else 8,
     )  # fmt: skip
     return total, normed
 
@@ -88,8 +86,8 @@ def silu_mul(gate_up: Product) -> Tensor:
 
 @triton.jit
 def _add_rms(
-    x, update, low, up, weight, total, normed, update_stride, split_stride, size, scale, eps,
-    SPLITS: tl.constexpr, RANK: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    x, update, low, up, weight, total, normed, update_stride, size, scale, eps,
+    RANK: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One line. Its R numbers are few enough that B is read once for each, CHUNK rows at a time."""
     line = tl.program_id(0).to(tl.int64)
@@ -97,16 +95,11 @@ def _add_rms(
     inside = at < size
     value = tl.load(x + line * size + at, mask=inside, other=0.0).to(tl.float32)
     if update is not None:
-        for split in tl.static_range(0, SPLITS):
-            share = update + split * split_stride + line * update_stride
-            value += tl.load(share + at, mask=inside, other=0.0).to(tl.float32)
+        value += tl.load(update + line * update_stride + at, mask=inside, other=0.0).to(tl.float32)
         if low is not None:
             for first in tl.static_range(0, RANK, CHUNK):
                 rank = first + tl.arange(0, CHUNK)
-                part = tl.zeros([CHUNK], tl.float32)
-                for split in tl.static_range(0, SPLITS):
-                    part += tl.load(low + split * split_stride + line * update_stride + rank).to(tl.float32)
-                part = part.to(normed.dtype.element_ty).to(tl.float32) * scale
+                part = tl.load(low + line * update_stride + rank).to(tl.float32) * scale
                 rows = tl.load(up + rank[:, None] * size + at[None, :], mask=inside[None, :], other=0.0)
                 value += tl.sum(rows.to(tl.float32) * part[:, None], axis=0)
         rounded = value.to(total.dtype.element_ty)
