@@ -37,6 +37,7 @@ def report(
         "peak_bytes": plan.peak,
         "runtime_bytes": plan.runtime,
         "needed_bytes": plan.needed,
+        "auto": {name: getattr(config, name) for name in config.sizes},
         "fits": None if machine.gib is None else changes == {},
         "changes": changes and {name: list(pair) for name, pair in changes.items()},
         "lengths": {"prompt": lengths.prompt, "completion": lengths.completion},

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal, get_args
 
-from poweropd_lite.base.config import BUNDLED, Config, full_name, load_config, marked, names_models
+from poweropd_lite.base.config import BUNDLED, Config, full_name, load_config, marked
 from poweropd_lite.base.config_files import PAPER_PAIRS, config_path, read_yaml
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.named import names_models
 from poweropd_lite.reproduce.settings import COLUMNS, REWARDS, TRUNCATED, ReproduceConfig
 
 Role = Literal["run", "base", "teacher"]
