@@ -12,7 +12,7 @@ import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.memory import machine_bytes, peak_gib
-from poweropd_lite.kernels.products import FUSED_ELEMENTS, LOGIT_ELEMENTS
+from poweropd_lite.kernels.products import FUSED_ELEMENTS, LOGIT_ELEMENTS, row_chunks
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.shape import BESIDE_WEIGHTS, Shape, cache_bytes, served_run
 from poweropd_lite.plan.trace import Traced, Traces, traces_of
@@ -180,8 +180,8 @@ def _fused_chunk(config: Config, shape: Shape, batch: tuple[int, int]) -> dict[s
     if config.kernels == "off" or REWARDS[config.reward].pay is None:
         return {}
     vocabulary, rows = shape.head[0], math.prod(batch)
-    plain, fused = (vocabulary * min(rows, max(1, most // vocabulary)) for most in (LOGIT_ELEMENTS, FUSED_ELEMENTS))
-    return {"kernels' chunk": max(0, (4 + 2) * fused - (4 + 4) * plain)}
+    plain, fused = (row_chunks(rows, vocabulary, most)[0].stop for most in (LOGIT_ELEMENTS, FUSED_ELEMENTS))
+    return {"kernels' chunk": vocabulary * max(0, (4 + 2) * fused - (4 + 4) * plain)}
 
 
 def _optimizer_copies(config: Config, student: Traced, cuda: bool) -> int:
