@@ -42,8 +42,8 @@ class Traces:
     again and again, and so does a notebook's next run.
 
     A micro-batch of more than PLAIN_BUDGET tokens is traced with fewer lines of its width, and its bytes taken in proportion.
-    That is the least that can be said safely: at any moment there are a + b lines bytes, with a >= 0, and so the peak over
-    the lines falls as lines are added.
+    It errs on the large side: at any moment there are a + b lines bytes, with a >= 0, and so the peak over the lines falls as
+    lines are added. Where every weight is trained a is large, the half precision copies of weights, and twice as many are traced.
     """
 
     def __init__(self, student: "PretrainedConfig", teacher: "PretrainedConfig", dtype: torch.dtype) -> None:
@@ -51,12 +51,12 @@ class Traces:
 
     def student(self, config: Config, teacher_head: tuple[int, int], lines: int, width: int) -> "Traced":
         read = teacher_head if _full(config) else (1, 1)
-        few = _few(lines, width)
+        few = min(lines, max(1, (2 if config.full_finetune else 1) * PLAIN_BUDGET // width))
         traced = self._once(trace_student, self.student_config, config, self.dtype, read, few, width)
         return replace(traced, update=math.ceil(traced.update * lines / few))
 
     def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> tuple[Shape, int]:
-        few = _few(lines, width)
+        few = min(lines, max(1, PLAIN_BUDGET // width))
         shape, scoring = self._once(trace_teacher, self.teacher_config, config, dtype, few, width)
         return shape, math.ceil(scoring * lines / few)
 
@@ -69,11 +69,6 @@ class Traces:
         if key not in _MADE:  # a copy: building a model writes into its config, which would be another key then
             _MADE[key] = trace(copy.deepcopy(model_config), config, *rest)
         return _MADE[key]
-
-
-def _few(lines: int, width: int) -> int:
-    """How many of the lines are traced: a trace's own time is of the head's chunks, of which there are many."""
-    return min(lines, max(1, PLAIN_BUDGET // width))
 
 
 def _full(config: Config) -> bool:
