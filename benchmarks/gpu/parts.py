@@ -25,6 +25,10 @@ class Step:
     optimizer: str = "adamw"
     dtype: str = "bfloat16"
     streamed: bool = False  # half of the teacher's layers stand in the host's memory
+    recomputed: bool = True  # gradient checkpointing
+    budget: int = 36_864  # tokens of a micro-batch, of teacher and student: 32 x 1,152 at once
+    compiled: bool = False  # the decoder layers; a minute and a half the first time on a machine
+    kernels: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,9 @@ NF4 = ("bitsandbytes",)
 PARTS = [
     Part("card", 12, "matrix products and copies at their best", "card"),
     Part("correct", 30, "log-probs, gradients, NF4 and the decoder against float32", "correct"),
-    _step("lora-0.6b-4b-b32", 35, "phases of the recipe's step"),
+    _step("lora-0.6b-4b-b32", 130, "phases of the recipe's step, compiled, activations recomputed", compiled=True),
+    _step("lora-0.6b-4b-b32-kept", 50, "the same with activations kept, for 80 GB", compiled=True, recomputed=False),
+    _step("lora-0.6b-4b-b32-plain", 40, "the same without compiling, kernels or large micro-batches", kernels=False, budget=8_192),
     Part("profile", 40, "kernels of 96 decoded tokens and of one update", "profiles"),
     Part("head", 20, "log-probs of 32,768 tokens: seconds and peak by chunk", "head"),
     Part("decode", 35, "ms a token at batch 32, with half of the lines ended, and at batch 8", "decoding"),

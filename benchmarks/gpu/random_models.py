@@ -11,7 +11,7 @@ from poweropd_lite.base.config_files import changed
 from poweropd_lite.models.adapter import with_adapter
 from poweropd_lite.models.loading import quiet_dropout, stay_unpacked
 from poweropd_lite.models.offload import layer_map, placing
-from poweropd_lite.models.student import Student, load_student
+from poweropd_lite.models.student import Student, load_student, recompute
 from poweropd_lite.models.teacher import Teacher, load_teacher
 
 
@@ -57,7 +57,7 @@ def make_student(name: str, config: Config, dtype: torch.dtype) -> Student:
             if p.requires_grad:
                 p.data = p.data.float()
     if config.recomputes:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(model)
     return stir(Student(model, device(), dtype))
 
 

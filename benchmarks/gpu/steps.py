@@ -18,6 +18,7 @@ from shapes import SHAPES, body_weights, cache_width, device, prompts, sampling,
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import changed
 from poweropd_lite.engines.loop import LoopEngine
+from poweropd_lite.kernels import head
 from poweropd_lite.method import update
 from poweropd_lite.method.batch import Stops
 from poweropd_lite.method.rollout import Draws, Rollout
@@ -73,6 +74,9 @@ def config_of(step: Step, new: int) -> Config:
         student_bits=step.student_bits,
         optimizer=step.optimizer,
         dtype=step.dtype,
+        gradient_checkpointing=step.recomputed,
+        token_budget=step.budget,
+        kernels="auto" if step.kernels else "off",
     )
 
 
@@ -83,13 +87,17 @@ def _measure(step: Step, new: int, asked_length: int, folder: Path, stack: conte
     sampler = make_engine(step.engine, student, config, folder)
     sampler.release()  # (it ends with this process, after the figures are written)
     teacher, bits = teacher_of(step, dtype, folder, stack)
+    head.switched_off = not step.kernels
+    if step.compiled:
+        student.compile(print)
+        teacher.compile(print)
     optimizer = _optimizer(config, list(student.trainable().values()))
     scaler = torch.amp.GradScaler(device().type, init_scale=16.0, enabled=dtype == torch.float16)  # as in a run
     shape = SHAPES[step.student]
     asked, plain_sampling = prompts(step.batch, asked_length, shape.vocabulary), sampling(shape)
     resident = torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
     loaded, whole_seconds = time.perf_counter() - began, []
-    for repeat in range(2):
+    for repeat in range(3):
         phases, whole = Phases(), time.perf_counter()
         sampler.sync()
         rollouts = sampler.sample(asked, Draws(0, 0, repeat, tuple(range(step.batch))), plain_sampling, new)
@@ -108,6 +116,7 @@ def _measure(step: Step, new: int, asked_length: int, folder: Path, stack: conte
         "seconds_to_load": loaded,
         "seconds": whole_seconds[-1],
         "seconds_of_first": whole_seconds[0],
+        "seconds_to_compile": sum(m.compiled.seconds for m in (student, teacher) if m.compiled is not None),
         "seconds_by_phase": phases.seconds,
         "resident_gib": resident,
         "peak_gib_by_phase": phases.peak_gib,
@@ -124,15 +133,14 @@ def rates(step: Step, config: Config, rollouts: list[Rollout], phase_seconds: di
     """Returns tokens, floating-point operations and bytes by second."""
     tokens, read = sum(len(r.completion_ids) for r in rollouts), sum(map(len, rollouts))
     shape, theirs = SHAPES[step.student], SHAPES[step.teacher]
-    weights, head = body_weights(step.student), shape.vocabulary * shape.hidden
+    weights, matrix = body_weights(step.student), shape.vocabulary * shape.hidden
     teacher_flops = 2 * (body_weights(step.teacher) * read + theirs.vocabulary * theirs.hidden * tokens)
     again = 1 if config.recomputes else 0
     passes = (3 if step.full else 2) + again  # forward, gradient of activations, of weights; and the forward again
-    # A trained head's chunks are made again in the backward pass, a frozen one's are not.
-    student_flops = 2 * (passes * weights * read + (4 if step.full else 2) * head * tokens)
+    student_flops = 2 * (passes * weights * read + (3 if step.full else 2) * matrix * tokens)
     # Every token of the batch reads the weights, the head and half of the longest cache.
     longest = max(len(r.completion_ids) for r in rollouts)
-    moved = longest * (weights + head + read / 2 * cache_width(step.student)) * 2
+    moved = longest * (weights + matrix + read / 2 * cache_width(step.student)) * 2
     return {
         "tokens_per_second": tokens / seconds,
         "rollout_tokens_per_second": tokens / phase_seconds["rollout"],
@@ -152,7 +160,7 @@ def make_engine(name: str, student: Student, config: Config, folder: Path):
             student.model.get_base_model().save_pretrained(base)
             config = changed(config, student=str(base))
         return VllmEngine(student, served_run(config), frozenset({7}))
-    engine = LoopEngine(student, frozenset({7}), print)
+    engine = LoopEngine(student, frozenset({7}), print, kernels=config.kernels)
     if name == "eager":
         engine.graphs = False
     return engine

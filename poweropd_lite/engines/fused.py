@@ -1,7 +1,7 @@
-"""The fast decoder with its step made of few launches, for a card: 14 a layer and token, where the plain one has about 40.
+"""The fast decoder with its step made of few launches, for a card: 10 a layer and token, where the plain one has about 40.
 
-Eight are matrix products: of the layers that read the same input the weights and the adapters' A matrices are one matrix,
-and the B matrices another. The rest are Triton's (kernels/). Prompts go through the plain forward, over the same matrices.
+Four are matrix products: of the layers that read the same input the weights and the adapters' A matrices are one matrix. The
+rest are Triton's (kernels/), and add what the B matrices make of it. Prompts go through the plain forward, over the same matrices.
 It rounds where the plain decoder does, or less often.
 
 It is for half precision, and for bases and adapters that are plain linear layers.
@@ -14,19 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poweropd_lite.engines.decode import FastDecoder, Projection, Unlike
+from poweropd_lite.kernels import skinny
 from poweropd_lite.kernels.attention import attend
-from poweropd_lite.kernels.decode import add_rms, rotate_and_store, silu_mul
+from poweropd_lite.kernels.decode import Product, add_rms, rotate_and_store, silu_mul
 from poweropd_lite.models.adapter import ADAPTER
 from poweropd_lite.models.loading import weight_of
 from poweropd_lite.models.student import Student
 
-ALIGNED = 16  # the ranks of a group are padded to a multiple: cuBLAS's fast products want rows of whole 16 bytes
+LEAST = 16  # what ranks are padded to, at least, and to a power of 2: what a kernel's matrix product takes
 
 
 class FusedDecoder(FastDecoder):
     """A decode.Decoder; raises Unlike for models that are decoded another way."""
 
     masked = False
+    layers: list[Any]  # whose projections are Stacked
 
     def __init__(self, student: Student) -> None:
         if student.dtype not in (torch.bfloat16, torch.float16):
@@ -48,10 +50,12 @@ class FusedDecoder(FastDecoder):
             keys, values = self.keys[i], self.values[i]
             x, normed = add_rms(x, update, layer.norm.weight, self.eps, self.dtype)
             turn = self.cos, self.sin
-            q = rotate_and_store(layer.qkv(normed), layer.qk_norm, layer.qk_eps, turn, position, at, keys, values)
+            q = rotate_and_store(
+                layer.qkv.product(normed), layer.qk_norm, layer.qk_eps, turn, position, at, keys, values
+            )
             read = attend(q, keys, values, self.start, at, alive, layer.scale)
-            x, normed = add_rms(x, layer.out(read), layer.mlp_norm.weight, self.eps, self.dtype)
-            update = layer.down(silu_mul(layer.gate_up(normed)))
+            x, normed = add_rms(x, layer.out.product(read, split=True), layer.mlp_norm.weight, self.eps, self.dtype)
+            update = layer.down.product(silu_mul(layer.gate_up.product(normed)), split=True)
         return add_rms(x, update, self.norm.weight, self.eps, self.dtype)[1]
 
     def keep(self, lines: Tensor) -> None:
@@ -60,10 +64,10 @@ class FusedDecoder(FastDecoder):
 
 
 class Stacked(Projection):
-    """Linear layers that read the same input, as two products: [N, in] -> [N, sum of outs], the rows of a wider matrix.
+    """Linear layers that read the same input, as one product with [W; A], and what it takes to add their adapters' part.
 
-    The first is with the weights [W; A], the second adds the A rows' part times B, in place. Weights in the compute dtype
-    move into [W; A] for good and the layers' own become views of its rows, so that nothing is there twice; of float32
+    Each layer has as many rows of A as the largest rank, padded, so that B is [rank, sum of outs]. Weights in the compute
+    dtype move into [W; A] for good and the layers' own become views of its rows, so that nothing is there twice; of float32
     masters it is a copy, which lives from `sync` to `release`.
     """
 
@@ -74,10 +78,11 @@ class Stacked(Projection):
                 raise Unlike(f"its linear layers are {type(base).__name__}")
         self.outs = [base.out_features for base in self.bases]
         self.width = sum(self.outs)
-        adapted = zip(modules, self.adapted, strict=True)
-        self.ranks = [m.lora_A[ADAPTER].weight.shape[0] if yes else 0 for m, yes in adapted]
+        adapted = [m for m, yes in zip(modules, self.adapted, strict=True) if yes]
+        largest = max((m.lora_A[ADAPTER].weight.shape[0] for m in adapted), default=0)
+        self.rank = max(LEAST, 1 << (largest - 1).bit_length()) if largest else 0
         self.moves = all(base.weight.dtype == dtype for base in self.bases)
-        self.stack = self.up = torch.empty(0)  # [W; A] and the B matrices [padded sum of ranks, sum of outs], in blocks
+        self.stack = self.up = torch.empty(0)  # [W; A] and B
         self.scale = 1.0
 
     def sync(self) -> None:
@@ -90,14 +95,14 @@ class Stacked(Projection):
         # Without an adapter, or with one that is switched off, the weights alone are multiplied.
         self.weight = self.stack if on else self.stack[: self.width]
         self.scale = on[0].scaling[ADAPTER] if on else 1.0
-        row = rank = 0
-        for module, out, size in zip(self.modules, self.outs, self.ranks, strict=True):
-            if on and size:
-                up = module.lora_B[ADAPTER].weight.T
+        row = 0
+        for i, (module, out) in enumerate(zip(self.modules, self.outs, strict=True)):
+            if module in on:
+                a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight.T
                 scale = module.scaling[ADAPTER] / self.scale  # 1, but for adapters of several scales
-                self.stack[self.width + rank :][:size] = module.lora_A[ADAPTER].weight
-                self.up[rank : rank + size, row : row + out] = up if scale == 1 else up * scale
-            row, rank = row + out, rank + size
+                self.stack[self.width + i * self.rank :][: len(a)] = a
+                self.up[: len(b), row : row + out] = b if scale == 1 else b * scale
+            row += out
         if any(base.bias is not None for base in self.bases):
             self.bias = torch.zeros(len(self.weight), dtype=self.dtype, device=self.weight.device)
             for part, base in zip(self.bias[: self.width].split(self.outs), self.bases, strict=True):
@@ -105,21 +110,34 @@ class Stacked(Projection):
                     part.copy_(base.bias)
 
     def _make_room(self) -> None:
-        padded = -(-sum(self.ranks) // ALIGNED) * ALIGNED
         first = self.bases[0].weight
-        self.stack = torch.zeros(self.width + padded, first.shape[1], dtype=self.dtype, device=first.device)
-        self.up = torch.zeros(padded, self.width, dtype=self.dtype, device=first.device)
+        rows = self.width + self.rank * len(self.bases)
+        self.stack = torch.zeros(rows, first.shape[1], dtype=self.dtype, device=first.device)
+        self.up = torch.zeros(self.rank, self.width, dtype=self.dtype, device=first.device)
         if self.moves:
-            for rows, base in zip(self.stack[: self.width].split(self.outs), self.bases, strict=True):
-                rows.copy_(base.weight)
-                base.weight.data = rows
+            for part, base in zip(self.stack[: self.width].split(self.outs), self.bases, strict=True):
+                part.copy_(base.weight)
+                base.weight.data = part
 
     def release(self) -> None:
         self.weight = torch.empty(0)
         if not self.moves:
             self.stack = self.up = self.weight
 
+    def product(self, x: Tensor, split: bool = False) -> Product:
+        """Returns the product with `x` [B, in], all but what B adds; with `split` it may be in shares that are to be added up."""
+        if skinny.fits(x, self.weight, self.bias, split):
+            both = skinny.product(x, self.weight, split)
+        else:
+            both = F.linear(x, self.weight, self.bias)
+        if both.shape[-1] == self.width:
+            return Product(both)
+        return Product(both[..., : self.width], both[..., self.width :], self.up, self.scale)
+
     def __call__(self, x: Tensor) -> Tensor:
-        both = F.linear(x.to(self.dtype), self.weight, self.bias)
-        out = both[:, : self.width]
-        return out.addmm_(both[:, self.width :], self.up, alpha=self.scale) if both.shape[1] > self.width else out
+        """Returns the whole [N, sum of outs], the rows of a wider matrix: for prompts, where launches are few."""
+        out, low, up, scale = self.product(x.to(self.dtype))
+        if low is not None and up is not None:
+            for to, a, b in zip(out.split(self.outs, 1), low.split(self.rank, 1), up.split(self.outs, 1), strict=True):
+                to.addmm_(a, b, alpha=scale)
+        return out

@@ -3,8 +3,6 @@
 Two loops over one decoder. On a CPU lines that have ended are dropped from the batch, so a token costs what is still
 alive. On CUDA a token is a fixed-shape step that reads and writes device memory alone (`_FixedStep`), captured in a CUDA
 graph and replayed; the host looks only every few tokens whether anything is still open.
-
-A token is drawn by inverting the cumulative distribution at a number fixed beforehand (rollout.Draws).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +14,13 @@ from torch import Tensor
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import is_out_of_memory
 from poweropd_lite.engines.decode import Decoder, FastDecoder, Unlike
-from poweropd_lite.kernels.products import float_logits
-from poweropd_lite.method.logprobs import Sampling, kept_ids
+from poweropd_lite.engines.draw import next_token
+from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Draws, Rollout
 from poweropd_lite.models.loading import final_hidden
 from poweropd_lite.models.student import Student
 
 LOOK_EVERY = 16  # tokens between two looks of the host, in the fixed-shape loop
-DRAWN_BLOCK = 1024  # ids: a token is drawn by its block's mass first
 BUCKET = 256  # columns that attention reads grow in steps of this: one graph a bucket
 
 
@@ -133,7 +130,7 @@ def _decode_dropping(decoder: Decoder, batch: _Batch, sampling: Sampling) -> Non
     position = batch.next_position
     hidden = decoder.prefill(batch.ids, batch.valid[:, : batch.width], batch.width + batch.longest)
     for t in range(batch.longest):
-        token, logprob = draw(float_logits(hidden, decoder.head), sampling, batch.noise[rows, t])
+        token, logprob = next_token(hidden, decoder.head, sampling, batch.noise[rows, t])
         batch.drawn[rows, t], batch.logprobs[rows, t] = token, logprob
         ends = torch.isin(token, batch.stops) & open_lines
         batch.lengths[rows[ends]], batch.stopped[rows[ends]] = t + 1, True
@@ -206,7 +203,7 @@ class _FixedStep:
         """Draws a token a line and writes it down."""
         batch = self.batch
         noise = batch.noise.index_select(1, self.t).squeeze(1)
-        token, logprob = draw(float_logits(hidden, self.decoder.head), self.sampling, noise)
+        token, logprob = next_token(hidden, self.decoder.head, self.sampling, noise)
         batch.drawn.index_copy_(1, self.t, token[:, None])
         batch.logprobs.index_copy_(1, self.t, logprob[:, None])
         self.t.add_(1)
@@ -215,37 +212,6 @@ class _FixedStep:
         batch.stopped.logical_or_(ends)
         self.open.logical_and_(~ends)
         self.token.copy_(token)
-
-
-def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (ids, log-prob at temperature 1, untruncated), each [C], for logits [C, V] less their largest and uniform
-    numbers [C]: the first id whose cumulative mass exceeds the number's share of all mass.
-
-    A block of ids first, by the blocks' masses, then an id of it: no cumulative sum of the whole vocabulary.
-    """
-    ids, size = logits.shape[-1], min(logits.shape[-1], DRAWN_BLOCK)
-    mass = logits.new_zeros(len(logits), ids + -ids % size)
-    torch.exp(logits, out=mass[:, :ids])
-    everything = mass.sum(-1, keepdim=True).log()
-    if sampling.truncates or sampling.temperature != 1.0:
-        scaled = (logits / sampling.temperature).masked_fill_(~kept_ids(logits, sampling), -torch.inf)
-        torch.exp(scaled.sub_(scaled.amax(-1, keepdim=True)), out=mass[:, :ids])
-    elif sampling.forbidden is not None:
-        mass.index_fill_(-1, sampling.forbidden, 0.0)
-    share, first = noise.double().clamp_max(1 - 2**-40)[:, None], noise.new_zeros((), dtype=torch.long)
-    if ids > size:
-        mass = mass.unflatten(-1, (-1, size))
-        of_block = mass.sum(-1).double()
-        ends = of_block.cumsum(-1)
-        point = share * ends[:, -1:]
-        block = torch.searchsorted(ends, point, right=True).clamp_max_(ends.shape[-1] - 1)
-        mass, first = mass.gather(1, block[..., None].expand(-1, -1, size)).squeeze(1), block * size
-        # What of it is passed, as a share: the block's sum was rounded otherwise than it will be.
-        share = (1.0 - (ends.gather(-1, block) - point) / of_block.gather(-1, block)).clamp_(0.0, 1 - 2**-40)
-    inside = mass.cumsum(-1, dtype=torch.float64)
-    # (The clamps are for logits that are not finite, whose step will be dropped.)
-    drawn = (first + torch.searchsorted(inside, share * inside[:, -1:], right=True)).clamp_max_(ids - 1)
-    return drawn.squeeze(-1), (logits.gather(-1, drawn) - everything).squeeze(-1)
 
 
 def make_decoder(student: Student, say: Callable[[str], None] | None, kernels: str = "auto") -> Decoder:

@@ -15,6 +15,10 @@ from torch import Tensor
 
 PROGRAMS = 1024  # about how many share the work: some for each of a card's 50-150 multiprocessors
 BLOCK = 64  # columns that a program reads at once
+WARPS, STAGES = (
+    4,
+    3,
+)  # STAGES - 1 blocks are on their way while one is worked on: 3 take 70 KB of a multiprocessor's 228
 LEAST = 32  # columns of the cache for each share: fewer are not worth a program
 
 
@@ -34,7 +38,7 @@ def attend(
     tops, sums = torch.empty(2, lines, heads, splits, dtype=torch.float32, device=q.device)
     _share[(lines, kv_heads, splits)](
         q, keys, values, start, column, alive, shares, tops, sums, columns * size, scale * 1.4426950408889634,  # log2(e)
-        group, size, max(16, triton.next_power_of_2(group)), width, BLOCK, num_warps=4, num_stages=3,
+        group, size, max(16, triton.next_power_of_2(group)), width, BLOCK, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     out = torch.empty(lines, heads * size, dtype=q.dtype, device=q.device)
     _join[(lines * heads,)](shares, tops, sums, out, size, splits, width, num_warps=2)

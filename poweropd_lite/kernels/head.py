@@ -91,7 +91,26 @@ def gradient(logits: Tensor, top: Tensor, norm: Tensor, target: Tensor, out: Ten
     _gradient[grid](logits, top, norm, target, out, columns, logits.stride(0), out.stride(0), BLOCK=BLOCK, num_warps=8)
 
 
+def block_sums(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Returns the largest of each block of `size` (a power of 2) logits [C, V] float32, and the sum of exp(logits - it): [C, N]."""
+    rows, columns = logits.shape
+    blocks = triton.cdiv(columns, size)
+    tops, sums = torch.empty(2, rows, blocks, dtype=torch.float32, device=logits.device)
+    _block_sums[(rows, blocks)](logits, tops, sums, columns, logits.stride(0), BLOCK=size, num_warps=4)
+    return tops, sums
+
+
 if triton is not None:
+
+    @triton.jit
+    def _block_sums(logits, tops, sums, columns, stride, BLOCK: tl.constexpr):
+        row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+        lane = block * BLOCK + tl.arange(0, BLOCK)
+        z = tl.load(logits + row * stride + lane, mask=lane < columns, other=-1e30)
+        top = tl.max(z, 0)
+        place = row * tl.num_programs(1) + block
+        tl.store(tops + place, top)
+        tl.store(sums + place, tl.sum(tl.where(lane < columns, tl.exp(z - top), 0.0), 0))
 
     @triton.jit
     def _facts(logits, out, rows, stride, columns: tl.constexpr, BLOCK: tl.constexpr):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,16 +90,20 @@ def micro_batches(
 
 
 def _micro_batch(group: list[tuple[Rollout, LossTokens, int]], device: torch.device) -> MicroBatch:
-    width = max(len(rollout) for rollout, *_ in group)
-    padded = torch.zeros(len(group), width, dtype=torch.long)
-    parts: list[list[int]] = [[], [], [], [], []]
+    padded = np.zeros((len(group), max(len(rollout) for rollout, *_ in group)), np.int64)
+    student: list[int] = []
+    teacher: list[int] = []
     engine: list[float] = []
-    for line, (rollout, tokens, start) in enumerate(group):
-        padded[line, : len(rollout)] = torch.tensor(rollout.prompt_ids + rollout.completion_ids)
-        count, first = len(tokens.student), len(rollout.prompt_ids) - 1  # a position predicts the id after it
-        columns, order = range(first, first + count), range(start, start + count)
-        for part, new in zip(parts, ([line] * count, columns, tokens.student, tokens.teacher, order), strict=True):
-            part.extend(new)
-        engine += [*rollout.logprobs[: tokens.sampled], *[math.nan] * (count - tokens.sampled)]
-    indices = (torch.tensor(part, dtype=torch.long) for part in parts)
-    return MicroBatch(*(t.to(device) for t in (padded, *indices, torch.tensor(engine))))
+    for line, (rollout, tokens, _) in enumerate(group):
+        padded[line, : len(rollout)] = rollout.prompt_ids + rollout.completion_ids
+        student += tokens.student
+        teacher += tokens.teacher
+        engine += [*rollout.logprobs[: tokens.sampled], *[math.nan] * (len(tokens.student) - tokens.sampled)]
+    counts = np.array([len(tokens.student) for _, tokens, _ in group])
+    lines = np.arange(len(group)).repeat(counts)
+    place = np.arange(len(lines)) - (counts.cumsum() - counts)[lines]
+    columns = np.array([len(rollout.prompt_ids) - 1 for rollout, *_ in group])[lines] + place  # they predict the next
+    order = np.array([start for *_, start in group])[lines] + place
+    ids = np.array(student, np.int64), np.array(teacher, np.int64)  # (torch.tensor of a list takes five times as long)
+    parts = (padded, lines, columns, *ids, order, np.array(engine, np.float32))
+    return MicroBatch(*(torch.from_numpy(part).to(device) for part in parts))

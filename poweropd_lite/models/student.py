@@ -64,7 +64,8 @@ class Student:
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T]."""
-        self.model.train()  # transformers recomputes activations (gradient checkpointing) in this mode only
+        if not self.model.training:  # (to ask is cheap, and to set goes through some thousand modules)
+            self.model.train()  # transformers recomputes activations (gradient checkpointing) in this mode only
         if self.compiled is not None:
             self.compiled.make(ids.shape[0], self._hidden)
         return self._hidden(ids)
@@ -117,5 +118,15 @@ def _load_peft(config: Config, device: torch.device, dtype: torch.dtype) -> "Pre
         base.to(device)
     model = base.requires_grad_(True) if config.full_finetune else with_adapter(base, config)
     if config.recomputes:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(model)
     return model
+
+
+def recompute(model: Any) -> None:
+    """Has each decoder layer's activations made again in the backward pass (gradient checkpointing).
+
+    The state of random numbers, which no layer reads, need not be put back, nor what is made again be compared.
+    """
+    model.gradient_checkpointing_enable(
+        {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+    )

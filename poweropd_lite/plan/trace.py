@@ -22,14 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from poweropd_lite.base.config import PLAIN_BUDGET, Config, marked
-from poweropd_lite.engines.loop import draw, make_decoder
-from poweropd_lite.kernels.products import float_logits
+from poweropd_lite.engines.draw import next_token
+from poweropd_lite.engines.loop import make_decoder
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.adapter import with_adapter
 from poweropd_lite.models.loading import final_hidden, head_weight, quiet_dropout
 from poweropd_lite.models.shape import Shape, empty_model, read_config, shape_of
-from poweropd_lite.models.student import Student
+from poweropd_lite.models.student import Student, recompute
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -197,9 +197,9 @@ def trace_rollout(
         valid = torch.ones(lines, prompt + new, dtype=torch.bool)
         noise, sampling = torch.zeros(lines, new, dtype=torch.float64), _sampling(config)
         hidden = decoder.prefill(ids, valid[:, :prompt], prompt + new)
-        token, _ = draw(float_logits(hidden, decoder.head), sampling, noise[:, 0])
+        token, _ = next_token(hidden, decoder.head, sampling, noise[:, 0])
         hidden = decoder.step(token, torch.zeros_like(token), prompt + new - 1, valid)
-        draw(float_logits(hidden, decoder.head), sampling, noise[:, -1])
+        next_token(hidden, decoder.head, sampling, noise[:, -1])
     return found[0]
 
 
@@ -213,7 +213,7 @@ def fake_student(
     with torch.device("meta"):
         model = base if config.full_finetune else with_adapter(base, config)
     if config.recomputes:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(model)
     with FakeTensorMode(), Live() as live:
         _materialise(model)
         yield Student(model, torch.device("cpu"), dtype), live

@@ -17,6 +17,7 @@ from poweropd_lite.checks.machine import check_machine, compute_dtype, device_na
 from poweropd_lite.checks.pair import Pair, check_prompts, load_pair
 from poweropd_lite.engines.choose import Choice, choose_engine, choose_loader, hush_bitsandbytes, load_engine
 from poweropd_lite.engines.guard import Guard
+from poweropd_lite.kernels import head
 from poweropd_lite.method.batch import Stops
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.reward import REWARDS
@@ -200,6 +201,9 @@ def load_sampler(ready: Prepared, say: Callable[[str], None]) -> tuple[Student, 
 
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(ready.config.seed)
+    head.switched_off = ready.config.kernels == "off"
+    if ready.device.type == "cuda" and not head.switched_off and (fault := head.fault(ready.device)):
+        say(f"log-probs without the kernels for a card, which is slower: {fault}")
     student = load_student(ready.config, ready.device, ready.dtype, ready.loader.name, fast_inference=ready.shared)
     engine = load_engine(ready.engine, student, ready.config, ready.pair.stop_ids, say)
     engine.release()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_engine, make_rollouts
 
-from poweropd_lite.engines.loop import draw
+from poweropd_lite.engines.draw import draw, draw_in_one_pass
 from poweropd_lite.method.logprobs import Sampling, kept_ids
 from poweropd_lite.method.rollout import TRAINING, Draws
 
@@ -102,6 +102,11 @@ def test_drawing_a_block_first_draws_what_the_whole_cumulative_sum_does(sampling
     assert (ids != wanted.clamp_max(5002)).sum() <= 2  # rounding ties: float32 masses against float64
     assert kept.gather(-1, ids[:, None]).isfinite().all()
     torch.testing.assert_close(logprob, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0])
+    if not sampling.truncates:
+        few = torch.cat([logits[:2], logits[2:40]])
+        ours = draw_in_one_pass(few + 7.5, sampling, noise[:40])  # in Triton's interpreter
+        assert torch.equal(ours[0], ids[:40])
+        torch.testing.assert_close(ours[1], logprob[:40], rtol=1e-6, atol=2e-6)
 
 
 def test_the_largest_uniform_number_never_draws_an_excluded_id():

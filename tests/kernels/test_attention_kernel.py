@@ -21,8 +21,7 @@ def by_hand(q, keys, values, start, column, scale):
     return out.flatten(1)
 
 
-@pytest.mark.parametrize("group, size", [(1, 64), (2, 128), (7, 24)])
-@pytest.mark.parametrize("column", [8, 149])
+@pytest.mark.parametrize("group, size, column", [(1, 64, 8), (2, 128, 149), (7, 24, 8), (7, 24, 149)])
 def test_every_line_reads_from_its_first_column_to_the_last_written(group, size, column, monkeypatch):
     """150 columns in 4 shares, of 1 to 38 columns: one block or less; what is past the column is NaN, and not read."""
     torch.manual_seed(column)

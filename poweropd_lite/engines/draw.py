@@ -1,0 +1,86 @@
+"""How a token is drawn: by inverting the cumulative distribution at a number fixed beforehand (rollout.Draws).
+
+A block of ids first, by the blocks' masses, then an id of it: no cumulative sum of the whole vocabulary. On a card the masses
+take one pass over the logits (kernels/head.py), which give the same ids for the same numbers but for rounding ties.
+
+Shapes: C lines, V ids, N blocks of them.
+"""
+
+import torch
+from torch import Tensor
+
+from poweropd_lite.kernels import head as fused
+from poweropd_lite.kernels.products import float_logits, products
+from poweropd_lite.method.logprobs import Sampling, kept_ids
+
+BLOCK = 1024  # ids
+_LAST = 1 - 2**-40  # so that no rounding draws what comes after the last possible id
+
+
+def next_token(hidden: Tensor, head: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (ids, log-prob at temperature 1, untruncated), each [C], for hidden states [C, D], the head [V, D] and uniform
+    numbers [C] in float64.
+    """
+    if sampling.truncates or sampling.temperature != 1.0 or not fused.usable(hidden):
+        return draw(float_logits(hidden, head), sampling, noise)
+    logits = hidden.new_empty(len(hidden), len(head), dtype=torch.float32)
+    products(hidden, head, logits)
+    return draw_in_one_pass(logits, sampling, noise)
+
+
+def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what `next_token` does, for logits [C, V] less their largest: the first id whose cumulative mass exceeds the
+    number's share of all mass.
+    """
+    ids, size = logits.shape[-1], min(logits.shape[-1], BLOCK)
+    mass = logits.new_zeros(len(logits), ids + -ids % size)
+    torch.exp(logits, out=mass[:, :ids])
+    everything = mass.sum(-1, keepdim=True).log()
+    if sampling.truncates or sampling.temperature != 1.0:
+        scaled = (logits / sampling.temperature).masked_fill_(~kept_ids(logits, sampling), -torch.inf)
+        torch.exp(scaled.sub_(scaled.amax(-1, keepdim=True)), out=mass[:, :ids])
+    elif sampling.forbidden is not None:
+        mass.index_fill_(-1, sampling.forbidden, 0.0)
+    share, first = noise.double().clamp_max(_LAST)[:, None], noise.new_zeros((), dtype=torch.long)
+    if ids > size:
+        mass = mass.unflatten(-1, (-1, size))
+        block, share = _block(mass.sum(-1), share)
+        mass, first = mass.gather(1, block[..., None].expand(-1, -1, size)).squeeze(1), block * size
+    drawn = _inside(mass, share, first, ids)
+    return drawn.squeeze(-1), (logits.gather(-1, drawn) - everything).squeeze(-1)
+
+
+def draw_in_one_pass(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """As `draw`, at temperature 1 without truncation, for logits as they are, of which the forbidden ones are lost."""
+    ids, beside = logits.shape[-1], None
+    if sampling.forbidden is not None and sampling.forbidden.numel():
+        beside = logits.index_select(-1, sampling.forbidden).logsumexp(-1, keepdim=True)
+        logits.index_fill_(-1, sampling.forbidden, -1e30)
+    tops, sums = fused.block_sums(logits, BLOCK)
+    top = tops.amax(-1, keepdim=True)
+    masses = sums * (tops - top).exp_()
+    everything = masses.sum(-1, keepdim=True).log() + top
+    if beside is not None:
+        everything = torch.logaddexp(everything, beside)
+    block, share = _block(masses, noise.double().clamp_max(_LAST)[:, None])
+    place = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+    mass = (logits.gather(-1, place.clamp_max(ids - 1)) - top).exp_().masked_fill_(place >= ids, 0.0)
+    drawn = _inside(mass, share, block * BLOCK, ids)
+    return drawn.squeeze(-1), (logits.gather(-1, drawn) - everything).squeeze(-1)
+
+
+def _block(masses: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the block [C, 1] at which the cumulative sum of masses [C, N] passes a share of it, and which share of the block
+    is passed: a share, for the block's sum is rounded otherwise than its parts' will be.
+    """
+    wide = masses.double()
+    ends = wide.cumsum(-1)
+    point = share * ends[:, -1:]
+    # (The clamps, here and below, are for logits that are not finite, whose step will be dropped.)
+    block = torch.searchsorted(ends, point, right=True).clamp_max_(ends.shape[-1] - 1)
+    return block, (1.0 - (ends.gather(-1, block) - point) / wide.gather(-1, block)).clamp_(0.0, _LAST)
+
+
+def _inside(mass: Tensor, share: Tensor, first: Tensor, ids: int) -> Tensor:
+    inside = mass.cumsum(-1, dtype=torch.float64)
+    return (first + torch.searchsorted(inside, share * inside[:, -1:], right=True)).clamp_max_(ids - 1)
