@@ -62,7 +62,7 @@ def main(steps: int, problems: int) -> float:
         rollouts = engine.sample([prompts[i].ids for i in indices], draws, sampling, config.max_new_tokens)
 
         # The teacher scores every sampled token, the student's forward gives log q, reward p^alpha - q^alpha and loss.
-        gradient = accumulate(student, teacher, rollouts, objective, config.token_budget)
+        gradient = accumulate(student, teacher, rollouts, objective, config.tokens_at_once)
 
         # 1/N, the clip, AdamW.
         metrics = take_step(student, optimizer, gradient, config.max_grad_norm)

@@ -138,7 +138,7 @@ def _add_fields(parser: Parser, kind: type[BaseModel], taken: set[str]) -> None:
         flag = "--" + name.replace("_", "-")
         default = "" if field.is_required() or field.default in (None, "") else f" (default: {field.default})"
         text = f"{field.description}{default}".replace("%", "%%")
-        if field.annotation in (bool, bool | None):
+        if bool in (field.annotation, *get_args(field.annotation)):
             group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             group.add_argument(flag, dest=name, metavar=_metavar(field.annotation), help=text)

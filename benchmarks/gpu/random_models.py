@@ -56,7 +56,7 @@ def make_student(name: str, config: Config, dtype: torch.dtype) -> Student:
         for p in model.parameters():
             if p.requires_grad:
                 p.data = p.data.float()
-    if config.gradient_checkpointing:
+    if config.recomputes:
         recompute(model)
     return stir(Student(model, device(), dtype))
 

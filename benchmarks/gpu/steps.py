@@ -135,7 +135,7 @@ def rates(step: Step, config: Config, rollouts: list[Rollout], phase_seconds: di
     shape, theirs = SHAPES[step.student], SHAPES[step.teacher]
     weights, matrix = body_weights(step.student), shape.vocabulary * shape.hidden
     teacher_flops = 2 * (body_weights(step.teacher) * read + theirs.vocabulary * theirs.hidden * tokens)
-    again = 1 if config.gradient_checkpointing else 0
+    again = 1 if config.recomputes else 0
     passes = (3 if step.full else 2) + again  # forward, gradient of activations, of weights; and the forward again
     student_flops = 2 * (passes * weights * read + (3 if step.full else 2) * matrix * tokens)
     # Every token of the batch reads the weights, the head and half of the longest cache.
@@ -173,7 +173,7 @@ def ours(student, teacher, optimizer, scaler, rollouts, plain_sampling, config, 
     try:
         stops = Stops(config.stop_mode, 7)
         objective = Objective(config.reward, reward_settings(config), plain_sampling, config.score, stops)
-        gradient = update.accumulate(student, teacher, rollouts, objective, config.token_budget, scaler)
+        gradient = update.accumulate(student, teacher, rollouts, objective, config.tokens_at_once, scaler)
         metrics = update.take_step(student, optimizer, gradient, config.max_grad_norm, scaler)
         gap = (gradient.tokens.engine - gradient.tokens.log_q).abs().nanmean().item()  # of engine and trainer, nats
         return metrics | describe(gradient.tokens, objective, rollouts) | {"gap": gap}

@@ -9,38 +9,18 @@ the paper's recipe for Qwen3-0.6B-Base <- Qwen3-4B as LoRA on one 24 GB card.
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from poweropd_lite.base.config_files import checked, config_path, read_yaml
-from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.fields import Bits, as_literal, setting
 
 BUNDLED = "bundled"  # as a model or data name: what is shipped inside the package
-
-
-def as_literal(value: Any) -> Any:
-    """A flag comes as text, which pydantic compares with a literal number as it stands; YAML reads a bare on as true."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return int(value) if isinstance(value, str) and value.isdigit() else value
+PLAIN_BUDGET = 8192  # tokens of a micro-batch where auto finds none: on a CPU, and of a card that is not known
 
 
 def full_name(name: str, role: str) -> str:
     """Returns a model's name for a reader: what "bundled" stands for hangs on the role."""
     return f"{BUNDLED}-{role}" if name == BUNDLED else name
-
-
-Bits = Annotated[Literal[4, 8, 16, 32], BeforeValidator(as_literal)]
-
-
-def section(title: str) -> dict[str, Any]:
-    """Puts a flag and those after it under a heading of --help."""
-    return {"section": title}
-
-
-def setting(default: Any, description: str, *, section: str = "", marks: str = "", **limits: Any) -> Any:
-    """One setting of a run; for `section` and `marks`, words apart by spaces, see the functions beside this one."""
-    extra: dict[str, Any] = {"marks": marks.split(), **({"section": section} if section else {})}
-    return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
 def marked(*marks: str) -> frozenset[str]:
@@ -133,8 +113,10 @@ class Config(BaseModel):
     modules_to_save: str = setting(
         "", "modules trained whole beside the adapter, joined by commas, such as embed_tokens,lm_head", marks="traced"
     )
-    gradient_checkpointing: bool = setting(
-        True, "recompute activations in the backward pass: less memory, about a third more time", marks="traced"
+    gradient_checkpointing: bool | Literal["auto"] = setting(
+        "auto",
+        "recompute activations in the backward pass: less memory, more time; auto: on a card without it where plan says that it fits",
+        marks="traced found",
     )
     trust_remote_code: bool = setting(
         False, "run Python code that comes with a model; only for sources you trust", marks="traced"
@@ -234,14 +216,15 @@ class Config(BaseModel):
     optimizer: Literal["adamw", "adamw8bit"] = setting(
         "adamw", "AdamW without weight decay; adamw8bit keeps its state in 8 bits (CUDA)"
     )
-    token_budget: int = setting(
-        8192,
-        "tokens (padding counted) of one micro-batch, for student and teacher: the dial for activation memory",
-        ge=1,
-        marks="resume",
+    token_budget: int | Literal["auto"] = setting(
+        "auto",
+        f"tokens (padding counted) of one micro-batch: the dial for activation memory; auto: {PLAIN_BUDGET:,}, or on a card the most that plan says fits",
+        marks="resume found",
     )
-    teacher_token_budget: int | None = setting(
-        None, "tokens of one micro-batch of the teacher's scoring; token_budget if not given", ge=1, marks="resume"
+    teacher_token_budget: int | Literal["auto"] | None = setting(
+        "auto",
+        "tokens of one micro-batch of the teacher's scoring; none: token_budget; auto: that, or on a card the most that plan says fits",
+        marks="resume found",
     )
 
     # Evaluation
@@ -305,6 +288,30 @@ class Config(BaseModel):
         return f"{full_name(self.student, 'student')} <- {full_name(self.teacher, 'teacher')}"
 
     @property
+    def recomputes(self) -> bool:
+        """Whether gradient checkpointing is on; it is where auto did not find that it need not be."""
+        return self.gradient_checkpointing is not False
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens of a micro-batch; where auto found none, PLAIN_BUDGET or one longest rollout."""
+        plain = max(PLAIN_BUDGET, self.max_prompt_tokens + self.max_new_tokens)
+        return plain if self.token_budget == "auto" else self.token_budget
+
+    @property
+    def teacher_tokens_at_once(self) -> int:
+        """Tokens of a micro-batch of the teacher's scoring."""
+        own = self.teacher_token_budget
+        return self.tokens_at_once if own is None or own == "auto" else own
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What plan finds for a card where it is auto, as it is elsewhere."""
+        own = None if self.teacher_token_budget == "auto" else self.teacher_token_budget
+        found = {"gradient_checkpointing": self.recomputes, "token_budget": self.tokens_at_once}
+        return {**found, "teacher_token_budget": own}
+
+    @property
     def evaluates(self) -> bool:
         """Whether there are held-out problems to score."""
         return self.eval_benchmarks is not None or self.hold_out > 0
@@ -325,7 +332,7 @@ class Config(BaseModel):
             )
         longest = self.max_prompt_tokens + self.max_new_tokens
         for name in ("token_budget", "teacher_token_budget"):
-            if (budget := getattr(self, name)) is not None and budget < longest:
+            if isinstance(budget := getattr(self, name), int) and budget < longest:
                 problems.append(
                     f"{name} {budget} is less than one longest rollout ({self.max_prompt_tokens} prompt + {self.max_new_tokens} "
                     f"new tokens); type --{name.replace('_', '-')} {longest}, or lower --max-prompt-tokens"
@@ -375,28 +382,3 @@ def load_config(config: str | Path | None = None, **overrides: Any) -> Config:
         values["eval_every"] = 0  # --eval-benchmarks none alone is enough
     in_file = config is not None and not set(values) - set(Config.model_fields) <= set(overrides)
     return checked(Config, values, f" in {config}" if in_file else "")
-
-
-def names_models(values: dict[str, Any], flags: dict[str, Any]) -> bool:
-    """Whether a file's values and the flags name the two models; then they are taken on top of the defaults alone.
-
-    Raises UserError where they name one alone: a student learns from no teacher that nobody chose.
-    """
-    named = {**values, **flags}
-    found = [role for role in ("student", "teacher") if role in named]
-    if len(found) == 1:
-        other = "teacher" if found == ["student"] else "student"
-        does = "it learns from, of the same tokenizer" if other == "teacher" else "that learns from it"
-        raise UserError(
-            f"the {found[0]} {named[found[0]]} is named, and no {other}; type --{other} with the model {does}, or "
-            f"--{other} {BUNDLED} for the small one that is shipped"
-        )
-    return len(found) == 2
-
-
-def config_to_check(config: str | Path | None, flags: dict[str, Any]) -> Config:
-    """Returns the run that doctor, plan, audit or advise is asked about: the bundled pair's where no models are named."""
-    values = {} if config is None else read_yaml(config_path(config))
-    if names_models(values, flags):
-        return load_config(config, **flags)
-    return load_config(BUNDLED, **{**values, **flags})

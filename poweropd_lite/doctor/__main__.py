@@ -9,9 +9,10 @@ import contextlib
 import json
 import sys
 
-from poweropd_lite.base.config import BUNDLED, Config, config_to_check, names_models
+from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.config_files import QWEN_CONFIG, checked
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.named import config_to_check, names_models
 from poweropd_lite.cli import as_flags, config_parser, given, run_command
 from poweropd_lite.doctor.packages import check_versions
 from poweropd_lite.doctor.settings import DoctorConfig

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from poweropd_lite.base.config import section
+from poweropd_lite.base.fields import section
 
 
 class DoctorConfig(BaseModel):

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from poweropd_lite.base.config import section
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.fields import section
 from poweropd_lite.cli import config_parser, given
 
 if TYPE_CHECKING:

@@ -76,7 +76,7 @@ def settle_near(
         max_prompt_tokens=prompt,
         max_new_tokens=longest,
         batch_size=run.batch_size if run else Config.model_fields["batch_size"].default,
-        token_budget=max(prompt + longest, run.token_budget if run else Config.model_fields["token_budget"].default),
+        token_budget=max(prompt + longest, run.tokens_at_once) if run else "auto",
         trust_remote_code=config.trust_remote_code,
     )
     if not asked.sets:
@@ -109,7 +109,7 @@ def measure_near(near: Near, engine: Engine, how: Serving, folder: Path, tick: C
 
     forbidden = torch.tensor(near.forbidden, dtype=torch.long, device=how.device)
     prompts, lines = [prompt.ids for prompt in near.prompts], min(how.lines, pair.batch_size)
-    sizes = pair.max_new_tokens, how.seed, lines, pair.token_budget
+    sizes = pair.max_new_tokens, how.seed, lines, pair.tokens_at_once
     found = measure(engine, teacher, prompts, forbidden, *sizes, tick)
     if found is not None:
         write_json(folder / FILE, {**near.record, "about": near.about, **found[0].record()})

@@ -186,7 +186,7 @@ def evaluate_student(
     if teacher is not None and unseen:
         found = measure(
             engine, lambda: teacher, [prompt.ids for prompt in unseen], forbidden, config.max_new_tokens, config.seed,
-            config.batch_size, token_budget or config.token_budget, lambda done: tick(asked + done, total),
+            config.batch_size, token_budget or config.tokens_at_once, lambda done: tick(asked + done, total),
         )  # fmt: skip
         if found is None:
             return None

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from poweropd_lite.base.config import Bits, as_literal, section
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.fields import Bits, as_literal, section
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 

@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from poweropd_lite.base.config import section
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.fields import section
 from poweropd_lite.evaluate.settings import Dtype
 
 FORMATS = ("adapter", "merged-16bit", "merged-4bit", "gguf")

@@ -20,7 +20,7 @@ def product_chunks(hidden: Tensor, weight: Tensor, fused: bool) -> Iterator[tupl
 
     For the kernels (`fused`) there is room for a gradient in the hidden states' dtype.
     """
-    chunks = _chunks(hidden.shape[0], weight.shape[0], FUSED_ELEMENTS if fused else LOGIT_ELEMENTS)
+    chunks = row_chunks(hidden.shape[0], weight.shape[0], FUSED_ELEMENTS if fused else LOGIT_ELEMENTS)
     out = hidden.new_empty(chunks[0].stop if chunks else 0, weight.shape[0], dtype=wide_dtype(weight))
     room = torch.empty_like(out, dtype=hidden.dtype if fused else out.dtype)
     for chunk in chunks:
@@ -32,7 +32,7 @@ def product_chunks(hidden: Tensor, weight: Tensor, fused: bool) -> Iterator[tupl
 def logit_chunks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yields the logits [C, V] of a few rows at a time, less each row's largest, and which rows of `hidden` [N, D] they are."""
     matrix = matrix_of(hidden, weight)
-    for chunk in _chunks(hidden.shape[0], weight.shape[0], LOGIT_ELEMENTS):
+    for chunk in row_chunks(hidden.shape[0], weight.shape[0], LOGIT_ELEMENTS):
         yield chunk, float_logits(hidden[chunk], matrix)
 
 
@@ -91,7 +91,8 @@ def matrix_of(hidden: Tensor, weight: Tensor) -> Tensor:
     return weight.to(hidden.dtype) if weight.is_cuda and hidden.dtype in _HALF else weight
 
 
-def _chunks(count: int, vocabulary: int, elements: int) -> list[slice]:
+def row_chunks(count: int, vocabulary: int, elements: int) -> list[slice]:
+    """Returns the rows of each chunk, for `count` rows and at most so many `elements` of logits a chunk."""
     rows = max(1, elements // vocabulary)
     rows -= rows % 128 if rows > 128 else 0  # whole tiles of a card's matmul
     return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]

@@ -117,7 +117,7 @@ def _load_peft(config: Config, device: torch.device, dtype: torch.dtype) -> "Pre
     else:
         base.to(device)
     model = base.requires_grad_(True) if config.full_finetune else with_adapter(base, config)
-    if config.gradient_checkpointing:
+    if config.recomputes:
         recompute(model)
     return model
 

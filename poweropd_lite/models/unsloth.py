@@ -26,7 +26,7 @@ def load_unsloth(
     """Returns the student as Unsloth loads it, with its adapter or with every weight trained."""
     from unsloth import FastLanguageModel
 
-    checkpointing = "unsloth" if config.gradient_checkpointing else False
+    checkpointing = "unsloth" if config.recomputes else False
     options = {}
     if fast_inference:
         options = {

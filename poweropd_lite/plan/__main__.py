@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.config import Config, config_to_check, load_config, names_models
+from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.config_files import QWEN_CONFIG, checked
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.named import config_to_check, names_models
 from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.plan.settings import PlanConfig
 

@@ -138,8 +138,7 @@ def step_seconds(
     flops, teacher = step_flops(config, plan.student, plan.teacher, lengths), plan.teacher
     rate, bandwidth = card.tflops * 1e12 * compute_share, card.bandwidth * 1e9 * bandwidth_share
     tokens = config.batch_size * lengths.completion
-    scored_at_once = config.teacher_token_budget or config.token_budget
-    batches = max(1, -(-config.batch_size * lengths.total // scored_at_once))
+    batches = max(1, -(-config.batch_size * lengths.total // config.teacher_tokens_at_once))
     logits = LOGIT_PASSES * 4 * tokens * plan.student.shape.head[0] / bandwidth
     scored = 3 * 4 * tokens * teacher.head[0] / bandwidth
     # A 4-bit matrix is read, written in 16 bits and read again, once a micro-batch.

@@ -102,8 +102,9 @@ def _built_in_loop(config: Config) -> Values:
 def _smaller_batches(config: Config) -> Values:
     """Half of the tokens that a micro-batch really can have."""
     least, changes = config.max_prompt_tokens + config.max_new_tokens, {}
-    for name in ("token_budget", "teacher_token_budget"):
-        if (budget := min(getattr(config, name) or 0, config.batch_size * least)) > least:
+    own = {"teacher_token_budget": config.teacher_tokens_at_once} if config.sizes["teacher_token_budget"] else {}
+    for name, tokens in {"token_budget": config.tokens_at_once, **own}.items():
+        if (budget := min(tokens, config.batch_size * least)) > least:
             changes[name] = max(least, budget // 2)
     return changes
 
@@ -123,7 +124,7 @@ OWN: dict[str, tuple[Change, ...]] = {
     "evaluate": (_fewer_answers, _fewer_lines),
     "rollout": (_fewer_lines,),
     "score": (_smaller_batches,),
-    "update": (lambda c: {} if c.gradient_checkpointing else {"gradient_checkpointing": True}, _smaller_batches),
+    "update": (lambda c: {} if c.recomputes else {"gradient_checkpointing": True}, _smaller_batches),
     "optimizer": (),
     "load": (),
 }

@@ -45,7 +45,7 @@ def step_flops(config: Config, student: "Traced", teacher: "Shape", lengths: Len
     reward = REWARDS[config.reward]
     kl = reward.pay is None
 
-    recompute = body + attention + adapter if config.gradient_checkpointing else 0.0
+    recompute = body + attention + adapter if config.recomputes else 0.0
     # Gradients of activations; of weights, where they are trained. Attention's backward is two forwards.
     backward = body * (2 if config.full_finetune else 1) + 2 * attention + 2 * adapter
     head_trains = config.full_finetune or student.trained > student.adapter

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 
 from poweropd_lite.base.config import BUNDLED, Config
+from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import peak_gib
 from poweropd_lite.checks.machine import check_device, dtype_name
 from poweropd_lite.engines.choose import hush_bitsandbytes, installed
+from poweropd_lite.plan.auto import settled
 from poweropd_lite.plan.cards import Machine, find_machine
 from poweropd_lite.plan.fit import differences, fit
 from poweropd_lite.plan.memory import GIB, MemoryPlan, plan_memory
@@ -40,11 +42,14 @@ def plan(
 
     say(f"tracing {config.pair} on tensors without memory")
     try:
+        wanted, config = config, settled(config, memory, machine.gib if machine.cuda else None)
         found = memory(config)
         fitting: Config | None = config
         if machine.gib is not None and found.needed > machine.gib * GIB:
             fitting = fit(config, round(machine.gib * GIB), memory, say, lambda of: not _refusals(of, machine))
         changes = differences(config, fitting) if fitting else None
+        if changes is not None:  # what is auto stays so, if it need not be changed
+            fitting = changed(wanted, **{name: after for name, (_, after) in changes.items()}) if changes else wanted
         engine, _ = _engine(config, machine.cuda, here)
         return report(config, found, machine, dtype, engine, asked, changes), fitting
     except UserError:

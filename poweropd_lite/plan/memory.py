@@ -4,6 +4,7 @@ A phase's bytes are the most that tensors hold at once in it; the peak is the la
 CUDA context and what the allocator can't use (`MemoryPlan.needed`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.memory import machine_bytes, peak_gib
+from poweropd_lite.kernels.products import FUSED_ELEMENTS, LOGIT_ELEMENTS, row_chunks
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.shape import BESIDE_WEIGHTS, Shape, cache_bytes, served_run
 from poweropd_lite.plan.trace import Traced, Traces, traces_of
@@ -64,9 +66,10 @@ def plan_memory(
     process takes before anything is loaded, where that is known.
     """
     lines, width = fullest_batch(config)
-    own = None if REWARDS[config.reward].pay is None else config.teacher_token_budget
+    own = None if REWARDS[config.reward].pay is None else config.teacher_tokens_at_once
     dtype, teacher_dtype = traces.dtype, teacher_compute(config, traces.dtype)
-    teacher, scoring = traces.teacher(config, teacher_dtype, *fullest_batch(config, own))
+    scored = fullest_batch(config, own)
+    teacher, scoring = traces.teacher(config, teacher_dtype, *scored)
     student = traces.student(config, teacher.head, lines, width)
 
     base_bits = 32 if config.full_finetune else 4 if config.student_bits == 4 else 8 * dtype.itemsize
@@ -85,11 +88,21 @@ def plan_memory(
     gradients = {"gradients": 4 * student.trained}
     copy = _head_copy(config, student, dtype) if cuda else {}
     base = _unpacked(config.student_bits, student.shape, dtype)
+    chunks = [
+        _fused_chunk(config, shape, batch) if cuda else {}
+        for shape, batch in ((teacher, scored), (student.shape, (lines, width)))
+    ]
     phases = {
         "load": {**resident, "optimizer": 0, "quantising": _quantising(config, teacher, cuda)},
         "rollout": {**resident, **rollout, **copy, **(base if engine == "loop" else {})},
-        "score": {**resident, **kept, "activations": scoring, **_unpacked(config.teacher_bits, teacher, teacher_dtype)},
-        "update": {**resident, **gradients, **kept, "activations": student.update, **copy, **base},
+        "score": {
+            **resident,
+            **kept,
+            "activations": scoring,
+            **chunks[0],
+            **_unpacked(config.teacher_bits, teacher, teacher_dtype),
+        },
+        "update": {**resident, **gradients, **kept, "activations": student.update, **chunks[1], **copy, **base},
         "optimizer": {**resident, **gradients, "optimizer's copies": _optimizer_copies(config, student, cuda)},
         "evaluate": {**resident, **evaluation, **copy, **(base if engine == "loop" else {})},
         "export": _export(student, dtype, cuda),
@@ -106,7 +119,7 @@ def fullest_batch(config: Config, budget: int | None = None) -> tuple[int, int]:
     the budget that whole longest ones may leave a part of.
     """
     longest = config.max_prompt_tokens + config.max_new_tokens
-    tokens = max(longest, min(budget or config.token_budget, config.batch_size * longest))
+    tokens = max(longest, min(budget or config.tokens_at_once, config.batch_size * longest))
     lines = -(-tokens // longest)
     return lines, tokens // lines
 
@@ -160,6 +173,15 @@ def _head_copy(config: Config, student: Traced, dtype: torch.dtype) -> dict[str,
     tied = getattr(student.shape.config, "tie_word_embeddings", False)
     trained = config.full_finetune or "lm_head" in whole or (tied and "embed_tokens" in whole)
     return {"head's copy": dtype.itemsize * vocabulary * size} if trained and dtype.itemsize < 4 else {}
+
+
+def _fused_chunk(config: Config, shape: Shape, batch: tuple[int, int]) -> dict[str, int]:
+    """What a chunk of logits and its gradient take more in the head's kernels than in the plain code that is traced."""
+    if config.kernels == "off" or REWARDS[config.reward].pay is None:
+        return {}
+    vocabulary, rows = shape.head[0], math.prod(batch)
+    plain, fused = (row_chunks(rows, vocabulary, most)[0].stop for most in (LOGIT_ELEMENTS, FUSED_ELEMENTS))
+    return {"kernels' chunk": vocabulary * max(0, (4 + 2) * fused - (4 + 4) * plain)}
 
 
 def _optimizer_copies(config: Config, student: Traced, cuda: bool) -> int:

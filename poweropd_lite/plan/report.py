@@ -7,6 +7,7 @@ from poweropd_lite.base.errors import Finding
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.tables import aligned
 from poweropd_lite.cli import as_flags
+from poweropd_lite.plan.auto import words as said_sizes
 from poweropd_lite.plan.cards import SIZES, Machine, evaluation_seconds, evaluations, find_card, step_seconds
 from poweropd_lite.plan.flops import TERA, Lengths, paper_update, step_flops
 from poweropd_lite.plan.memory import CUDA_CONTEXT, FRAGMENTED, GIB, WEIGHTS, MemoryPlan
@@ -37,6 +38,7 @@ def report(
         "peak_bytes": plan.peak,
         "runtime_bytes": plan.runtime,
         "needed_bytes": plan.needed,
+        "sizes": {**config.sizes, "said": said_sizes(config)},
         "fits": None if machine.gib is None else changes == {},
         "changes": changes and {name: list(pair) for name, pair in changes.items()},
         "lengths": {"prompt": lengths.prompt, "completion": lengths.completion},
@@ -70,6 +72,7 @@ def words(r: dict[str, Any], steps: int) -> str:
         f"peak    {_gib(r['peak_bytes'])} GiB of tensors ({r['peak_phase']}); "
         f"it needs {_gib(r['needed_bytes'])} GiB{_beside(r)}",
         f"fits    {_fit(r)}",
+        f"update  {r['sizes']['said']}",
         "TFLOPs  of a step ({prompt} + {completion:,} tokens a rollout): ".format(**r["lengths"])
         + ", ".join(f"{phase} {value:,.4g}" for phase, value in r["tflops"].items()),
         "        by the paper's convention (appendix B): teacher {teacher:,.4g}, student {student:,.4g}; update "

@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from poweropd_lite.base.config import section
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.fields import section
 
 
 class CannotPlan(UserError):

@@ -9,10 +9,11 @@ precision), memory.py adds them. Left out: kernels' own workspaces and the alloc
 """
 
 import copy
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from poweropd_lite.base.config import Config, marked
+from poweropd_lite.base.config import PLAIN_BUDGET, Config, marked
 from poweropd_lite.engines.draw import next_token
 from poweropd_lite.engines.loop import make_decoder
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
@@ -39,6 +40,10 @@ _MADE: dict[tuple, Any] = {}  # by all that a trace depends on
 class Traces:
     """The traces of a pair's two models, each made once in a process: a search for a config that fits asks for the same
     again and again, and so does a notebook's next run.
+
+    A micro-batch of more than PLAIN_BUDGET tokens is traced with fewer lines of its width, and its bytes taken in proportion.
+    It errs on the large side: at any moment there are a + b lines bytes, with a >= 0, and so the peak over the lines falls as
+    lines are added. Where every weight is trained a is large, the half precision copies of weights, and twice as many are traced.
     """
 
     def __init__(self, student: "PretrainedConfig", teacher: "PretrainedConfig", dtype: torch.dtype) -> None:
@@ -46,10 +51,14 @@ class Traces:
 
     def student(self, config: Config, teacher_head: tuple[int, int], lines: int, width: int) -> "Traced":
         read = teacher_head if _full(config) else (1, 1)
-        return self._once(trace_student, self.student_config, config, self.dtype, read, lines, width)
+        few = min(lines, max(1, (2 if config.full_finetune else 1) * PLAIN_BUDGET // width))
+        traced = self._once(trace_student, self.student_config, config, self.dtype, read, few, width)
+        return replace(traced, update=math.ceil(traced.update * lines / few))
 
     def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> tuple[Shape, int]:
-        return self._once(trace_teacher, self.teacher_config, config, dtype, lines, width)
+        few = min(lines, max(1, PLAIN_BUDGET // width))
+        shape, scoring = self._once(trace_teacher, self.teacher_config, config, dtype, few, width)
+        return shape, math.ceil(scoring * lines / few)
 
     def rollout(self, config: Config, lines: int, prompt: int, new: int) -> int:
         return self._once(trace_rollout, self.student_config, config, self.dtype, lines, prompt, new)
@@ -203,7 +212,7 @@ def fake_student(
     quiet_dropout(base)
     with torch.device("meta"):
         model = base if config.full_finetune else with_adapter(base, config)
-    if config.gradient_checkpointing:
+    if config.recomputes:
         recompute(model)
     with FakeTensorMode(), Live() as live:
         _materialise(model)

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from poweropd_lite.base.config import Config, config_to_check
+from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import checked
+from poweropd_lite.base.named import config_to_check
 from poweropd_lite.cli import config_parser, given
 
 

@@ -64,7 +64,7 @@ def compare_gradients(
     `replayed` must hold "full_kl", which the others are compared with. Gradients are of the parameters that learn, divided by
     N; twice as many of them as there are steps are held in the host's memory.
     """
-    teacher, reference, budget = RememberingTeacher(teacher.model), list[Tensor](), ready.config.token_budget
+    teacher, reference, budget = RememberingTeacher(teacher.model), list[Tensor](), ready.config.tokens_at_once
     scaler = torch.amp.GradScaler(ready.device.type, init_scale=16.0, enabled=ready.dtype == torch.float16)
     total, done, minus_kl, out = len(replayed) * len(steps), 0, [], {}
 

@@ -78,7 +78,7 @@ def by_step(
     ready: Prepared, drawn: Drawn, score: Callable[[Iterable[MicroBatch], int], Tensor], name: str, pace: Pace
 ) -> Tensor:
     """Returns score(a step's micro-batches, its N tokens) [N, ...] of all steps, one after the other, on the CPU."""
-    budget, parts, done, total = ready.config.token_budget, [], 0, len(drawn.lengths)
+    budget, parts, done, total = ready.config.tokens_at_once, [], 0, len(drawn.lengths)
     before = torch.get_float32_matmul_precision()
 
     def of_step(rollouts: list[Rollout], size: int, budget: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from poweropd_lite.base.config import setting
+from poweropd_lite.base.fields import setting
 
 
 class AuditConfig(BaseModel):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from poweropd_lite.base.config import section
+from poweropd_lite.base.fields import section
 
 
 class ReportConfig(BaseModel):

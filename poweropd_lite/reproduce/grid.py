@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal, get_args
 
-from poweropd_lite.base.config import BUNDLED, Config, full_name, load_config, marked, names_models
-from poweropd_lite.base.config_files import PAPER_PAIRS, config_path, read_yaml
+from poweropd_lite.base.config import BUNDLED, Config, full_name, load_config, marked
+from poweropd_lite.base.config_files import PAPER_PAIRS, changed, config_path, read_yaml
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.named import names_models
 from poweropd_lite.reproduce.settings import COLUMNS, REWARDS, TRUNCATED, ReproduceConfig
 
 Role = Literal["run", "base", "teacher"]
@@ -79,8 +80,12 @@ def run_config(pair: Config, task: Task) -> Config:
 
 
 def load_pair(config: str | None, values: dict[str, Any]) -> Config:
-    """Returns a pair: a config with `values` on top. Its score, which the grid sets, goes with every stop mode."""
-    return load_config(config, **{**values, "score": "full"})
+    """Returns a pair: a config with `values` on top. Its score, which the grid sets, goes with every stop mode.
+
+    What is auto by the card's memory is as on a CPU: runs may share a card, and their seconds and GiB are compared.
+    """
+    pair = load_config(config, **{**values, "score": "full"})
+    return changed(pair, **pair.sizes)
 
 
 def load_pairs(names: list[str], training: dict[str, Any]) -> dict[str, Config]:

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from poweropd_lite.base.config import BUNDLED, setting
+from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.config_files import checked, nearest
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.fields import setting
 
 REWARDS = ("full_kl", "log_ratio", "clip", "tanh", "zscore", "power")  # in the order of the paper's tables
 # What a column of the grid sets. The plain one is the paper's description, top-k 20 and top-p 0.95 the released code's.

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from poweropd_lite.base.config import BUNDLED, Config, load_config, marked, names_models
+from poweropd_lite.base.config import BUNDLED, Config, load_config, marked
 from poweropd_lite.base.config_files import QWEN_CONFIG, config_path, read_yaml
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.named import names_models
 from poweropd_lite.cli import config_parser, given, run_command
 from poweropd_lite.train import train
 

@@ -59,12 +59,12 @@ def learn(
 ) -> tuple[Gradient, dict[str, float]]:
     """Takes one optimizer step on the rollouts; returns its gradient and metrics. Out of memory, it halves micro-batches."""
     s, objective, compiled = session, session.ready.objective, session.compile_seconds
-    whole = s.config.teacher_token_budget or s.config.token_budget
+    whole = s.config.teacher_tokens_at_once, s.config.tokens_at_once
     gradient, budget, halved = halving(
         lambda budget: accumulate(
-            s.student, s.teacher, rollouts, objective, budget, s.scaler, whole * budget // s.config.token_budget
+            s.student, s.teacher, rollouts, objective, budget, s.scaler, whole[0] * budget // whole[1]
         ),
-        state.token_budget or s.config.token_budget,
+        state.token_budget or whole[1],
         max(map(len, rollouts)),
         s.student.device,
         record.progress.say,

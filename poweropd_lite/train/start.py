@@ -2,6 +2,7 @@
 
 import time
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.stop import StopRequest, end_cell
 from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.plan.auto import settle_run
 from poweropd_lite.plan.memory import planned_gib
 from poweropd_lite.run.checkpoint import Checkpoints
 from poweropd_lite.run.folder import check_output, new_run, open_run
@@ -45,7 +47,9 @@ def train(
             run, config = open_run(str(resume), **changes)
             held.enter_context(run)
         ready = prepare(config, print)
-        planned = planned_gib(ready.config, ready.device, ready.dtype, ready.engine.name, ready.shared, print)
+        on = ready.device, ready.dtype, ready.engine.name, ready.shared, print
+        ready = replace(ready, config=settle_run(ready.config, *on))
+        planned = planned_gib(ready.config, *on)
         session = held.enter_context(closing(load_session(ready, print)))
         if run is None:
             run = held.enter_context(new_run(config))
