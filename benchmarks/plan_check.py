@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "gpu"))
 import torch
 from shapes import SHAPES, make_student, make_teacher, sampling, settings
 
-from poweropd_lite.method.logprobs import Sampling, score_tokens
+from poweropd_lite.kernels.head import target_logprobs
+from poweropd_lite.method.logprobs import score_tokens
 from poweropd_lite.plan.memory import plan_memory
 from poweropd_lite.plan.trace import traces_of
 
@@ -40,7 +41,7 @@ def main() -> None:
     compare("teacher in NF4", held(teacher.model), plan.phases["rollout"]["teacher"])
 
     def score() -> None:
-        score_tokens(teacher.hidden(ids).flatten(0, 1), teacher.head, ids.flatten(), Sampling(), "full")
+        target_logprobs(teacher.hidden(ids).flatten(0, 1), teacher.head, ids.flatten())
 
     score()
     planned = plan.phases["score"]["activations"] + plan.phases["score"]["unpacked matrix"]

@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from poweropd_lite.kernels.products import matrix_of, product_chunks, wide_dtype
+
 try:
     import triton
     import triton.language as tl
@@ -49,6 +51,19 @@ def fault(device: torch.device) -> str | None:
     )
     worst = max(((ours - plain).norm() / plain.norm()).item() for ours, plain in pairs)
     return None if worst < 1e-5 else f"they are {worst:.2g} off there"
+
+
+def target_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """Returns log q of `ids` [N], float32 (float64) and at most 0, given the hidden states [N, D] and the head's `weight` [V, D];
+    there is no gradient.
+    """
+    matrix, one_pass = matrix_of(hidden, weight), usable(hidden)
+    out = torch.empty(len(ids), 1, dtype=wide_dtype(weight), device=hidden.device)
+    for chunk, logits, room in product_chunks(hidden, matrix, one_pass):
+        top, total, *_ = facts(logits) if one_pass else plain_facts(logits, room)
+        chosen = logits.gather(-1, ids[chunk, None])
+        out[chunk] = (chosen - top if one_pass else chosen) - total
+    return out[:, 0].clamp_max_(0.0)
 
 
 def plain_facts(logits: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-LOGIT_ELEMENTS = 1 << 24  # 64 MiB of float32 logits a chunk: 110 rows of Qwen3's vocabulary
+LOGIT_ELEMENTS = 3 << 23  # 96 MiB of float32 logits a chunk: 165 rows of Qwen3's vocabulary
 FUSED_ELEMENTS = 5 << 24  # with head.py's kernels, a row each for a card's processors: 512 of them
 _HALF = (torch.bfloat16, torch.float16)
 _FEW_ROWS, _FEW_ROWS_BLOCK = 16, 1 << 10  # on a CPU so few rows are faster in blocks of a large head's rows
@@ -94,5 +94,5 @@ def matrix_of(hidden: Tensor, weight: Tensor) -> Tensor:
 def row_chunks(count: int, vocabulary: int, elements: int) -> list[slice]:
     """Returns the rows of each chunk, for `count` rows and at most so many `elements` of logits a chunk."""
     rows = max(1, elements // vocabulary)
-    rows -= rows % 128 if rows > 128 else 0  # whole tiles of a card's matmul
+    rows -= rows % 128 if rows >= 256 else 0  # whole tiles of a card's matmul
     return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]

@@ -6,8 +6,8 @@ with top-k or top-p. On a card with Triton, kernels/head.py makes the same numbe
 
 - Head frozen (LoRA): d(value)/d(hidden) is made in the forward pass, while the chunk's logits are there, and only scaled
   by the incoming gradient in the backward pass. No logits are made twice.
-- Head trainable (full fine-tuning, tied embeddings, `modules_to_save`): where each row's part in the loss is known from its
-  log-prob, as a reward is, the head's gradient is made in the forward pass too; else the chunks are made again.
+- Head trainable (full fine-tuning, tied embeddings, `modules_to_save`): each row's part in the loss, a reward, is known from
+  its log-prob, so the head's gradient is made in the forward pass too.
 - Ids that can't be drawn are taken out of the logits, a few columns, and counted apart: no pass over the rest is for them.
 
 Shapes: N tokens, D hidden size, V rows of the head. Logits are float32 (float64 if the weights are) for any model's dtype.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.kernels import head as fused
-from poweropd_lite.kernels.products import add_outer, float_logits, matrix_of, product_chunks, pull_back, wide_dtype
+from poweropd_lite.kernels.products import add_outer, matrix_of, product_chunks, products, pull_back, wide_dtype
 
 _NEVER = -1e30  # the logit of what can't be: its exp is 0, and so is their product
 Weigh = Callable[[Tensor, slice], Tensor]
@@ -133,39 +133,29 @@ class _Rows(torch.autograd.Function):
         matrix, wide, trains = matrix_of(hidden, weight), wide_dtype(weight), ctx.needs_input_grad[1]
         value = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
         extras = torch.empty(hidden.shape[0], 4, dtype=wide, device=hidden.device)
-        ctx.later = trains and weigh is None
-        learns = any(ctx.needs_input_grad) and not ctx.later
-        dhidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if learns else None
-        dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if learns and trains else None
+        if trains and weigh is None:
+            raise ValueError("the gradient of a head that is trained needs `weigh`: it is made with the logits, once")
+        dhidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if any(ctx.needs_input_grad) else None
+        dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if trains else None
         for chunk, logits, room in product_chunks(hidden, matrix, rows.one_pass(hidden)):
-            value[chunk], extras[chunk] = rows(logits, room, chunk, learns)
-            part = weigh(extras[chunk, 0], chunk)[:, None] if weigh is not None else None
-            if part is not None:
-                value[chunk] *= part[:, 0]
+            value[chunk], extras[chunk] = rows(logits, room, chunk, dhidden is not None)
+            part = torch.ones_like(value[chunk]) if weigh is None else weigh(extras[chunk, 0], chunk)
+            value[chunk] *= part
             if dhidden is not None:
-                pulled = pull_back(room, matrix, hidden.dtype)
-                dhidden[chunk] = pulled if part is None else pulled * part
-            if dweight is not None and part is not None:
-                add_outer(dweight, room, hidden[chunk] * part)
+                dhidden[chunk] = pull_back(room, matrix, hidden.dtype) * part[:, None]
+            if dweight is not None:
+                add_outer(dweight, room, hidden[chunk] * part[:, None])
         ctx.mark_non_differentiable(extras)
-        ctx.rows, ctx.dtypes = rows, (hidden.dtype, weight.dtype)
-        ctx.save_for_backward(*((hidden, weight) if ctx.later else (dhidden, dweight)))
+        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.save_for_backward(dhidden, dweight)
         return value, extras
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        if not ctx.later:
-            dhidden, dweight = ctx.saved_tensors
-            dweight = None if dweight is None else dweight.mul_(grad[0]).to(ctx.dtypes[1])
-            return (dhidden * grad[:, None]).to(ctx.dtypes[0]), dweight, None, None
-        hidden, weight = ctx.saved_tensors
-        matrix, dhidden = matrix_of(hidden, weight), torch.empty_like(hidden)
-        dweight = torch.zeros(weight.shape, dtype=grad.dtype, device=weight.device)
-        for chunk, logits, room in product_chunks(hidden, matrix, ctx.rows.one_pass(hidden)):
-            ctx.rows(logits, room, chunk, True)
-            dhidden[chunk] = (pull_back(room, matrix, hidden.dtype) * grad[chunk, None]).to(hidden.dtype)
-            add_outer(dweight, room, hidden[chunk] * grad[chunk, None])
-        return dhidden, dweight.to(weight.dtype), None, None
+        dhidden, dweight = ctx.saved_tensors
+        if dweight is not None:  # and the gradient that comes in is of a sum: the same for all rows
+            dweight = dweight.mul_(grad[0]).to(ctx.dtypes[1])
+        return (dhidden * grad[:, None]).to(ctx.dtypes[0]), dweight, None, None
 
 
 class _ScoreRows:
@@ -241,13 +231,19 @@ class _KLRows:
     ) -> None:
         self.ids, self.teacher_ids, self.kept_by = ids, teacher_ids, kept_by
         self.teacher_hidden, self.teacher_weight = teacher_hidden, teacher_weight
+        self.rooms: tuple[Tensor, ...] | None = None
 
     def one_pass(self, hidden: Tensor) -> bool:
         """Whether the kernels make it."""
         return False
 
     def __call__(self, logits: Tensor, room: Tensor, chunk: slice, learns: bool) -> tuple[Tensor, Tensor]:
-        target = self.ids[chunk, None]
+        target, shared = self.ids[chunk, None], min(logits.shape[-1], self.teacher_weight.shape[0])
+        theirs, spare = self._room(logits)
+        products(self.teacher_hidden[chunk], self.teacher_weight, theirs)
+        _, their_total = fused.plain_facts(theirs, spare[:, : theirs.shape[-1]])
+        teacher_logprob = (theirs.gather(-1, self.teacher_ids[chunk, None]) - their_total).clamp_max(0.0)
+        spare = spare[:, : logits.shape[-1]]
         _, total = fused.plain_facts(logits, room)
         probs = room.mul_((-total).exp())
         kept_mass = torch.ones_like(total)
@@ -256,17 +252,20 @@ class _KLRows:
         elif self.kept_by.forbidden is not None:
             kept_mass = kept_mass - probs.index_select(-1, self.kept_by.forbidden).sum(-1, keepdim=True)
         logprob = (logits.gather(-1, target) - total).clamp_max(0.0)
-        entropy = total - (probs * logits).sum(-1, keepdim=True)
-        teacher = float_logits(self.teacher_hidden[chunk], self.teacher_weight)
-        teacher.sub_(teacher.logsumexp(-1, keepdim=True))
-        teacher_logprob = teacher.gather(-1, self.teacher_ids[chunk, None]).clamp_max(0.0)
-        shared = min(logits.shape[-1], teacher.shape[-1])
-        ratio = logits.sub_(total)
-        ratio[:, :shared].sub_(teacher[:, :shared])
+        entropy = total - torch.mul(probs, logits, out=spare).sum(-1, keepdim=True)
+        ratio = logits.sub_(total - their_total)
+        ratio[:, :shared].sub_(theirs[:, :shared])
         ratio[:, shared:] = 0.0
-        kl = (ratio * probs).sum(-1, keepdim=True)
-        del teacher
+        kl = torch.mul(ratio, probs, out=spare).sum(-1, keepdim=True)
         if learns:
-            ratio[:, :shared] += 1.0
-            probs.mul_(ratio.sub_(kl + probs[:, :shared].sum(-1, keepdim=True)))
+            inside = probs[:, :shared].sum(-1, keepdim=True) if shared < logits.shape[-1] else torch.ones_like(kl)
+            probs[:, shared:].mul_(-kl - inside)
+            torch.addcmul(spare[:, :shared], probs[:, :shared], 1.0 - inside - kl, out=probs[:, :shared])
         return kl[:, 0], torch.cat([logprob, teacher_logprob, entropy, kept_mass], -1)
+
+    def _room(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns room for the teacher's logits of as many rows, and for one more number of each id; both are used again."""
+        if self.rooms is None:
+            sizes = self.teacher_weight.shape[0], max(logits.shape[-1], self.teacher_weight.shape[0])
+            self.rooms = tuple(logits.new_empty(len(logits), size) for size in sizes)  # the first chunk is the largest
+        return self.rooms[0][: len(logits)], self.rooms[1][: len(logits)]

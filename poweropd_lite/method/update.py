@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from poweropd_lite.kernels.head import target_logprobs
 from poweropd_lite.method import loss
 from poweropd_lite.method.batch import MicroBatch, Stops, loss_lengths, micro_batches
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
@@ -188,7 +189,7 @@ def token_logprobs(model: Model, batches: Iterable[MicroBatch], count: int, side
 
     def facts(hidden: Tensor, batch: MicroBatch) -> Tensor:
         ids = batch.student_ids if side == "student" else batch.teacher_ids
-        return score_tokens(hidden, model.head, ids, Sampling(), "full").logprob[:, None]
+        return target_logprobs(hidden, model.head, ids)[:, None]
 
     return over_tokens(model, batches, count, facts, 1)[:, 0]
 

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from poweropd_lite.base.config import PLAIN_BUDGET, Config, marked
 from poweropd_lite.engines.draw import next_token
 from poweropd_lite.engines.loop import make_decoder
+from poweropd_lite.kernels.head import target_logprobs
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
 from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.adapter import with_adapter
@@ -180,7 +181,7 @@ def trace_teacher(
         ids, rows = torch.zeros(lines, width, dtype=torch.long), torch.zeros(lines * width, dtype=torch.long)
         with live.watch() as found:
             hidden = final_hidden(model, ids)[rows, rows]
-            score_tokens(hidden, head_weight(model), rows, Sampling(), "full")
+            target_logprobs(hidden, head_weight(model), rows)
     return shape, found[0]
 
 

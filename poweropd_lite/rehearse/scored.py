@@ -18,8 +18,9 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import halving
 from poweropd_lite.base.progress import Counting
 from poweropd_lite.base.stop import StopRequest
+from poweropd_lite.kernels.head import target_logprobs
 from poweropd_lite.method.batch import MicroBatch, loss_lengths, micro_batches
-from poweropd_lite.method.logprobs import Sampling, score_tokens
+from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Engine, Rollout
 from poweropd_lite.method.update import Model, Objective, over_tokens, token_logprobs
 from poweropd_lite.models.student import Student
@@ -110,7 +111,7 @@ def score_student(
     """Returns log q [N], and as float64 what truncation_facts says: [N] and [N, K, 4] for K samplings."""
 
     def facts(hidden: Tensor, batch: Any) -> Tensor:
-        log_q = score_tokens(hidden, student.head, batch.student_ids, Sampling(), "full").logprob
+        log_q = target_logprobs(hidden, student.head, batch.student_ids)
         pull, cut = truncation_facts(hidden, student.head, batch.student_ids, samplings)
         return torch.cat([log_q[:, None], pull[:, None], cut.flatten(1)], -1)
 

@@ -246,4 +246,4 @@ def _optimizer(config: Config, parameters: list) -> torch.optim.Optimizer:
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(parameters, lr=config.learning_rate, weight_decay=0.0)
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)  # without copies

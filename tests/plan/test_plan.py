@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from poweropd_lite.base.config import Config, load_config, marked
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.kernels.head import target_logprobs
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
 from poweropd_lite.models.shape import nf4_bytes, read_config, read_shape
 from poweropd_lite.models.student import load_student
@@ -59,20 +60,24 @@ def bundled():
     )
 
 
+def paid(log_q, rows):
+    return log_q  # any number a token
+
+
 def one_update(student, lines=4, width=240, teacher=None):
     ids = torch.zeros(lines, width, dtype=torch.long)
     rows = torch.arange(lines).repeat_interleave(width), torch.arange(width).repeat(lines)
     sampling = Sampling(forbidden=torch.tensor([5]))
     hidden = student.hidden(ids)[rows]
     if teacher is None:
-        score_tokens(hidden, student.head, ids.flatten(), sampling, "sampled").score.sum().backward()
+        score_tokens(hidden, student.head, ids.flatten(), sampling, "sampled", paid).score.sum().backward()
     else:
-        reverse_kl(hidden, student.head, *teacher, ids.flatten(), ids.flatten(), sampling).kl.sum().backward()
+        reverse_kl(hidden, student.head, *teacher, ids.flatten(), ids.flatten(), sampling, paid).kl.sum().backward()
 
 
 def one_score(teacher, lines=4, width=240):
     ids = torch.zeros(lines, width, dtype=torch.long)
-    score_tokens(teacher.hidden(ids).flatten(0, 1), teacher.head, ids.flatten(), Sampling(), "full")
+    target_logprobs(teacher.hidden(ids).flatten(0, 1), teacher.head, ids.flatten())
 
 
 def test_weights_are_what_bitsandbytes_and_the_optimizer_really_hold(bundled):
