@@ -31,7 +31,7 @@ class Loop:
         self.prompts = [rollout.prompt_ids for rollout in rollouts_of(case)]
         self.steps = 0
         trained = list(student.trainable().values())
-        self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     def sample(self) -> list[Rollout]:
         """Returns one rollout a prompt."""
