@@ -45,7 +45,7 @@ def main(steps: int, problems: int) -> float:
     engine = LoopEngine(student, pair.stop_ids, print)
     sampling = Sampling(temperature=1.0, forbidden=torch.tensor(pair.forbidden))
     objective = Objective("power", {"alpha": 10.0}, sampling, stops=Stops("mask", pair.teacher_stop))
-    optimizer = torch.optim.AdamW(student.trainable().values(), lr=config.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(student.trainable().values(), config.learning_rate, weight_decay=0.0, fused=True)
 
     def accuracy() -> float:
         engine.sync()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gpu"))
 
+import random_models
 import shapes
 from shapes import SHAPES, Shape, device
 
@@ -78,10 +79,10 @@ def config_of(case: Case, lora: bool, reward: str):
 
 def make_models(case: Case, lora: bool) -> tuple[Student, Teacher]:
     """Returns student and frozen teacher with random weights, the same at every call; the teacher is NF4 on a card."""
-    student = shapes.make_student(case.student, config_of(case, lora, "power"), case.dtype)
+    student = random_models.make_student(case.student, config_of(case, lora, "power"), case.dtype)
     if case.dtype != torch.float32:
-        return student, shapes.make_teacher(case.teacher, case.dtype)[0]
-    return student, Teacher(shapes.make(case.teacher, case.dtype).requires_grad_(False).eval())
+        return student, random_models.make_teacher(case.teacher, case.dtype)[0]
+    return student, Teacher(random_models.make(case.teacher, case.dtype).requires_grad_(False).eval())
 
 
 def rollouts_of(case: Case, vocabulary: int | None = None) -> list[Rollout]:

@@ -171,7 +171,7 @@ class Ours(Loop):
 
     def accumulate(self, rollouts: list[Rollout]):
         """Returns the summed gradient of a step."""
-        return accumulate(self.student, self.teacher, rollouts, self.objective, self.config.token_budget)
+        return accumulate(self.student, self.teacher, rollouts, self.objective, self.config.tokens_at_once)
 
     def step(self, rollouts: list[Rollout]) -> float:
         """Takes one optimizer step."""

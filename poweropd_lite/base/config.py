@@ -165,9 +165,10 @@ class Config(BaseModel):
         section="rollouts",
         marks="resume found",
     )
-    kernels: Literal["auto", "off"] = setting(
+    kernels: Annotated[Literal["auto", "off"], BeforeValidator(as_literal)] = setting(
         "auto",
         "our own Triton kernels where they run (CUDA of compute capability 8.0 and more, half precision): the same numbers to rounding, sooner; off: plain torch",
+        marks="resume",
     )
     guard_every: int = setting(
         50,

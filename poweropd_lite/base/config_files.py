@@ -80,7 +80,7 @@ def checked(kind: type[Settings], values: dict[str, Any], where: str = "") -> Se
         raise UserError("\n".join(f"unknown setting '{key}'{where}{nearest(key, fields)}" for key in unknown))
     for key, value in values.items():  # YAML's yes and no, which would count as 1 and 0
         takes = fields[key].annotation
-        if isinstance(value, bool) and bool not in (takes, *get_args(takes)) and "on" not in get_args(takes):
+        if isinstance(value, bool) and bool not in (takes, *get_args(takes)) and "off" not in get_args(takes):
             raise UserError(f"{key}: found {value}, but it is not a switch; --help says what it takes")
     try:
         return kind(**values)

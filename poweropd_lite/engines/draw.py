@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.kernels import head as fused
-from poweropd_lite.kernels.products import float_logits, products
+from poweropd_lite.kernels.products import products, wide_dtype
 from poweropd_lite.method.logprobs import Sampling, kept_ids
 
 BLOCK = 1024  # ids
@@ -21,26 +21,27 @@ def next_token(hidden: Tensor, head: Tensor, sampling: Sampling, noise: Tensor) 
     """Returns (ids, log-prob at temperature 1, untruncated), each [C], for hidden states [C, D], the head [V, D] and uniform
     numbers [C] in float64.
     """
-    if sampling.truncates or sampling.temperature != 1.0 or not fused.usable(hidden):
-        return draw(float_logits(hidden, head), sampling, noise)
-    logits = hidden.new_empty(len(hidden), len(head), dtype=torch.float32)
+    logits = hidden.new_empty(len(hidden), len(head), dtype=wide_dtype(head))
     products(hidden, head, logits)
-    return draw_in_one_pass(logits, sampling, noise)
+    one_pass = fused.usable(hidden) and not sampling.truncates and sampling.temperature == 1.0
+    return (draw_in_one_pass if one_pass else draw)(logits, sampling, noise)
 
 
 def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns what `next_token` does, for logits [C, V] less their largest: the first id whose cumulative mass exceeds the
+    """Returns what `next_token` does, for logits [C, V], which are changed: the first id whose cumulative mass exceeds the
     number's share of all mass.
     """
     ids, size = logits.shape[-1], min(logits.shape[-1], BLOCK)
+    beside = _forbid(logits, sampling)
+    top = logits.amax(-1, keepdim=True)
     mass = logits.new_zeros(len(logits), ids + -ids % size)
-    torch.exp(logits, out=mass[:, :ids])
+    torch.exp(logits.sub_(top), out=mass[:, :ids])
     everything = mass.sum(-1, keepdim=True).log()
+    if beside is not None:
+        everything = torch.logaddexp(everything, beside - top)
     if sampling.truncates or sampling.temperature != 1.0:
         scaled = (logits / sampling.temperature).masked_fill_(~kept_ids(logits, sampling), -torch.inf)
-        torch.exp(scaled.sub_(scaled.amax(-1, keepdim=True)), out=mass[:, :ids])
-    elif sampling.forbidden is not None:
-        mass.index_fill_(-1, sampling.forbidden, 0.0)
+        torch.exp(scaled, out=mass[:, :ids])
     share, first = noise.double().clamp_max(_LAST)[:, None], noise.new_zeros((), dtype=torch.long)
     if ids > size:
         mass = mass.unflatten(-1, (-1, size))
@@ -51,11 +52,8 @@ def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Ten
 
 
 def draw_in_one_pass(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """As `draw`, at temperature 1 without truncation, for logits as they are, of which the forbidden ones are lost."""
-    ids, beside = logits.shape[-1], None
-    if sampling.forbidden is not None and sampling.forbidden.numel():
-        beside = logits.index_select(-1, sampling.forbidden).logsumexp(-1, keepdim=True)
-        logits.index_fill_(-1, sampling.forbidden, -1e30)
+    """As `draw`, at temperature 1 without truncation."""
+    ids, beside = logits.shape[-1], _forbid(logits, sampling)
     tops, sums = fused.block_sums(logits, BLOCK)
     top = tops.amax(-1, keepdim=True)
     masses = sums * (tops - top).exp_()
@@ -67,6 +65,15 @@ def draw_in_one_pass(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple
     mass = (logits.gather(-1, place.clamp_max(ids - 1)) - top).exp_().masked_fill_(place >= ids, 0.0)
     drawn = _inside(mass, share, block * BLOCK, ids)
     return drawn.squeeze(-1), (logits.gather(-1, drawn) - everything).squeeze(-1)
+
+
+def _forbid(logits: Tensor, sampling: Sampling) -> Tensor | None:
+    """Takes the forbidden ids out of logits; returns the log of the mass that they had, [C, 1], if there are any."""
+    if sampling.forbidden is None or not sampling.forbidden.numel():
+        return None
+    beside = logits.index_select(-1, sampling.forbidden).logsumexp(-1, keepdim=True)
+    logits.index_fill_(-1, sampling.forbidden, -1e30)  # whose exp is 0
+    return beside
 
 
 def _block(masses: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import is_out_of_memory
 from poweropd_lite.engines.decode import Decoder, FastDecoder, Unlike
 from poweropd_lite.engines.draw import next_token
+from poweropd_lite.kernels import head
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Draws, Rollout
 from poweropd_lite.models.loading import final_hidden
@@ -36,6 +37,7 @@ class LoopEngine:
         kernels: str = "auto",
     ) -> None:  # fmt: skip
         self.student, self.stop_ids, self.say, self.dtype = student, stop_ids, say, student.dtype
+        head.switched_off = kernels == "off"
         self.decoder = make_decoder(student, say, kernels)
         cuda = student.device.type == "cuda"
         self.fixed = self.graphs = cuda and self.decoder.graphs

@@ -23,12 +23,13 @@ switched_off = False  # by a run's config
 
 def usable(tensor: Tensor) -> bool:
     """Whether the kernels take over for a tensor: on a card where `fault` finds nothing wrong with them."""
-    return tensor.is_cuda and not switched_off and tensor.dtype != torch.float64 and fault(tensor.device) is None
+    return tensor.is_cuda and not switched_off and tensor.dtype != torch.float64 and fault(tensor.get_device()) is None
 
 
 @cache
-def fault(device: torch.device) -> str | None:
+def fault(card: int) -> str | None:
     """Returns why the kernels can't be used on a card, having held them to the plain code on a few rows there, or None."""
+    device = torch.device("cuda", card)
     if triton is None:
         return "Triton is not installed"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -39,6 +40,8 @@ def fault(device: torch.device) -> str | None:
         top, total, dot = facts(logits)
         gradient(logits, top, total, target, room)
     except Exception as error:  # whatever a compiler says
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         return f"Triton fails there ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     shifted, mass = logits.clone(), torch.empty_like(logits)
     wanted = plain_facts(shifted, mass)
@@ -103,7 +106,9 @@ def gradient(logits: Tensor, top: Tensor, norm: Tensor, target: Tensor, out: Ten
     """Writes onehot(target) - exp(logits - top - norm), [C, V], to `out`, of any floating dtype; the others are [C, 1]."""
     rows, columns = logits.shape
     grid = rows, triton.cdiv(columns, BLOCK)
-    _gradient[grid](logits, top, norm, target, out, columns, logits.stride(0), out.stride(0), BLOCK=BLOCK, num_warps=8)
+    _gradient[grid](
+        logits, top, norm, target.contiguous(), out, columns, logits.stride(0), out.stride(0), BLOCK=BLOCK, num_warps=8
+    )
 
 
 def block_sums(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:

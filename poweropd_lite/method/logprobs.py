@@ -103,7 +103,7 @@ def score_tokens(
     have drawn, plus the token itself; that set is a constant to the gradient. With a plain `sampling` they are equal.
     Given `weigh`, `score` is multiplied by weigh(log q of some rows, which rows), and only its sum has a right gradient.
     """
-    value, extras = _Rows.apply(hidden, weight, _ScoreRows(ids, sampling, score), weigh)
+    value, extras = _Rows.apply(hidden, _learnt(weight), _ScoreRows(ids, sampling, score), weigh)
     return TokenScores(value, *extras.unbind(-1))
 
 
@@ -117,8 +117,12 @@ def reverse_kl(
     [N] only choose whose log-probs are reported. `weigh` as in `score_tokens`.
     """
     rows = _KLRows(ids, teacher_ids, teacher_hidden.detach(), teacher_weight.detach(), sampling)
-    value, extras = _Rows.apply(hidden, weight, rows, weigh)
+    value, extras = _Rows.apply(hidden, _learnt(weight), rows, weigh)
     return TokenKL(value, *extras.unbind(-1))
+
+
+def _learnt(weight: Tensor) -> Tensor:
+    return weight if torch.is_grad_enabled() else weight.detach()  # (a Function's forward can't tell)
 
 
 class _Rows(torch.autograd.Function):
@@ -154,7 +158,7 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         dhidden, dweight = ctx.saved_tensors
         if dweight is not None:  # and the gradient that comes in is of a sum: the same for all rows
-            dweight = dweight.mul_(grad[0]).to(ctx.dtypes[1])
+            dweight = dweight.mul_(grad[:1].sum()).to(ctx.dtypes[1])
         return (dhidden * grad[:, None]).to(ctx.dtypes[0]), dweight, None, None
 
 

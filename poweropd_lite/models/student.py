@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from poweropd_lite.base.config import Config
 from poweropd_lite.models.adapter import uncast_inputs, with_adapter
 from poweropd_lite.models.compiled import CompiledLayers
-from poweropd_lite.models.loading import check_head, final_hidden, head_weight, load_causal_lm, nf4, stay_unpacked
+from poweropd_lite.models.loading import (
+    check_head,
+    final_hidden,
+    head_weight,
+    load_causal_lm,
+    model_body,
+    nf4,
+    stay_unpacked,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,7 +72,7 @@ class Student:
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Returns the final hidden states [B, T, D] of right-padded ids [B, T]."""
-        if not self.model.training:  # (to ask is cheap, and to set goes through some thousand modules)
+        if not model_body(self.model).training:  # (to ask is cheap, and to set goes through some thousand modules)
             self.model.train()  # transformers recomputes activations (gradient checkpointing) in this mode only
         if self.compiled is not None:
             self.compiled.make(ids.shape[0], self._hidden)

@@ -224,11 +224,12 @@ def _flatten_optimizer(optimizer: Optimizer, names: list[str]) -> tuple[dict, di
 
 def _restore_optimizer(optimizer: Optimizer, names: list[str], tensors: dict, values: dict[str, dict]) -> None:
     parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    fused = optimizer.param_groups[0].get("fused")
     optimizer.state.clear()
     for name, value in tensors.items():
         owner, key = name.rsplit("|", 1)
-        # AdamW counts its steps in a tensor that stays on the CPU.
-        device = "cpu" if key == "step" else parameters[owner].device
+        # AdamW counts its steps in a tensor, on the CPU unless all is one kernel, which would read the host's memory.
+        device = "cpu" if key == "step" and not fused else parameters[owner].device
         optimizer.state[parameters[owner]][key] = value.to(device)
     for name, pairs in values.items():
         optimizer.state[parameters[name]].update(pairs)

@@ -202,7 +202,7 @@ def load_sampler(ready: Prepared, say: Callable[[str], None]) -> tuple[Student, 
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(ready.config.seed)
     head.switched_off = ready.config.kernels == "off"
-    if ready.device.type == "cuda" and not head.switched_off and (fault := head.fault(ready.device)):
+    if ready.device.type == "cuda" and not head.switched_off and (fault := head.fault(torch.cuda.current_device())):
         say(f"log-probs without the kernels for a card, which is slower: {fault}")
     student = load_student(ready.config, ready.device, ready.dtype, ready.loader.name, fast_inference=ready.shared)
     engine = load_engine(ready.engine, student, ready.config, ready.pair.stop_ids, say)

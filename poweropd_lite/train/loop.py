@@ -59,13 +59,13 @@ def learn(
 ) -> tuple[Gradient, dict[str, float]]:
     """Takes one optimizer step on the rollouts; returns its gradient and metrics. Out of memory, it halves micro-batches."""
     s, objective, compiled = session, session.ready.objective, session.compile_seconds
-    whole = s.config.teacher_tokens_at_once, s.config.tokens_at_once
-    gradient, budget, halved = halving(
-        lambda budget: accumulate(
-            s.student, s.teacher, rollouts, objective, budget, s.scaler, whole[0] * budget // whole[1]
-        ),
-        state.token_budget or whole[1],
-        max(map(len, rollouts)),
+    own, theirs, longest = s.config.tokens_at_once, s.config.teacher_tokens_at_once, max(map(len, rollouts))
+    gradient, most, halved = halving(
+        lambda most: accumulate(
+            s.student, s.teacher, rollouts, objective, min(own, most), s.scaler, min(theirs, most)
+        ),  # so the larger of the two is halved first
+        state.token_budget or min(max(own, theirs), longest * len(rollouts)),
+        longest,
         s.student.device,
         record.progress.say,
     )
@@ -75,7 +75,8 @@ def learn(
             metrics["time/compile"] = metrics.get("time/compile", 0.0) + spent
             metrics[f"time/{side}"] = max(0.0, metrics[f"time/{side}"] - spent)
     if halved:
-        state.token_budget, state.out_of_memory = budget, state.out_of_memory + halved
+        state.token_budget, state.out_of_memory = most, state.out_of_memory + halved
+    budget = min(own, most)
     started = time.monotonic()
     with explained_out_of_memory("the parity guard"):
         parity = guard.check(state.step, rollouts, gradient.tokens.log_q, gradient.tokens.engine, budget)

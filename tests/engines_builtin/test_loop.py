@@ -77,7 +77,7 @@ def test_draws_follow_the_truncated_distribution():
     probs = torch.tensor([weights[i] for i in range(4)]).div(0.7).softmax(-1)
     count = 200_000
     noise = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ids, raw = draw(logits.expand(count, 6), sampling, noise)
+    ids, raw = draw(logits.repeat(count, 1), sampling, noise)
     shares = torch.bincount(ids, minlength=6) / count
     assert shares[4:].tolist() == [0.0, 0.0]
     error = (probs * (1 - probs) / count).sqrt()
@@ -98,7 +98,7 @@ def test_drawing_a_block_first_draws_what_the_whole_cumulative_sum_does(sampling
     kept = (logits.double() / sampling.temperature).masked_fill(~kept_ids(logits, sampling), -torch.inf)
     ends = kept.softmax(-1).cumsum(-1)
     wanted = torch.searchsorted(ends, noise[:, None] * ends[:, -1:], right=True).squeeze(-1)
-    ids, logprob = draw(logits, sampling, noise)
+    ids, logprob = draw(logits.clone(), sampling, noise)
     assert (ids != wanted.clamp_max(5002)).sum() <= 2  # rounding ties: float32 masses against float64
     assert kept.gather(-1, ids[:, None]).isfinite().all()
     torch.testing.assert_close(logprob, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0])
@@ -109,10 +109,20 @@ def test_drawing_a_block_first_draws_what_the_whole_cumulative_sum_does(sampling
         torch.testing.assert_close(ours[1], logprob[:40], rtol=1e-6, atol=2e-6)
 
 
+def test_a_forbidden_id_far_above_all_others_is_not_drawn_and_leaves_a_draw():
+    """300 nats above: beside it every other id has mass 0 in float32, and among themselves they have 1/3 each."""
+    logits = torch.tensor([[300.0, 0.0, 0.0, 0.0]])
+    for draws in (draw, draw_in_one_pass):
+        for number, wanted in ((0.1, 1), (0.5, 2), (0.9, 3)):
+            noise = torch.tensor([number], dtype=torch.float64)
+            ids, logprob = draws(logits.clone(), Sampling(forbidden=torch.tensor([0])), noise)
+            assert (ids.item(), logprob.item()) == (wanted, -300.0)
+
+
 def test_the_largest_uniform_number_never_draws_an_excluded_id():
     logits = torch.zeros(1, 8)
     noise = torch.tensor([1 - 2**-53], dtype=torch.float64)
-    ids, logprob = draw(logits, Sampling(forbidden=torch.tensor([6, 7])), noise)
+    ids, logprob = draw(logits.clone(), Sampling(forbidden=torch.tensor([6, 7])), noise)
     assert ids.item() == 5 and torch.isfinite(logprob).all()
 
 

@@ -146,7 +146,9 @@ def test_a_tied_head_trained_by_modules_to_save_stays_tied_and_gets_both_gradien
     assert weight.requires_grad
     ids = IDS[0, 1:]
     hidden = student.hidden(IDS)[0, :-1]
-    score_tokens(hidden, weight, ids, Sampling(), "full").score.sum().backward()
+    score_tokens(
+        hidden, weight, ids, Sampling(), "full", lambda log_q, rows: torch.ones_like(log_q)
+    ).score.sum().backward()
     ours = weight.grad.clone()
     student.model.zero_grad()
     logits = student.model(input_ids=IDS).logits[0, :-1]
