@@ -31,7 +31,7 @@ def heads(tiny: bool) -> dict[str, float]:
     cut = Sampling(0.9, 20, 0.95, torch.arange(rows - 267, rows, device=device()))
     torch.backends.cuda.matmul.allow_tf32 = False
     facts = {}
-    for name in ("full", "sampled", "full_kl"):
+    for name in ("full", "sampled", "full_kl", "kernels"):  # the last: of what the head's kernels take
         x = hidden.clone().requires_grad_()
         z = (wide := hidden.float().requires_grad_()) @ weight.float().T
         if name == "full_kl":
@@ -39,7 +39,11 @@ def heads(tiny: bool) -> dict[str, float]:
             log_p = (theirs.float() @ their_weight.float().T).log_softmax(-1)
             wanted = (z.softmax(-1) * (z.log_softmax(-1) - log_p)).sum(-1)
         else:
-            value = score_tokens(x, weight, ids, cut, name).score
+            held = Sampling(forbidden=cut.forbidden)
+            score = "sampled" if name == "kernels" else name
+            value = score_tokens(x, weight, ids, held if name == "kernels" else cut, score).score
+            if name == "kernels":
+                z = z.index_fill(-1, held.forbidden, -torch.inf)
             if name == "sampled":
                 kept = kept_ids(z.detach(), cut).scatter(-1, ids[:, None], True)
                 z = (z / 0.9).masked_fill(~kept, -torch.inf)
