@@ -64,7 +64,7 @@ def learn(
         lambda most: accumulate(
             s.student, s.teacher, rollouts, objective, min(own, most), s.scaler, min(theirs, most)
         ),  # so the larger of the two is halved first
-        state.token_budget or min(max(own, theirs), longest * len(rollouts)),
+        state.token_budget or max(own, min(theirs, longest * len(rollouts))),
         longest,
         s.student.device,
         record.progress.say,
