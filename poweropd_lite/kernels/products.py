@@ -15,12 +15,16 @@ _FEW_ROWS, _FEW_ROWS_BLOCK = 16, 1 << 10  # on a CPU so few rows are faster in b
 _VOCAB_BLOCK = 1 << 14  # head rows that are widened to float32 at a time where the matmul can't do so itself
 
 
-def product_chunks(hidden: Tensor, weight: Tensor, fused: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def product_chunks(
+    hidden: Tensor, weight: Tensor, fused: bool, beside: int = 0
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yields which rows of `hidden` [N, D] a chunk is, their products with `weight` [V, D], and as much room; both are used again.
 
-    For the kernels (`fused`) there is room for a gradient in the hidden states' dtype.
+    For the kernels (`fused`) there is room for a gradient in the hidden states' dtype. Rows are fewer where the caller holds
+    tensors as large `beside` these two.
     """
-    chunks = row_chunks(hidden.shape[0], weight.shape[0], FUSED_ELEMENTS if fused else LOGIT_ELEMENTS)
+    elements = FUSED_ELEMENTS if fused else 2 * LOGIT_ELEMENTS // (2 + beside)
+    chunks = row_chunks(hidden.shape[0], weight.shape[0], elements)
     out = hidden.new_empty(chunks[0].stop if chunks else 0, weight.shape[0], dtype=wide_dtype(weight))
     room = torch.empty_like(out, dtype=hidden.dtype if fused else out.dtype)
     for chunk in chunks:

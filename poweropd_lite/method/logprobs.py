@@ -141,7 +141,7 @@ class _Rows(torch.autograd.Function):
             raise ValueError("the gradient of a head that is trained needs `weigh`: it is made with the logits, once")
         dhidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if any(ctx.needs_input_grad) else None
         dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if trains else None
-        for chunk, logits, room in product_chunks(hidden, matrix, rows.one_pass(hidden)):
+        for chunk, logits, room in product_chunks(hidden, matrix, rows.one_pass(hidden), rows.beside):
             value[chunk], extras[chunk] = rows(logits, room, chunk, dhidden is not None)
             part = torch.ones_like(value[chunk]) if weigh is None else weigh(extras[chunk, 0], chunk)
             value[chunk] *= part
@@ -168,7 +168,7 @@ class _ScoreRows:
     def __init__(self, ids: Tensor, sampling: Sampling, score: str) -> None:
         self.ids, self.sampling = ids, sampling
         self.forbidden = sampling.forbidden if sampling.forbidden is not None and sampling.forbidden.numel() else None
-        self.as_sampled = score == "sampled"
+        self.as_sampled, self.beside = score == "sampled", 0
         self.cuts = sampling.truncates or (self.as_sampled and sampling.temperature != 1.0)
 
     def one_pass(self, hidden: Tensor) -> bool:
@@ -236,6 +236,7 @@ class _KLRows:
         self.ids, self.teacher_ids, self.kept_by = ids, teacher_ids, kept_by
         self.teacher_hidden, self.teacher_weight = teacher_hidden, teacher_weight
         self.rooms: tuple[Tensor, ...] | None = None
+        self.beside = 2
 
     def one_pass(self, hidden: Tensor) -> bool:
         """Whether the kernels make it."""
