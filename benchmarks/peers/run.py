@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def main() -> int:
         print(f"\n{work}, {facts['machine']['device']}\n\n" + "\n".join(lines) + "\n", flush=True)
         if args.output:
             args.output.mkdir(parents=True, exist_ok=True)
-            command = "python benchmarks/peers/run.py " + " ".join(sys.argv[1:])
+            command = "python benchmarks/peers/run.py " + shlex.join(sys.argv[1:])
             said = {"command": command, "work": work, "left_out": left_out, **facts, "runs": runs, "table": lines}
             kind = "card" if facts["machine"]["cuda"] else "cpu"
             (args.output / f"{kind}-{work}.json").write_text(json.dumps(said, indent=1) + "\n")

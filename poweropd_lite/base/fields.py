@@ -21,6 +21,6 @@ def section(title: str) -> dict[str, Any]:
 
 
 def setting(default: Any, description: str, *, section: str = "", marks: str = "", **limits: Any) -> Any:
-    """One setting of a run; for `section` and `marks`, words apart by spaces, see the functions beside this one."""
+    """One setting of a run; `section` begins one, `marks` are words apart by spaces: config.marked says which there are."""
     extra: dict[str, Any] = {"marks": marks.split(), **({"section": section} if section else {})}
     return Field(default, description=description, json_schema_extra=extra, **limits)

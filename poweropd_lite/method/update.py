@@ -101,7 +101,8 @@ def accumulate(
 ) -> Gradient:
     """Returns the gradient of a step on `rollouts`, in micro-batches of at most `token_budget` tokens.
 
-    The teacher's are of `teacher_budget`, but for full_kl. `scaler` is for float16. The metrics are `tokens/loss`, `optim/student_passes` and seconds (docs/metrics.md).
+    The teacher's are of `teacher_budget`, but for full_kl. `scaler` is for float16. The metrics are `tokens/loss`,
+    `optim/student_passes` and seconds (docs/metrics.md).
     """
     started, scale = time.monotonic(), scaler or torch.amp.GradScaler(student.device.type, enabled=False)
     count = sum(loss_lengths(rollouts, objective.stops))
@@ -119,7 +120,8 @@ def accumulate(
         with torch.no_grad():
             said = [batch.select(teacher.hidden(batch.ids)) for batch in batches]
     else:
-        own = micro_batches(rollouts, teacher_budget or token_budget, objective.stops, student.device)
+        theirs = teacher_budget or token_budget
+        own = batches if theirs == token_budget else micro_batches(rollouts, theirs, objective.stops, student.device)
         tokens.log_p.copy_(token_logprobs(teacher, own, count, "teacher"))
     _finish(student.device)
     metrics["time/teacher"] = time.monotonic() - started
@@ -217,9 +219,7 @@ def _full_kl(
     sampling: Sampling,
 ) -> Tensor:  # fmt: skip
     ids = batch.student_ids, batch.teacher_ids
-    out = reverse_kl(
-        hidden, student.head, said, teacher.head, *ids, sampling, lambda log_q, rows: torch.ones_like(log_q)
-    )
+    out = reverse_kl(hidden, student.head, said, teacher.head, *ids, sampling, lambda q, _: torch.ones_like(q))
     tokens.log_p[batch.order], tokens.log_q[batch.order] = out.teacher_logprob, out.logprob
     tokens.reward[batch.order] = -out.kl.detach()
     tokens.entropy[batch.order], tokens.kept_mass[batch.order] = out.entropy, out.kept_mass

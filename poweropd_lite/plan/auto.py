@@ -76,8 +76,12 @@ def settle_run(
         if found != config:
             say(f"auto: {words(found)}: planned {memory(found).needed / GIB:.1f} of {total / GIB:.1f} GiB")
         return found
-    except Exception:  # a model's own code on tensors without memory: planned_gib says so
-        return changed(config, **config.sizes)
+    except Exception as error:  # a model's own code, on tensors without memory, raises what it likes
+        found = changed(config, **config.sizes)
+        say(
+            f"auto: {words(found)}, for memory can't be planned ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+        )
+        return found
 
 
 def words(found: Config) -> str:
