@@ -4,7 +4,6 @@ The plain code, and the reference, is method/logprobs.py. There a pass each goes
 product with the logits; here a row is read once, each lane keeping its own largest, sum and product, brought together last.
 """
 
-import contextlib
 import os
 from functools import cache
 
@@ -13,11 +12,13 @@ from torch import Tensor
 
 from poweropd_lite.kernels.products import matrix_of, product_chunks, wide_dtype
 
-triton = None
-if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":  # on a CPU it is 50 MB for nothing
-    with contextlib.suppress(ImportError):  # another kind of card
-        import triton
-        import triton.language as tl
+try:
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ImportError  # it would be memory for nothing
+    import triton
+    import triton.language as tl
+except ImportError:  # no card, or another kind of card
+    triton = None
 
 BLOCK = 4096
 switched_off = False  # by a run's config
