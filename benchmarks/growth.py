@@ -51,19 +51,26 @@ def update(vocabulary: int, lines: int, length: int, budget: int, full: bool) ->
 
 
 def prompts(rows: int, folder: Path) -> dict:
-    """Returns seconds and MiB until the prompts of a generated file are ready, as a run's start makes them."""
+    """Returns seconds and MiB until the prompts of a generated file are ready, as a run's start makes them, at the first
+    start and at the next; and seconds until those of a late step are at hand.
+    """
     file = folder / f"{rows}.jsonl"
     write_rows(file, rows)
     code = (
         "import json, sys, time; from measure import Meter\n"
-        "from poweropd_lite.base.config import load_config; from poweropd_lite.run.session import prepare\n"
-        "c = load_config('bundled', data=sys.argv[1], eval_problems=1, max_prompt_tokens=400)\n"
-        "meter, began = Meter(), time.monotonic(); ready = prepare(c, lambda text: None)\n"
-        "print(json.dumps({'prompts': len(ready.prompts), 'seconds': time.monotonic() - began, 'peak_mib': meter.peak_mib()}))"
+        "from poweropd_lite.base.config import load_config; from poweropd_lite.run.inputs import _of_prompts\n"
+        "from poweropd_lite.problems.prompts import step_indices; from poweropd_lite.run.session import prepare\n"
+        "c = load_config('bundled', data=sys.argv[1], eval_problems=1, max_prompt_tokens=400, hold_out=100)\n"
+        "meter, began, cpu = Meter(), time.monotonic(), time.process_time()\n"
+        "ready = prepare(c, lambda text: print(text, file=sys.stderr)); digest = _of_prompts(ready.prompts)\n"
+        "cpu, seconds, late = time.process_time() - cpu, time.monotonic() - began, time.monotonic()\n"
+        "ids = [ready.prompts[i].ids for i in step_indices(len(ready.prompts), c.batch_size, 0, 1_000_000)]\n"
+        "print(json.dumps({'prompts': len(ready.prompts), 'sha256': digest, 'seconds': seconds, 'cpu_seconds': cpu,\n"
+        "'late_step_seconds': time.monotonic() - late, 'peak_mib': meter.peak_mib()}))"
     )
     found = {"rows": rows, "bytes": file.stat().st_size}
     for time_of in ("first", "again"):
-        found[time_of] = json.loads(run(["-c", code, str(file)]).splitlines()[-1])
+        found[time_of] = json.loads(run(["-c", code, str(file)], HF_ASSETS_CACHE=str(folder)).splitlines()[-1])
     file.unlink()
     return found
 
@@ -98,10 +105,11 @@ def start_up(folder: Path) -> dict[str, float]:
     return found
 
 
-def run(args: list[str]) -> str:
+def run(args: list[str], **environment: str) -> str:
     """Returns what a fresh Python prints."""
     paths = [str(ROOT), str(Path(__file__).parent / "peers"), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(paths)}
+    env |= environment
     done = subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env)
     if done.returncode:
         raise SystemExit(f"{args}: {done.stderr[-2000:]}")

@@ -23,9 +23,10 @@ def plain(hidden, weight, ids):
 
 def chunked(hidden, weight, ids):
     """Ours."""
+    from poweropd_lite.kernels.products import Head
     from poweropd_lite.method.logprobs import Sampling, score_tokens
 
-    return score_tokens(hidden, weight, ids, Sampling(), "full").score
+    return score_tokens(hidden, Head(weight), ids, Sampling(), "full").score
 
 
 def measure(method: str, tokens: int, threads: int) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "gpu"))
 
 import torch
-from shapes import SHAPES, make_student, make_teacher, sampling, settings
+from random_models import make_student, make_teacher
+from shapes import SHAPES, sampling, settings
 
 from poweropd_lite.kernels.head import target_logprobs
 from poweropd_lite.method.logprobs import score_tokens

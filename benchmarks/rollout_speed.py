@@ -4,8 +4,9 @@
 
 Two students with a LoRA adapter, in float32 on this machine's CPU (or on the card, if there is one): the bundled pair's, on
 its own problems, and a 41.6 M Qwen3 with random weights whose completions end after 40 tokens on average (128 at most):
-uneven lengths, as reasoning has them. 32 prompts, plain sampling at temperature 1. Every engine is warmed up, then timed; useful
-tokens are those up to each row's own end. Each engine runs in a process of its own, since vLLM changes how torch uses threads.
+uneven lengths, as reasoning has them. 32 prompts, plain sampling at temperature 1. Every engine is warmed up, then timed:
+CPU seconds of the process, but for vLLM, which has others, and on a card. Useful tokens are those up to each row's own end.
+Each engine runs in a process of its own, since vLLM changes how torch uses threads.
 """
 
 import argparse
@@ -84,13 +85,14 @@ def measure(engine: str, model: str, folder: Path) -> None:
         torch.manual_seed(0)
         for p in student.trainable().values():
             p.add_(torch.randn_like(p), alpha=0.002)
+    clock = time.perf_counter if engine == "vllm" or device.type == "cuda" else time.process_time
     sampler = make_sampler(engine, student, config, stops)
     seconds, lengths = [], []
     for repeat in range(REPEATS + 1):  # the first one warms up
-        started = time.perf_counter()
+        started = clock()
         done = sampler(prompts, Draws(0, TRAINING, repeat, tuple(range(PROMPTS))), Sampling(), longest)
         if repeat:
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
             lengths.append([len(ids) for ids in done])
     total = sum(map(sum, lengths))
     line = {"seconds": sum(seconds), "tokens": total, "padded": sum(PROMPTS * max(n) for n in lengths)}

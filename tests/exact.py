@@ -11,13 +11,12 @@ TINY = Path(__file__).parent.parent / "poweropd_lite" / "tiny"
 def drawn_rollouts(config, count):
     """Returns what a run with `config` is prepared with, and its rollouts, step by step."""
     from poweropd_lite.base.progress import Counting
-    from poweropd_lite.base.stop import StopRequest
-    from poweropd_lite.rehearse.scored import Pace, draw, prepare_to_score
+    from poweropd_lite.rehearse.scored import draw, prepare_to_score
     from poweropd_lite.run.session import load_sampler
 
     ready = prepare_to_score(config, print)
     _, engine = load_sampler(ready, print)
-    return ready, draw(ready, engine, count, Pace(StopRequest(), Counting("rollout"), print)).steps
+    return ready, draw(ready, engine, count, Counting("rollout", say=print)).steps
 
 
 def float64_model(role):

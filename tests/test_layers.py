@@ -17,6 +17,7 @@ from poweropd_lite.cli import main
 PACKAGE = Path(__file__).parent.parent / "poweropd_lite"
 # From left to right; a room never imports one that stands further right, nor another beside it.
 FLOORS = [
+    ["rewards"],
     ["base", "grade", "kernels"],
     ["method", "problems", "cli"],
     ["models"],

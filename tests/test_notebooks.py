@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-NAMES = ("01_quickstart", "02_reward_by_hand", "03_train_qwen3", "04_evaluate_and_export")
+NAMES = ("01_quickstart", "02_reward_by_hand", "03_train_qwen3", "04_evaluate_and_export", "05_reward_lab")
 
 
 def runner():
@@ -214,3 +214,17 @@ def test_the_script_refuses_what_it_cannot_set(tmp_path, capsys):
         with pytest.raises(SystemExit) as end:
             module.main(flags)
         assert end.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_the_laboratory_lays_three_rewards_over_each_other(tmp_path):
+    """As it stands in the file, a constant teaches to write on; here that the pieces run, and are of one seed a setting."""
+    values = {
+        "groups": "[[g['label'], g['seeds']] for g in json.loads((folder / 'report.json').read_text())['groups']]",
+        "rewards": "[json.loads((run / 'metrics.jsonl').read_text().splitlines()[1])['reward/mean'] for run in runs.values()]",
+    }
+    notebook, held = run("05_reward_lab", tmp_path, values, STEPS=2, EVAL_PROBLEMS=8)
+    assert held["groups"] == [["power 10", [0]], ["f_jsd", [0]], ["constant", [0]]]
+    assert held["rewards"][2] == 1.0 and -1 < held["rewards"][0] < -0.1 and -0.35 < held["rewards"][1] < -0.1
+    assert len(pictures(notebook)) == 5  # what each pays, three live ones, the report's
+    ends = re.findall(r"(\w+) +\d+ tokens, KL [\d.]+ -> (\d+) tokens, KL", text_of(read("05_reward_lab")))
+    assert [name for name, _ in ends] == ["power", "f_jsd", "constant"] and int(ends[2][1]) > 2 * int(ends[0][1])

@@ -7,6 +7,7 @@ from random_models import make_student, make_teacher
 from shapes import SHAPES, VOCABULARY, device, prompts, sampling, settings
 
 from poweropd_lite.engines.loop import LoopEngine
+from poweropd_lite.kernels.products import Head
 from poweropd_lite.method.logprobs import Sampling, kept_ids, reverse_kl, score_tokens
 from poweropd_lite.method.rollout import Draws
 from poweropd_lite.models.loading import final_hidden
@@ -35,13 +36,13 @@ def heads(tiny: bool) -> dict[str, float]:
         x = hidden.clone().requires_grad_()
         z = (wide := hidden.float().requires_grad_()) @ weight.float().T
         if name == "full_kl":
-            value = reverse_kl(x, weight, theirs, their_weight, ids, ids, Sampling()).kl
+            value = reverse_kl(x, Head(weight), theirs, Head(their_weight), ids, ids, Sampling()).kl
             log_p = (theirs.float() @ their_weight.float().T).log_softmax(-1)
             wanted = (z.softmax(-1) * (z.log_softmax(-1) - log_p)).sum(-1)
         else:
             held = Sampling(forbidden=cut.forbidden)
             score = "sampled" if name == "kernels" else name
-            value = score_tokens(x, weight, ids, held if name == "kernels" else cut, score).score
+            value = score_tokens(x, Head(weight), ids, held if name == "kernels" else cut, score).score
             if name == "kernels":
                 z = z.index_fill(-1, held.forbidden, -torch.inf)
             if name == "sampled":

@@ -24,14 +24,20 @@ def timed(
     stops: frozenset[int] = NEVER,
     most: int | None = None,
 ) -> tuple[float, list[Rollout]]:
-    """Returns seconds and rollouts of `count` prompts of `length`, at most `most` at once; sync and release included."""
-    engine = LoopEngine(student, stops, print, most)
-    asked = prompts(count, length, student.head.shape[0])
+    """Returns seconds and rollouts of `count` prompts of `length`, sync and release included: of one batch, or as evaluate
+    takes them, at most `most` at once and a prompt where one has ended.
+    """
+    engine = LoopEngine(student, stops, print)
+    asked = prompts(count, length, len(student.head.weight))
     finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     finish()
     started = time.perf_counter()
     engine.sync()
-    rollouts = engine.sample(asked, Draws(0, 0, 0, tuple(range(count))), drawn, new)
+    draws = Draws(0, 0, 0, tuple(range(count)))
+    if most is None:
+        rollouts = engine.sample(asked, draws, drawn, new)
+    else:
+        rollouts = [r for told in engine.stream(asked, draws, drawn, new, most) for _, r in told.rollouts]
     engine.release()
     finish()
     return time.perf_counter() - started, rollouts

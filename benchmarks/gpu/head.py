@@ -43,7 +43,7 @@ def _time(count: int, size: int, rows: int, sampling: Sampling, name: str, tiny:
 
     def work() -> None:
         hidden.grad = weight.grad = None
-        score = score_tokens(hidden, weight, ids, sampling, "sampled", lambda log_q, rows: log_q).score
+        score = score_tokens(hidden, products.Head(weight), ids, sampling, "sampled", lambda log_q, rows: log_q).score
         if score.requires_grad:
             score.sum().backward()
 

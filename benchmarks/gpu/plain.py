@@ -22,12 +22,12 @@ def plain_step(student, teacher, optimizer, rollouts: list[Rollout], phases) -> 
         return logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
 
     with torch.no_grad():
-        log_p = logprobs(teacher.hidden(ids), teacher.head)
+        log_p = logprobs(teacher.hidden(ids), teacher.head.weight)
     phases.end("teacher")
     student.model.train()
     with student.compute():
         hidden = final_hidden(student.model, ids)
-    log_q = logprobs(hidden, student.head)
+    log_q = logprobs(hidden, student.head.weight)
     reward = ((ALPHA * log_p).exp() - (ALPHA * log_q).exp()).detach()
     (-(reward * log_q * mask).sum() / mask.sum()).backward()
     phases.end("student")

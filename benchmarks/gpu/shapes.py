@@ -39,6 +39,7 @@ SHAPES = {
     "8b": Shape(4096, 36, 32, 8, 12288, False),
     "0.6b-cut": Shape(1024, 4, 16, 8, 3072, True),
     "4b-cut": Shape(2560, 9, 32, 8, 9728, True),
+    "wide-head": Shape(256, 4, 4, 2, 768, True, head_size=64),
     "tiny-student": Shape(64, 2, 4, 2, 128, True, 1000, 32),
     "tiny-teacher": Shape(128, 2, 4, 2, 256, False, 1000, 32),
 }

@@ -17,6 +17,7 @@ from shapes import SHAPES, body_weights, cache_width, device, prompts, sampling,
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import changed
+from poweropd_lite.checks.reward import reward_settings
 from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.kernels import head
 from poweropd_lite.method import update
@@ -26,7 +27,7 @@ from poweropd_lite.method.update import Objective
 from poweropd_lite.models.shape import served_run
 from poweropd_lite.models.student import Student
 from poweropd_lite.run.metrics import describe
-from poweropd_lite.run.session import _optimizer, reward_settings
+from poweropd_lite.run.session import _optimizer
 
 GIB = 2**30
 
@@ -150,15 +151,21 @@ def rates(step: Step, config: Config, rollouts: list[Rollout], phase_seconds: di
     }
 
 
+def save_base(student: Student, folder: Path) -> str:
+    """Saves the base under the names that it has without an adapter; returns the folder."""
+    model = student.model.get_base_model()
+    weights = {name.replace(".base_layer", ""): w for name, w in model.state_dict().items() if "lora_" not in name}
+    model.save_pretrained(folder, state_dict=weights)
+    return str(folder)
+
+
 def make_engine(name: str, student: Student, config: Config, folder: Path):
     """Returns what samples; vLLM reads the base from a folder, where Unsloth has not brought it up."""
     if name == "vllm":
         from poweropd_lite.engines.vllm import VllmEngine
 
         if student.loader != "unsloth":
-            base = folder / "base"
-            student.model.get_base_model().save_pretrained(base)
-            config = changed(config, student=str(base))
+            config = changed(config, student=save_base(student, folder / "base"))
         return VllmEngine(student, served_run(config), frozenset({7}))
     engine = LoopEngine(student, frozenset({7}), print, kernels=config.kernels)
     if name == "eager":

@@ -9,6 +9,7 @@ from cases import ALPHA, CLIP, LEARNING_RATE, Case, config_of, ids_of, rollouts_
 from shapes import SHAPES, device, sampling
 from torch import Tensor
 
+from poweropd_lite.checks.reward import reward_settings
 from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.kernels.products import LOGIT_ELEMENTS
 from poweropd_lite.method import loss
@@ -20,7 +21,6 @@ from poweropd_lite.models.loading import final_hidden
 from poweropd_lite.models.student import Student
 from poweropd_lite.models.teacher import Teacher
 from poweropd_lite.run.metrics import describe
-from poweropd_lite.run.session import reward_settings
 
 
 class Loop:
@@ -82,9 +82,9 @@ class Plain(Loop):
     def add(self, ids: Tensor, count: int) -> float:
         """Adds the part of some lines."""
         hidden, said, target = self.hidden(ids)
-        log_q = (hidden @ self.student.head.to(hidden.dtype).T).float().log_softmax(-1)
+        log_q = (hidden @ self.student.head.weight.to(hidden.dtype).T).float().log_softmax(-1)
         with torch.no_grad():
-            log_p = (said @ self.teacher.head.to(said.dtype).T).float().log_softmax(-1)
+            log_p = (said @ self.teacher.head.weight.to(said.dtype).T).float().log_softmax(-1)
         if self.reward == "full_kl":
             value = (log_q.exp() * (log_q - log_p)).sum() / count
         else:
@@ -104,7 +104,7 @@ class Lean(Loop):
     @torch.no_grad()
     def log_p(self, said: Tensor, target: Tensor) -> Tensor:
         """Returns the teacher's log-probs [N] of target [N], from hidden states [N, D]."""
-        out, head = torch.empty(len(target), device=said.device), self.teacher.head.to(said.dtype)
+        out, head = torch.empty(len(target), device=said.device), self.teacher.head.weight.to(said.dtype)
         for part in torch.arange(len(target)).split(max(1, LOGIT_ELEMENTS // len(head))):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             z = (said[rows] @ head.T).float()
@@ -116,7 +116,7 @@ class Lean(Loop):
     def add(self, ids: Tensor, count: int) -> float:
         """Adds the part of some lines."""
         hidden, said, target = (t.flatten(0, 1) for t in self.hidden(ids))
-        log_p, head = self.log_p(said, target), self.student.head
+        log_p, head = self.log_p(said, target), self.student.head.weight
         total, dhidden = 0.0, torch.empty_like(hidden)
         with torch.no_grad():
             matrix, dhead = head.to(hidden.dtype), torch.zeros_like(head)

@@ -9,18 +9,19 @@ the paper's recipe for Qwen3-0.6B-Base <- Qwen3-4B as LoRA on one 24 GB card.
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from poweropd_lite.base.combinations import impossible
 from poweropd_lite.base.config_files import checked, config_path, read_yaml
-from poweropd_lite.base.fields import Bits, as_literal, setting
+from poweropd_lite.base.fields import Bits, Kernels, Mapping, as_literal, setting
+from poweropd_lite.base.objective import ObjectiveSettings
+from poweropd_lite.base.teachers import BUNDLED as BUNDLED
+from poweropd_lite.base.teachers import SELF, called, is_address
+from poweropd_lite.base.teachers import full_name as full_name
+from poweropd_lite.rewards.table import reward_of
 
-BUNDLED = "bundled"  # as a model or data name: what is shipped inside the package
+MOST_RANK = 16_384  # of an adapter: no model is wider
 PLAIN_BUDGET = 8192  # tokens of a micro-batch where auto finds none: on a CPU, and of a card that is not known
-
-
-def full_name(name: str, role: str) -> str:
-    """Returns a model's name for a reader: what "bundled" stands for hangs on the role."""
-    return f"{BUNDLED}-{role}" if name == BUNDLED else name
 
 
 def marked(*marks: str) -> frozenset[str]:
@@ -37,36 +38,10 @@ def marked(*marks: str) -> frozenset[str]:
     return frozenset(name for name, extra in extras.items() if set(marks) & set(extra.get("marks", ())))
 
 
-class Config(BaseModel):
+class Config(ObjectiveSettings):
     """One run. Fields are flags too: `top_k` is `--top-k`. Frozen: a changed setting is a new Config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-    # The method
-    reward: Literal["power", "log_ratio", "clip", "tanh", "zscore", "full_kl"] = setting(
-        "power",
-        "what a sampled token is paid (docs/method.md); full_kl is the full-vocabulary baseline",
-        section="method",
-        marks="grid",
-    )
-    alpha: float = setting(
-        10.0,
-        "exponent of the power reward p^alpha - q^alpha; other rewards ignore it",
-        gt=0,
-        le=1e6,
-        marks="grid",
-    )
-    clip_limit: float = setting(1.0, "the clip reward's bound on the log ratio (paper: 1; released script: 5)", gt=0)
-    tau: float = setting(5.0, "the tanh reward's scale: tanh(log ratio / tau)", gt=0)
-    score: Literal["sampled", "full"] = setting(
-        "sampled",
-        "whose log-prob carries the gradient: the distribution sampled from (unbiased under top-k, top-p, temperature), or the untruncated one (released code)",
-        marks="grid traced",
-    )
-    stop_mode: Literal["mask", "raw", "relabel", "cross_eos"] = setting(
-        "mask",
-        "the final stop token in the loss: left out, kept, relabelled as the teacher's stop for both, or as the teacher's stop for the teacher alone",
-    )
 
     # The models
     student: str = setting(
@@ -76,11 +51,27 @@ class Config(BaseModel):
         section="models",
     )
     teacher: str = setting(
-        "Qwen/Qwen3-4B", "hub id or folder of the model that scores; 'bundled' for the shipped one", min_length=1
+        "Qwen/Qwen3-4B",
+        "hub id, folder or server (http://host:port) of the model that scores; 'bundled'; 'self': the student's base",
+        min_length=1,
+        marks="resume",
+    )
+    teacher_name: str | None = setting(None, "what a served teacher's server calls it", min_length=1)
+    teacher_tokenizer: str | None = setting(
+        None, "hub id or folder of a served teacher's tokenizer and config; teacher_name if not given", min_length=1
+    )
+    teacher_concurrency: int = setting(4, "requests to a served teacher at once", ge=1, le=64, marks="sitting")
+    teacher_timeout: float = setting(300.0, "most seconds for one of its answers", gt=0, le=1e5, marks="resume sitting")
+    teacher_patience: float = setting(
+        600.0, "seconds that a run waits for a served teacher that went away", ge=0, le=1e6, marks="resume sitting"
     )
     teacher_bits: Bits = setting(
-        4,
-        "teacher weights: 4 is NF4 with double quantisation, 8 is LLM.int8 (CUDA), 16 the compute dtype, 32 float32",
+        4, "teacher weights: 4 is NF4 with double quantisation, 8 is LLM.int8 (CUDA), 16 the compute dtype, 32 float32"
+    )
+    teacher_offload: bool = setting(
+        False,
+        "keep the teacher's layers in the host's memory, from where each comes to the card once a step",
+        marks="resume",
     )
     student_bits: Annotated[Literal[4, 16], BeforeValidator(as_literal)] = setting(
         16, "weights of the student's frozen base: 16 is the compute dtype, 4 is NF4 (QLoRA)"
@@ -102,8 +93,16 @@ class Config(BaseModel):
     full_finetune: bool = setting(
         False, "train every weight (float32 master weights) instead of a LoRA adapter", marks="traced"
     )
-    lora_rank: int = setting(32, "rank of the LoRA adapter", ge=1, marks="traced")
-    lora_alpha: float = setting(64.0, "LoRA's scale: the update is lora_alpha / lora_rank * B A", gt=0, marks="traced")
+    adapter: str | None = setting(
+        None,
+        "folder of a LoRA adapter of the student to train on from, such as an SFT's; rank, alpha and modules are then its own",
+        min_length=1,
+        marks="traced",
+    )
+    lora_rank: int = setting(32, "rank of the LoRA adapter", ge=1, le=MOST_RANK, marks="traced")
+    lora_alpha: float = setting(
+        64.0, "LoRA's scale: the update is lora_alpha / lora_rank * B A", gt=0, le=1e6, marks="traced"
+    )
     lora_targets: str = setting(
         "all-linear",
         "modules that get an adapter: all-linear (all but the head), or names joined by commas",
@@ -125,7 +124,8 @@ class Config(BaseModel):
     # The prompts
     data: str = setting(
         "agentica-org/DeepScaleR-Preview-Dataset",
-        "hub id, or a JSON, JSONL or Parquet file of problems; 'bundled' for the synthetic ones",
+        "hub id, or a JSON, JSONL or Parquet file of problems (from 50 MB on its prompts are kept in "
+        "~/.cache/huggingface/assets/poweropd_lite, which may be deleted); 'bundled' for the synthetic ones",
         min_length=1,
         section="prompts",
         marks="resume",
@@ -145,7 +145,7 @@ class Config(BaseModel):
     hold_out: int = setting(
         0,
         "how many different prompts of the data are never trained on, chosen by a hash of each, and scored as "
-        "--eval-benchmarks are: by their answers, or where there are none by the KL to the teacher alone",
+        "--eval-benchmarks are: by --eval-grader, by their answers, or where there are none by the KL to the teacher alone",
         ge=0,
         marks="scores",
     )
@@ -156,6 +156,13 @@ class Config(BaseModel):
     enable_thinking: bool = setting(
         False, "what the chat template is told; off makes Qwen3 add an empty think block, as the released code does"
     )
+    template_kwargs: Mapping = setting({}, "more that the chat template is told: a mapping; JSON as a flag")
+    teacher_enable_thinking: bool | None = setting(None, "enable_thinking of the teacher's prompts, if another")
+    teacher_template_kwargs: Mapping | None = setting(None, "template_kwargs of the teacher's prompts, if others")
+    teacher_prompt: str = setting(
+        "",
+        "the last user message as the teacher reads it, if another: a text with {prompt} and columns of the row, such as {solution}",
+    )
     max_prompt_tokens: int = setting(1024, "longer prompts are left out, counted and named", ge=1)
 
     # The rollouts
@@ -165,7 +172,7 @@ class Config(BaseModel):
         section="rollouts",
         marks="resume found",
     )
-    kernels: Annotated[Literal["auto", "off"], BeforeValidator(as_literal)] = setting(
+    kernels: Kernels = setting(
         "auto",
         "our own Triton kernels where they run (CUDA of compute capability 8.0 and more, half precision): the same numbers to rounding, sooner; off: plain torch",
         marks="resume",
@@ -180,6 +187,7 @@ class Config(BaseModel):
         None,
         "if given, a token's reward is multiplied by min(q of the trainer / q of the engine, this), for engines that round differently",
         ge=1,
+        le=1e6,
     )
     batch_size: int = setting(32, "prompts a step, one rollout each", ge=1)
     decode_batch_size: int | None = setting(
@@ -238,12 +246,11 @@ class Config(BaseModel):
     )
     eval_prompt_column: str | None = setting(None, "as prompt_column of the evaluate command", marks="scores")
     eval_answer_column: str | None = setting(None, "as answer_column of the evaluate command", marks="scores")
+    eval_grader: str | None = setting(None, "as grader of the evaluate command", min_length=1, marks="scores")
     eval_problems: int = setting(256, "how many problems of each benchmark, from the first on", ge=1, marks="scores")
     eval_every: int = setting(0, "steps between evaluations; 0: only before and after training", ge=0)
     kl_prompts: int = setting(
-        64,
-        "on how many of the held-out prompts the KL to the teacher is estimated at each evaluation; 0: on none",
-        ge=0,
+        64, "on how many of the held-out prompts the KL to the teacher is estimated at each evaluation; 0: none", ge=0
     )
     eval_samples: int = setting(8, "completions a problem, for Avg@k", ge=1, marks="scores")
     eval_temperature: float = setting(0.6, "sampling temperature of evaluation, untruncated", gt=0, marks="scores")
@@ -280,13 +287,26 @@ class Config(BaseModel):
 
     @property
     def reward_label(self) -> str:
-        """The reward's name for a reader, with alpha where it has one, such as "power 10"."""
-        return f"power {self.alpha:g}" if self.reward == "power" else self.reward
+        """The reward's name for a reader, with its settings, such as "power 10", and what of the laboratory is beside it."""
+        words = [self.reward + f" {self.alpha:g}" * ("alpha" in reward_of(self.reward).settings)]
+        words += [f"{name}={value}" for name, value in self.reward_settings.items()]
+        beside = {"baseline": self.baseline, "keep": self.keep, "weight": self.weight}
+        return " ".join(words + [f"{name} {value}" for name, value in beside.items() if value not in ("none", "all")])
 
     @property
     def pair(self) -> str:
         """The two models by their full names, such as "bundled-student <- bundled-teacher"."""
-        return f"{full_name(self.student, 'student')} <- {full_name(self.teacher, 'teacher')}"
+        return f"{called(self, 'student')} <- {called(self, 'teacher')}"
+
+    @property
+    def served(self) -> bool:
+        """Whether the teacher is another program's, asked by HTTP."""
+        return is_address(self.teacher)
+
+    @property
+    def loads_teacher(self) -> bool:
+        """Whether a second model is loaded: the teacher is neither served nor the student's own base."""
+        return not self.served and self.teacher != SELF
 
     @property
     def recomputes(self) -> bool:
@@ -325,46 +345,15 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        problems = []
-        if self.score == "sampled" and self.stop_mode == "relabel" and self.reward != "full_kl":
-            problems.append(
-                "stop_mode relabel scores a token that was not sampled, which score sampled can't do; "
-                "type --score full, or --stop-mode cross_eos"
-            )
-        longest = self.max_prompt_tokens + self.max_new_tokens
-        for name in ("token_budget", "teacher_token_budget"):
-            if isinstance(budget := getattr(self, name), int) and budget < longest:
-                problems.append(
-                    f"{name} {budget} is less than one longest rollout ({self.max_prompt_tokens} prompt + {self.max_new_tokens} "
-                    f"new tokens); type --{name.replace('_', '-')} {longest}, or lower --max-prompt-tokens"
-                )
-        if self.warmup_steps >= self.steps:
-            problems.append(
-                f"warmup_steps {self.warmup_steps} leaves no step of {self.steps} at the full learning rate; "
-                f"type --warmup-steps {self.steps // 20}"
-            )
-        if self.full_finetune and self.student_bits == 4:
-            problems.append("full_finetune trains every weight, and a 4-bit weight can't be; type --student-bits 16")
-        if self.engine == "vllm" and (self.full_finetune or self.modules_to_save):
-            problems.append(
-                "engine vllm is sent an adapter, and nothing else can be trained with it; type --engine loop"
-            )
-        if self.importance_cap is not None and self.reward == "full_kl":
-            problems.append("full_kl has no reward to weigh; leave out --importance-cap, or choose another --reward")
-        if self.full_finetune and self.modules_to_save:
-            problems.append("full_finetune trains every module already; leave out --modules-to-save")
-        if self.eval_every and not self.evaluates:
-            problems.append(
-                "eval_every needs problems to score; type --eval-benchmarks math500 (or a file), --hold-out 100 for some of "
-                "the data, or --eval-every 0"
-            )
-        if "lm_head" in [name.strip() for name in self.lora_targets.split(",")]:
-            problems.append("an adapter on lm_head is not supported; train the head whole: --modules-to-save lm_head")
-        if self.full_finetune and self.dtype == "float16":
-            problems.append("full_finetune in float16 loses small updates; type --dtype bfloat16 or --dtype float32")
-        if problems:
+        if problems := impossible(self):
             raise ValueError("\n".join(problems))
         return self
+
+
+def as_in_training(name: str) -> Any:
+    """A field of another command's settings, with the default and the sentence that a run has."""
+    field = Config.model_fields[name]
+    return Field(field.default, description=field.description)
 
 
 def load_config(config: str | Path | None = None, **overrides: Any) -> Config:

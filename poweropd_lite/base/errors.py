@@ -4,12 +4,16 @@ A UserError's text is printed as it stands, without a traceback (cli.run_command
 refuses what is a refusal and says what is to be told. Both ask the same checks.
 """
 
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 WIDTH = 118  # of a finding on a screen
+MOST_LINES, LONGEST_LINE = 60, 1500  # of a message, whatever it quotes
+# Control characters but for tab and newline, and those that turn the direction of writing: a terminal or page would obey them.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -18,6 +22,27 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         """What Jupyter and IPython show in place of a traceback."""
         return [f"error: {self}"]
+
+
+def printable(text: str) -> str:
+    """Returns a text without characters that a terminal or a page would obey: control and bidi ones, half characters."""
+    return _UNPRINTABLE.sub("", text).encode("utf-8", "replace").decode()
+
+
+def message(error: UserError) -> str:
+    """Returns what is printed of an error: printable, and of no more lines and letters than a user can read."""
+    lines = [printable(line) for line in str(error).split("\n", MOST_LINES)]
+    if more := len(lines) > MOST_LINES:
+        lines = lines[:MOST_LINES]
+    shown = [cut(line, LONGEST_LINE) for line in lines]
+    return "\n".join([*shown, *(["..."] if more else [])])
+
+
+def cut(text: str, most: int = 200) -> str:
+    """Returns a text of at most `most` letters, saying how many are left out of its middle."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most - 40]} ... ({len(text) - most:,} letters) ... {text[-40:]}"
 
 
 @dataclass(frozen=True)

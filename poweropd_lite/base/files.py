@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.errors import UserError, cut
 from poweropd_lite.base.unix import fcntl
 
 MANIFEST = "manifest.json"
+TRY = ".poweropd-try"  # a folder that is made for a moment
 
 
 def write_text(path: Path, text: str) -> None:
@@ -31,9 +32,38 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def append_text(path: Path, text: str, to_disk: bool = False) -> None:
+    """Adds `text` to the end of a file, all of it or, where the disk refuses, nothing; `to_disk` waits until it is there."""
+    rest = memoryview(text.encode())
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            if to_disk:
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)  # the next line would go on where half of this one ends
+            raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON; NaN and infinity are refused, for they are not JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text says; raises ValueError, also for brackets thousands deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets too deep to be read") from None
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a JSON file says; raises OSError or ValueError."""
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def digest(path: Path) -> str:
@@ -47,23 +77,23 @@ def write_manifest(folder: Path, files: Iterable[Path]) -> None:
     write_json(folder / MANIFEST, {"sha256": {file.name: digest(file) for file in sorted(files)}})
 
 
-def changed_since(folder: Path, needed: Iterable[str] = ()) -> str | None:
+def changed_since(folder: Path, needed: Iterable[str] = (), manifest: str = MANIFEST) -> str | None:
     """Returns which file of a folder is not what its manifest says, and how; None if all are. The manifest must list `needed`."""
     try:
-        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        listed = read_json(folder / manifest)["sha256"]
         if missing := sorted(set(needed) - set(listed)):
-            return f"{MANIFEST} does not list {', '.join(missing)}"
+            return f"{manifest} does not list {', '.join(missing)}"
         wrong = [name for name, value in listed.items() if digest(folder / Path(name).name) != value]
     except FileNotFoundError as error:
         name = Path(error.filename).name
         return f"{name} is missing" + (
-            " (it is written last, and earlier versions wrote none)" if name == MANIFEST else ""
+            " (it is written last, and earlier versions wrote none)" if name == manifest else ""
         )
     except OSError as error:
-        return f"{Path(error.filename or MANIFEST).name} can't be read: {error.strerror}"
+        return f"{Path(error.filename or manifest).name} can't be read: {error.strerror}"
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} can't be read: {error}"
-    return f"{', '.join(wrong)} does not hold what {MANIFEST} says" if wrong else None
+        return f"{manifest} can't be read: {error}"
+    return f"{', '.join(wrong)} does not hold what {manifest} says" if wrong else None
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -102,10 +132,37 @@ def refuse_full(path: Path, flag: str, why: str, hidden_too: bool = False) -> No
     Hidden files count only if they would be replaced (`hidden_too`): a run killed in its first moment leaves a lock, half a
     config. `flag` names another place.
     """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a name too long, a link to itself, a file in the way
+        raise UserError(
+            f"can't write into {cut(str(path))}: {error.strerror}; type {flag} with the name of a new folder elsewhere"
+        ) from None
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; type {flag} with the name of a new folder")
     if path.is_dir() and any(hidden_too or not file.name.startswith(".") for file in path.iterdir()):
         raise UserError(f"{path} is not empty and {why}; type {flag} with the name of a new folder")
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raises UserError if nothing could be made at `path`, found by making a folder beside it for a moment.
+
+    Asked before anything loads: permissions alone do not tell of read-only disks, /proc, quotas, or names too long.
+    """
+    try:
+        if not (there := existing(path)).is_dir():
+            raise UserError(f"{there} is a file; type {flag} with the name of a new folder")
+        with contextlib.suppress(FileExistsError):  # of a process that was killed here, or is here now
+            os.mkdir(there / TRY)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(there / TRY)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        why = getattr(error, "strerror", None) or "its links lead nowhere"
+        raise UserError(
+            f"can't write into {cut(str(path))}: {why}; type {flag} with the name of a new folder elsewhere"
+        ) from None
 
 
 def existing(path: Path) -> Path:

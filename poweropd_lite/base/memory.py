@@ -1,4 +1,4 @@
-"""Running out of memory: telling it from other errors, and going on with smaller micro-batches."""
+"""Running out of memory, and the card's other faults: telling them from errors, and going on with smaller micro-batches."""
 
 import gc
 import os
@@ -40,6 +40,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     # The CPU's allocator, CUDA graphs and cuBLAS say it in their own words.
     words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def card_fault(error: BaseException) -> str | None:
+    """Returns in words that memory ran out, or the card or its driver failed, of which nothing can be mended here; else None."""
+    import torch
+
+    words = ("CUDA error", "CUDA driver error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "NVML")
+    of_card = isinstance(error, getattr(torch, "AcceleratorError", ())) or any(word in str(error) for word in words)
+    if any(word in str(error) for word in ("device-side assert", "illegal memory access", "misaligned address")):
+        return None  # a program's own fault, of which the traceback tells
+    text = " ".join(str(error).split())[:300]
+    if is_out_of_memory(error):
+        return f"memory ran out: {text}"
+    return f"the card or its driver failed: {text}" if of_card and isinstance(error, RuntimeError) else None
+
+
+@contextmanager
+def explained_faults(mend: str) -> Iterator[None]:
+    """Turns a `card_fault` inside the block into a UserError that ends with what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if (fault := card_fault(error)) is None:
+            raise
+        raise UserError(f"{fault}\n{mend}") from None
 
 
 def halving(

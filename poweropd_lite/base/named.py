@@ -6,6 +6,7 @@ from typing import Any
 from poweropd_lite.base.config import BUNDLED, Config, load_config
 from poweropd_lite.base.config_files import config_path, read_yaml
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.teachers import address_fault, is_address
 
 
 def names_models(values: dict[str, Any], flags: dict[str, Any]) -> bool:
@@ -14,6 +15,8 @@ def names_models(values: dict[str, Any], flags: dict[str, Any]) -> bool:
     Raises UserError where they name one alone: a student learns from no teacher that nobody chose.
     """
     named = {**values, **flags}
+    if is_address(str(named.get("teacher"))) and (fault := address_fault(str(named["teacher"]))):
+        raise UserError(fault)
     found = [role for role in ("student", "teacher") if role in named]
     if len(found) == 1:
         other = "teacher" if found == ["student"] else "student"

@@ -33,17 +33,21 @@ class Counting:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def show(self, name: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` are done, at `name` just now."""
+    def show(self, name: str, done: int, total: int, left: float | None = None) -> None:
+        """Shows that `done` of `total` are done, at `name` just now, and the seconds `left`, where that is better known."""
         if done < self.done:  # the next thing to be counted
             self.before, self.start = 0, time.monotonic()
         self.done, now = done, time.monotonic()
         self.bar.total, self.bar.n = total, done
+        if left is not None:
+            self.bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<" + clock(left) + "]"
         self.bar.set_description(name)
         if not self.live and (now - self.said > (1 if self.panel else 15) or done == total):
             self.said = now
             rate = (done - self.before) / max(now - self.start, 1e-9)
-            eta = f"  ETA {clock((total - done) / rate)}" if 0 < done < total and rate else ""
+            if left is None and rate:
+                left = (total - done) / rate
+            eta = f"  ETA {clock(left)}" if done < total and left is not None else ""
             text = f"{name}  {done:,}/{total:,}{eta}"
             if self.panel:
                 self.panel.show(bar(text, done, total))

@@ -1,9 +1,12 @@
-"""Stopping without loss: Ctrl-C and SIGTERM ask a run to end after the step in hand; a second one ends it at once."""
+"""Stopping without loss: Ctrl-C and SIGTERM ask a run to end after the step in hand; a second one ends it at once.
+
+While models load there is nothing to lose, and the hub's library may wait for minutes: there the first one ends it.
+"""
 
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -19,7 +22,7 @@ class Stopped(KeyboardInterrupt):
 
     def _render_traceback_(self) -> list[str]:
         """What Jupyter and IPython show in place of a traceback; as an error it keeps the cells below from running."""
-        return ["stopped and saved; the cells below were not run"]
+        return ["stopped; the cells below were not run"]
 
 
 class StopRequest:
@@ -53,7 +56,12 @@ class StopRequest:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
-        print(f"\n{self.notice}", flush=True)
+        _tell(self.notice)
+
+
+def _tell(notice: str) -> None:
+    with suppress(OSError, RuntimeError):  # the terminal is gone, or the signal came in the middle of another print
+        print(f"\n{notice}", flush=True)
 
 
 def end_cell(number: int) -> None:
@@ -62,13 +70,19 @@ def end_cell(number: int) -> None:
         raise Stopped(number)
 
 
+LOADING = "stopped while loading: there was nothing to save"
+
+
 @contextmanager
-def stopped_at_once(*numbers: int) -> Iterator[None]:
-    """A context in which these signals raise Stopped wherever the program is, so that open folders are removed."""
+def stopped_at_once(notice: str, *others: int) -> Iterator[None]:
+    """A context in which Ctrl-C, SIGTERM and `others` raise Stopped wherever the program is, so that open folders are removed."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
+        _tell(notice)
         raise Stopped(number)
 
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM, *others) if main else ()
     before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield

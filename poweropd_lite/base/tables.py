@@ -20,6 +20,11 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def score_names(n: int, own: bool) -> tuple[str, str]:
+    """Returns what the mean and the best of n samples' scores are called: Avg@n and Pass@n, but of a user's `own` function."""
+    return ("mean score", f"best of {n}") if own else (f"Avg@{n}", f"Pass@{n}")
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """Returns a share as 12.3%, or - where there is none."""
     return "-" if share is None else f"{100 * share:.{digits}f}%"

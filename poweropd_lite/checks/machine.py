@@ -8,12 +8,13 @@ import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import Finding, UserError
+from poweropd_lite.checks.host import check_host
 
 
 def check_machine(config: Config, device: torch.device) -> list[Finding]:
     """Returns what is found of a run's settings on a device of this machine, and of the tracker that it wants here."""
     findings = check_device(config, device.type == "cuda", has_bfloat16(device), device_name(device))
-    return findings + check_tracker(config)
+    return findings + check_host(config) + check_tracker(config)
 
 
 def check_tracker(config: Config) -> list[Finding]:
@@ -37,7 +38,7 @@ def check_device(config: Config, cuda: bool, bfloat16: bool, name: str) -> list[
     if not cuda and config.optimizer == "adamw8bit":
         found = f"optimizer adamw8bit needs a CUDA card, not {name}"
         findings.append(Finding("refusal", "optimizer", found, "type --optimizer adamw"))
-    if not cuda and config.teacher_bits == 8:
+    if not cuda and config.teacher_bits == 8 and config.loads_teacher:
         found = f"teacher_bits 8 (LLM.int8) needs a CUDA card, not {name}"
         findings.append(Finding("refusal", "teacher's bits", found, "type --teacher-bits 4, 16 or 32"))
     return findings

@@ -4,11 +4,12 @@ Read from tokenizers and configs alone, before any weights are loaded; the check
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from poweropd_lite.base.config import Config, full_name
-from poweropd_lite.base.errors import Finding, notices, refuse
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import Finding, UserError, notices, refuse
+from poweropd_lite.base.teachers import SELF, called, files_of, files_role
 from poweropd_lite.checks.pair_checks import (
     PROBE,
     Side,
@@ -18,7 +19,8 @@ from poweropd_lite.checks.pair_checks import (
     teachers_stop,
     template_of,
 )
-from poweropd_lite.models.loading import load_model_config, load_tokenizer
+from poweropd_lite.models.loading import load_model_config, load_tokenizer, taken_from
+from poweropd_lite.problems.apart import Apart, asked_apart
 from poweropd_lite.problems.prompts import Prompt, end_of_turn
 
 if TYPE_CHECKING:
@@ -38,18 +40,29 @@ class Pair:
     forbidden: tuple[int, ...]  # rows of the student's head that must never be sampled
     notices: tuple[str, ...]  # what a user wants to know before training
     sides: tuple[Side, Side]  # student and teacher, as the checks see them
+    apart: Apart | None = None  # how the teacher is asked, where that is otherwise than the student
 
 
 def read_sides(config: Config) -> tuple[Side, Side]:
     """Returns student and teacher without their weights; raises UserError for what can't be read."""
 
     def read(role: str) -> Side:
-        name = getattr(config, role)
-        tokenizer = load_tokenizer(name, role, config.trust_remote_code)
-        model_config, stops = load_model_config(name, role, config.trust_remote_code)
-        return Side(role, full_name(name, role), tokenizer, model_config, tuple(stops))
+        name, read_as = files_of(config, role), files_role(config) if role == "teacher" else role
+        tokenizer = load_tokenizer(name, read_as, config.trust_remote_code)
+        model_config, stops = load_model_config(name, read_as, config.trust_remote_code)
+        whole = taken_from(name, read_as, config.trust_remote_code)
+        return Side(role, called(config, role), tokenizer, model_config, tuple(stops), whole)
 
-    return read("student"), read("teacher")
+    student = read("student")
+    if config.teacher == SELF:
+        return student, replace(student, role="teacher")
+    try:
+        return student, read("teacher")
+    except UserError as error:
+        if not config.served:
+            raise
+        what = "the tokenizer and config of a served teacher are read here, by its name or by --teacher-tokenizer"
+        raise UserError(f"{what}, and {files_of(config, 'teacher')} has none: {error}") from None
 
 
 def load_pair(config: Config) -> Pair:
@@ -69,7 +82,8 @@ def settle_pair(config: Config, student: Side, teacher: Side, findings: Sequence
     stops = {*student.stops, *teacher.stops} | ({turn} & scorable if turn is not None else set())
     forbidden, sides = tuple(i for i in range(student.rows) if i not in scorable), (student, teacher)
     models = student.tokenizer, teacher.tokenizer
-    return Pair(*models, frozenset(stops), teachers_stop(student, teacher), forbidden, notices(findings), sides)
+    stop, apart = teachers_stop(student, teacher), asked_apart(config, *models)
+    return Pair(*models, frozenset(stops), stop, forbidden, notices(findings), sides, apart)
 
 
 def check_prompts(pair: Pair, config: Config, prompts: Sequence[Prompt]) -> None:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import Finding
-from poweropd_lite.problems.prompts import Prompt, TemplateFault, end_of_turn, prompt_text
+from poweropd_lite.base.teachers import SELF
+from poweropd_lite.cli import as_flags
+from poweropd_lite.models.shape import layer_kinds
+from poweropd_lite.models.whole import no_language_model
+from poweropd_lite.problems.apart import is_apart, teacher_options
+from poweropd_lite.problems.prompts import Prompt, TemplateFault, end_of_turn, prompt_text, template_options
+from poweropd_lite.problems.stored import tokens_used
+from poweropd_lite.rewards.table import reward_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +35,7 @@ class Side:
     tokenizer: "PreTrainedTokenizerBase"
     config: "PretrainedConfig"
     generation_stops: tuple[int, ...]  # of its generation config, or else of its config
+    whole: str | None = None  # the class of the checkpoint, where its language model alone is taken
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -56,19 +64,15 @@ def scorable_ids(student: Side, teacher: Side) -> set[int]:
     return {i for token, i in student.vocabulary.items() if teacher.vocabulary.get(token) == i and i < rows}
 
 
-def check_attention(config: Config, student: Side) -> Finding:
-    """The rollout loop decodes full attention alone."""
-    text, longest = student.config.get_text_config(), config.longest_rollout
-    kinds, window = getattr(text, "layer_types", None) or [], getattr(text, "sliding_window", None)
-    if not kinds and getattr(text, "use_sliding_window", True) and window and window < longest:
-        found = f"{student.name} attends to the last {window} tokens alone, and the built-in rollout loop decodes full "
-        found += f"attention: the two differ in rollouts of up to {longest} tokens"
-        mend = "lower --max-prompt-tokens and --max-new-tokens below it, or choose a student such as Qwen3"
-        return Finding("refusal", "attention", found, mend, {"window": window, "longest": longest})
-    if others := sorted(set(kinds) - {"full_attention"}):
-        found = f"the built-in rollout loop decodes full-attention models; {student.name} has layers of kind {', '.join(others)}"
-        return Finding("refusal", "attention", found, "choose a student such as Qwen3")
-    return Finding("ok", "attention", "every layer of the student has full attention, which the rollout loop decodes")
+def check_attention(student: Side) -> Finding:
+    """How the rollout loop decodes the student's layers."""
+    text = student.config.get_text_config()
+    kinds, window = sorted(set(layer_kinds(text))), getattr(text, "sliding_window", None)
+    evidence = {"kinds": kinds, "window": window}
+    if kinds == ["full_attention"]:
+        return Finding("ok", "attention", "every layer of the student has full attention", evidence=evidence)
+    found = f"the student has layers of kind {', '.join(kinds)}: the rollout loop decodes them by transformers' "
+    return Finding("ok", "attention", found + "own forward, each with the state that it needs", evidence=evidence)
 
 
 def check_length(config: Config, side: Side) -> Finding:
@@ -79,17 +83,25 @@ def check_length(config: Config, side: Side) -> Finding:
     if room is not None and longest > room:
         found = f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + "
         found += f"{longest - config.max_prompt_tokens} new), but the {side.role} {side.name} has {room} positions"
-        mend = "lower --max-prompt-tokens, --max-new-tokens or --eval-max-new-tokens"
-        return Finding("refusal", check, found, mend, evidence)
+        return Finding("refusal", check, found, f"type {_lengths_within(config, longest, room)}", evidence)
     has = f"{room:,} positions" if room is not None else "no limit in its config"
     return Finding("ok", check, f"the longest rollout has {longest:,} tokens; {has}", evidence=evidence)
 
 
+def _lengths_within(config: Config, longest: int, room: int) -> str:
+    """The flags that leave a rollout of `longest` tokens `room`: a shorter prompt, or where that is under a quarter a shorter answer too."""
+    prompt = max(room - (longest - config.max_prompt_tokens), min(config.max_prompt_tokens, room // 4))
+    lengths = {"max_prompt_tokens": prompt, "max_new_tokens": room - prompt, "eval_max_new_tokens": room - prompt}
+    return as_flags({name: n for name, n in lengths.items() if (getattr(config, name) or 0) > n})
+
+
 def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
     """Returns what every check of a pair found."""
+    models = [student, *([teacher] if config.teacher != SELF else [])]
     findings = [
-        *check_bits(config, student, teacher),
-        check_attention(config, student),
+        *(check_part(config, side) for side in models if side.whole or no_language_model(side.config)),
+        *check_bits(config, *models),
+        check_attention(student),
         *(check_length(config, side) for side in (student, teacher)),
     ]
     vocabulary = check_same_ids(student, teacher)
@@ -99,12 +111,23 @@ def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
     return findings + check_templates(config, student, teacher)
 
 
+def check_part(config: Config, side: Side) -> Finding:
+    """What is taken of a checkpoint of text and images; a served teacher's need not be."""
+    check, served = f"{side.role}'s language model", side.role == "teacher" and config.served
+    if (fault := no_language_model(side.config)) and not served:
+        return Finding("refusal", check, f"the {side.role} {side.name} can't be loaded: {fault}")
+    if fault or served:
+        return Finding("ok", check, f"its server alone loads {side.name}")
+    found = f"of {side.name}, a {side.whole}, the language model alone is loaded: its other parts are neither read nor trained"
+    return Finding("ok", check, found, evidence={"class": side.whole}, told=True)
+
+
 def check_bits(config: Config, *sides: Side) -> list[Finding]:
     """Refuses or tells of a model whose weights are stored quantised in another way than is asked for, which is ignored."""
     findings = []
     for side in sides:
         stored: Any = getattr(side.config, "quantization_config", None)
-        if stored is None:
+        if stored is None or (side.role == "teacher" and config.served):
             continue
         stored = stored if isinstance(stored, dict) else stored.to_dict()
         method, asked = str(stored.get("quant_method", "unknown")), getattr(config, f"{side.role}_bits")
@@ -222,8 +245,8 @@ def _stop_mode(config: Config, student: Side, teacher: Side) -> Finding:
     if differ and mode == "raw":
         why = "the two end differently, and the teacher finds the student's own stop unlikely, so stopping is punished"
         return Finding("warning", "stop mode", f"stop_mode raw: {does}; {why}", "stop_mode: mask", evidence)
-    if differ and config.reward == "full_kl":
-        why = "the two end differently, and under full_kl a student that ends its own way need not learn to stop (docs/method.md)"
+    if differ and reward_of(config.reward).pay is None:
+        why = f"the two end differently, and under {config.reward} a student that ends its own way need not learn to stop (docs/method.md)"
         return Finding("warning", "stop mode", f"stop_mode {mode}: {does}; {why}", "reward: power", evidence)
     return Finding("ok", "stop mode", f"stop_mode {mode}: {does}", evidence=evidence, told=other)
 
@@ -241,32 +264,42 @@ def check_templates(config: Config, student: Side, teacher: Side) -> list[Findin
     texts: list[list[str]] = []
     for side in (student, teacher):
         try:
-            texts.append([prompt_text(question, side.tokenizer, on) for on in (False, True)])
+            told = template_options(config) if side is student else teacher_options(config)
+            ways = [told, told | {"enable_thinking": False}, told | {"enable_thinking": True}]
+            texts.append([prompt_text(question, side.tokenizer, way) for way in ways])
         except TemplateFault as error:
-            # Prompts follow the student's, so that the teacher's is not needed.
-            level: Literal["refusal", "warning"] = "refusal" if side is student else "warning"
+            # Where all prompts follow the student's, the teacher's is not needed.
+            needed = side is student or is_apart(config)
+            level: Literal["refusal", "warning"] = "refusal" if needed else "warning"
             found = f"the chat template of the {side.role} {side.name} can't render a question: {error}"
             return [Finding(level, "chat template", found, "mend its chat_template.jinja", told=True)]
-    mine, other = (rendered[config.enable_thinking] for rendered in texts)
-    return [_same_text(student, teacher, mine, other), _thinking(config, texts)]
+    (mine, *own), (other, *theirs_too) = texts
+    same = _same_text(student, teacher, mine, other, is_apart(config))
+    return [same, _thinking(config, [own, theirs_too])]
 
 
-def _same_text(student: Side, teacher: Side, mine: str, other: str) -> Finding:
+def _same_text(student: Side, teacher: Side, mine: str, other: str, apart: bool) -> Finding:
     if mine == other:
         return Finding("ok", "chat template", f"both put a question in the same text: {mine!r}")
     pairs = ((student, mine), (teacher, other))
     ids = [side.tokenizer(text, add_special_tokens=False)["input_ids"] for side, text in pairs]
     at = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
     first = [s.tokens(i[at : at + 1]) or "the end" for s, i in zip((student, teacher), ids, strict=True)]
+    where = f"(token {at + 1} is the first that differs: {first[0]} and {first[1]})"
     found = f"the chat templates differ, and prompts follow the student's: the teacher scores answers to {mine!r}, "
-    found += f"where its own form is {other!r} (token {at + 1} is the first that differs: {first[0]} and {first[1]})"
+    found += f"where its own form is {other!r} {where}"
     evidence = {"student_ids": ids[0], "teacher_ids": ids[1], "first_difference": at}
-    return Finding("warning", "chat template", found, evidence=evidence, told=True)
+    if apart:
+        found = f"the student is asked {mine!r}, the teacher {other!r} {where}"
+    return Finding("ok" if apart else "warning", "chat template", found, evidence=evidence, told=True)
 
 
 def _thinking(config: Config, texts: list[list[str]]) -> Finding:
     heeds = [off != on for off, on in texts]
     mode, evidence = ("on" if config.enable_thinking else "off"), {"student_heeds": heeds[0], "teacher_heeds": heeds[1]}
+    if (theirs := teacher_options(config)["enable_thinking"]) != config.enable_thinking:
+        text = f"{mode} for the student, {'on' if theirs else 'off'} for the teacher"
+        return Finding("ok" if all(heeds) else "warning", "thinking mode", text, evidence=evidence)
     if heeds[0] == heeds[1]:
         text = f"off or on changes the prompt of both; it is {mode}" if heeds[0] else "no template knows such a mode"
         return Finding("ok", "thinking mode", text, evidence=evidence)
@@ -282,22 +315,29 @@ def check_prompt_tokens(
 ) -> list[Finding]:
     """Whether the teacher reads prompts and completions as the student does.
 
-    No prompt may hold an id that the teacher has not; and both tokenizers must cut `texts` into the same tokens. Equal
+    No prompt may hold an id that who reads it has not; and both tokenizers must cut `texts` into the same tokens. Equal
     vocabularies don't show that: the order of merges, the pre-tokenizer or the normaliser may differ.
     """
-    scorable, findings = scorable_ids(student, teacher), []
-    if unknown := sorted({i for prompt in prompts for i in prompt.ids if i not in scorable}):
-        names = ", ".join(map(repr, student.tokenizer.convert_ids_to_tokens(unknown[:5])))
-        found = f"the prompts hold tokens that {config.teacher} does not have ({names}), so it can't score what follows them"
-        mend = "choose a teacher of the student's family, or a chat template without them"
-        findings.append(Finding("refusal", "prompts' tokens", found, mend))
+    findings = []
+    for side in (student, teacher):
+        known = {i for i in side.vocabulary.values() if i < side.rows}
+        if unknown := sorted(tokens_used(prompts, side.role) - known):
+            named = {i: token for s in (student, teacher) for token, i in s.vocabulary.items()}
+            names = ", ".join(repr(named.get(i, i)) for i in unknown[:5])
+            found = (
+                f"the prompts hold tokens that {side.name} does not have ({names}), so it can't score what follows them"
+            )
+            mend = "choose a teacher of the student's family, or a chat template without them"
+            findings.append(
+                Finding("refusal", "prompts' tokens", found, mend, {"role": side.role, "ids": unknown[:20]})
+            )
     cut = [[s.tokenizer(text, add_special_tokens=False)["input_ids"] for s in (student, teacher)] for text in texts]
     different = [(text, *ids) for text, ids in zip(texts, cut, strict=True) if ids[0] != ids[1]]
     check, evidence = "same text, same tokens", {"texts": len(texts), "different": len(different)}
     if not different:
         return [*findings, Finding("ok", check, f"{len(texts)} texts are cut into the same tokens", evidence=evidence)]
     text, mine, other = different[0]
-    found = f"{config.student} and {config.teacher} cut the same text into different tokens ({len(mine)} and "
+    found = f"{student.name} and {teacher.name} cut the same text into different tokens ({len(mine)} and "
     found += f"{len(other)} for {text[:60]!r}), though their vocabularies agree"
     return [*findings, Finding("refusal", check, found, "choose two models of one family", evidence)]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import Finding
 from poweropd_lite.checks.machine import check_device
+from poweropd_lite.doctor.driver import wanted
 from poweropd_lite.plan.cards import Machine
 from poweropd_lite.plan.warn import unknown_dtype
 
@@ -23,9 +24,8 @@ def check_card(config: Config, card: Machine, plan: str) -> list[Finding]:
     else:
         findings += [_torch(card), _bitsandbytes(config, card), _engines(config, card)]
     memory = f"{card.gib:.1f} GiB can be used; whether the run fits, with which flags, and how long it takes: {plan}"
-    there = (
-        "its driver, the packages there and its free memory are known only there: python -m poweropd_lite.doctor --env"
-    )
+    there = f"it must be {wanted(card.capability)}; what it is, the packages and the free memory are known only there: "
+    there += "python -m poweropd_lite.doctor --env"
     findings += [Finding("ok", "memory", memory), Finding("ok", "driver", there)]
     evidence = {"gpu": card.name, "capability": card.capability}
     return [
@@ -58,8 +58,8 @@ def _torch(card: Machine) -> Finding:
 def _of_bitsandbytes(config: Config) -> dict[str, float]:
     """What a run asks of bitsandbytes, and the least compute capability of it."""
     asked = {
-        "NF4": (NF4, 4 in (config.teacher_bits, config.student_bits)),
-        "LLM.int8": (INT8, config.teacher_bits == 8),
+        "NF4": (NF4, 4 in (config.student_bits, 0 if config.served else config.teacher_bits)),
+        "LLM.int8": (INT8, config.teacher_bits == 8 and not config.served),
         "8-bit AdamW": (ADAMW8BIT, config.optimizer == "adamw8bit"),
     }
     return {name: least for name, (least, does) in asked.items() if does}

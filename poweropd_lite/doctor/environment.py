@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import poweropd_lite
 from poweropd_lite.base.config import load_config
+from poweropd_lite.doctor.driver import check_driver
 from poweropd_lite.doctor.packages import PACKAGES, check_versions, installed, missing
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def environment() -> list[str]:
     if lacking := missing():
         return [*lines, f"can't run: {', '.join(lacking)} missing", *how]
     lines += _a_run_here()
+    lines += [line for finding in check_driver() for line in finding.shown()]
     if (versions := check_versions()).level != "ok":
         lines.append(f"these don't go together: {versions}")
     lines += how
@@ -53,11 +55,12 @@ def _a_run_here() -> list[str]:
         why = f"torch is built for CUDA {built}, but finds no card" if built else "torch is built without CUDA"
         why += f"; {torch.get_num_threads()} CPU threads"
         lines = [f"no CUDA: {why}. The bundled pair runs here; Qwen3 wants a card"]
-    engine = choose_engine(config, device, loader.name)
+    dtype = compute_dtype(config.dtype, device)
+    engine = choose_engine(config, device, dtype, loader.name)
     return [
         *lines,
         "a run would use",
-        f"  dtype         {str(compute_dtype(config.dtype, device)).removeprefix('torch.')}",
+        f"  dtype         {str(dtype).removeprefix('torch.')}",
         f"  loader        {loader.name} ({loader.why})",
         f"  engine        {engine.name} ({engine.why}); full fine-tuning and --modules-to-save: loop",
         f"  teacher       {_nf4_line(device)}",

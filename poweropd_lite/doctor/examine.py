@@ -3,7 +3,7 @@
 The checks are those that train makes (checks/), on more of the data, and some that only a person asks for.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,21 +11,24 @@ import torch
 
 from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.errors import Finding, UserError
-from poweropd_lite.checks.machine import check_machine, check_tracker
+from poweropd_lite.checks.grader import check_grader
+from poweropd_lite.checks.machine import check_machine, check_tracker, compute_dtype
+from poweropd_lite.checks.modules import check_experts, check_modules
 from poweropd_lite.checks.pair import Pair, examine_pair, read_sides, settle_pair
-from poweropd_lite.checks.pair_checks import PROBE, Side, check_prompt_tokens
+from poweropd_lite.checks.pair_checks import PROBE, check_prompt_tokens
+from poweropd_lite.checks.reward import check_reward
+from poweropd_lite.doctor.driver import check_driver
 from poweropd_lite.doctor.packages import check_versions
 from poweropd_lite.engines.choose import choose_engine, choose_loader
-from poweropd_lite.models.adapter import adapter_modules
-from poweropd_lite.models.loading import explained_load
-from poweropd_lite.models.shape import empty_model
+from poweropd_lite.models.saved import settle_adapter
+from poweropd_lite.models.served import connect
+from poweropd_lite.problems.apart import is_apart
 from poweropd_lite.problems.benchmarks import find_benchmarks, load_problems
 from poweropd_lite.problems.bundled import problems
-from poweropd_lite.problems.prompts import Prompt, TemplateFault, prompt_text
+from poweropd_lite.problems.prompts import Prompt, TemplateFault, prompt_text, template_options
 from poweropd_lite.problems.reading import hold_out, load_prompts
 from poweropd_lite.problems.rows import Source, rows
 
-LOGIT_SCALES = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # as configs name them
 SOLUTIONS = ("solution", "completion", "response", "answer")  # columns of a data set that hold worked answers
 RENDERED = 100  # prompts that are put in the teacher's own form, too
 
@@ -39,6 +42,7 @@ def examine(
     models that can't be read; beside `of_card`, which needs none, that is a refusal.
     """
     try:
+        config = settle_adapter(config, say)
         findings = _examine_models(config, count, say)
     except UserError as error:
         if of_card is None:
@@ -47,7 +51,7 @@ def examine(
     if of_card is not None:
         return [*findings, *of_card, *check_tracker(config), check_versions()]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return [*findings, *check_machine(config, device), check_versions(), _backends(config, device)]
+    return [*findings, *check_machine(config, device), *check_driver(), check_versions(), _backends(config, device)]
 
 
 def _examine_models(config: Config, count: int, say: Callable[[str], None]) -> list[Finding]:
@@ -55,35 +59,48 @@ def _examine_models(config: Config, count: int, say: Callable[[str], None]) -> l
     student, teacher = read_sides(config)
     findings = examine_pair(config, student, teacher)
     findings.append(_two_models(config))
+    if config.served:
+        findings.append(_server(config))
     if all(f.level != "refusal" for f in findings if f.check in ("vocabulary", "stop tokens", "chat template")):
         pair = settle_pair(config, student, teacher, findings)
         say(f"reading up to {count:,} rows of {config.data}")
-        findings += check_data(config, pair, count) + _held_out(config, pair)
-    return findings + _student_modules(config, student)
+        findings += check_data(config, pair, count) + _reward(config) + _held_out(config, pair)
+    return [*findings, check_modules(config, student), *check_experts(config, student, teacher)]
 
 
 def _two_models(config: Config) -> Finding:
-    if config.teacher == config.student and config.student != BUNDLED:
+    if config.loads_teacher and config.teacher == config.student != BUNDLED and not is_apart(config):
         found = f"student and teacher are both {config.student}: every reward begins at the teacher's rounding alone"
         return Finding("warning", "two models", found, "teacher: a larger model of the family")
     return Finding("ok", "two models", config.pair)
 
 
+def _server(config: Config) -> Finding:
+    """Whether the teacher's server answers as it should."""
+    try:
+        teacher = connect(config, lambda line: None)
+    except UserError as error:
+        return Finding("refusal", "teacher's server", str(error))
+    mean = sum(teacher.said) / len(teacher.said)
+    found = f"{teacher.name} answers at {teacher.address}; known texts have the tokenizer's ids there, and log p {mean:.2f} a token"
+    return Finding("ok", "teacher's server", found, evidence={"logprob": mean, "tokens": len(teacher.said)})
+
+
 def check_data(config: Config, pair: Pair, count: int) -> list[Finding]:
     """Returns what is found of the first `count` prompts: how many can be used, how long, how both models read them."""
     try:
-        prompts, skipped = load_prompts(config, pair.tokenizer, count)
+        prompts, skipped = load_prompts(config, pair.tokenizer, count, teacher=pair.apart)
     except UserError as error:
         return [Finding("refusal", "prompts", str(error))]
     lengths = sorted(len(prompt.ids) for prompt in prompts)
     longest, middle = lengths[-1], lengths[len(lengths) // 2]
-    used, out = len(prompts), len(skipped)
+    used, out = len(prompts), sum(row.count for row in skipped)
     found = f"{used:,} read; {middle} tokens in the middle, {longest} in the longest"
     found += f", of {config.max_prompt_tokens} allowed"
     evidence = {"used": used, "skipped": out, "longest": longest, "middle": middle}
     findings = [Finding("ok", "prompts", found, evidence=evidence)]
     if skipped:
-        long = sum(row.too_long for row in skipped)
+        long = sum(row.count for row in skipped if row.too_long)
         found = f"{out:,} of {out + used:,} rows can't be used and are left out ({long:,} for their length)"
         found += f", such as {skipped[0]}"
         mend = "a larger max_prompt_tokens" if long else "mend the rows, or choose prompt_column"
@@ -102,43 +119,38 @@ def check_data(config: Config, pair: Pair, count: int) -> list[Finding]:
     # Half of a character (a lone surrogate) is no text: no tokenizer takes it.
     answers = [a for a in islice(_worked_answers(config), count) if a == a.encode("utf-8", "replace").decode()]
     findings += check_prompt_tokens(config, *pair.sides, prompts, texts + answers)
-    if pair.teacher_tokenizer.chat_template:
+    if pair.apart is not None:
+        findings.append(_shown_apart(pair, prompts))
+    elif pair.teacher_tokenizer.chat_template:
         findings.append(_template_on_prompts(config, pair, prompts[:RENDERED]))
     return findings
 
 
+def _reward(config: Config) -> list[Finding]:
+    try:
+        check_reward(config)
+    except UserError as error:
+        return [Finding("refusal", "reward", str(error))]
+    return [Finding("ok", "reward", config.reward_label)] if ":" in config.reward else []
+
+
 def _held_out(config: Config, pair: Pair) -> list[Finding]:
-    if config.eval_benchmarks is None:
+    if config.eval_benchmarks is None and config.eval_grader is None:
         return []
     said: list[str] = []
     try:
-        columns = (config.eval_prompt_column, config.eval_answer_column)
-        for benchmark in find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks"):
-            found = load_problems(benchmark, pair.tokenizer, config, config.eval_problems, columns, said.append)
+        if config.eval_grader is not None:
+            said.append(f"scored by {check_grader(config.eval_grader, '--eval-grader').name}")
+        columns, by_row = (config.eval_prompt_column, config.eval_answer_column), bool(config.eval_grader)
+        named = config.eval_benchmarks
+        for benchmark in find_benchmarks(named, flag="--eval-benchmarks") if named else []:
+            found = load_problems(
+                benchmark, pair.tokenizer, config, config.eval_problems, columns, said.append, pair.apart, by_row
+            )
             said.append(f"{len(found.prompts):,} problems of {benchmark.name}")
     except UserError as error:
         return [Finding("refusal", "evaluation's problems", str(error))]
     return [Finding("ok", "evaluation's problems", "; ".join(said))]
-
-
-def _student_modules(config: Config, student: Side) -> list[Finding]:
-    """Whether the modules to be trained are there, and whether logits are the head's product alone."""
-    text = student.config.get_text_config()
-    scales = {name: getattr(text, name, None) for name in LOGIT_SCALES}
-    if changed := {name: value for name, value in scales.items() if value not in (None, 1, 1.0)}:
-        how = ", ".join(f"{name} {value}" for name, value in changed.items())
-        found = f"{student.name} caps or scales its logits ({how}), which the log-probs here don't"
-        return [Finding("refusal", "student's head", found, "choose a model such as Qwen3 or Llama", changed)]
-    if config.full_finetune:
-        return []
-    try:
-        with explained_load(config.student, "student", "causal language model"):
-            model = empty_model(student.config, torch.float32, config.trust_remote_code)
-        wanted, whole = adapter_modules(model, config)
-    except UserError as error:
-        return [Finding("refusal", "trained modules", str(error))]
-    found = f"an adapter on {', '.join(wanted)}" + (f"; {', '.join(whole)} trained whole" if whole else "")
-    return [Finding("ok", "trained modules", found)]
 
 
 def _worked_answers(config: Config) -> Iterator[str]:
@@ -151,13 +163,13 @@ def _worked_answers(config: Config) -> Iterator[str]:
             yield from islice((row[c] for c in SOLUTIONS if isinstance(row.get(c), str)), 1)
 
 
-def _template_on_prompts(config: Config, pair: Pair, prompts: list[Prompt]) -> Finding:
+def _template_on_prompts(config: Config, pair: Pair, prompts: Sequence[Prompt]) -> Finding:
     """How many real prompts the teacher's own template would put in other tokens."""
     teacher, different = pair.teacher_tokenizer, 0
     for prompt in prompts:
         messages = [{"role": role, "content": content} for role, content in prompt.messages]
         try:
-            text = prompt_text(messages, teacher, config.enable_thinking)
+            text = prompt_text(messages, teacher, template_options(config))
         except TemplateFault:
             different += 1
         else:
@@ -170,9 +182,22 @@ def _template_on_prompts(config: Config, pair: Pair, prompts: list[Prompt]) -> F
     return Finding("warning", check, found, "a teacher with the student's template, or the reverse", evidence)
 
 
+def _shown_apart(pair: Pair, prompts: Sequence[Prompt]) -> Finding:
+    """What the teacher reads where the student reads another prompt, on the first that differs."""
+    different = [prompt for prompt in prompts if prompt.teacher_ids != prompt.ids]
+    count, check = len(prompts), "the teacher's prompts"
+    evidence = {"prompts": count, "different": len(different)}
+    if not different:
+        return Finding("ok", check, f"all {count} are the student's, token for token", evidence=evidence)
+    mine, other = (str(pair.tokenizer.decode(list(ids))) for ids in (different[0].ids, different[0].teacher_ids))
+    found = f"{len(different)} of {count} are other than the student's: where it reads {mine!r}, the teacher reads {other!r}"
+    return Finding("ok", check, found, evidence=evidence)
+
+
 def _backends(config: Config, device: torch.device) -> Finding:
     try:
-        engine = choose_engine(config, device, (loader := choose_loader(config)).name)
+        loader = choose_loader(config)
+        engine = choose_engine(config, device, compute_dtype(config.dtype, device), loader.name)
     except UserError as error:
         return Finding("refusal", "loader and engine", str(error))
     found = f"student by {loader.name} ({loader.why}); rollouts by {engine.name} ({engine.why})"

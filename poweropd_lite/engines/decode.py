@@ -1,8 +1,8 @@
 """The student's forward written out for decoding: transformers' numbers, without what one token a row has no use for.
 
-Covers Llama, Mistral, Qwen2 and Qwen3: grouped-query attention, RMS norms, rotary positions, a gated MLP. It is checked
-against the model itself when it is made (loop.make_decoder); any other model is decoded by transformers (any_model.py),
-which is slower. On a card fused.py makes it faster.
+Covers Llama, Mistral, Qwen2 and Qwen3 without a sliding window: grouped-query attention, RMS norms, rotary positions, a
+gated MLP. It is checked against the model itself when it is made (loop.make_decoder); any other model is decoded by
+transformers (any_model.py), which is slower. On a card fused.py makes it faster.
 
 What it saves: query heads of one group are the rows of one attention product, so keys and values are never repeated;
 projections that read the same input are one matmul; in float32 the adapter is merged into them (a copy; the base is never
@@ -18,14 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poweropd_lite.models.adapter import ADAPTER
-from poweropd_lite.models.loading import head_weight, model_body, weight_of
+from poweropd_lite.kernels.products import Head
+from poweropd_lite.models.adapter import ADAPTER, has_dora
+from poweropd_lite.models.loading import head_of, model_body, weight_of
 from poweropd_lite.models.student import Student
 
 KNOWN = ("llama", "mistral", "qwen2", "qwen3")  # the model types that this forward is the forward of
 
 
-class Unlike(Exception):
+class Unlike(ValueError):
     """The model is not built as `FastDecoder` expects; the text says where."""
 
 
@@ -36,8 +37,8 @@ class Decoder(Protocol):
     masked: bool  # whether a step reads its mask and costs what that is wide; if not, the mask is None
 
     @property
-    def head(self) -> Tensor:
-        """The head's weight [V, D], as the logits are made with it."""
+    def head(self) -> Head:
+        """What makes logits of the hidden states."""
 
     def sync(self) -> None:
         """Takes over the adapter's (or, in full fine-tuning, every matrix's) present values; none of one switched off."""
@@ -50,8 +51,8 @@ class Decoder(Protocol):
     ) -> Tensor:
         """Returns the hidden states [B, D] of one more id a line; `mask` [B, width] is what each line may look at.
 
-        `column` is where the cache is written: a number or, with `graphs`, an int64 tensor [1] on the device. Of lines
-        that are not `alive` (bool [B]) any finite numbers will do.
+        `column` is where the cache is written: a number or, with `graphs`, an int64 tensor on the device, [1] or [B]. Of
+        lines that are not `alive` (bool [B]) any finite numbers will do.
         """
 
     def keep(self, lines: Tensor) -> None:
@@ -70,10 +71,14 @@ class FastDecoder:
     graphs = masked = True
 
     def __init__(self, student: Student, projection: "type[Projection] | None" = None) -> None:
+        from transformers.cache_utils import DynamicCache
+
         body, self.student, self.dtype = model_body(student.model), student, student.dtype
-        config, self.head = body.config, torch.empty(0)
+        config, self.head = body.config, Head(torch.empty(0))
         if config.model_type not in KNOWN:
             raise Unlike(f"its type is {config.model_type}")
+        if any(DynamicCache(config=config).is_sliding):
+            raise Unlike(f"its layers have a window of {config.sliding_window} tokens")
         if hasattr(body.embed_tokens, "lora_embedding_A"):
             raise Unlike("its embedding has an adapter")
         if getattr(config, "hidden_act", None) != "silu":
@@ -93,18 +98,32 @@ class FastDecoder:
     def sync(self) -> None:
         for layer in self.layers:
             layer.sync()
-        weight = head_weight(self.student.model).detach()  # [V, D]
+        head = head_of(self.student.model).learnt()
         # On a card the logits are a half-precision product: one cast here, not one a token.
-        self.head = weight.to(self.dtype) if weight.is_cuda and self.dtype != torch.float32 else weight
+        half = head.weight.is_cuda and self.dtype != torch.float32
+        self.head = head._replace(weight=head.weight.to(self.dtype)) if half else head
 
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
-        self.drop_cache()  # of the batch before
         lines, width = ids.shape
-        shape = (len(self.layers), lines, self.kv_heads, length, self.head_size)
-        # Zeros, not garbage: columns that are masked out are still multiplied by 0, and 0 times NaN is NaN.
-        self.keys, self.values = (torch.zeros(shape, dtype=self.dtype, device=ids.device) for _ in range(2))
+        self.make_room(lines, length)
         positions = (valid.cumsum(-1) - 1).clamp_min(0)
         return self._forward(ids, positions, slice(0, width), width, prompt_mask(valid)).view(lines, width, -1)[:, -1]
+
+    def make_room(self, lines: int, length: int) -> None:
+        """Makes an empty cache of `length` columns, in which lines `begin` (refill.py)."""
+        self.drop_cache()  # of the batch before
+        shape = (len(self.layers), lines, self.kv_heads, length, self.head_size)
+        # Zeros, not garbage: columns that are masked out are still multiplied by 0, and 0 times NaN is NaN.
+        self.keys, self.values = (torch.zeros(shape, dtype=self.dtype, device=self.cos.device) for _ in range(2))
+
+    def begin(self, rows: Tensor, ids: Tensor, sizes: Tensor) -> Tensor:
+        """Puts prompts, right-padded ids [R, S] of `sizes` [R], into lines `rows` [R] of the cache from its first column on,
+        over what was there; returns the hidden states [R, D] of their last ids. Columns behind a prompt hold padding.
+        """
+        places = torch.arange(ids.shape[1], device=ids.device)
+        mask = prompt_mask(places < sizes[:, None])
+        hidden = self._forward(ids, places.expand_as(ids), slice(0, ids.shape[1]), 0, mask, rows)
+        return hidden.view(*ids.shape, -1)[torch.arange(len(ids), device=ids.device), sizes - 1]
 
     def step(
         self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor | None, alive: Tensor | None = None
@@ -122,14 +141,23 @@ class FastDecoder:
         self.drop_cache()
         for layer in self.layers:
             layer.release()
-        self.head = torch.empty(0)
+        self.head = Head(torch.empty(0))
 
     @torch.no_grad()
-    def _forward(self, ids: Tensor, positions: Tensor, at: int | slice | Tensor, width: int, mask: Tensor) -> Tensor:
+    def _forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        at: int | slice | Tensor,
+        width: int,
+        mask: Tensor,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         lines, new = ids.shape
         group, size = self.heads // self.kv_heads, self.head_size
         x = F.embedding(ids, weight_of(self.embed)).view(lines * new, -1)
         cos, sin = (table[positions].unsqueeze(2) for table in (self.cos, self.sin))
+        every = torch.arange(lines, device=ids.device) if isinstance(at, Tensor) and len(at) > 1 else None
         for i, layer in enumerate(self.layers):
             qkv = layer.qkv(self._rms(x, layer.norm)).view(lines, new, -1, size)
             qk, v = qkv[:, :, : -self.kv_heads], qkv[:, :, -self.kv_heads :]
@@ -139,13 +167,20 @@ class FastDecoder:
             qk = torch.addcmul(qk * cos, qk.roll(size // 2, -1), sin)
             q, k = qk[:, :, : self.heads], qk[:, :, self.heads :].transpose(1, 2)
             keys, values = self.keys[i], self.values[i]
-            if isinstance(at, Tensor):
-                keys.index_copy_(2, at, k)
-                values.index_copy_(2, at, v.transpose(1, 2))
-            else:
+            v = v.transpose(1, 2)
+            if rows is not None:  # whole prompts, which read nothing else
+                keys[rows, :, at], values[rows, :, at] = k, v
+                keys, values = k, v
+            elif not isinstance(at, Tensor):
                 place = at if isinstance(at, slice) else slice(at, at + 1)
-                keys[:, :, place], values[:, :, place] = k, v.transpose(1, 2)
-            keys, values = keys[:, :, :width], values[:, :, :width]
+                keys[:, :, place], values[:, :, place] = k, v
+            elif len(at) == 1:
+                keys.index_copy_(2, at, k)
+                values.index_copy_(2, at, v)
+            else:
+                keys[every, :, at], values[every, :, at] = k[:, :, 0], v[:, :, 0]
+            if rows is None:
+                keys, values = keys[:, :, :width], values[:, :, :width]
             if new == 1:  # the query heads of a group stand where queries of one head would
                 q = q.view(lines, self.kv_heads, group, size)
                 out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=layer.scale)
@@ -198,6 +233,8 @@ class Projection:
         self.modules, self.dtype = modules, dtype
         self.bases = [m.get_base_layer() if hasattr(m, "get_base_layer") else m for m in modules]
         self.adapted = [hasattr(m, "lora_A") and ADAPTER in m.lora_A for m in modules]
+        if any(map(has_dora, modules)):
+            raise Unlike("its adapter is DoRA's")
         weights = [base.weight for base in self.bases]
         full = all(type(base) is nn.Linear for base in self.bases)
         # A matrix of our own: in float32, merged; where the master weights are wider than what is computed in, cast.

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.kernels import head as fused
-from poweropd_lite.kernels.products import products, wide_dtype
+from poweropd_lite.kernels.products import Head, write_logits
 from poweropd_lite.method.logprobs import Sampling, kept_ids
 
 BLOCK = 1024  # ids
 _LAST = 1 - 2**-40  # so that no rounding draws what comes after the last possible id
 
 
-def next_token(hidden: Tensor, head: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (ids, log-prob at temperature 1, untruncated), each [C], for hidden states [C, D], the head [V, D] and uniform
-    numbers [C] in float64.
+def next_token(hidden: Tensor, head: Head, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (ids, log-prob at temperature 1, untruncated), each [C], for hidden states [C, D] and uniform numbers [C] in
+    float64.
     """
-    logits = hidden.new_empty(len(hidden), len(head), dtype=wide_dtype(head))
-    products(hidden, head, logits)
+    logits = hidden.new_empty(len(hidden), len(head.weight), dtype=head.wide)
+    write_logits(hidden, head, logits)
     one_pass = fused.usable(hidden) and not sampling.truncates and sampling.temperature == 1.0
     return (draw_in_one_pass if one_pass else draw)(logits, sampling, noise)
 

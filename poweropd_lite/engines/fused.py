@@ -34,14 +34,21 @@ class FusedDecoder(FastDecoder):
         super().__init__(student, Stacked)
 
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
-        self.start = ids.shape[1] - valid.sum(-1)  # the column of each prompt's first id [B]
-        return super().prefill(ids, valid, length)
+        hidden = super().prefill(ids, valid, length)
+        self.start = ids.shape[1] - valid.sum(-1)
+        return hidden
+
+    def make_room(self, lines: int, length: int) -> None:
+        super().make_room(lines, length)
+        self.start = torch.zeros(
+            lines, dtype=torch.long, device=self.cos.device
+        )  # the column of each prompt's first id
 
     @torch.no_grad()
     def step(
         self, token: Tensor, position: Tensor, column: int | Tensor, mask: Tensor | None, alive: Tensor | None = None
     ) -> Tensor:
-        at = column if isinstance(column, Tensor) else torch.full((1,), column, device=token.device)
+        at = column.contiguous() if isinstance(column, Tensor) else torch.full((1,), column, device=token.device)
         position = position.contiguous()
         x, update = F.embedding(token, weight_of(self.embed)), None
         for i, layer in enumerate(self.layers):
@@ -83,9 +90,12 @@ class Stacked(Projection):
     def sync(self) -> None:
         if not len(self.stack):
             self._make_room()
-        if not self.moves:
-            for rows, base in zip(self.stack[: self.width].split(self.outs), self.bases, strict=True):
+        for rows, base in zip(self.stack[: self.width].split(self.outs), self.bases, strict=True):
+            if not self.moves:
                 rows.copy_(base.weight)
+            elif base.weight.data_ptr() != rows.data_ptr():  # not moved yet, or put in another's place since
+                rows.copy_(base.weight)
+                base.weight.data = rows
         on = [m for m, yes in zip(self.modules, self.adapted, strict=True) if yes and not m.disable_adapters]
         # Without an adapter, or with one that is switched off, the weights alone are multiplied.
         self.weight = self.stack if on else self.stack[: self.width]
@@ -109,10 +119,6 @@ class Stacked(Projection):
         first = self.bases[0].weight
         self.stack = torch.zeros(self.width + padded, first.shape[1], dtype=self.dtype, device=first.device)
         self.up = torch.zeros(padded, self.width, dtype=self.dtype, device=first.device)
-        if self.moves:
-            for rows, base in zip(self.stack[: self.width].split(self.outs), self.bases, strict=True):
-                rows.copy_(base.weight)
-                base.weight.data = rows
 
     def release(self) -> None:
         self.weight = torch.empty(0)

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.kernels.products import logit_chunks
+from poweropd_lite.kernels.products import Head, logit_chunks
 from poweropd_lite.method.batch import MicroBatch, Stops, loss_tokens, micro_batches
 from poweropd_lite.method.logprobs import Sampling, kept_ids
-from poweropd_lite.method.rollout import Engine, Rollout
+from poweropd_lite.method.rollout import Draws, Engine, Rollout
 from poweropd_lite.method.update import token_logprobs
 from poweropd_lite.models.adapter import ADAPTER
 from poweropd_lite.models.student import Student
@@ -76,14 +76,14 @@ class Guard:
     def check(
         self, step: int, rollouts: Sequence[Rollout], log_q: Tensor, engine: Tensor, token_budget: int
     ) -> dict[str, float]:
-        """Returns the metrics of step `step` (from 0), given the trainer's and the engine's log-probs [N] of its tokens.
+        """Returns the metrics of step `step` (from 0), given the trainer's and the engine's log-probs [N] of its tokens, on the host.
 
         Passes of its own are in micro-batches of `token_budget` tokens.
         Raises RolloutMismatch, naming the fault with its numbers, if the engine samples from anything but the trained weights.
         """
         tokens = [loss_tokens(rollout, self.stops) for rollout in rollouts]  # a final stop may stand under another id
         as_sampled = [i < t.sampled for t in tokens for i in range(len(t.student))]
-        compared = torch.tensor(as_sampled, device=log_q.device)
+        compared = torch.tensor(as_sampled)
         log_q, engine = log_q[compared], engine[compared]
         if not log_q.numel() or not log_q.isfinite().all():
             return {}  # nothing to compare; weights that gave NaN drop the step
@@ -165,7 +165,7 @@ class Guard:
         logprobs = torch.cat(parts).double()
         possible = logprobs[:, _ONE].isfinite()  # rounding may put a token just outside top-k or top-p
         # A thousandth of chance in the other temperatures, or one token outside their top-p would rule them out for ever.
-        floor = math.log(1e-3 / self.student.head.shape[0])
+        floor = math.log(1e-3 / len(self.student.head.weight))
         others = torch.logaddexp(logprobs + math.log1p(-1e-3), torch.full_like(logprobs, floor))
         others[:, _ONE] = logprobs[:, _ONE]
         here = (others - logprobs[:, _ONE, None])[possible].sum(0).cpu()
@@ -187,7 +187,7 @@ class Guard:
         return {"parity/temperature": _peak(grid, here.tolist())} if here.min() < -TELLING else {}
 
     def _log_q(self, batches: list[MicroBatch], count: int) -> Tensor:
-        return token_logprobs(self.student, batches, count, "student")
+        return token_logprobs(self.student, batches, count, "student").cpu()
 
     def _mismatch(self, found: str) -> RolloutMismatch:
         other = "" if self.engine.name == "loop" else " --engine loop to sample with the trainer's own weights, or"
@@ -236,21 +236,43 @@ class Guard:
                     p.copy_(kept[name])
 
 
+def sample_whole(
+    engine: Engine, prompts: Sequence[tuple[int, ...]], draws: Draws, sampling: Sampling, longest: int
+) -> list[Rollout]:
+    """Returns the engine's rollouts, one whole one a prompt, in order; raises UserError if it gave anything less."""
+    rollouts = engine.sample(prompts, draws, sampling, longest)
+    faults = [] if len(rollouts) == len(prompts) else [f"{len(rollouts)} completions"]
+    for row, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=False), 1):
+        tokens = len(rollout.completion_ids)
+        if tuple(rollout.prompt_ids) != tuple(prompt):
+            faults.append(f"completion {row} of another prompt")
+        elif not 0 < tokens <= longest or len(rollout.logprobs) != tokens:
+            faults.append(f"completion {row} of {tokens} tokens and {len(rollout.logprobs)} log-probs")
+        elif rollout.finish != "stop" and tokens < longest:
+            faults.append(f"completion {row} of {tokens} tokens that neither stopped nor is of {longest}")
+    if faults:
+        other = "" if engine.name == "loop" else ", or type --engine loop"
+        raise UserError(
+            f"the {engine.name} engine was asked for {len(prompts)} completions and gave {faults[0]}; nothing was learnt from "
+            f"them, and what was saved stands: go on with --resume{other}"
+        )
+    return rollouts
+
+
 def _saved_name(name: str) -> str:
     return name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
 
 @torch.no_grad()
 def tempered_logprobs(
-    hidden: Tensor, weight: Tensor, ids: Tensor, sampling: Sampling, temperatures: Sequence[float]
+    hidden: Tensor, head: Head, ids: Tensor, sampling: Sampling, temperatures: Sequence[float]
 ) -> Tensor:
     """Returns the log-probs of `ids` [N] under `sampling` with each of K temperatures in place of its own, [N, K].
 
-    `hidden` [N, D] predict them, `weight` [V, D] is the head. -inf where top-k or top-p would have left the id out at that
-    temperature.
+    `hidden` [N, D] predict them. -inf where top-k or top-p would have left the id out at that temperature.
     """
     out = torch.empty(hidden.shape[0], len(temperatures), device=hidden.device)
-    for chunk, logits in logit_chunks(hidden, weight):
+    for chunk, logits in logit_chunks(hidden, head):
         for k, temperature in enumerate(temperatures):
             at = replace(sampling, temperature=temperature)
             scaled = logits / temperature

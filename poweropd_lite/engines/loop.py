@@ -5,24 +5,26 @@ alive. On CUDA a token is a fixed-shape step that reads and writes device memory
 graph and replayed; the host looks only every few tokens whether anything is still open.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.explained import explained
 from poweropd_lite.base.memory import is_out_of_memory
+from poweropd_lite.engines import refill
 from poweropd_lite.engines.decode import Decoder, FastDecoder, Unlike
 from poweropd_lite.engines.draw import next_token
+from poweropd_lite.engines.refill import BUCKET, LOOK_EVERY, Ended
 from poweropd_lite.kernels import head
+from poweropd_lite.kernels.card import unfit
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Draws, Rollout
 from poweropd_lite.models.loading import final_hidden
 from poweropd_lite.models.student import Student
-
-LOOK_EVERY = 16  # tokens between two looks of the host, in the fixed-shape loop
-BUCKET = 256  # columns that attention reads grow in steps of this: one graph a bucket
 
 
 class LoopEngine:
@@ -37,7 +39,7 @@ class LoopEngine:
         kernels: str = "auto",
     ) -> None:  # fmt: skip
         self.student, self.stop_ids, self.say, self.dtype = student, stop_ids, say, student.dtype
-        head.switched_off = kernels == "off"
+        head.switch(kernels)
         self.decoder = make_decoder(student, say, kernels)
         cuda = student.device.type == "cuda"
         self.fixed = self.graphs = cuda and self.decoder.graphs
@@ -54,27 +56,62 @@ class LoopEngine:
         done: list[Rollout] = []
         while len(done) < len(prompts):
             lines = min(len(prompts) - len(done), self.most_lines or len(prompts))
-            part = slice(len(done), len(done) + lines)
-            rows = draws.part(part)
+            part = range(len(done), len(done) + lines)
+            noise = draws.of(part).uniforms(longest)
             try:
-                done += self._sample(prompts[part], rows.uniforms(longest), sampling, longest)
+                done += self._sample([prompts[i] for i in part], noise, sampling, longest)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if lines == 1:
-                    width = max(map(len, prompts)) + longest
-                    raise UserError(
-                        f"one completion of {width:,} tokens does not fit in memory ({_memory()}); lower "
-                        "--max-new-tokens, or in training --teacher-bits to 4, or take a smaller model"
-                    ) from None
-                self.most_lines = lines // 2
+                self._fewer(error, lines, max(map(len, prompts)) + longest)
             else:
                 continue
-            self.decoder.drop_cache()  # outside the handler, whose traceback holds the tensors of the failed try
-            if self.student.device.type == "cuda":
-                torch.cuda.empty_cache()
-            self.say(f"out of memory with {lines} completions at once: from now on {self.most_lines} at a time")
+            self._free()
         return done
+
+    def stream(
+        self, prompts: Sequence[tuple[int, ...]], draws: Draws, sampling: Sampling, longest: int, lines: int
+    ) -> Iterator[Ended]:
+        """Yields one rollout a prompt as they end, at most `lines` at once: what `sample` returns, but for rounding ties.
+
+        Out of memory, it goes on with half as many lines: what had not ended begins again.
+        """
+        if not isinstance(self.decoder, FastDecoder):
+            yield from refill.in_batches(self.sample, prompts, draws, sampling, longest, lines)
+            return
+        left, steps = dict.fromkeys(range(len(prompts))), 0  # steps of tries that ran out of memory, too
+        while left:
+            places, most, before = list(left), min(self.most_lines or lines, lines, len(left)), steps
+            asked, width = [prompts[i] for i in places], max(len(prompts[i]) for i in places) + longest
+            how = self.stop_ids, most, self.fixed, self.graphs
+            try:
+                for ended in refill.decode(self.decoder, asked, draws.of(places), sampling, longest, *how):
+                    rollouts = [(places[i], rollout) for i, rollout in ended.rollouts]
+                    for i, _ in rollouts:
+                        del left[i]
+                    steps = before + ended.steps
+                    yield replace(ended, rollouts=rollouts, steps=steps)
+            except (RuntimeError, MemoryError) as error:
+                self._fewer(error, most, width)
+            else:
+                return
+            self._free()
+
+    def _fewer(self, error: Exception, lines: int, width: int) -> None:
+        """Goes on with half of the lines after running out of memory; raises what is another error, and UserError for one."""
+        if not is_out_of_memory(error):
+            raise error
+        if lines == 1:
+            raise UserError(
+                f"one completion of {width:,} tokens does not fit in memory ({_memory()}); lower "
+                "--max-new-tokens, or in training --teacher-bits to 4, or take a smaller model"
+            ) from None
+        self.most_lines = lines // 2
+        self.say(f"out of memory with {lines} completions at once: from now on {self.most_lines} at a time")
+
+    def _free(self) -> None:
+        """Gives back what the failed try had; not in its handler, whose traceback holds its tensors."""
+        self.decoder.drop_cache()
+        if self.student.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def release(self) -> None:
         """Frees the KV cache and what was copied of the weights."""
@@ -190,8 +227,9 @@ class _FixedStep:
         self.position = batch.next_position.clone()
         self.t = torch.zeros(1, dtype=torch.long, device=device)  # tokens drawn so far
         self.column = torch.full((1,), batch.width, device=device)  # where the next id goes in the cache
-        self.seen = batch.valid.clone()
-        self.seen[:, batch.width :] = False
+        if decoder.masked:
+            self.seen = batch.valid.clone()
+            self.seen[:, batch.width :] = False
 
     def run(self, width: int) -> None:
         """Reads the last tokens, draws the next; attention reads the first `width` columns."""
@@ -224,7 +262,7 @@ def make_decoder(student: Student, say: Callable[[str], None] | None, kernels: s
     numbers, on a CPU.
     """
     slower = None
-    if kernels != "off" and say is not None and _can_fuse(student):
+    if kernels != "off" and say is not None and _is_card(student.device):
         decoder = _fused(student)
         if not isinstance(decoder, str):
             return decoder
@@ -232,45 +270,53 @@ def make_decoder(student: Student, say: Callable[[str], None] | None, kernels: s
     try:
         plain = FastDecoder(student)
         if say is not None:
-            _check(plain, student)
+            _check(plain, student, 0.03)
             if slower is not None:
                 say(slower)
         return plain
     except Unlike as unlike:
         reason = f"the built-in decoder does not know this model ({unlike})"
     if say is not None:
-        say(f"rollouts by transformers' own forward, which is slower: {reason}")
+        say(f"rollouts by transformers' own forward, which is slower, and in evaluation batch by batch: {reason}")
     # Its file imports transformers, which must not come before Unsloth.
     from poweropd_lite.engines.any_model import AnyDecoder
 
-    return AnyDecoder(student)
+    decoder = AnyDecoder(student)
+    if say is not None:
+        mend = "take a model of docs/models.md, or type --engine vllm where that is installed"
+        with explained("the rollout loop can't decode this student with transformers' own cache", None, mend):
+            _check(decoder, student, 0.3)  # in half precision a router may choose other experts
+    return decoder
 
 
-def _can_fuse(student: Student) -> bool:
-    half = student.dtype in (torch.bfloat16, torch.float16)
-    return half and student.device.type == "cuda" and torch.cuda.get_device_capability(student.device) >= (8, 0)
+def _is_card(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _fused(student: Student) -> Decoder | str:
     """Returns the fused decoder, or why there is none: whatever Triton and its compiler meet is no reason not to sample."""
+    if why := unfit(student.device):
+        return why
     try:
         from poweropd_lite.engines.fused import FusedDecoder
 
         decoder = FusedDecoder(student)
-        _check(decoder, student)
+        _check(decoder, student, 0.03)
         return decoder
     except Exception as error:
         return " ".join(f"{error if isinstance(error, Unlike) else repr(error)}".split())[:200]
 
 
 @torch.no_grad()
-def _check(decoder: Decoder, student: Student) -> None:
+def _check(decoder: Decoder, student: Student, half: float) -> None:
+    """Raises Unlike where the decoder's hidden states differ from the model's own, by more than `half` of their size in half precision."""
     width, start = 48, 32
-    ids = torch.arange(2 * width, device=student.device).view(2, width) * 7 % student.head.shape[0]
+    ids = torch.arange(2 * width, device=student.device).view(2, width) * 7 % len(student.head.weight)
     decoder.sync()
     valid = torch.ones_like(ids, dtype=torch.bool)
     valid[0, :5] = False  # the first line's prompt is shorter
     positions = valid.cumsum(-1) - 1
+    alive = torch.ones(2, dtype=torch.bool, device=student.device)
     ours = [decoder.prefill(ids[:, :start], valid[:, :start], width)]
     for column in range(start, width):
         token, position = ids[:, column], positions[:, column]
@@ -278,14 +324,21 @@ def _check(decoder: Decoder, student: Student) -> None:
             ours.append(decoder.step(token, position, column, valid[:, : column + 1]))
         else:  # as the fixed-shape loop calls it
             at = torch.full((1,), column, device=student.device)
-            ours.append(decoder.step(token, position, at, None, torch.ones_like(token, dtype=torch.bool)))
+            ours.append(decoder.step(token, position, at, None, alive))
+    if not decoder.masked and isinstance(decoder, FastDecoder):  # and as refill.py does: a column a line
+        decoder.make_room(2, width)
+        sizes, prompts = valid[:, :start].sum(-1), torch.stack([ids[0, :start].roll(-5), ids[1, :start]])
+        ours.append(decoder.begin(torch.arange(2, device=student.device), prompts, sizes))
+        for column in range(start, width):
+            ours.append(decoder.step(ids[:, column], positions[:, column], positions[:, column], None, alive))
     decoder.release()
     student.model.eval()
     with student.compute():
         alone = [final_hidden(student.model, ids[:1, 5:]), final_hidden(student.model, ids[1:])]
     theirs = torch.cat([hidden[:, start - width - 1 :] for hidden in alone])
+    theirs = theirs.repeat(1, len(ours) // theirs.shape[1], 1)
     gap = (torch.stack(ours, dim=1).float() - theirs.float()).norm() / theirs.float().norm()
-    if not gap < (1e-3 if student.dtype == torch.float32 else 0.03):
+    if not gap < (1e-3 if student.dtype == torch.float32 else half):
         raise Unlike(f"its hidden states differ by {gap:.2g} of their size")
 
 

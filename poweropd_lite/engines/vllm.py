@@ -7,15 +7,18 @@ untruncated (`raw_logprobs`), which is what the trainer's can be compared with.
 Left out: full fine-tuning and modules trained whole (vLLM holds the base; only an adapter is sent), and more than one card.
 """
 
+import contextlib
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from poweropd_lite.base.ending import end_soon, within
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder
 from poweropd_lite.method.logprobs import Sampling
@@ -25,6 +28,7 @@ from poweropd_lite.models.shape import (
     GIB,
     Served,
     cache_bytes,
+    layer_kinds,
     lora_rank_limit,
     memory_share,
     read_shape,
@@ -33,6 +37,8 @@ from poweropd_lite.models.student import Student
 
 MOST_FORBIDDEN = 1024  # logit biases a request, in vLLM's CUDA runner
 ALONE_LINES = 256  # answers at once of a vLLM that has the machine to itself
+CLOSING = 6.0  # seconds that its end may take
+GRAPHS = {"cudagraph_specialize_lora": False}  # none beside for requests without an adapter, which never come
 ALONE_CACHE = 4 * GIB  # its keys and values, on a CPU
 
 
@@ -44,9 +50,12 @@ class VllmEngine:
     def __init__(self, student: Student, served: Served, stop_ids: frozenset[int]) -> None:
         self.stop_ids = sorted(stop_ids)
         self.model: Any = student.model
+        end_soon()
         theirs = getattr(self.model, "vllm_engine", None)  # Unsloth's fast inference
         self.shared = theirs is not None
-        self.llm: Any = _start(served, student.device, student.dtype) if theirs is None else theirs
+        self.llm: Any = theirs
+        if not self.shared:
+            self.llm = _start(served, student.device, student.dtype, adapted(student.trainable()))
         self.dtype: torch.dtype = self.llm.llm_engine.model_config.dtype
         room = 4 * sum(p.numel() * p.element_size() for p in student.trainable().values())
         self.temporary = _adapter_folder(room)  # removed when the process ends, however it ends but by SIGKILL
@@ -86,8 +95,15 @@ class VllmEngine:
         params = [self._params(sampling, longest, biases, seed) for seed in draws.request_seeds()]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         generate = self.model.fast_generate if self.shared else self.llm.generate
-        outputs = generate(inputs, sampling_params=params, use_tqdm=False, lora_request=self.request)
-        return [self._rollout(prompt, out) for prompt, out in zip(prompts, outputs, strict=True)]
+        try:
+            outputs = generate(inputs, sampling_params=params, use_tqdm=False, lora_request=self.request)
+        except Exception as error:  # a dead engine's are of a dozen kinds
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(
+                f"vLLM failed in the middle of its work: {reason}\nWhat was saved stands, and --resume goes on from it; add "
+                "--engine loop if it fails again"
+            ) from error
+        return [self._rollout(prompt, out) for prompt, out in zip(prompts, outputs, strict=False)]
 
     def _biases(self, sampling: Sampling) -> dict[int, float] | None:
         """Returns what keeps the forbidden ids from being sampled."""
@@ -137,19 +153,27 @@ class VllmEngine:
         if self.llm is None:
             return
         self.temporary.cleanup()
-        if not self.shared:
-            self.llm.llm_engine.engine_core.shutdown()
-        self.llm = None
+        llm, self.llm = self.llm, None
+
+        def end() -> None:
+            with contextlib.suppress(Exception):  # of one that has died
+                llm.llm_engine.engine_core.shutdown()
+
+        if not self.shared and not within(CLOSING, end):
+            print(f"vLLM has not ended within {CLOSING:.0f} s and is left to end with this process", file=sys.stderr)
 
 
 class VllmServer(VllmEngine):
     """vLLM of a model whose weights stay as they are: whole, or a base with a saved adapter."""
 
     def __init__(
-        self, served: Served, device: torch.device, dtype: torch.dtype, stop_ids: frozenset[int], adapter: Path | None
-    ) -> None:
+        self, served: Served, device: torch.device, dtype: torch.dtype, stop_ids: frozenset[int], adapter: Path | None,
+        names: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        """`names` are those of the adapter's weights."""
+        end_soon()
         self.stop_ids, self.shared, self.can_sleep, self.asleep = sorted(stop_ids), False, False, False
-        self.llm = _start(served, device, dtype, alone=True)
+        self.llm = _start(served, device, dtype, adapted(names), alone=True)
         self.dtype = self.llm.llm_engine.model_config.dtype
         self.sent, self.sent_before, self.request = adapter, None, None
         self.temporary = tempfile.TemporaryDirectory()
@@ -174,13 +198,23 @@ def _adapter_folder(room: int) -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix=f"poweropd-adapters-{os.getpid()}-", dir=place)
 
 
-def _start(served: Served, device: torch.device, dtype: torch.dtype, alone: bool = False) -> Any:
+def adapted(names: Iterable[str]) -> list[str]:
+    """Returns the last part of the name of every module that an adapter's weights, by their names, are of."""
+    return sorted({name.split(".lora_A.")[0].rsplit(".", 1)[-1] for name in names if ".lora_A." in name})
+
+
+def _start(served: Served, device: torch.device, dtype: torch.dtype, targets: list[str], alone: bool = False) -> Any:
     """Returns a vLLM, sized for what it is to hold; raises UserError with the numbers if it does not fit.
 
+    It makes room for the adapter on modules named as in `targets` alone: else on a mixture's experts too.
     `alone`, with nothing to be trained beside it, it takes most of the card and queues what does not fit.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # Neither is used, and a start is slower with it: a sampler that takes no seeds, compiled on the spot where its library is
+    # installed, and reports of usage to vLLM's makers, which ask a program of its own for the machine's name.
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     cuda = device.type == "cuda"
     if not cuda:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads stay as they are
@@ -195,17 +229,19 @@ def _start(served: Served, device: torch.device, dtype: torch.dtype, alone: bool
     lora: dict[str, Any] = {}
     if served.lora_rank is not None:
         lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank_limit(served.lora_rank)}
+        lora |= {"lora_target_modules": targets, "compilation_config": GRAPHS}
     try:
         return LLM(
             model=served.model,
             dtype=str(dtype).removeprefix("torch."),
             trust_remote_code=served.remote_code,
+            skip_tokenizer_init=True,  # ids go in and ids come out
             max_model_len=served.longest,
             max_num_seqs=lines,
             kv_cache_memory_bytes=None if alone and cuda else cache,
             gpu_memory_utilization=share,
             **lora,
-            enable_prefix_caching=True,
+            enable_prefix_caching="linear_attention" not in layer_kinds(shape.config),  # whose states cost pages more
             enable_sleep_mode=cuda,
             enforce_eager=not cuda,
             logprobs_mode="raw_logprobs",

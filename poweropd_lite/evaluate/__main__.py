@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse(argv)
     flags = given(args, EvalConfig)
     if args.compare or args.regrade:
-        name, takes = ("--compare", set()) if args.compare else ("--regrade", {"official_grading", "k"})
+        name, takes = ("--compare", set()) if args.compare else ("--regrade", {"official_grading", "k", "grader"})
         if others := sorted(set(flags) - takes):
             typed = ", ".join("--" + other.replace("_", "-") for other in others)
             raise UserError(f"{name} samples nothing, so {typed} means nothing there; leave it out")
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     from poweropd_lite.evaluate.evaluation import evaluate, regrade
 
     if config is None:
-        done = regrade(args.regrade, bool(flags.get("official_grading")), flags.get("k"))
+        done = regrade(args.regrade, bool(flags.get("official_grading")), flags.get("k"), flags.get("grader"))
     else:
         done = evaluate(config)
     return 0 if done.results is not None else 128 + done.signal

@@ -1,12 +1,11 @@
-"""What an evaluation will do, settled before any weights are loaded: model, problems, engine, folder, batches.
+"""What an evaluation will do, settled before any weights are loaded: model, problems, engine, folder.
 
 Everything that can be wrong is found here, so an agenda that was made can be carried out.
 """
 
-import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,22 @@ import torch
 
 import poweropd_lite
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import refuse_full
+from poweropd_lite.base.files import check_writable, read_json, refuse_full
 from poweropd_lite.base.memory import machine_bytes
+from poweropd_lite.checks.grader import check_grader
 from poweropd_lite.checks.machine import compute_dtype
-from poweropd_lite.engines.choose import choose_sampler, hush_bitsandbytes, installed
+from poweropd_lite.engines.choose import answers_at_once, choose_sampler, hush_bitsandbytes, installed, part_fault
 from poweropd_lite.evaluate.asked import Asked, load_asked, named
 from poweropd_lite.evaluate.folder import SETTINGS, folder_for, problems_record
 from poweropd_lite.evaluate.near import Near, settle_near
 from poweropd_lite.evaluate.paper import paper_row
-from poweropd_lite.evaluate.sampling import Key, batches
+from poweropd_lite.evaluate.sampling import Key
 from poweropd_lite.evaluate.serve import Serving, served_bits, vllm_unfit_for
 from poweropd_lite.evaluate.settings import EvalConfig
 from poweropd_lite.evaluate.target import Target, Vocabulary, find_target, fingerprint, load_vocabulary
-from poweropd_lite.models.shape import read_shape
+from poweropd_lite.grade.custom import Grader
+from poweropd_lite.models.shape import read_config, read_shape
 from poweropd_lite.problems.benchmarks import Problems, find_benchmarks
-
-BATCH = {"vllm": 512, "cuda": 64, "cpu": 256}  # answers at once: vLLM's, and the built-in loop's on either device
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,16 @@ class PromptSettings:
     system_prompt: str
     enable_thinking: bool
     max_prompt_tokens: int
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A benchmark to be sampled: its problems, the most tokens an answer gets, and the batches."""
+    """A benchmark to be sampled: its problems, the most tokens an answer gets, and the samples."""
 
     problems: Problems
     longest: int
-    batches: list[list[Key]]
+    keys: list[Key]
 
     @property
     def name(self) -> str:
@@ -65,9 +65,15 @@ class Agenda:
     parts: list[Part]
     serving: Serving
     near: Near | None  # the KL to a teacher, if it is asked for
+    grader: Grader | None  # a user's function that scores, if it is asked for
     path: Path
     settings: dict[str, Any]  # what the samples depend on, beside the problems
     about: dict[str, Any]  # what is good to know of them
+
+    @property
+    def samples(self) -> int:
+        """How many there will be."""
+        return sum(len(part.keys) for part in self.parts)
 
 
 def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
@@ -75,6 +81,7 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     if config.benchmarks:
         find_benchmarks(config.benchmarks, config.benchmark_folder)  # an unknown one is refused at once
     target = find_target(config.model, config.base, config.trust_remote_code)
+    grader = _grader(config, target)
 
     import transformers
 
@@ -96,19 +103,32 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     if not vocabulary.tokenizer.chat_template:
         say(f"{target.name} has no chat template: problems are put as plain text")
     asking = _prompt_settings(config, target, vocabulary.positions, say)
-    asked = load_asked(config, target, benchmarks, vocabulary.tokenizer, asking, say)
+    asked = load_asked(config, target, benchmarks, vocabulary.tokenizer, asking, say, grader is not None)
+    if grader is not None and not asked.sets:
+        raise UserError(
+            f"{target.name} kept no prompts of its own to score by {grader.name}; type --benchmarks with a file"
+        )
     sets = [(problems, _longest(problems, config, asked, vocabulary, say)) for problems in asked.sets]
     near = settle_near(config, target, asked, vocabulary.positions, say)
 
     room = max(max(len(p.ids) for p in s.prompts) + most for s, most in sets) if sets else 1
     room = max(room, near.room if near else 1)
     dtype, bits = compute_dtype(config.dtype, device), served_bits(target, config.bits)
-    engine = choose_sampler(config.engine, device, vllm_unfit_for(target, bits))
-    size = config.batch_size or BATCH["vllm" if engine.name == "vllm" else device.type]
-    if config.batch_size is None and engine.name == "loop":  # a quarter of the memory for keys and values
-        one = read_shape(target.base, "model", config.trust_remote_code).cache_bytes(1, room, dtype.itemsize)
+    engine = choose_sampler(
+        config.engine,
+        device,
+        dtype,
+        vllm_unfit_for(target, bits) or part_fault(target.base, config.trust_remote_code),
+        lambda: read_config(target.base, "model", config.trust_remote_code),
+        target.adapter is not None,
+    )
+    size = config.batch_size
+    if size is None:
+        shape = read_shape(target.base, "model", config.trust_remote_code)
         memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else machine_bytes()
-        size = max(1, min(size, memory // 4 // one))
+        size = answers_at_once(
+            engine.name, device.type, shape, bits if bits < 16 else 8 * dtype.itemsize, room, dtype.itemsize, memory
+        )
     seed = config.seed if config.seed is not None else run.seed if run else 0
     wanted = {
         "weights": fingerprint(target, config.trust_remote_code),
@@ -122,20 +142,23 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
         "chat_template": bool(vocabulary.tokenizer.chat_template),
         "dtype": str(dtype).removeprefix("torch."),
         "bits": bits,
-        "batch_size": size,
+        "grader": grader and grader.name,
+        "grader_sha256": grader and grader.sha256,
     }
-    row = paper_row(run) if run else None
+    row = paper_row(run) if run and grader is None else None
     problems = {s.benchmark.name: problems_record(s.prompts, most) for s, most in sets}
     return Agenda(
         config=config,
         target=target,
         vocabulary=vocabulary,
-        parts=[Part(s, most, batches(s.prompts, range(config.n), size)) for s, most in sets],
-        serving=Serving(engine, device, dtype, bits, room, size, seed, config.trust_remote_code),
+        parts=[Part(s, most, [(i, k) for i in range(len(s.prompts)) for k in range(config.n)]) for s, most in sets],
+        serving=Serving(engine, device, dtype, bits, room, size, config.kernels, seed, config.trust_remote_code),
         near=near,
+        grader=grader,
         path=_output(config.output, target, wanted, problems),
         settings=wanted,
         about={  # what does not change a sample
+            "batch_size": size,
             "model": target.name,
             "kind": target.kind,
             "base": target.base,
@@ -149,11 +172,20 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     )
 
 
+def _grader(config: EvalConfig, target: Target) -> Grader | None:
+    """The user's function: the one that was asked for or, of a run's own problems, the run's."""
+    of_run = target.run.eval_grader if target.run and config.benchmarks is None else None
+    name, flag = config.grader or of_run, "--grader"
+    if name is not None and config.official_grading:
+        raise UserError(f"--official-grading is of maths, and the run was scored by {name}; leave it out")
+    return check_grader(name, flag) if name is not None else None
+
+
 def _prompt_settings(
     config: EvalConfig, target: Target, positions: int | None, say: Callable[[str], None]
 ) -> PromptSettings:
     """As asked, or as the run was trained, or plainly."""
-    values: dict[str, Any] = {"prompt_suffix": "", "system_prompt": "", "enable_thinking": False}
+    values: dict[str, Any] = {"prompt_suffix": "", "system_prompt": "", "enable_thinking": False, "template_kwargs": {}}
     for name in values:
         own, trained = getattr(config, name), target.run and getattr(target.run, name)
         values[name] = next((value for value in (own, trained) if value is not None), values[name])
@@ -192,6 +224,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def _output(output: str | None, target: Target, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
     if output is not None:
+        check_writable(Path(output), "--output")
         if not (Path(output) / SETTINGS).exists():
             refuse_full(Path(output), "--output", "holds no evaluation")
         return Path(output)
@@ -200,7 +233,7 @@ def _output(output: str | None, target: Target, wanted: dict[str, Any], problems
         name = path.resolve().name if path.is_dir() else path.name
         return folder_for(Path("evaluations"), name or "model", wanted, problems)
     try:
-        name = f"step_{int(json.loads((target.run_folder / 'summary.json').read_text())['steps']):06}"
+        name = f"step_{int(read_json(target.run_folder / 'summary.json')['steps']):06}"
     except (OSError, ValueError, KeyError, TypeError):  # no summary, or a damaged one: its steps are not known
         name = "final"
     return folder_for(target.run_folder / "eval", name, wanted, problems)

@@ -1,20 +1,22 @@
 """Those who answer in ask and chat: a student, the same before its training, its teacher; loaded once.
 
 They are asked as in training, with the run's own system prompt, suffix and thinking switch, and sampled by the built-in
-loop. Where an adapter was trained, before and after are one model: the adapter is switched off for the answer of before.
+loop. Where a new adapter was trained, before and after are one model: the adapter is switched off for the answer of before.
 """
 
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from poweropd_lite.base.config import BUNDLED, load_config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.teachers import SELF
 from poweropd_lite.checks.machine import compute_dtype
 from poweropd_lite.engines.choose import hush_bitsandbytes, unsloth_fault
 from poweropd_lite.engines.loop import LoopEngine
@@ -25,8 +27,10 @@ from poweropd_lite.evaluate.settings import load_eval_config
 from poweropd_lite.evaluate.target import Target, Vocabulary, find_target, load_vocabulary
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.models.loading import load_model_config, model_path
+from poweropd_lite.models.saved import saved_settings
 from poweropd_lite.models.student import Student
 from poweropd_lite.models.teacher import load_teacher
+from poweropd_lite.problems.apart import is_apart
 from poweropd_lite.problems.prompts import Prompt, Skipped, make_prompt
 
 Message = dict[str, str]  # role and content
@@ -76,12 +80,24 @@ def find_manner(model: str, base: str | None, max_new_tokens: int | None, teache
     if teacher:
         if target.run is None:
             raise UserError(f"{model} is no run, so it names no teacher; leave out --teacher")
+        if trained.served:
+            raise UserError(
+                f"the teacher of {model} is served, and gives log-probs of tokens alone here; leave out --teacher, and ask "
+                f"{trained.teacher} itself"
+            )
+        if trained.teacher == SELF or is_apart(trained):
+            raise UserError(
+                f"the teacher of {model} reads prompts of its own or is the student's base, and a talk gives it neither; "
+                "leave out --teacher"
+            )
         text = load_model_config(trained.teacher, "teacher", trained.trust_remote_code)[0].get_text_config()
         rooms.append(getattr(text, "max_position_embeddings", None))
     return Manner(
         target,
         vocabulary,
-        PromptSettings(trained.prompt_suffix, trained.system_prompt, trained.enable_thinking, sys.maxsize),
+        PromptSettings(
+            trained.prompt_suffix, trained.system_prompt, trained.enable_thinking, sys.maxsize, trained.template_kwargs
+        ),
         max_new_tokens or trained.max_new_tokens,
         min((room for room in rooms if room is not None), default=None),
     )
@@ -103,7 +119,7 @@ class Speaker:
     def __init__(self, engine: LoopEngine, manner: Manner, bare: bool = False) -> None:
         self.engine, self.manner, self.bare = engine, manner, bare
         known = set(manner.vocabulary.tokenizer.get_vocab().values())
-        rows = range(engine.student.head.shape[0])
+        rows = range(len(engine.student.head.weight))
         self.forbidden = torch.tensor(sorted(set(rows) - known), dtype=torch.long, device=engine.student.device)
 
     def answer(self, prompt: Prompt, temperature: float = 0.0, seed: int = 0, turn: int = 0) -> Said:
@@ -119,7 +135,7 @@ class Speaker:
 
 
 @contextmanager
-def speaking(manner: Manner, before: bool, teacher: bool = False) -> Iterator[dict[str, Speaker]]:
+def speaking(manner: Manner, before: bool, teacher: bool, kernels: str) -> Iterator[dict[str, Speaker]]:
     """Loads those who answer, by name: before, after and teacher, or a model that was not trained here by its own name.
 
     The teacher reads what it reads in training, the student's template, at the run's teacher_bits. Raises UserError for
@@ -134,19 +150,26 @@ def speaking(manner: Manner, before: bool, teacher: bool = False) -> Iterator[di
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if teacher and run is not None and run.teacher_bits == 8 and device.type != "cuda":
         raise UserError("the run's teacher_bits 8 (LLM.int8) needs a CUDA card; leave out --teacher")
+    if teacher and run is not None and run.teacher_offload:
+        raise UserError(
+            "the run's teacher is offloaded: all of it would be brought to the card for every token of an answer; leave "
+            "out --teacher"
+        )
     dtype, bits = compute_dtype("auto", device), served_bits(target, None)
 
     def engine(student: Student) -> LoopEngine:
-        return LoopEngine(student, stops, print)
+        return LoopEngine(student, stops, print, kernels=kernels)
 
     after = engine(load_target(target, bits, device, dtype))
     speakers: dict[str, Speaker] = {}
     if before:
         base = after
-        if target.adapter is None and run is not None:
+        if run is not None and (target.adapter is None or run.adapter is not None):
             student = Target(run.student, model_path(run.student, "student"))
+            if run.adapter is not None:  # which the run began with
+                student = replace(student, adapter=(path := Path(run.adapter)), adapter_config=saved_settings(path))
             base = engine(load_target(student, bits, device, dtype))
-        speakers["before"] = Speaker(base, manner, bare=target.adapter is not None)
+        speakers["before"] = Speaker(base, manner, bare=base is after)
     speakers["after" if manner.was_trained else target.name] = Speaker(after, manner)
     if teacher and run is not None:
         model = load_teacher(run.teacher, run.teacher_bits, device, dtype, run.trust_remote_code).model
@@ -187,10 +210,10 @@ class Conversation:
             self.earlier = told
 
 
-def answers(model: str | Path, question: str, max_new_tokens: int | None, before: bool) -> list[str]:
+def answers(model: str | Path, question: str, before: bool, **settings: Any) -> list[str]:
     """Returns what `ask` and `before_and_after` promise: the answer of before, if asked for, then the model's."""
-    config = load_eval_config(model=model, max_new_tokens=max_new_tokens)
+    config = load_eval_config(model=model, **{name: value for name, value in settings.items() if value is not None})
     manner = find_manner(config.model, None, config.max_new_tokens)
     prompt = manner.prompt([], question)
-    with speaking(manner, before) as speakers:
+    with speaking(manner, before, False, config.kernels) as speakers:
         return [speaker.answer(prompt).text for speaker in speakers.values()]

@@ -2,28 +2,31 @@
 
 from pathlib import Path
 
+from poweropd_lite.base.config import Config
 from poweropd_lite.cli import Parser
 
 
-def ask(model: str | Path, question: str, *, max_new_tokens: int | None = None) -> str:
+def ask(model: str | Path, question: str, *, max_new_tokens: int | None = None, kernels: str | None = None) -> str:
     """Returns the greedy answer to a question, without special tokens; of at most `max_new_tokens`, else as the run.
 
     `model` is what the evaluate command takes: a run folder, an adapter, a model's folder or hub id, bundled-student or
-    bundled-teacher. It is loaded anew each time. Raises UserError for a model or a question that can't be used.
+    bundled-teacher. It is loaded anew each time; `kernels` is the setting of training. Raises UserError for a model or a question that can't be used.
     """
     from poweropd_lite.evaluate.answer import answers
 
-    return answers(model, question, max_new_tokens, before=False)[-1]
+    return answers(model, question, before=False, max_new_tokens=max_new_tokens, kernels=kernels)[-1]
 
 
-def before_and_after(model: str | Path, question: str, *, max_new_tokens: int | None = None) -> tuple[str, str]:
+def before_and_after(
+    model: str | Path, question: str, *, max_new_tokens: int | None = None, kernels: str | None = None
+) -> tuple[str, str]:
     """Returns the answers of a student before its training and after, loaded once; otherwise as `ask`.
 
     `model` is a run or an adapter; raises UserError for a whole model, too, which has no before.
     """
     from poweropd_lite.evaluate.answer import answers
 
-    before, after = answers(model, question, max_new_tokens, before=True)
+    before, after = answers(model, question, before=True, max_new_tokens=max_new_tokens, kernels=kernels)
     return before, after
 
 
@@ -34,10 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("question", help="what is asked, in the chat template and as in training")
     parser.add_argument("--before", action="store_true", help="print the answer of before the training as well")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer; if not given, the run's own")
+    kernels = Config.model_fields["kernels"]
+    parser.add_argument("--kernels", metavar="{auto,off}", help=f"{kernels.description} (default: {kernels.default})")
     args = parser.parse(argv)
+    how = {"max_new_tokens": args.max_new_tokens, "kernels": args.kernels}
     if args.before:
-        before, after = before_and_after(args.model, args.question, max_new_tokens=args.max_new_tokens)
+        before, after = before_and_after(args.model, args.question, **how)
         print(f"before:\n{before}\n\nafter:\n{after}")
     else:
-        print(ask(args.model, args.question, max_new_tokens=args.max_new_tokens))
+        print(ask(args.model, args.question, **how))
     return 0

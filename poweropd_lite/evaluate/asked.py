@@ -1,8 +1,7 @@
 """Which problems an evaluation is of: those that are named or, of a run, those that it was scored on and what it kept out."""
 
 import contextlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,14 @@ import torch
 
 from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import digest
+from poweropd_lite.base.files import read_json
+from poweropd_lite.base.teachers import SELF, files_of
 from poweropd_lite.evaluate.settings import EvalConfig
 from poweropd_lite.evaluate.target import Target
-from poweropd_lite.problems.benchmarks import ALL, HELD_OUT, SUFFIXES, Benchmark, Problems, load_problems, of_held_out
+from poweropd_lite.models.loading import load_tokenizer
+from poweropd_lite.problems.apart import Apart, asked_apart, is_apart
+from poweropd_lite.problems.benchmarks import ALL, HELD_OUT, Benchmark, Problems, load_problems, of_held_out
+from poweropd_lite.problems.files import SUFFIXES, digest_of
 from poweropd_lite.problems.prompts import Prompt
 from poweropd_lite.problems.reading import hold_out, load_prompts, say_skipped
 
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ASKING = (
-    "prompt_column", "answer_column", "prompt_suffix", "system_prompt", "enable_thinking", "max_prompt_tokens",
+    "prompt_column", "answer_column", "prompt_suffix", "system_prompt", "enable_thinking", "template_kwargs",
+    "max_prompt_tokens",
 )  # fmt: skip
 LOOKED_AT = 256  # training's own prompts, where a run kept none out and nobody names others
 
@@ -32,7 +36,7 @@ class Asked:
     """What a model is asked."""
 
     sets: list[Problems]
-    prompts: list[Prompt]  # of the sets, and those that have no answer: what the KL to a teacher is estimated on
+    prompts: Sequence[Prompt]  # of the sets, and those that have no answer: what the KL to a teacher is estimated on
     about: str  # of these prompts
     longest: dict[str, int] = field(default_factory=dict)  # of an answer, where a run says it, by benchmark
 
@@ -42,7 +46,7 @@ def named(config: EvalConfig, target: Target, device: torch.device) -> str | Non
     run = target.run
     if config.benchmarks is not None:
         return config.benchmarks
-    if run is not None and (run.evaluates or Path(run.data).suffix in SUFFIXES or Path(run.data).is_file()):
+    if run is not None and (run.evaluates or Path(run.data).suffix.lower() in SUFFIXES or Path(run.data).exists()):
         return run.eval_benchmarks
     return BUNDLED if target.is_bundled or device.type == "cpu" else ",".join(ALL)
 
@@ -54,8 +58,13 @@ def load_asked(
     tokenizer: "PreTrainedTokenizerBase",
     asking: Any,
     say: Callable[[str], None],
+    by_row: bool = False,
 ) -> Asked:
-    """Returns what is asked, having read it; `asking` is what make_prompt wants. Raises UserError for what can't be read."""
+    """Returns what is asked, having read it; `asking` is what make_prompt wants, `by_row` says that a user's function scores.
+
+    Raises UserError for what can't be read.
+    """
+    apart = run_apart(target.run, tokenizer)
     run = target.run if config.benchmarks is None else None
     columns = [config.prompt_column, config.answer_column]
     if run is not None:
@@ -66,28 +75,39 @@ def load_asked(
         limit = config.problems
         if run is not None and not benchmark.sizes:  # its size is the run's own matter
             limit, longest[benchmark.name] = limit or run.eval_problems, _longest(run)
-        sets.append(load_problems(benchmark, tokenizer, asking, limit, (columns[0], columns[1]), say))
+        sets.append(load_problems(benchmark, tokenizer, asking, limit, (columns[0], columns[1]), say, apart, by_row))
     of_sets = [prompt for problems in sets for prompt in problems.prompts]
+    whole = of_sets if apart is None else [prompt for prompt in of_sets if prompt.teacher_ids] or of_sets
     if run is None:
         return Asked(sets, of_sets, "one completion a problem")
     if sets and not run.hold_out:
-        return Asked(sets, of_sets[: run.kl_prompts or None], "one completion a problem", longest)
+        return Asked(sets, whole[: run.kl_prompts or None], "one completion a problem", longest)
     if ignored := [name for name in _ASKING if name in config.model_fields_set and getattr(config, name) is not None]:
         typed = ", ".join("--" + name.replace("_", "-") for name in ignored)
         raise UserError(f"the run's own prompts are put as in training, so {typed} would be ignored; leave it out")
-    prompts, skipped = load_prompts(run, tokenizer, say=say)
+    prompts, skipped = load_prompts(run, tokenizer, say=say, teacher=apart, keep_rows=by_row)
     say_skipped(skipped, len(prompts), run.data, say)
     _say_if_changed(target, say)
     if not run.evaluates:
         looked_at = prompts[: config.problems or LOOKED_AT]
         return Asked([], looked_at, f"the first {len(looked_at)} prompts of {run.data}, which were trained on")
     kept = hold_out(prompts, run.hold_out, run.data)[1][: config.problems]
-    if any(prompt.answer is not None for prompt in kept):
-        sets.append(of_held_out(kept, run.data))
+    if (scored := of_held_out(kept, run.data)).prompts:
+        sets.append(scored)
         longest[HELD_OUT] = _longest(run)
-    near = [*kept, *of_sets][: run.kl_prompts or None]
+    near = [*kept, *whole][: run.kl_prompts or None]
     of = f" of {run.data}" if not of_sets else ""
     return Asked(sets, near, f"{len(near)} prompts{of} that were not trained on", longest)
+
+
+def run_apart(run: Config | None, tokenizer: "PreTrainedTokenizerBase") -> Apart | None:
+    """Returns how the teacher of a run is asked, where that is otherwise than the student."""
+    if run is None or not is_apart(run):
+        return None
+    own = (
+        tokenizer if run.teacher == SELF else load_tokenizer(files_of(run, "teacher"), "teacher", run.trust_remote_code)
+    )
+    return asked_apart(run, tokenizer, own)
 
 
 def _longest(run: Config) -> int:
@@ -97,9 +117,9 @@ def _longest(run: Config) -> int:
 def _say_if_changed(target: Target, say: Callable[[str], None]) -> None:
     """Says it if the data file is not the one that the run was trained on: which prompts are held out hangs on all of them."""
     run, folder = target.run, target.run_folder
-    if run is None or folder is None or not Path(run.data).is_file() or not (folder / "inputs.json").is_file():
+    if run is None or folder is None or not Path(run.data).exists() or not (folder / "inputs.json").is_file():
         return
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # then it is not known
-        before = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))["fed"]["data"]["sha256"]
-        if before != digest(Path(run.data)):
+        before = read_json(folder / "inputs.json")["fed"]["data"]["sha256"]
+        if before != digest_of(Path(run.data)):
             say(f"{run.data} has changed since training, so that some of these prompts may have been trained on")

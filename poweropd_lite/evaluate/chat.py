@@ -1,7 +1,7 @@
 """Talks to a student, before and after its training side by side: `python -m poweropd_lite.chat runs/power10-seed0`.
 
 A line is a question, and each who answers goes on with its own conversation. /new begins anew; /quit, Ctrl-D and Ctrl-C
-end it; Ctrl-C during an answer stops that answer. Lines may be piped in: `echo 2 + 3 | poweropd chat RUN`.
+end it; Ctrl-C during an answer stops that answer. Lines may be piped in: `echo Compute 12 + 30 - 7. | poweropd chat RUN`.
 """
 
 import os
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from poweropd_lite.base.config import as_in_training
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.fields import section
+from poweropd_lite.base.fields import Kernels, section
 from poweropd_lite.cli import config_parser, given
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 WIDE = 100  # columns of a terminal from which on answers stand side by side
 GAP = " | "
+EXAMPLE = "Compute 4 * 5 + 8 * 11."
 COMMANDS = "/new begins anew, /quit ends"
 
 
@@ -46,6 +48,7 @@ class ChatConfig(BaseModel):
     temperature: float = Field(0.0, ge=0, description="sampling temperature; 0 is greedy, always the likeliest token")
     max_new_tokens: int | None = Field(None, ge=1, description="longest answer; if not given, the run's own")
     seed: int = Field(0, ge=0, lt=2**32, description="fixes the sampling")
+    kernels: Kernels = as_in_training("kernels")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
     manner = find_manner(args.model, asked.base, asked.max_new_tokens, asked.teacher)
     before = asked.before and manner.was_trained
-    with speaking(manner, before, asked.teacher) as speakers:
+    with speaking(manner, before, asked.teacher, asked.kernels) as speakers:
         for note in manner.target.notes:
             print(note)
         if asked.before and not before:
@@ -70,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
             return _read_through(conversation)
         how = f"at temperature {asked.temperature:g}" if asked.temperature else "greedily"
         print(f"{', '.join(speakers)}: {how}, at most {manner.longest:,} tokens an answer; {COMMANDS}", flush=True)
+        if manner.target.is_bundled:
+            print(f"the bundled pair solves arithmetic problems and nothing else, such as: {EXAMPLE}", flush=True)
         _talk(conversation)
     return 0
 

@@ -1,7 +1,7 @@
 """The folder of an evaluation: what was asked for, every sample, and the results; found again by a second start.
 
-Its files: docs/evaluation.md. Samples are appended a batch at a time. A batch that a kill cut short is dropped and drawn
-again, as it was.
+Its files: docs/evaluation.md. Samples are appended as they end. A line that a kill cut short is dropped, and its sample drawn
+again.
 """
 
 import contextlib
@@ -10,12 +10,13 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import try_lock, write_json, write_text
+from poweropd_lite.base.files import append_text, parse_json, read_json, try_lock, write_json, write_text
 from poweropd_lite.evaluate.sampling import Key
 from poweropd_lite.problems.prompts import Prompt
 
@@ -34,7 +35,7 @@ class EvalFolder:
         lock = try_lock(path / ".lock", "--output")
         if lock is None:
             raise UserError(f"another process is evaluating into {path}; wait for it, or type another --output")
-        self._lock = lock
+        self._lock, self._synced = lock, 0.0
 
     def __enter__(self) -> "EvalFolder":
         return self
@@ -56,26 +57,26 @@ class EvalFolder:
             here = read_settings(self.path)
             if differing := differences(here, wanted, about["benchmarks"]):
                 what = f"{self.path} holds samples of another evaluation ({'; '.join(differing)})"
-                raise UserError(f"{what}; type --output with the name of a new folder")
+                own = f", or --regrade {self.path} to score them anew" if wanted.get("grader") else ""
+                raise UserError(f"{what}; type --output with the name of a new folder{own}")
             for key in _ABOUT:  # those that were evaluated before stay
                 about = about | {key: here["about"][key] | about[key]}
         write_json(self.path / SETTINGS, {"settings": wanted, "about": about})
 
-    def samples(self, name: str, batches: Sequence[Sequence[Key]]) -> dict[Key, dict]:
-        """Returns the samples of benchmark `name` that are here, whole batches only; the rest is cut off."""
+    def samples(self, name: str, wanted: Collection[Key]) -> set[Key]:
+        """Returns which of the `wanted` samples of benchmark `name` are here; anything else is cut off."""
         found = {(r["problem"], r["sample"]): r for r in read_samples(self.path, name)}
-        kept = {key: found[key] for batch in batches if all(key in found for key in batch) for key in batch}
+        kept = {key: record for key, record in found.items() if key in wanted}
         file, lines = self.path / f"{name}.jsonl", "".join(map(_line, kept.values()))
         if file.exists() and file.read_text(encoding="utf-8", errors="replace") != lines:
             write_text(file, lines)
-        return kept
+        return set(kept)
 
     def append(self, name: str, records: Sequence[dict]) -> None:
-        """Adds the samples of a batch."""
-        with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
-            file.write("".join(map(_line, records)))
-            file.flush()
-            os.fsync(file.fileno())
+        """Adds samples that ended; a power cut may lose those of the last second, which are drawn again."""
+        due = (now := time.monotonic()) - self._synced > 1.0  # a disk takes as long for it as a card for some tokens
+        append_text(self.path / f"{name}.jsonl", "".join(map(_line, records)), to_disk=due)
+        self._synced = now if due else self._synced
 
     def rewrite(self, name: str, records: Any) -> None:
         """Replaces the samples by `records`, in one step."""
@@ -107,7 +108,7 @@ def differences(here: dict[str, Any], wanted: dict[str, Any], problems: dict[str
 def read_settings(path: Path) -> dict[str, Any]:
     """Returns an evaluation's settings.json; raises UserError if there is none, or it is damaged."""
     try:
-        settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+        settings = read_json(path / SETTINGS)
         about = settings["about"]
         sound = isinstance(settings["settings"]["n"], int) and all(isinstance(about[key], dict) for key in _ABOUT)
         if not sound or not all({"problems", "longest", "hash"} <= set(b) for b in about["benchmarks"].values()):
@@ -128,7 +129,7 @@ def read_samples(path: Path, name: str) -> list[dict]:
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            records += [_sound(json.loads(line))] if line else []
+            records += [_sound(parse_json(line))] if line else []
         except ValueError as error:
             if number < len(lines):  # the last has no newline behind it
                 again = "remove the line, and it is drawn again"
@@ -147,7 +148,8 @@ def problems_record(prompts: Sequence[Prompt], longest: int) -> dict[str, Any]:
     """Returns what tells a set of problems from another: a hash of prompts and answers, and how long those may be."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(json.dumps([prompt.ids, prompt.answer, prompt.tolerance]).encode())
+        row = [] if prompt.row is None else [prompt.row]
+        digest.update(json.dumps([prompt.ids, prompt.answer, prompt.tolerance, *row]).encode())
     return {"problems": len(prompts), "longest": longest, "hash": digest.hexdigest()[:16]}
 
 

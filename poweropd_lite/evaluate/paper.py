@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poweropd_lite.base.config import Config
+from poweropd_lite.base.teachers import called
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class PaperRow:
 def paper_row(run: Config) -> PaperRow | None:
     """Returns the row of a run's student, teacher and reward, at its alpha or the nearest; None if there is none."""
     rows = json.loads((Path(__file__).parent / "paper_tables.json").read_text(encoding="utf-8"))["rows"]
-    mine = (Path(run.student).name.lower(), Path(run.teacher).name.lower(), run.reward)
+    mine = (Path(run.student).name.lower(), Path(called(run, "teacher")).name.lower(), run.reward)
     fitting = [row for row in rows if (row["student"].lower(), row["teacher"].lower(), row["reward"]) == mine]
-    if not fitting:
+    if not fitting or (run.baseline, run.keep, run.weight) != ("none", "all", "none"):
         return None
     power = run.reward == "power"
     row = min(fitting, key=lambda r: abs(math.log(r["alpha"] / run.alpha))) if power else fitting[0]

@@ -4,45 +4,64 @@ Needs no model: grading can be done again, with another grader or the released c
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import read_json
 from poweropd_lite.evaluate.folder import SETTINGS, EvalFolder, read_samples, read_settings
 from poweropd_lite.evaluate.near import read_near
-from poweropd_lite.evaluate.sampling import Answer, Key, right_counts, score
+from poweropd_lite.evaluate.sampling import Answer, Key, Verdicts, by_problem, right_counts, score
 from poweropd_lite.evaluate.scores import avg_at, interval, macro_interval, paired_difference, pass_at
 from poweropd_lite.grade import GRADER, Sample, Verdict, grade
+from poweropd_lite.grade.custom import Grader, Scored
+from poweropd_lite.grade.custom import score as score_all
 
 CHUNK = 4096  # verdicts that are written down at once
+_VERDICT = {field.name for kind in (Verdict, Scored) for field in fields(kind)}
 
 
 def grade_folder(
-    folder: EvalFolder, names: list[str], again: bool, official: bool, tick: Callable[[str, int, int], object]
+    folder: EvalFolder,
+    names: list[str],
+    again: bool,
+    official: bool,
+    tick: Callable[[str, int, int], object],
+    own: Grader | None = None,
 ) -> None:
     """Grades the samples that have no verdict of this grader yet, all of them if `again`, and writes the verdicts down.
+
+    `own` is a user's function that scores them instead.
 
     Of the benchmarks `names`, which have all their samples; what `tick` raises ends it; what was decided is kept.
     """
     sources = read_settings(folder.path)["about"]["sources"]
+    grader = GRADER if own is None else own.label
     for name in names:
         graded_as = BUNDLED if sources.get(name) == BUNDLED else name
-        records = read_samples(folder.path, name)
-        fresh = [r for r in records if again or r.get("grader") != GRADER or (official and "official" not in r)]
+        records = sorted(
+            read_samples(folder.path, name), key=lambda r: (r["problem"], r["sample"])
+        )  # they end in any order
+        fresh = [r for r in records if again or r.get("grader") != grader or (official and "official" not in r)]
         for start in range(0, len(fresh), CHUNK):
             chunk = fresh[start : start + CHUNK]
-            samples = [Sample(r["text"], r["gold"], graded_as, r["tolerance"]) for r in chunk]
-            verdicts = grade(samples, official, partial(tick, name))
-            for record, verdict in zip(chunk, verdicts, strict=True):
-                record.pop("official", None)  # an older grader's
-                record["grader"] = GRADER
-                record |= {k: v for k, v in asdict(verdict).items() if k != "official" or official}
+            verdicts: Sequence[Verdict] | Sequence[Scored]
+            if own is not None:
+                verdicts = score_all(own, [(r["text"], json.dumps(r["row"])) for r in chunk], partial(tick, name))
+            else:
+                samples = [Sample(r["text"], r["gold"], graded_as, r["tolerance"]) for r in chunk]
+                verdicts = grade(samples, official, partial(tick, name))
+            for record, said in zip(chunk, map(asdict, verdicts), strict=True):
+                for key in _VERDICT:  # another grader's
+                    record.pop(key, None)
+                record["grader"] = grader
+                record |= {k: v for k, v in said.items() if k != "official" or official}
             folder.rewrite(name, records)
 
 
@@ -77,47 +96,57 @@ def finished_benchmarks(path: Path) -> list[str]:
 def results_of(path: Path, ks: list[int], names: list[str]) -> dict[str, Any]:
     """Returns an evaluation's results on the benchmarks `names`, as in results.json, from its graded samples.
 
-    Scores are 0 to 1; the mean weighs the benchmarks alike.
+    Scores are 0 to 1, or as a user's function has them: avg@n is their mean then, and best@n the mean of each problem's
+    best. The mean weighs the benchmarks alike.
     """
     settings, about = (read_settings(path)[key] for key in ("settings", "about"))
     n: int = settings["n"]
+    own = settings.get("grader") is not None
+    top = "best" if own else "pass"
     benchmarks: dict[str, dict] = {}
     averages, passes = [], []
     for name in names:
         verdicts, answers = _read(path, name)
         count = about["benchmarks"][name]["problems"]
-        scores, right = score(answers, verdicts, count, n), right_counts(verdicts, count)
-        averages.append(avg_at(right, n))
-        passes.append(pass_at(right, n, n))
+        scores, some = score(answers, verdicts, count, n), [k for k in ks if k < n]
+        mean_scores, (best, *others) = by_problem(verdicts, count, n, [n, *some])
+        averages.append(mean_scores)
+        passes.append(best)
         benchmarks[name] = {
             "problems": count,
             "longest": about["benchmarks"][name]["longest"],
             "whole": about["whole"].get(name),
             f"avg@{n}": scores.avg,
             f"avg@{n}_interval": interval(averages[-1]),
-            f"pass@{n}": scores.any,
-            f"pass@{n}_interval": interval(passes[-1]),
-            **{f"pass@{k}": float(pass_at(right, n, k).mean()) for k in ks if k < n},
+            f"{top}@{n}": scores.any,
+            f"{top}@{n}_interval": interval(passes[-1]),
+            **{f"{top}@{k}": float(values.mean()) for k, values in zip(some, others, strict=True)},
             "length": scores.length,
             "truncated": 1.0 - scores.stop_share,
-            "no_answer": 1.0 - scores.answer_share,
+            **({"no_answer": 1.0 - scores.answer_share} if scores.answer_share is not None else {}),
             "undecided": scores.undecided,
         }
-        if all(v.official is not None for v in verdicts.values()):
-            theirs = right_counts(verdicts, count, official=True)
+        found = list(verdicts.values())
+        if own:
+            faults = [v.fault for v in found if isinstance(v, Scored) and v.fault is not None]
+            benchmarks[name]["fault"] = faults[0] if faults else None
+            scores_given = [v.score for v in found if isinstance(v, Scored) and v.fault is None]
+            benchmarks[name]["binary"] = bool(scores_given) and set(scores_given) <= {0.0, 1.0}
+        elif all(isinstance(v, Verdict) and v.official is not None for v in found):
+            theirs = right_counts(cast(dict[Key, Verdict], verdicts), count, official=True)
             benchmarks[name][f"official_avg@{n}"] = float(avg_at(theirs, n).mean())
             benchmarks[name][f"official_pass@{n}"] = float(pass_at(theirs, n, n).mean())
     mean: dict[str, Any] = {}
     if names:
         shared = [k for k in benchmarks[names[0]] if all(isinstance(b.get(k), float) for b in benchmarks.values())]
         mean = {key: float(np.mean([b[key] for b in benchmarks.values()])) for key in shared}
-        mean |= {f"avg@{n}_interval": macro_interval(averages), f"pass@{n}_interval": macro_interval(passes)}
+        mean |= {f"avg@{n}_interval": macro_interval(averages), f"{top}@{n}_interval": macro_interval(passes)}
     near = read_near(path)
     return {
         **{key: value for key, value in about.items() if key not in ("benchmarks", "whole")},
         "n": n,
         "ks": ks,
-        "grader": GRADER,
+        "grader": settings["grader"] if own else GRADER,
         "settings": settings,
         "benchmarks": benchmarks,
         "mean": mean,
@@ -128,19 +157,27 @@ def results_of(path: Path, ks: list[int], names: list[str]) -> dict[str, Any]:
 def earlier_ks(path: Path) -> list[int]:
     """Returns the k of the Pass@k in an evaluation's results.json; none where there is none that can be read."""
     try:
-        ks = json.loads((path / "results.json").read_text(encoding="utf-8"))["ks"]
+        ks = read_json(path / "results.json")["ks"]
         return ks if all(isinstance(k, int) for k in ks) else []
     except (OSError, ValueError, KeyError, TypeError):  # it is made anew in any case
         return []
 
 
-def _read(path: Path, name: str) -> tuple[dict[Key, Verdict], dict[Key, Answer]]:
-    verdicts, answers = {}, {}
+def _read(path: Path, name: str) -> tuple[Verdicts, dict[Key, Answer]]:
+    verdicts: dict[Key, Any] = {}
+    answers: dict[Key, Answer] = {}
+    settings = read_settings(path)["settings"]
+    own = f"{settings['grader']} {settings['grader_sha256'][:16]}" if settings.get("grader_sha256") else None
     for r in read_samples(path, name):
-        if "correct" not in r:
+        if own is not None and r.get("grader", own) != own:
+            raise UserError(f"{path}/{name}.jsonl has samples that another function scored; type --regrade {path}")
+        if "correct" not in r and "score" not in r:
             raise UserError(f"{path}/{name}.jsonl has samples that are not graded; type --regrade {path}")
         key = (r["problem"], r["sample"])
-        verdicts[key] = Verdict(r["correct"], r["answer"], r["undecided"], r.get("official"))
+        if "correct" in r:
+            verdicts[key] = Verdict(r["correct"], r["answer"], r["undecided"], r.get("official"))
+        else:
+            verdicts[key] = Scored(r["score"], r["fault"])
         answers[key] = Answer(r["text"], r["tokens"], r["truncated"])
     return verdicts, answers
 
@@ -185,6 +222,12 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
             raise UserError(f"{first} and {second} can't be compared: {what}; evaluate both on the same")
         finished = "; ".join(", ".join(names) or "nothing graded" for names in complete)
         raise UserError(f"{first} and {second} have no finished benchmark in common ({finished}); evaluate both on one")
+    graders = [settings.get("grader") for settings in (before, after)]
+    if common and graders[0] != graders[1]:
+        by = " and ".join(f"{path} by {name or 'the maths grader'}" for path, name in zip(paths, graders, strict=True))
+        raise UserError(
+            f"{by} were scored in different ways; score both by one: --regrade FOLDER --grader NAME, or anew"
+        )
     counts = [before["n"], after["n"]]
     rows: dict[str, dict] = {}
     shares: dict[str, list[list[np.ndarray]]] = {"avg": [[], []], "pass": [[], []]}
@@ -196,9 +239,9 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
                 f"{name} has other problems ({sizes}); evaluate both with the same --benchmarks and --problems"
             )
         for side, path in enumerate(paths):
-            right = right_counts(_read(path, name)[0], len(golds[0]))
-            shares["avg"][side].append(avg_at(right, counts[side]))
-            shares["pass"][side].append(pass_at(right, counts[side], min(counts)))
+            mean, (best,) = by_problem(_read(path, name)[0], len(golds[0]), counts[side], [min(counts)])
+            shares["avg"][side].append(mean)
+            shares["pass"][side].append(best)
         rows[name] = {measure: _difference(*([pair[-1]] for pair in shares[measure])) for measure in shares}
     differing = {key: [before.get(key), after.get(key)] for key in before | after if before.get(key) != after.get(key)}
     differing.pop("weights", None)
@@ -207,6 +250,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
         "second": str(paths[1]),
         "n": counts,
         "k": min(counts),
+        "grader": graders[0],
         "benchmarks": rows,
         "mean": {measure: _difference(*shares[measure]) for measure in shares} if common else {},
         "kl": near,

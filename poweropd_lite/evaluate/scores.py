@@ -10,6 +10,7 @@ from math import comb
 import numpy as np
 
 ROUNDS = 10_000  # resamples of a bootstrap
+_DRAWS = 2**22  # numbers of them that are held at a time
 LEVEL = 0.95
 
 
@@ -26,6 +27,16 @@ def pass_at(right: Sequence[int], n: int, k: int) -> np.ndarray:
     if not 1 <= k <= n:
         raise ValueError(f"Pass@{k} needs at least {k} samples a problem, and there are {n}")
     return np.array([1.0 - comb(n - int(c), k) / comb(n, k) for c in right])
+
+
+def best_of(values: np.ndarray, k: int) -> np.ndarray:
+    """Returns the expected best score of k of a problem's n samples, float64 [problems], from scores [problems, n].
+
+    The i-th smallest is the best of C(i - 1, k - 1) of the C(n, k) draws; of scores 0 and 1 this is `pass_at`.
+    """
+    n = values.shape[1]
+    weights = np.array([comb(i, k - 1) / comb(n, k) for i in range(n)])
+    return np.sort(values, axis=1) @ weights
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -47,8 +58,10 @@ def macro_interval(benchmarks: Sequence[np.ndarray], seed: int = 0) -> tuple[flo
 def _resampled_means(values: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """The number of times that a problem is drawn is multinomial; equal values are drawn together."""
     distinct, counts = np.unique(values, return_counts=True)
-    draws = random.multinomial(len(values), counts / len(values), size=ROUNDS)
-    return draws @ distinct / len(values)
+    at_once = max(1, _DRAWS // len(distinct))  # a user's scores may all be different
+    sizes = (min(at_once, ROUNDS - done) for done in range(0, ROUNDS, at_once))
+    draws = (random.multinomial(len(values), counts / len(values), size=size) for size in sizes)
+    return np.concatenate([drawn @ distinct / len(values) for drawn in draws])
 
 
 def paired_difference(

@@ -1,13 +1,15 @@
 """Settings of the evaluate command: their defaults, limits and a sentence on each."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from poweropd_lite.base.config import as_in_training
 from poweropd_lite.base.config_files import checked
-from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.fields import Bits, as_literal, section
+from poweropd_lite.base.errors import UserError, cut
+from poweropd_lite.base.fields import Bits, Kernels, Mapping, as_literal, function_fault, section
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -28,13 +30,16 @@ class EvalConfig(BaseModel):
     )
     dtype: Dtype = Field("auto", description="it computes in; auto: bfloat16 where the card has it, float32 on a CPU")
     engine: Literal["auto", "vllm", "loop"] = Field("auto", description="what samples; auto: vLLM where it runs")
+    kernels: Kernels = as_in_training("kernels")
     trust_remote_code: bool = Field(False, description="run Python code of a model; only for sources you trust")
     teacher: str | None = Field(
         None,
         min_length=1,
-        description="estimate KL(model | teacher) too, on one completion a problem at temperature 1: a hub id, a folder, or "
-        "'run' for the run's own; if not given, the run's where no problem has an answer",
+        description="estimate KL(model | teacher) too, on one completion a problem at temperature 1: a hub id, a folder, an "
+        "address, or 'run' for the run's own; if not given, the run's where no problem has an answer",
     )
+    teacher_name: str | None = as_in_training("teacher_name")
+    teacher_tokenizer: str | None = as_in_training("teacher_tokenizer")
     teacher_bits: Bits | None = Field(None, description="as in training; if not given, as the run trained, or 4")
 
     benchmarks: str | None = Field(
@@ -60,6 +65,9 @@ class EvalConfig(BaseModel):
     enable_thinking: bool | None = Field(
         None, description="of the chat template; if not given, as the run trained, or off"
     )
+    template_kwargs: Mapping | None = Field(
+        None, description="more that the chat template is told, in JSON; if not given, as the run trained, or nothing"
+    )
     max_prompt_tokens: int = Field(2048, ge=1, description="longer problems are left out, counted and named")
 
     n: int = Field(8, ge=1, description="samples a problem", json_schema_extra=section("sampling"))
@@ -70,8 +78,14 @@ class EvalConfig(BaseModel):
     max_new_tokens: int | None = Field(
         None, ge=1, description="longest answer; if not given, 4,096 (bundled: 112), or of a run's own files the run's"
     )
-    batch_size: int | None = Field(None, ge=1, description="answers at once; else 512 (vLLM), 64 (CUDA) or 256 (CPU)")
+    batch_size: int | None = Field(None, ge=1, description="answers at once; else at most 512 (vLLM) or 256")
     seed: int | None = Field(None, ge=0, lt=2**32, description="fixes the sampling; if not given, the run's own, or 0")
+    grader: str | None = Field(
+        None,
+        min_length=1,
+        description="score by a function of yours instead of the maths grader, module:function(completion, row) -> float, "
+        "of the current folder or installed (docs/your_task.md); if not given, of a run's own problems the run's",
+    )
     official_grading: bool = Field(
         False, description="score by the released code's grading as well, in its own columns"
     )
@@ -92,8 +106,10 @@ class EvalConfig(BaseModel):
         if self.k is None:
             return [2**i for i in range(20) if 2**i < self.n]
         words = [word.strip() for word in self.k.split(",") if word.strip()]
-        if not words or not all(word.isascii() and word.isdigit() and int(word) for word in words):
-            raise UserError(f"k: found {self.k!r}, but it should be whole numbers joined by commas, such as 1,4")
+        if not words or not all(re.fullmatch("0*[1-9][0-9]{0,9}", word) for word in words):
+            raise UserError(
+                f"k: found {cut(repr(self.k))}, but it should be whole numbers joined by commas, such as 1,4"
+            )
         if (k := max(map(int, words))) > self.n:
             raise UserError(f"Pass@{k} needs {k} samples a problem, and n is {self.n}; type --n {k} or a smaller --k")
         return sorted({int(word) for word in words})
@@ -108,4 +124,8 @@ def load_eval_config(**settings: Any) -> EvalConfig:
     texts |= {key: str(v) for key, v in settings.items() if isinstance(v, Path) or (key == "k" and isinstance(v, int))}
     config = checked(EvalConfig, settings | texts)
     _ = config.ks
+    if fault := function_fault(config.grader):
+        raise UserError(f"grader: {fault}")
+    if config.grader and config.official_grading:
+        raise UserError("--official-grading is of maths, and --grader scores in its place; leave one out")
     return config

@@ -6,16 +6,16 @@ chat model ends with either.
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.config import BUNDLED, Config, load_config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import MANIFEST, changed_since
+from poweropd_lite.base.files import read_json
 from poweropd_lite.models.loading import load_model_config, load_tokenizer, model_path
 from poweropd_lite.models.probe import REFERENCE
+from poweropd_lite.models.saved import EXPORT, bare, check_handed_over, saved_settings
 from poweropd_lite.problems.prompts import end_of_turn
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
             return _run(path.parent, asked_base, name) if run else _adapter(path, asked_base)
         if (path / "config.json").is_file():
             handed_over = path.name == "model" and (path.parent / "config.yaml").is_file()
+            check_handed_over(path)
             return _run(path.parent, asked_base, name) if handed_over else _whole(name, asked_base)
         what = "is no run folder (config.yaml), no adapter (adapter_config.json) and no model (config.json)"
         mend = "one of these"
@@ -105,34 +106,13 @@ def _run(path: Path, asked_base: str | None, name: str | None = None) -> Target:
     raise UserError(f"{found}; type python -m poweropd_lite.train --resume {path}")
 
 
-def check_handed_over(folder: Path) -> None:
-    """Raises UserError if weights that a run handed over, with a manifest, are not what it wrote."""
-    ours = (folder / REFERENCE).is_file() or (folder.parent / "config.yaml").is_file()  # others write such files too
-    if ours and (folder / MANIFEST).is_file() and (fault := changed_since(folder)):
-        again = "take it from its run again"
-        if (folder.parent / "config.yaml").is_file():
-            run = f"python -m poweropd_lite.train --resume {folder.parent}"
-            again = f"{run} hands over again what its last checkpoint holds"
-        raise UserError(f"{folder} is not what its training handed over: {fault}; {again}")
-
-
 def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: str | None = None) -> Target:
-    try:
-        saved = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}/adapter_config.json can't be read: {error}") from None
-    if not isinstance(saved, dict) or not isinstance(saved.get("r", 8), int):
-        raise UserError(f"{path}/adapter_config.json is no adapter's: it should hold settings with a whole number r")
-    if saved.get("peft_type") != "LORA":
-        raise UserError(f"{path} is an adapter of type {saved.get('peft_type')}, and only LoRA is supported")
-    if not any((path / file).is_file() for file in ("adapter_model.safetensors", "adapter_model.bin")):
-        raise UserError(f"{path} has no adapter_model.safetensors, so there are no weights to evaluate")
-    check_handed_over(path)
+    saved = saved_settings(path)
     notes: tuple[str, ...] = ()
     named = str(saved.get("base_model_name_or_path") or "")
     if base is None and asked_base is not None:
         base = model_path(BUNDLED, SHIPPED[asked_base]) if asked_base in SHIPPED else asked_base
-        if named and _bare(named) != _bare(base):
+        if named and bare(named) != bare(base):
             found = f"the adapter in {path} was trained on {named}, and --base is {asked_base}"
             if not Path(base).is_dir():
                 mend = f"type --base with {named} or a folder that holds a copy of it"
@@ -140,7 +120,7 @@ def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: 
             notes = (f"{found}: whether that folder holds that model is known by the shapes of its weights alone",)
     if base is None:
         shipped = Path(named).parts[-3:] == ("poweropd_lite", "tiny", "student")
-        base = model_path(BUNDLED, "student") if shipped else named
+        base = model_path(BUNDLED, SHIPPED.get(named, "student")) if shipped or named in SHIPPED else named
         if not base or (base.startswith(("/", ".", "~")) and not Path(base).is_dir()):
             raise UserError(
                 f"{path} names {named or 'no'} base model, which is not here; type --base with its base model"
@@ -148,15 +128,10 @@ def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: 
     return Target(name or str(path), base, path, saved, notes=notes)
 
 
-def _bare(name: str) -> str:
-    """A model's name without its owner, and without what Unsloth puts behind the names of its 4-bit copies."""
-    return re.sub(r"(?:-unsloth)?(?:-bnb-4bit)?$", "", Path(name).name.lower())
-
-
 def _hub_adapter(name: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
-    files = ["adapter_*", "*token*", "*.jinja", "generation_config.json", REFERENCE, "export.json"]
+    files = ["adapter_*", "*token*", "*.jinja", "generation_config.json", REFERENCE, EXPORT]
     try:
         path = Path(snapshot_download(name, allow_patterns=files))
     except (OSError, ValueError):  # no such adapter, or no hub: what the model's own error says is said
@@ -193,7 +168,7 @@ def _handed_over(adapter: Path | None) -> list[int]:
     if adapter is None or not (file := adapter / "generation_config.json").is_file():
         return []
     try:
-        ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        ids = read_json(file).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} can't be read: {error}") from None
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
@@ -208,7 +183,7 @@ def fingerprint(target: Target, remote_code: bool) -> str:
     for folder in (f for f in (target.adapter, Path(target.base)) if f is not None and f.is_dir()):
         for name in ("config.json", "adapter_config.json"):
             if (folder / name).is_file():
-                settings = json.loads((folder / name).read_text(encoding="utf-8"))
+                settings = read_json(folder / name)
                 if isinstance(settings, dict):
                     settings = {k: v for k, v in settings.items() if k not in _NO_PART}
                 digest.update(json.dumps(settings, sort_keys=True).encode())

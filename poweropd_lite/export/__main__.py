@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     from poweropd_lite.export.make import export
 
     # SIGINT too: a shell has it ignored in what a script starts in the background.
-    with stopped_at_once(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    with stopped_at_once("stopped: nothing is written", signal.SIGHUP):
         export(config, say=lambda text: print(text, flush=True))
     return 0
 

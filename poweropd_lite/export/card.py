@@ -3,16 +3,19 @@
 Training and scores are the run's, or those in the export that this one is made of.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.files import write_text
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.files import read_json, write_text
+from poweropd_lite.base.tables import score_names
+from poweropd_lite.base.teachers import SELF, how_kept, name_of
 from poweropd_lite.evaluate.serve import adapter_rank
 from poweropd_lite.export.handover import REPORT
 from poweropd_lite.export.job import Job
 from poweropd_lite.models.shape import LORA_RANKS
+from poweropd_lite.problems.apart import is_apart, teacher_options
 
 LICENCES = {"qwen/qwen3": "apache-2.0", "bundled": "apache-2.0"}  # of models that the configs name
 
@@ -29,21 +32,33 @@ def training(job: Job) -> dict[str, Any] | None:
         return _read(job.target.adapter or Path(job.target.base), REPORT).get("training")
     if not run.full_finetune:
         base = ", on a 4-bit base" if run.student_bits == 4 else ""
-        trained = f"LoRA rank {run.lora_rank}, lora_alpha {run.lora_alpha:g}{base}"
+        kind = "DoRA" if job.target.adapter_config.get("use_dora") else "LoRA"
+        trained = f"{kind} rank {run.lora_rank}, lora_alpha {run.lora_alpha:g}{base}"
+        patterns = [name for name in ("rank_pattern", "alpha_pattern") if job.target.adapter_config.get(name)]
+        trained += f", with {' and '.join(patterns)}" if patterns else ""
+        trained += f", from the adapter {Path(run.adapter).resolve().name}" if run.adapter is not None else ""
     steps = _read(job.target.run_folder, "summary.json").get("steps", "unknown")
     return {
         "base": base_name(job.target.base if job.target.adapter else run.student),
-        "teacher": f"{run.teacher} ({run.teacher_bits}-bit)",
-        "reward": run.reward + (f", alpha {run.alpha:g}" if run.reward == "power" else ""),
+        "teacher": f"{name_of(run, 'teacher')} ({how_kept(run)})",
+        "reward": run.reward_label.replace("power ", "power, alpha "),
         "score": run.score,
         "data": f"{run.data}{f' ({run.data_split})' if '/' in run.data else ''}",
         "steps": f"{steps} of {run.batch_size} rollouts, at most {run.max_new_tokens} new tokens each",
         "sampling": f"temperature {run.temperature:g}, top-k {run.top_k}, top-p {run.top_p:g}",
         "thinking": "on" if run.enable_thinking else "off (enable_thinking=False)",
+        **({"template arguments": run.template_kwargs} if run.template_kwargs else {}),
+        **({"teacher's prompts": _shown(run)} if is_apart(run) else {}),
         "learning rate": f"{run.learning_rate:g}, {run.lr_schedule}",
         "trained": trained,
         "seed": run.seed,
     }
+
+
+def _shown(run: Config) -> str:
+    """What was otherwise in the teacher's prompts."""
+    told = ", ".join(f"{name}={value}" for name, value in teacher_options(run).items())
+    return f"{told}; {run.teacher_prompt!r} for the question" if run.teacher_prompt else told
 
 
 def evaluation(job: Job) -> str | None:
@@ -51,18 +66,20 @@ def evaluation(job: Job) -> str | None:
     folder, run = job.target.run_folder, job.target.run
     if folder is None or run is None:
         return _read(job.target.adapter or Path(job.target.base), REPORT).get("evaluation")
-    tables, k = [], run.eval_samples
+    tables, k, form = [], run.eval_samples, ".3f" if run.eval_grader else ".1%"
     summary = _read(folder, "summary.json")
     before, after = (summary.get(f"evaluation_{name}") for name in ("before", "after"))
     if before and after and "avg" in before and "avg" in after:
         own = [f"{run.hold_out} of {run.data} that were not trained on"] if run.hold_out else []
+        mean, best = score_names(k, bool(run.eval_grader))
+        by = f", scored by {run.eval_grader}" if run.eval_grader else ""
         own += [f"{run.eval_problems} problems of {run.eval_benchmarks} at most"] if run.eval_benchmarks else []
         lines = [
-            f"Training's own, {' and '.join(own)}, {k} samples each:\n",
-            f"| | Avg@{k} | Pass@{k} | greedy | answers that stop |\n|---|---|---|---|---|",
+            f"Training's own, {' and '.join(own)}, {k} samples each{by}:\n",
+            f"| | {mean} | {best} | greedy | answers that stop |\n|---|---|---|---|---|",
         ]
         for name, e in (("before", before), ("after", after)):
-            shares = (f"{e[key]:.1%}" for key in ("avg", "any", "greedy", "stop_share"))
+            shares = [f"{e[key]:{form}}" for key in ("avg", "any", "greedy")] + [f"{e['stop_share']:.1%}"]
             lines.append(f"| {name} training | {' | '.join(shares)} |")
         tables.append("\n".join(lines))
     elif before and after and before.get("kl") is not None and after.get("kl") is not None:
@@ -77,7 +94,7 @@ def evaluation(job: Job) -> str | None:
 def _read(folder: Path | None, name: str) -> dict[str, Any]:
     """A JSON file in a run's folder, or of the export that this one is made of."""
     try:
-        values = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}
+        values = read_json(folder / name) if folder is not None else {}
         return values if isinstance(values, dict) else {}
     except (OSError, ValueError):  # a card without these lines is still true
         return {}
@@ -147,6 +164,8 @@ def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
     if job.vocabulary.tokenizer.chat_template:
         chat = f'[{{"role": "user", "content": {text}}}], tokenize=False, add_generation_prompt=True'
         text = f"tokenizer.apply_chat_template({chat})"
+    whole = job.whole is not None and job.config.to in ("adapter", "merged-16bit")
+    auto = f"AutoModelFor{'ImageTextToText' if whole else 'CausalLM'}"
     tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{place}")\n'
     ask = (
         f"text = {text}\n"
@@ -159,8 +178,8 @@ def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
         own = f'model.generation_config = GenerationConfig.from_pretrained("{place}")  # it stops at {stops}\n'
         return (
             f"{inside}```python\nfrom peft import PeftModel\n"
-            "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
+            f"from transformers import {auto}, AutoTokenizer, GenerationConfig\n\n"
+            f'base = {auto}.from_pretrained("{base}", dtype="auto")\n'
             f'model = PeftModel.from_pretrained(base, "{place}")\n{tokenizer}{own}{ask}'
             f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {name}={place}`; it takes "
             "its stop "
@@ -170,17 +189,19 @@ def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
             "poweropd_lite.export` checks it before it makes anything of it."
         )
     if job.config.to == "gguf":
-        file = next(folder.glob("*.gguf")).name
+        file, text = next(folder.glob("*.gguf")).name, ".get_text_config()" if job.whole else ""
+        # transformers reads a Mistral's file as a Llama's.
+        own = "LlamaConfig" if job.model_config.get_text_config().model_type == "mistral" else "AutoConfig"
         return (
             f"{inside}llama.cpp: `llama-cli -m {file} -cnv --jinja`; Python: `llama_cpp.Llama('{file}')`.\n\n"
             f"Ollama: `ollama create {name} -f Modelfile` with the [Modelfile](Modelfile) here, then `ollama run "
             f"{name}`.\n\n"
             f'transformers: `AutoModelForCausalLM.from_pretrained("{place}", gguf_file="{file}", '
-            f'config=AutoConfig.from_pretrained("{base}"))` (without the config it takes 128 for the size of a head).'
+            f'config={own}.from_pretrained("{base}"){text})` (without the config it takes 128 for the size of a head).'
         )
     return (
-        f"{inside}```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")\n{tokenizer}{ask}'
+        f"{inside}```python\nfrom transformers import {auto}, AutoTokenizer\n\n"
+        f'model = {auto}.from_pretrained("{place}", dtype="auto")\n{tokenizer}{ask}'
         + (f"vLLM: `vllm serve {place}`." if job.config.to == "merged-16bit" else "It needs bitsandbytes.")
     )
 
@@ -205,7 +226,9 @@ def _known_licence(model: str) -> str | None:
 
 def _licence(job: Job) -> str:
     run, models = job.target.run, {"base": _origin(job)}
-    models |= {"teacher": run.teacher, "data": run.data} if run is not None else {}
+    models |= {"teacher": name_of(run, "teacher"), "data": run.data} if run is not None else {}
+    if models.get("teacher") == SELF:
+        del models["teacher"]
     theirs = "see its own card; its terms hold for what is derived from it"
     known = {
         role: _known_licence(name) if role != "data" or name == "bundled" else None for role, name in models.items()

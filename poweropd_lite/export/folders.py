@@ -5,7 +5,6 @@ An export_* fills a folder, loads it as a user would, and returns what the loade
 
 import gc
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,16 @@ import torch
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_json
+from poweropd_lite.export.check import Tick, check_equal, check_names
 from poweropd_lite.export.job import Job
 from poweropd_lite.export.proof import gap
 from poweropd_lite.export.shards import INDEX, SINGLE, Checkpoint, new_shard, row_blocks
 from poweropd_lite.export.source import Source, device
-from poweropd_lite.models.loading import load_causal_lm, nf4, stay_unpacked
+from poweropd_lite.export.whole import adapter_of_whole, check_whole, load_whole, write_whole
+from poweropd_lite.models.experts import fused_experts
+from poweropd_lite.models.loading import check_blocks, load_causal_lm, nf4, save_tokenizer, stay_unpacked
 from poweropd_lite.models.probe import REFERENCE, Probe
-
-Tick = Callable[[str, int, int], object]
+from poweropd_lite.models.saved import check_fit, saved_weights
 
 
 def write_common(job: Job, folder: Path) -> None:
@@ -30,10 +31,7 @@ def write_common(job: Job, folder: Path) -> None:
     tokenizer = job.vocabulary.tokenizer
     for ours in ("local_files_only", "is_local"):  # how it was loaded here, which transformers would write down
         tokenizer.init_kwargs.pop(ours, None)
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:  # the tokenizers library has no kinds of its own for a full disk
-        raise UserError(f"can't write the tokenizer: {error}") from None
+    save_tokenizer(tokenizer, folder)
     try:
         generation = GenerationConfig.from_pretrained(job.target.base)
     except OSError:  # a model need not have one
@@ -48,29 +46,33 @@ def write_common(job: Job, folder: Path) -> None:
 
 
 def export_adapter(job: Job, folder: Path, source: Source) -> Probe:
-    """Writes the adapter in PEFT's format, naming its base and the base's revision; asked through plain PEFT."""
+    """Writes the adapter in PEFT's format, naming its base and the base's revision; asked through plain PEFT, of a whole on that."""
     from peft import PeftModel
-    from peft.utils import load_peft_weights
     from safetensors.torch import save_file
 
     write_common(job, folder)
     target, adapter = job.target, job.target.adapter
     assert adapter is not None  # prepare.py refuses a whole model
-    weights = load_peft_weights(str(adapter), device="cpu")
+    weights, settings = saved_weights(adapter, target.adapter_config), target.adapter_config
+    if job.whole:
+        base: Any = load_whole(job)
+        weights, settings = adapter_of_whole(base, weights, settings)
+    else:
+        base = load_causal_lm(target.base, "model", job.stored_dtype, job.config.trust_remote_code)
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
     named = str(target.adapter_config.get("base_model_name_or_path") or "")
     if not named or (named.startswith(("/", ".", "~")) and not Path(named).is_dir()):
         named = target.base  # a folder of the machine that it was trained on
-    settings = {
+    settings = settings | {
         "base_model_name_or_path": named,
         "revision": target.adapter_config.get("revision") or (job.revision if named == target.base else None),
         "inference_mode": True,
     }
-    write_json(folder / "adapter_config.json", target.adapter_config | settings)
+    write_json(folder / "adapter_config.json", settings)
     if (adapter / REFERENCE).is_file():
         shutil.copyfile(adapter / REFERENCE, folder / REFERENCE)
-    base: Any = load_causal_lm(target.base, "model", job.stored_dtype, job.config.trust_remote_code)
     model: Any = PeftModel.from_pretrained(base.to(device()), str(folder))
+    check_fit(model, folder, weights, target.base, "--base")
     # PEFT rounds modules trained whole to the base's dtype; what is on the disk is not rounded.
     for name, parameter in model.named_parameters():
         if ".modules_to_save." in name:
@@ -81,8 +83,12 @@ def export_adapter(job: Job, folder: Path, source: Source) -> Probe:
 def export_merged(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Probe, int]:
     """Writes the merged model in job.kind; asked in the dtype that its config names. Returns the tensors read back too."""
     write_common(job, folder)
-    write_merged(job, folder, source, job.kind, tick)
-    checked = check_merged(folder, source, job.kind, tick)
+    if job.whole:
+        write_whole(job, folder, source, tick)
+        checked = check_whole(job, folder, source, tick)
+    else:
+        write_merged(job, folder, source, job.kind, tick)
+        checked = check_merged(folder, source, job.kind, tick)
     model = _load_written(job, folder, "auto").to(device())
     if bool(model.config.tie_word_embeddings) != source.tied:
         raise UserError("the written model ties head and embedding otherwise than the merge does")
@@ -130,18 +136,6 @@ def check_merged(folder: Path, source: Source, dtype: str, tick: Tick) -> int:
     return len(tensors)
 
 
-def check_names(written: set[str], tensors: set[str]) -> None:
-    """Raises UserError unless a written file has the tensors of the merge."""
-    if odd := sorted(written ^ tensors):
-        raise UserError(f"the written model has other tensors than the merge ({len(odd)}, for one {odd[0]})")
-
-
-def check_equal(name: str, equal: bool) -> None:
-    """Raises UserError unless a tensor was read back as it was written."""
-    if not equal:
-        raise UserError(f"{name} was read back from the disk as other numbers than were written; is the disk sound?")
-
-
 def export_4bit(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Probe, Probe]:
     """Writes the merged model in NF4, by bitsandbytes; with it comes what the base says in NF4.
 
@@ -172,5 +166,9 @@ def export_4bit(job: Job, folder: Path, source: Source, tick: Tick) -> tuple[Pro
 
 def _load_written(job: Job, folder: Path, dtype: Any, **options: Any) -> Any:
     model = load_causal_lm(str(folder), "model", dtype, job.config.trust_remote_code, **options)
+    if "quantization_config" in options and (fused := fused_experts(model)):
+        left = f"{len(fused)} fused parameters of experts, which 4 bits would leave as they are"
+        raise UserError(f"{job.target.name} has {left}; type --to merged-16bit")
+    check_blocks(model, job.target.name)
     stay_unpacked(model)
     return model

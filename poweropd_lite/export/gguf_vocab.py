@@ -12,7 +12,7 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_text
 from poweropd_lite.evaluate.target import Vocabulary
 from poweropd_lite.export.job import Job
-from poweropd_lite.problems.prompts import end_of_turn
+from poweropd_lite.problems.prompts import end_of_turn, template_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,9 +82,13 @@ def add_vocabulary(writer: Any, job: Job) -> dict[str, Any]:
         writer.add_bos_token_id(begin)
     writer.add_add_bos_token(own is not None and tokenizer("a")["input_ids"][0] == own)
     writer.add_add_eos_token(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
-        facts["tokenizer.chat_template"] = tokenizer.chat_template
+    if isinstance(templates := tokenizer.chat_template, dict):  # templates by name
+        writer.add_chat_template([{"name": name, "template": template} for name, template in templates.items()])
+        for name, template in templates.items():
+            facts["tokenizer.chat_template" + f".{name}" * (name != "default")] = template
+    elif templates:
+        writer.add_chat_template(templates)
+        facts["tokenizer.chat_template"] = templates
     return facts | {"tokenizer.ggml.pre": split}
 
 
@@ -117,15 +121,13 @@ def turn_template(job: Job) -> str:
     tokenizer = job.vocabulary.tokenizer
     if not tokenizer.chat_template:
         return "{{ .Prompt }}{{ .Response }}"
-    thinking = job.target.run.enable_thinking if job.target.run is not None else False
+    options = template_options(job.target.run) if job.target.run is not None else {"enable_thinking": False}
     # A runtime that puts the beginning of a text there itself must not find it in the template.
     begins = str(tokenizer.bos_token) if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
 
     def rendered(answering: bool, **said: str) -> str:
         messages = [{"role": role, "content": text} for role, text in said.items()]
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=answering, enable_thinking=thinking
-        )
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answering, **options)
         return str(text).removeprefix(begins)
 
     before, _, after = rendered(True, user=_USER).partition(_USER)

@@ -1,7 +1,6 @@
 """An export's folder: filled beside its place, and put there when it is whole and nothing of the user's is in the way."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -10,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import flush_files, refuse_full, sync_folder
+from poweropd_lite.base.files import flush_files, read_json, refuse_full, sync_folder
+from poweropd_lite.evaluate.target import EXPORT
 
-REPORT = "export.json"
+REPORT = EXPORT
 
 
 def check_place(out: Path, overwrite: bool) -> None:
@@ -37,7 +37,7 @@ def check_place(out: Path, overwrite: bool) -> None:
 def _files_of_export(folder: Path) -> dict[str, int] | None:
     """The files that an export wrote, with their bytes; None if there is no export."""
     try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        report = read_json(folder / REPORT)
         return dict(report["files"]) if "proof" in report else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -77,6 +77,8 @@ def handed_over(out: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
         if done:
             shutil.rmtree(aside, ignore_errors=True)
+            if aside.exists():
+                print(f"{aside}, what was there before, can't be removed; the next export to {out.name} tries again")
         elif aside.exists() and not out.exists():
             os.replace(aside, out)
         for parent in made if not done else []:

@@ -26,6 +26,7 @@ class Job:
     revision: str | None  # the base's commit on the hub
     token: str | None  # the hub's
     notes: tuple[str, ...] = ()
+    whole: str | None = None  # the class of a base of text and images, whose language model is exported
 
     @property
     def name(self) -> str:

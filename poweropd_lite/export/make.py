@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.files import write_json
+from poweropd_lite.base.files import digest, write_json
 from poweropd_lite.base.progress import Counting
 from poweropd_lite.engines.choose import hush_bitsandbytes
 from poweropd_lite.evaluate.agenda import versions
@@ -50,7 +50,9 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
         proof = _write(job, folder, source) | {"unrounded_merge": merge}
         report = _report(job, source, proof)
         write_card(job, folder, report)
-        report["files"] = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}  # bytes
+        files = sorted(file for file in folder.iterdir() if file.is_file())  # named chat templates are in a folder
+        report["sha256"] = {file.name: digest(file) for file in files if file.suffix != ".md"}
+        report["files"] = {file.name: file.stat().st_size for file in files}  # bytes
         write_json(folder / REPORT, report)
     for note in report["notes"]:
         say(f"note: {note}")
@@ -95,7 +97,7 @@ def _report(job: Job, source: Source, proof: dict[str, Any]) -> dict[str, Any]:
         "base": base_name(job.target.base),
         "base_revision": job.revision,
         "stop_tokens": dict(zip(tokenizer.convert_ids_to_tokens(stops), stops, strict=True)),
-        "adapter_is_zero": source.is_zero if job.target.adapter else None,
+        "adapter_is_zero": source.is_zero if source.changes else None,  # of DoRA it is not known
         "tied_embeddings": source.tied,
         "tensors": len(source.tensors) or None,
         "tensors_changed_by_adapter": len(source.changes),

@@ -6,7 +6,7 @@ The format is a JSON header behind its length in eight bytes, then the tensors' 
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import read_json
+from poweropd_lite.models.whole import own_name
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ROWS = 1 << 22  # elements that are read, merged and written at a time
@@ -27,12 +29,13 @@ class Stored:
     """A tensor in a file."""
 
     file: Path
+    key: str  # its name there
     shape: tuple[int, ...]
     dtype: str  # torch's name for it; empty if it is no float
 
 
 class Checkpoint:
-    """The safetensors of a model (none for None), by tensor name, in the order of their files."""
+    """The safetensors of a model (none for None), by what a language model itself calls them, in the order of their files."""
 
     def __init__(self, model: str | None) -> None:
         from safetensors import SafetensorError, safe_open
@@ -44,7 +47,8 @@ class Checkpoint:
                 with safe_open(file, "pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 (a handle is no mapping)
                         part = opened.get_slice(name)
-                        self.tensors[name] = Stored(file, tuple(part.get_shape()), _CODES.get(part.get_dtype(), ""))
+                        code = _CODES.get(part.get_dtype(), "")
+                        self.tensors[own_name(name)] = Stored(file, name, tuple(part.get_shape()), code)
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} can't be read: {error}; is the download whole?") from None
 
@@ -54,7 +58,7 @@ class Checkpoint:
         dtypes = {
             name: str(w.dtype).removeprefix("torch.") if w.is_floating_point() else "" for name, w in weights.items()
         }
-        self.tensors = {name: Stored(Path(SINGLE), tuple(w.shape), dtypes[name]) for name, w in weights.items()}
+        self.tensors = {name: Stored(Path(SINGLE), name, tuple(w.shape), dtypes[name]) for name, w in weights.items()}
 
     def rows(self, name: str, rows: slice) -> Tensor:
         """Returns some rows of a tensor (all of a scalar)."""
@@ -64,8 +68,9 @@ class Checkpoint:
             return self._weights[name][rows] if self.tensors[name].shape else self._weights[name]
 
         # Opened each time: an open file keeps every page that was read in memory.
-        with safe_open(self.tensors[name].file, "pt") as opened:
-            return opened.get_slice(name)[rows].clone() if self.tensors[name].shape else opened.get_tensor(name)
+        stored = self.tensors[name]
+        with safe_open(stored.file, "pt") as opened:
+            return opened.get_slice(stored.key)[rows].clone() if stored.shape else opened.get_tensor(stored.key)
 
 
 def _files(model: str) -> list[Path]:
@@ -80,7 +85,7 @@ def _files(model: str) -> list[Path]:
             "a copy that transformers' save_pretrained wrote"
         )
     try:
-        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(Path(index))["weight_map"].values()))
         return [Path(str(cached_file(model, name))) for name in names]
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"what {index} lists can't be read: {error}; is the download whole?") from None
@@ -92,6 +97,18 @@ def row_blocks(shape: tuple[int, ...]) -> list[slice]:
         return [slice(None)]
     step = max(1, ROWS // max(1, math.prod(shape[1:])))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def replace_rows(file: Path, key: str, blocks: Iterable[Tensor]) -> None:
+    """Writes the rows of a tensor, in its file's dtype, over those that the file has of it."""
+    with open(file, "r+b") as opened:
+        (size,) = struct.unpack("<Q", opened.read(8))
+        start, end = json.loads(opened.read(size))[key]["data_offsets"]
+        opened.seek(8 + size + start)
+        for rows in blocks:
+            opened.write(_bytes(rows))
+        if opened.tell() != 8 + size + end:
+            raise RuntimeError(f"{key} was written over with another number of bytes")
 
 
 @contextmanager
@@ -107,6 +124,10 @@ def new_shard(path: Path, dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        yield lambda rows: file.write(rows.contiguous().view(torch.uint8).numpy().tobytes() if rows.numel() else b"")
+        yield lambda rows: file.write(_bytes(rows))
         if file.tell() != 8 + len(text) + end:
             raise RuntimeError("a shard was closed before all of its tensors were written")
+
+
+def _bytes(rows: Tensor) -> bytes:
+    return rows.contiguous().view(torch.uint8).numpy().tobytes() if rows.numel() else b""

@@ -69,11 +69,12 @@ def read_source(job: Job, say: Callable[[str], None]) -> Source:
     live = base = merged = probe(model, probe_texts(job.vocabulary.tokenizer))
     float32_noise = noise(model, live)
     known, ends, tied = _anatomy(model)
-    if merging and (count := _take_renamed(checkpoint, model, ends[1] if tied else "")):
+    if merging and (count := _take_renamed(checkpoint, model, ends[1] if tied else "")) and not job.whole:
         notes.append(
             f"the base's files name {count} tensors otherwise than transformers does, as the export names them"
         )
-    if strange := sorted(set(checkpoint.tensors) - known):
+    strange = [] if job.whole else sorted(set(checkpoint.tensors) - known)
+    if strange:
         notes.append(
             f"{len(strange)} tensors in the base's files are no part of the model and are left out, such as "
             f"{strange[0]}"

@@ -46,9 +46,9 @@ def reference_answer(text: str) -> str:
 
 def boxed_answer(text: str) -> str | None:
     r"""Returns what stands in the last balanced `\boxed{...}` (or `\fbox`) of `text` that holds anything, stripped; or None."""
-    boxes = [inside for start, end in boxed_spans(text) if (inside := text[start:end].strip())]
-    if boxes:
-        return boxes[-1]
+    for start, end in reversed(boxed_spans(text)):  # each is cut out only when it is looked at: boxes in boxes are long
+        if inside := text[start:end].strip():
+            return inside
     bare = _BARE_BOX.findall(text)
     return bare[-1].rstrip(".,") if bare else None
 

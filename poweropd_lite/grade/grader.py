@@ -80,7 +80,9 @@ def grade(
     # Several answers may stand in several boxes: looked at only where the last box alone is not right.
     questions = {}
     for i, sample in enumerate(samples):
-        if verdicts[i] is not True and found[i] is not None and len(split_list(tidy(sample.gold))) > 1:
+        if verdicts[i] is True or found[i] is None or len(sample.gold) > 2 * LONGEST:
+            continue
+        if len(split_list(tidy(sample.gold))) > 1:
             joined = neighbouring_boxes(sample.completion)
             if joined is not None and not is_hostile(joined):
                 questions.setdefault(Question(sample.gold, joined, sample.tolerance), []).append(i)

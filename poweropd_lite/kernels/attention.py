@@ -27,8 +27,8 @@ def attend(
 ) -> Tensor:
     """Returns what each head reads, [B, Hq Dh], for queries [B, Hq, Dh] and a cache [B, Hk, T, Dh].
 
-    Line i looks at columns start[i] to column[0], both in it (int64 [B] and [1]); where `alive` [B] is False, the answer
-    is zero.
+    Line i looks at columns start[i] to column[i], or the one column[0] of all lines, both in it (int64 [B], [B] or [1]);
+    where `alive` [B] is False, the answer is zero.
     """
     lines, heads, size = q.shape
     kv_heads, columns = keys.shape[1:3]
@@ -37,7 +37,8 @@ def attend(
     shares = torch.empty(lines, heads, splits, size, dtype=torch.float32, device=q.device)
     tops, sums = torch.empty(2, lines, heads, splits, dtype=torch.float32, device=q.device)
     _share[(lines, kv_heads, splits)](
-        q, keys, values, start, column, alive, shares, tops, sums, columns * size, scale * 1.4426950408889634,  # log2(e)
+        q, keys, values, start, column, alive, shares, tops, sums, int(len(column) > 1), columns * size,
+        scale * 1.4426950408889634,  # log2(e)
         group, size, max(16, triton.next_power_of_2(group)), width, BLOCK, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     out = torch.empty(lines, heads * size, dtype=q.dtype, device=q.device)
@@ -53,7 +54,7 @@ def _splits(pairs: int, columns: int) -> int:
 
 @triton.jit
 def _share(
-    q, keys, values, start, column, alive, shares, tops, sums, head_stride, scale,
+    q, keys, values, start, column, alive, shares, tops, sums, column_stride, head_stride, scale,
     GROUP: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One share of one line and key head. A group's queries are padded to ROWS, the least a matrix product takes."""
@@ -68,7 +69,7 @@ def _share(
     query = tl.load(q + head[:, None] * SIZE + at[None, :], mask=(rows < GROUP)[:, None] & inside[None, :], other=0.0)
 
     first = tl.load(start + line).to(tl.int32)
-    end = tl.load(column).to(tl.int32) + 1
+    end = tl.load(column + line * column_stride).to(tl.int32) + 1
     if alive is not None:
         end = tl.where(tl.load(alive + line), end, first)
     each = tl.cdiv(end - first, splits)

@@ -31,15 +31,15 @@ def rotate_and_store(
     """Norms and rotates the queries and keys of one token a line; returns the queries [B, Hq, Dh].
 
     `qkv` [B, (Hq + 2 Hk) Dh] and the heads' norm weights [Hq + Hk, Dh], if there are any; `turn` is cos and sin [P, Dh],
-    sin with rotate_half's sign in it; `position` [B]. Keys and values are written at `column` [1] of the cache
-    [B, Hk, T, Dh].
+    sin with rotate_half's sign in it; `position` [B]. Keys and values are written at `column` ([B], or [1] for all
+    lines) of the cache [B, Hk, T, Dh].
     """
     lines, kv_heads, columns, size = keys.shape
     heads = qkv.shape[1] // size - 2 * kv_heads
     q = torch.empty(lines, heads, size, dtype=qkv.dtype, device=qkv.device)
     _rotate_and_store[(lines, heads + 2 * kv_heads)](
-        qkv, norm, *turn, position, column, q, keys, values, qkv.stride(0), columns * size, eps,
-        heads, kv_heads, size, triton.next_power_of_2(size // 2), num_warps=1,
+        qkv, norm, *turn, position, column, q, keys, values, int(len(column) > 1), qkv.stride(0), columns * size,
+        eps, heads, kv_heads, size, triton.next_power_of_2(size // 2), num_warps=1,
     )  # fmt: skip
     return q
 
@@ -71,7 +71,7 @@ def _add_rms(x, update, weight, total, normed, update_stride, size, eps, BLOCK: 
 
 @triton.jit
 def _rotate_and_store(
-    qkv, norm, cos, sin, position, column, q, keys, values, qkv_stride, head_stride, eps,
+    qkv, norm, cos, sin, position, column, q, keys, values, column_stride, qkv_stride, head_stride, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One head of one line; its halves are turned into each other."""
@@ -84,7 +84,7 @@ def _rotate_and_store(
     source = qkv + line * qkv_stride + head * SIZE
     a = tl.load(source + low, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(source + high, mask=inside, other=0.0).to(tl.float32)
-    place = tl.load(column).to(tl.int64) * SIZE
+    place = tl.load(column + line * column_stride).to(tl.int64) * SIZE
     if head >= HEADS + KV_HEADS:
         written = values + (line * KV_HEADS + head - HEADS - KV_HEADS) * head_stride + place
         tl.store(written + low, a.to(values.dtype.element_ty), mask=inside)

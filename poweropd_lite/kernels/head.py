@@ -10,7 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from poweropd_lite.kernels.products import matrix_of, product_chunks, wide_dtype
+from poweropd_lite.kernels.card import unfit
+from poweropd_lite.kernels.products import Head, as_used, product_chunks
 
 try:
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
@@ -21,7 +22,13 @@ except ImportError:  # no card, or another kind of card
     triton = None
 
 BLOCK = 4096
-switched_off = False  # by a run's config
+switched_off = False  # by `switch`
+
+
+def switch(kernels: str) -> None:
+    """Sets for this process whether they are used: "auto", where they run, or "off"."""
+    global switched_off
+    switched_off = kernels == "off"
 
 
 def usable(tensor: Tensor) -> bool:
@@ -33,10 +40,8 @@ def usable(tensor: Tensor) -> bool:
 def fault(card: int) -> str | None:
     """Returns why the kernels can't be used on a card, having held them to the plain code on a few rows there, or None."""
     device = torch.device("cuda", card)
-    if triton is None:
-        return "Triton is not installed"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is older than what Triton compiles for"
+    if why := unfit(device):
+        return why
     logits = 4 * torch.randn(8, 3 * BLOCK + 5, generator=torch.Generator().manual_seed(0)).to(device)
     target, room = torch.zeros(8, 1, dtype=torch.long, device=device), torch.empty_like(logits)
     try:
@@ -59,13 +64,13 @@ def fault(card: int) -> str | None:
     return None if worst < 1e-5 else f"they are {worst:.2g} off there"
 
 
-def target_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    """Returns log q of `ids` [N], float32 (float64) and at most 0, given the hidden states [N, D] and the head's `weight` [V, D];
-    there is no gradient.
+def target_logprobs(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
+    """Returns log q of `ids` [N], float32 (float64) and at most 0, given the hidden states [N, D] that predict them; there is no
+    gradient.
     """
-    matrix, one_pass = matrix_of(hidden, weight), usable(hidden)
-    out = torch.empty(len(ids), 1, dtype=wide_dtype(weight), device=hidden.device)
-    for chunk, logits, room in product_chunks(hidden, matrix, one_pass):
+    one_pass = usable(hidden)
+    out = torch.empty(len(ids), 1, dtype=head.wide, device=hidden.device)
+    for chunk, logits, room, _ in product_chunks(hidden, as_used(hidden, head), one_pass):
         top, total, *_ = facts(logits) if one_pass else plain_facts(logits, room)
         chosen = logits.gather(-1, ids[chunk, None])
         out[chunk] = (chosen - top if one_pass else chosen) - total

@@ -33,17 +33,12 @@ class LossTokens:
 
 def loss_tokens(rollout: Rollout, stops: Stops) -> LossTokens:
     """Returns a rollout's tokens in the loss. Only the final stop token is ever treated apart; a truncated completion stays whole."""
-    ids = rollout.completion_ids
+    ids, theirs = rollout.completion_ids, (stops.teacher,)
     if rollout.finish != "stop":
         return LossTokens(ids, ids, len(ids))
-    body = ids[:-1]
-    last: tuple[tuple[int, ...], tuple[int, ...]] = {
-        "mask": ((), ()),
-        "raw": (ids[-1:], ids[-1:]),
-        "relabel": ((stops.teacher,), (stops.teacher,)),
-        "cross_eos": (ids[-1:], (stops.teacher,)),
-    }[stops.mode]
-    return LossTokens(body + last[0], body + last[1], len(body))
+    body, own = ids[:-1], ids[-1:]
+    ends = {"mask": ((), ()), "raw": (own, own), "relabel": (theirs, theirs), "cross_eos": (own, theirs)}
+    return LossTokens(body + ends[stops.mode][0], body + ends[stops.mode][1], len(body))
 
 
 def loss_lengths(rollouts: Sequence[Rollout], stops: Stops) -> list[int]:
@@ -69,36 +64,37 @@ class MicroBatch:
 
 
 def micro_batches(
-    rollouts: Sequence[Rollout], token_budget: int, stops: Stops, device: torch.device
+    rollouts: Sequence[Rollout], token_budget: int, stops: Stops, device: torch.device, side: str = "student"
 ) -> list[MicroBatch]:
     """Returns the rollouts as micro-batches of at most `token_budget` ids each, padding counted, longest first.
 
-    A rollout longer than the budget stands alone. Rollouts without a token in the loss are left out.
+    A rollout longer than the budget stands alone. Rollouts without a token in the loss are left out. The prompts are those
+    that the model of `side` reads; both sides' micro-batches hold the same rollouts in the same order.
     """
     tokens = [loss_tokens(rollout, stops) for rollout in rollouts]
     starts = torch.tensor([0] + [len(t.student) for t in tokens]).cumsum(0).tolist()
-    by_length = sorted(range(len(rollouts)), key=lambda i: (-len(rollouts[i]), i))
+    by_length = sorted((i for i, t in enumerate(tokens) if t.student), key=lambda i: (-len(rollouts[i]), i))
     groups: list[list[int]] = []
     for i in by_length:
-        if not tokens[i].student:
-            continue
         if groups and (len(groups[-1]) + 1) * len(rollouts[groups[-1][0]]) <= token_budget:
             groups[-1].append(i)
         else:
             groups.append([i])
-    return [_micro_batch([(rollouts[i], tokens[i], starts[i]) for i in group], device) for group in groups]
+    return [_micro_batch([(rollouts[i], tokens[i], starts[i]) for i in group], device, side) for group in groups]
 
 
-def _micro_batch(group: list[tuple[Rollout, LossTokens, int]], device: torch.device) -> MicroBatch:
-    padded = np.zeros((len(group), max(len(rollout) for rollout, *_ in group)), np.int64)
+def _micro_batch(group: list[tuple[Rollout, LossTokens, int]], device: torch.device, side: str) -> MicroBatch:
+    prompts = [(side == "teacher" and r.teacher_prompt_ids) or r.prompt_ids for r, *_ in group]
+    texts = [prompt + rollout.completion_ids for prompt, (rollout, *_) in zip(prompts, group, strict=True)]
+    padded = np.zeros((len(group), max(map(len, texts))), np.int64)
     engine: list[float] = []
     for line, (rollout, tokens, _) in enumerate(group):
-        padded[line, : len(rollout)] = rollout.prompt_ids + rollout.completion_ids
+        padded[line, : len(texts[line])] = texts[line]
         engine += [*rollout.logprobs[: tokens.sampled], *[math.nan] * (len(tokens.student) - tokens.sampled)]
     counts = np.array([len(tokens.student) for _, tokens, _ in group])
     lines = np.arange(len(group)).repeat(counts)
     place = np.arange(len(lines)) - (counts.cumsum() - counts)[lines]
-    columns = np.array([len(rollout.prompt_ids) - 1 for rollout, *_ in group])[lines] + place  # they predict the next
+    columns = np.array([len(prompt) - 1 for prompt in prompts])[lines] + place  # they predict the next
     order = np.array([start for *_, start in group])[lines] + place
     # (torch.tensor of a list takes five times as long.)
     ids = (np.array([i for _, t, _ in group for i in getattr(t, side)], np.int64) for side in ("student", "teacher"))

@@ -1,8 +1,8 @@
 """Log-probs of sampled tokens straight from hidden states, without a [tokens, vocabulary] tensor, and their gradients.
 
 Logits are made for a few rows at a time: `LOGIT_ELEMENTS // vocabulary` of them, so the peak is the same for a vocabulary
-of 512 and of 151,936, and for one rollout and a thousand. Two float32 tensors of that many are alive at once, and two more
-with top-k or top-p. On a card with Triton, kernels/head.py makes the same numbers in one pass and their gradient in another.
+of 512 and of 151,936, for one rollout and a thousand. Two float32 tensors of that many are alive at once, two more with
+top-k or top-p, one with a soft cap. On a card with Triton, kernels/head.py makes them in one pass, gradients in another.
 
 - Head frozen (LoRA): d(value)/d(hidden) is made in the forward pass, while the chunk's logits are there, and only scaled
   by the incoming gradient in the backward pass. No logits are made twice.
@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.kernels import head as fused
-from poweropd_lite.kernels.products import add_outer, matrix_of, product_chunks, products, pull_back, wide_dtype
+from poweropd_lite.kernels.products import Head, add_outer, as_used, product_chunks, pull_back, write_logits
 
 _NEVER = -1e30  # the logit of what can't be: its exp is 0, and so is their product
 Weigh = Callable[[Tensor, slice], Tensor]
+Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # log p, log q [R, V]: value [R, 1], slope by q
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,18 @@ class TokenScores(NamedTuple):
     entropy: Tensor  # of the untruncated distribution, nats
     kept_mass: Tensor  # untruncated probability of the ids that could be sampled; 1 without truncation
     added: Tensor  # 1 where the token is outside the kept set (`sampled` adds it to the set)
+    plain: Tensor  # `score` before it is multiplied by what `weigh` gives
 
 
 class TokenKL(NamedTuple):
-    """Reverse KL of N positions; all [N]; only `kl` has a gradient."""
+    """Reverse KL, or another divergence, of N positions; all [N]; only `kl` has a gradient."""
 
     kl: Tensor  # sum over rows both heads have of q (log q - log p)
     logprob: Tensor  # log q of the sampled token
     teacher_logprob: Tensor  # log p of the sampled token
     entropy: Tensor
     kept_mass: Tensor
+    plain: Tensor  # `kl` before it is multiplied by what `weigh` gives
 
 
 def kept_ids(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -95,34 +98,30 @@ def kept_ids(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def score_tokens(
-    hidden: Tensor, weight: Tensor, ids: Tensor, sampling: Sampling, score: str, weigh: Weigh | None = None
+    hidden: Tensor, head: Head, ids: Tensor, sampling: Sampling, score: str, weigh: Weigh | None = None
 ) -> TokenScores:
-    """Scores `ids` [N] int64 given the hidden states [N, D] that predict them and the head's `weight` [V, D].
+    """Scores `ids` [N] int64 given the hidden states [N, D] that predict them.
 
     `score` "full" is log q itself. "sampled" is the log-softmax of logits / temperature over the ids that `sampling` could
     have drawn, plus the token itself; that set is a constant to the gradient. With a plain `sampling` they are equal.
     Given `weigh`, `score` is multiplied by weigh(log q of some rows, which rows), and only its sum has a right gradient.
     """
-    value, extras = _Rows.apply(hidden, _learnt(weight), _ScoreRows(ids, sampling, score), weigh)
+    value, extras = _Rows.apply(hidden, *head.learnt(), _ScoreRows(ids, sampling, score), weigh)
     return TokenScores(value, *extras.unbind(-1))
 
 
 def reverse_kl(
-    hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, ids: Tensor, teacher_ids: Tensor,
-    sampling: Sampling, weigh: Weigh | None = None,
+    hidden: Tensor, head: Head, teacher_hidden: Tensor, teacher_head: Head, ids: Tensor, teacher_ids: Tensor,
+    sampling: Sampling, weigh: Weigh | None = None, measure: Measure | None = None,
 ) -> TokenKL:  # fmt: skip
     """Returns the reverse KL at N positions, from both models' hidden states ([N, D] and [N, D_T]) and heads.
 
     The sum runs over the rows that both heads have; each softmax is over its model's own rows. `ids` and `teacher_ids`
-    [N] only choose whose log-probs are reported. `weigh` as in `score_tokens`.
+    [N] only choose whose log-probs are reported. `weigh` as in `score_tokens`; `measure` takes the place of reverse KL.
     """
-    rows = _KLRows(ids, teacher_ids, teacher_hidden.detach(), teacher_weight.detach(), sampling)
-    value, extras = _Rows.apply(hidden, _learnt(weight), rows, weigh)
+    rows = _KLRows(ids, teacher_ids, teacher_hidden, teacher_head, sampling, measure)
+    value, extras = _Rows.apply(hidden, *head.learnt(), rows, weigh)
     return TokenKL(value, *extras.unbind(-1))
-
-
-def _learnt(weight: Tensor) -> Tensor:
-    return weight if torch.is_grad_enabled() else weight.detach()  # (a Function's forward can't tell)
 
 
 class _Rows(torch.autograd.Function):
@@ -132,34 +131,40 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, rows: "_ScoreRows | _KLRows", weigh: Weigh | None
-    ) -> tuple[Tensor, Tensor]:
-        matrix, wide, trains = matrix_of(hidden, weight), wide_dtype(weight), ctx.needs_input_grad[1]
-        value = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
-        extras = torch.empty(hidden.shape[0], 4, dtype=wide, device=hidden.device)
-        if trains and weigh is None:
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None,
+        rows: "_ScoreRows | _KLRows", weigh: Weigh | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        head = as_used(hidden, Head(weight, bias, scale, cap))
+        value = torch.empty(hidden.shape[0], dtype=head.wide, device=hidden.device)
+        extras = torch.empty(hidden.shape[0], 5, dtype=head.wide, device=hidden.device)
+        if any(ctx.needs_input_grad[1:3]) and weigh is None:
             raise ValueError("the gradient of a head that is trained needs `weigh`: it is made with the logits, once")
-        dhidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if any(ctx.needs_input_grad) else None
-        dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if trains else None
-        for chunk, logits, room in product_chunks(hidden, matrix, rows.one_pass(hidden), rows.beside):
-            value[chunk], extras[chunk] = rows(logits, room, chunk, dhidden is not None)
+        learns = any(ctx.needs_input_grad)
+        dhidden = torch.empty(hidden.shape, dtype=head.wide, device=hidden.device) if learns else None
+        dweight = torch.zeros_like(weight, dtype=head.wide) if ctx.needs_input_grad[1] else None
+        dbias = torch.zeros_like(weight[:, 0], dtype=head.wide) if ctx.needs_input_grad[2] else None
+        for chunk, logits, room, slope in product_chunks(hidden, head, rows.one_pass(hidden), rows.beside, learns):
+            value[chunk], extras[chunk, :4] = rows(logits, room, chunk, learns)
+            extras[chunk, 4] = value[chunk]
             part = torch.ones_like(value[chunk]) if weigh is None else weigh(extras[chunk, 0], chunk)
             value[chunk] *= part
+            if slope is not None:
+                room.mul_(slope)
             if dhidden is not None:
-                dhidden[chunk] = pull_back(room, matrix, hidden.dtype) * part[:, None]
+                dhidden[chunk] = pull_back(room, head.weight, hidden.dtype) * part[:, None]
             if dweight is not None:
                 add_outer(dweight, room, hidden[chunk] * part[:, None])
+            if dbias is not None:
+                add_outer(dbias[:, None], room, part[:, None])
         ctx.mark_non_differentiable(extras)
-        ctx.dtypes = hidden.dtype, weight.dtype
-        ctx.save_for_backward(dhidden, dweight)
+        ctx.save_for_backward(dhidden, dweight, dbias)
         return value, extras
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        dhidden, dweight = ctx.saved_tensors
-        if dweight is not None:  # and the gradient that comes in is of a sum: the same for all rows
-            dweight = dweight.mul_(grad[:1].sum()).to(ctx.dtypes[1])
-        return (dhidden * grad[:, None]).to(ctx.dtypes[0]), dweight, None, None
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden, *dhead = ctx.saved_tensors
+        total = grad[:1].sum()  # for the head: the gradient that comes in is of a sum, and so the same for all rows
+        return dhidden * grad[:, None], *(None if d is None else d.mul_(total) for d in dhead), *(None,) * 4
 
 
 class _ScoreRows:
@@ -228,24 +233,26 @@ class _ScoreRows:
 class _KLRows:
     """Reverse KL of each row. With S the rows both heads have and KL its value,
     d(KL)/d(z_v) = q_v ([v in S] (log q_v - log p_v + 1) - KL - q(S)), which is q (log q - log p - KL) when S is all rows.
+    Or what `measure` gives, whose slope g is in d(z_v) = q_v ([v in S] g_v - sum over S of q g).
     """  # fmt: skip
 
     def __init__(
-        self, ids: Tensor, teacher_ids: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, kept_by: Sampling
-    ) -> None:
-        self.ids, self.teacher_ids, self.kept_by = ids, teacher_ids, kept_by
-        self.teacher_hidden, self.teacher_weight = teacher_hidden, teacher_weight
+        self, ids: Tensor, teacher_ids: Tensor, teacher_hidden: Tensor, teacher_head: Head, kept_by: Sampling,
+        measure: Measure | None,
+    ) -> None:  # fmt: skip
+        self.ids, self.teacher_ids, self.kept_by, self.measure = ids, teacher_ids, kept_by, measure
+        self.teacher_hidden, self.teacher_head = teacher_hidden, teacher_head
         self.rooms: tuple[Tensor, ...] | None = None
-        self.beside = 2
+        self.beside = 2 if measure is None else 8
 
     def one_pass(self, hidden: Tensor) -> bool:
         """Whether the kernels make it."""
         return False
 
     def __call__(self, logits: Tensor, room: Tensor, chunk: slice, learns: bool) -> tuple[Tensor, Tensor]:
-        target, shared = self.ids[chunk, None], min(logits.shape[-1], self.teacher_weight.shape[0])
+        target, shared = self.ids[chunk, None], min(logits.shape[-1], len(self.teacher_head.weight))
         theirs, spare = self._room(logits)
-        products(self.teacher_hidden[chunk], self.teacher_weight, theirs)
+        write_logits(self.teacher_hidden[chunk], self.teacher_head, theirs)
         _, their_total = fused.plain_facts(theirs, spare[:, : theirs.shape[-1]])
         teacher_logprob = (theirs.gather(-1, self.teacher_ids[chunk, None]) - their_total).clamp_max(0.0)
         spare = spare[:, : logits.shape[-1]]
@@ -258,6 +265,14 @@ class _KLRows:
             kept_mass = kept_mass - probs.index_select(-1, self.kept_by.forbidden).sum(-1, keepdim=True)
         logprob = (logits.gather(-1, target) - total).clamp_max(0.0)
         entropy = total - torch.mul(probs, logits, out=spare).sum(-1, keepdim=True)
+        facts = torch.cat([logprob, teacher_logprob, entropy, kept_mass], -1)
+        if self.measure is not None:
+            shares, log_q = probs[:, :shared], logits[:, :shared].sub_(total)
+            value, slope = self.measure(theirs[:, :shared].sub_(their_total), log_q)
+            inside = (shares * slope).sum(-1, keepdim=True)
+            shares.mul_(slope - inside)
+            probs[:, shared:].mul_(-inside)
+            return value[:, 0], facts
         ratio = logits.sub_(total - their_total)
         ratio[:, :shared].sub_(theirs[:, :shared])
         ratio[:, shared:] = 0.0
@@ -266,11 +281,11 @@ class _KLRows:
             inside = probs[:, :shared].sum(-1, keepdim=True) if shared < logits.shape[-1] else torch.ones_like(kl)
             probs[:, shared:].mul_(-kl - inside)
             torch.addcmul(spare[:, :shared], probs[:, :shared], 1.0 - inside - kl, out=probs[:, :shared])
-        return kl[:, 0], torch.cat([logprob, teacher_logprob, entropy, kept_mass], -1)
+        return kl[:, 0], facts
 
     def _room(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Returns room for the teacher's logits of as many rows, and for one more number of each id; both are used again."""
         if self.rooms is None:
-            sizes = self.teacher_weight.shape[0], max(logits.shape[-1], self.teacher_weight.shape[0])
+            sizes = (theirs := len(self.teacher_head.weight)), max(logits.shape[-1], theirs)
             self.rooms = tuple(logits.new_empty(len(logits), size) for size in sizes)  # the first chunk is the largest
         return self.rooms[0][: len(logits)], self.rooms[1][: len(logits)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from poweropd_lite.method.logprobs import Sampling
 
 # A row's stream of random numbers is keyed by what it is for, so that evaluation never shares one with training.
-TRAINING, EVALUATION, CLOSENESS = 0, 1, 2
+TRAINING, EVALUATION, CLOSENESS, LOSS = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,10 @@ class Rollout:
     completion_ids: tuple[int, ...]  # at least one; the stop id, if one was sampled, is the last
     logprobs: tuple[float, ...]  # the engine's, of each completion id: temperature 1, untruncated
     finish: str  # "stop": the last id is a stop id; "length": truncated at the longest completion
+    teacher_prompt_ids: tuple[int, ...] = ()  # what the teacher reads in place of the prompt; (): the same
 
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
+    def __len__(self) -> int:  # of what the one reads that reads more
+        return max(len(self.prompt_ids), len(self.teacher_prompt_ids)) + len(self.completion_ids)
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Draws:
     """Names the random numbers of some rows: everything but the weights that a completion depends on."""
 
     seed: int
-    purpose: int  # TRAINING, EVALUATION or CLOSENESS
+    purpose: int  # TRAINING, EVALUATION, CLOSENESS or LOSS
     step: int | tuple[int, ...]  # of all rows, or one a row
     rows: tuple[int, ...]  # one a prompt
 
-    def part(self, rows: slice) -> "Draws":
-        """Returns those of some of the rows."""
-        step = self.step if isinstance(self.step, int) else self.step[rows]
-        return Draws(self.seed, self.purpose, step, self.rows[rows])
+    def of(self, places: Sequence[int]) -> "Draws":
+        """Returns those of the rows at some places."""
+        step = self.step if isinstance(self.step, int) else tuple(self.step[i] for i in places)
+        return Draws(self.seed, self.purpose, step, tuple(self.rows[i] for i in places))
 
     def uniforms(self, length: int) -> Tensor:
         """Returns numbers in [0, 1), [rows, length] float64; a longer `length` only adds columns."""

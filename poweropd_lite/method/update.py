@@ -1,36 +1,42 @@
 """One optimizer step: the teacher scores the rollouts, the student learns from them.
 
 In the paper's order: log p of every sampled token; then, micro-batch by micro-batch, one student forward that gives
-log q, the reward and the loss together (`accumulate`); then 1/N, the clip and the optimizer (`take_step`). `full_kl`
-replaces reward and score by the KL of whole distributions, and `zscore` needs a first pass for the step's moments.
+log q, the reward and the loss together (`accumulate`); then 1/N, the clip and the optimizer (`take_step`). `full_kl` and
+its like replace reward and score by a divergence of whole distributions. `zscore`, and the laboratory's ways to keep and
+weigh tokens (docs/lab.md), need a first pass for what the whole step is like.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from poweropd_lite.kernels.head import target_logprobs
+from poweropd_lite.kernels.products import Head
 from poweropd_lite.method import loss
 from poweropd_lite.method.batch import MicroBatch, Stops, loss_lengths, micro_batches
-from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
-from poweropd_lite.method.reward import REWARDS, log_ratio_moments
-from poweropd_lite.method.rollout import Rollout
+from poweropd_lite.method.logprobs import Sampling, TokenKL, reverse_kl, score_tokens
+from poweropd_lite.method.rollout import Draws, Rollout
+from poweropd_lite.rewards.paper import log_ratio_moments
+from poweropd_lite.rewards.part import Part
+from poweropd_lite.rewards.reward import Reward
+from poweropd_lite.rewards.table import reads_rows, reward_of
 
 
 class Model(Protocol):
     """What scores: a teacher, or a student."""
 
     @property
-    def head(self) -> Tensor:
-        """The head's weight [V, D]."""
+    def head(self) -> Head:
+        """What makes logits of its hidden states."""
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Returns the final hidden states [B, T, D] of right-padded ids [B, T]."""
+    def hiddens(self, several: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Gives the final hidden states [B, T, D] of each of some right-padded ids [B, T], as they are asked for."""
 
 
 class Learner(Model, Protocol):
@@ -46,21 +52,39 @@ class Learner(Model, Protocol):
 class Objective:
     """What a student is to learn from its rollouts: all of a run's settings that the update reads."""
 
-    reward: str  # a name in REWARDS
+    reward: str  # a name in REWARDS, or a user's module:function
     settings: Mapping[str, float] = field(default_factory=dict)  # of the reward, such as {"alpha": 10.0}
     sampling: Sampling = Sampling()  # how the rollouts were drawn
     score: str = "sampled"  # whose log-prob carries the gradient: of the distribution "sampled" from, or the "full" one
     stops: Stops = Stops()
     importance_cap: float | None = None  # the most that a token's reward is multiplied by; None: by nothing
+    own: Reward | None = None  # the user's, where `reward` names one
+    baseline: str = "none"  # or "own": the reward's mean over the vocabulary is taken off
+    part: Part = Part()  # which tokens stay in the loss, and how much each counts
 
-    def pay(self, log_p: Tensor, log_q: Tensor, moments: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Returns each token's reward [N]; for one `of_step`, `moments` are the step's, or else those of these tokens."""
-        entry = REWARDS[self.reward]
+    @property
+    def entry(self) -> Reward:
+        """What is known of its reward."""
+        return self.own or reward_of(self.reward)
+
+    @property
+    def first_pass(self) -> bool:
+        """Whether log q of the whole step must be known before the first token is paid."""
+        return self.entry.of_step or self.part.reads_log_q
+
+    def pay(self, log_p: Tensor, log_q: Tensor, of_step: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Returns each token's reward, for tensors of any one shape; moments that it needs `of_step` are else of these."""
+        entry = self.entry
         assert entry.pay is not None, f"{self.reward} compares whole distributions, and pays no single token"
-        more: Mapping[str, float | Tensor] = {name: self.settings[name] for name in entry.settings}
-        if entry.of_step:
-            more = {**more, **(moments or log_ratio_moments(log_p, log_q))}
-        return entry.pay(log_p, log_q, **more)
+        if of_step is None:
+            of_step = log_ratio_moments(log_p, log_q) if entry.of_step else {}
+        return entry.pay(log_p, log_q, **self.settings, **{name: of_step[name] for name in entry.needs})
+
+    def mean(self, log_p: Tensor, log_q: Tensor, of_step: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns sum_v q_v r_v [R, 1] of whole rows [R, V], and its parts [R, V]: a logprobs.Measure."""
+        q = log_q.exp()
+        paid = (q * self.pay(log_p, log_q, of_step)).where(q > 0, 0.0)
+        return paid.sum(-1, keepdim=True), paid
 
     def importance(self, log_q: Tensor, engine: Tensor) -> Tensor:
         """Returns min(q / q of the engine, cap) [N], which corrects for sampling from slightly other numbers; 1 where unknown."""
@@ -78,6 +102,7 @@ class StepTokens:
     kept_mass: Tensor  # student mass of the ids that the sampler could draw
     added: Tensor  # 1 where the sampled id was outside that set
     engine: Tensor  # the engine's log q; NaN for a stop token, which may be scored under another id
+    part: Tensor  # what its reward is multiplied by: 1, but for the objective's `part`
 
 
 @dataclass
@@ -91,65 +116,69 @@ class Gradient:
 
 
 def accumulate(
-    student: Learner,
-    teacher: Model,
-    rollouts: Sequence[Rollout],
-    objective: Objective,
-    token_budget: int,
-    scaler: torch.amp.GradScaler | None = None,
-    teacher_budget: int | None = None,
-) -> Gradient:
+    student: Learner, teacher: Model, rollouts: Sequence[Rollout], objective: Objective, token_budget: int,
+    scaler: torch.amp.GradScaler | None = None, teacher_budget: int | None = None, reference: Model | None = None,
+    draws: Draws | None = None,
+) -> Gradient:  # fmt: skip
     """Returns the gradient of a step on `rollouts`, in micro-batches of at most `token_budget` tokens.
 
-    The teacher's are of `teacher_budget`, but for full_kl. `scaler` is for float16. The metrics are `tokens/loss`,
-    `optim/student_passes` and seconds (docs/metrics.md).
+    The teacher's are of `teacher_budget`, but where whole distributions are read; `scaler` is for float16. A reward may ask
+    for `reference`, the student without its adapter; `draws` are of two rows, for what is drawn at random. Metrics are in
+    docs/metrics.md.
     """
     started, scale = time.monotonic(), scaler or torch.amp.GradScaler(student.device.type, enabled=False)
-    count = sum(loss_lengths(rollouts, objective.stops))
-    entry, metrics = REWARDS[objective.reward], {"tokens/loss": count, "optim/student_passes": 0.0}
-    wide = torch.float64 if student.head.dtype == torch.float64 else torch.float32
-    tokens = StepTokens(*(torch.zeros(count, dtype=wide, device=student.device) for _ in range(7)))
+    lengths, rows = loss_lengths(rollouts, objective.stops), reads_rows(objective)
+    count, metrics = sum(lengths), {"tokens/loss": sum(lengths), "optim/student_passes": 0.0}
+    tokens = StepTokens(*(torch.zeros(count, dtype=student.head.wide, device=student.device) for _ in range(8)))
+    tokens.part.fill_(1.0)
     total_loss = torch.zeros((), device=student.device)
     for parameter in student.trainable().values():
         parameter.grad = None
     if count == 0:
         return Gradient(count, total_loss, tokens, metrics)
-    batches = micro_batches(rollouts, token_budget, objective.stops, student.device)
-    said: list[Tensor] = []  # of the teacher, for full_kl: hidden states [N', D_T] a micro-batch, never logits
-    if entry.pay is None:
+    cut = partial(micro_batches, rollouts, stops=objective.stops, device=student.device)
+    batches, apart = cut(token_budget), any(rollout.teacher_prompt_ids for rollout in rollouts)
+    shown = cut(token_budget, side="teacher") if apart else batches
+    said: list[Tensor] = []  # the teacher's hidden states [N', D_T], for whole distributions; never logits
+    if rows:
         with torch.no_grad():
-            said = [batch.select(teacher.hidden(batch.ids)) for batch in batches]
+            said = [*map(MicroBatch.select, shown, teacher.hiddens([batch.ids for batch in shown]))]
+            for batch, state in zip(shown, said, strict=True):
+                if objective.entry.pay is not None or objective.part.reads_log_q:  # else it comes with the divergence
+                    tokens.log_p[batch.order] = target_logprobs(state, teacher.head, batch.teacher_ids)
     else:
-        theirs = teacher_budget or token_budget
-        own = batches if theirs == token_budget else micro_batches(rollouts, theirs, objective.stops, student.device)
+        own = cut(teacher_budget, side="teacher") if teacher_budget and teacher_budget != token_budget else shown
         tokens.log_p.copy_(token_logprobs(teacher, own, count, "teacher"))
     _finish(student.device)
     metrics["time/teacher"] = time.monotonic() - started
 
-    started, moments = time.monotonic(), None
-    if entry.of_step:
-        tokens.log_q.copy_(token_logprobs(student, batches, count, "student"))
-        moments = log_ratio_moments(tokens.log_p, tokens.log_q)
+    started = time.monotonic()
+    of_step = _first_pass(student, reference, batches, tokens, objective)
+    if draws is not None:
+        of_step["noise"], of_step["chance"] = draws.uniforms(count).to(tokens.part)
+    if not objective.part.counts_all:
+        tokens.part = objective.part.of(tokens.log_p, tokens.log_q, tokens.entropy, lengths, of_step.get("chance"))
+    states = student.hiddens([batch.ids for batch in batches])
     for i, batch in enumerate(batches):
-        hidden, tokens.engine[batch.order] = batch.select(student.hidden(batch.ids)), batch.engine.to(wide)
-        if entry.pay is None:
-            loss_sum = _full_kl(student, hidden, teacher, said[i], batch, tokens, objective.sampling)
-        else:
-            loss_sum = _policy_gradient(student, hidden, batch, tokens, objective, moments)
+        hidden, tokens.engine[batch.order] = batch.select(next(states)), batch.engine.to(tokens.engine.dtype)
+        compare: Callable[..., TokenKL] = reverse_kl
+        if rows:
+            heads = partial(reverse_kl, head=student.head, teacher_hidden=said[i], teacher_head=teacher.head)
+            compare = partial(heads, ids=batch.student_ids, teacher_ids=batch.teacher_ids)
+        learn = _whole if objective.entry.pay is None else _policy_gradient
+        loss_sum = learn(student, hidden, compare, batch, tokens, objective, of_step)
         scale.scale(loss_sum).backward()
         total_loss += loss_sum.detach()
     _finish(student.device)
-    metrics |= {"optim/student_passes": 1.0 + entry.of_step, "time/student": time.monotonic() - started}
+    passes = 1.0 + objective.first_pass + ("log_ref" in objective.entry.needs)
+    metrics |= {"optim/student_passes": passes, "time/student": time.monotonic() - started}
     return Gradient(count, total_loss, tokens, metrics)
 
 
 def take_step(
-    student: Learner,
-    optimizer: torch.optim.Optimizer,
-    gradient: Gradient,
-    max_grad_norm: float = 1.0,
+    student: Learner, optimizer: torch.optim.Optimizer, gradient: Gradient, max_grad_norm: float = 1.0,
     scaler: torch.amp.GradScaler | None = None,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Divides the gradient by N, clips it to `max_grad_norm`, takes the optimizer step and returns the metrics of it all.
 
     With no token in the loss, or loss or norm not finite, it is dropped: `optim/skipped` is 1, the weights are untouched.
@@ -161,8 +190,8 @@ def take_step(
     scale.unscale_(optimizer)
     parameters = list(student.trainable().values())
     loss.divide_gradients(parameters, gradient.count)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
-    total_loss = gradient.loss.item()
+    both = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm), gradient.loss
+    norm, total_loss = torch.stack(both).tolist()  # one wait for the device
     if math.isfinite(total_loss) and math.isfinite(norm):
         scale.step(optimizer)
         metrics["optim/skipped"] = 0.0
@@ -175,37 +204,65 @@ def take_step(
 
 @torch.no_grad()
 def over_tokens(
-    model: Model, batches: Iterable[MicroBatch], count: int, facts: Callable[[Tensor, MicroBatch], Tensor], columns: int
+    model: Model, batches: Sequence[MicroBatch], count: int, facts: Callable[[Tensor, MicroBatch], Tensor], columns: int
 ) -> Tensor:
     """Returns facts(hidden [N', D], batch) [N', columns] of all N tokens without gradient, [N, columns], float32 (float64)."""
-    head = model.head
-    wide = torch.float64 if head.dtype == torch.float64 else torch.float32
-    out = torch.zeros(count, columns, dtype=wide, device=head.device)
+    out = torch.zeros(count, columns, dtype=model.head.wide, device=model.head.weight.device)
+    selected = map(MicroBatch.select, batches, model.hiddens([batch.ids for batch in batches]))
     for batch in batches:
-        out[batch.order] = facts(batch.select(model.hidden(batch.ids)), batch).to(wide)
+        out[batch.order] = facts(next(selected), batch).to(out.dtype)
     return out
 
 
-def token_logprobs(model: Model, batches: Iterable[MicroBatch], count: int, side: str) -> Tensor:
+def token_logprobs(model: Model, batches: Sequence[MicroBatch], count: int, side: str) -> Tensor:
     """Returns the model's log-prob of each of the N tokens [N]: of the ids of `side`, "student" or "teacher"."""
+    if (ask := getattr(model, "token_logprobs", None)) is not None:  # a teacher that is served (models/served.py)
+        return ask(batches, count)
 
     def facts(hidden: Tensor, batch: MicroBatch) -> Tensor:
-        ids = batch.student_ids if side == "student" else batch.teacher_ids
-        return target_logprobs(hidden, model.head, ids)[:, None]
+        return target_logprobs(hidden, model.head, getattr(batch, f"{side}_ids"))[:, None]
 
     return over_tokens(model, batches, count, facts, 1)[:, 0]
 
 
+def _first_pass(
+    student: Model, reference: Model | None, batches: Sequence[MicroBatch], tokens: StepTokens, objective: Objective
+) -> dict[str, Tensor]:
+    """Fills in log q and entropy, where the objective asks for them of the whole step, and returns what its reward needs."""
+    entry, count, found = objective.entry, len(tokens.log_p), dict[str, Tensor]()
+
+    def facts(hidden: Tensor, batch: MicroBatch) -> Tensor:
+        scores = score_tokens(hidden, student.head, batch.student_ids, Sampling(), "full")
+        return torch.stack([scores.logprob, scores.entropy], -1)
+
+    if "log_ref" in entry.needs:
+        assert reference is not None, f"{objective.reward} needs the student without its adapter"
+        found["log_ref"] = token_logprobs(reference, batches, count, "student")
+    if objective.part.keep == "entropy":
+        tokens.log_q, tokens.entropy = over_tokens(student, batches, count, facts, 2).unbind(-1)
+    elif objective.first_pass:
+        tokens.log_q.copy_(token_logprobs(student, batches, count, "student"))
+    return found | (log_ratio_moments(tokens.log_p, tokens.log_q) if entry.of_step else {})
+
+
 def _policy_gradient(
-    student: Learner, hidden: Tensor, batch: MicroBatch, tokens: StepTokens, objective: Objective,
-    moments: Mapping[str, Tensor] | None,
+    student: Learner, hidden: Tensor, compare: Callable[..., TokenKL], batch: MicroBatch, tokens: StepTokens,
+    objective: Objective, of_step: Mapping[str, Tensor],
 ) -> Tensor:  # fmt: skip
-    log_p, paid = tokens.log_p[batch.order], torch.empty_like(batch.engine, dtype=tokens.reward.dtype)
+    log_p, part = tokens.log_p[batch.order], tokens.part[batch.order]
+    paid, taken = torch.empty_like(part), torch.zeros_like(part)
+    of_batch = {name: fact[batch.order] if fact.dim() else fact for name, fact in of_step.items()}
+    if objective.baseline == "own":
+        with torch.no_grad():
+            mean = partial(objective.mean, of_step=of_step)
+            taken = compare(hidden.detach(), sampling=Sampling(), measure=mean).kl
 
     def weigh(log_q: Tensor, rows: slice) -> Tensor:
-        paid[rows] = objective.pay(log_p[rows], log_q, moments)
+        of_rows = {name: fact[rows] if fact.dim() else fact for name, fact in of_batch.items()}
+        paid[rows] = objective.pay(log_p[rows], log_q, of_rows) - taken[rows]
         capped = objective.importance_cap is not None
-        return -paid[rows] * objective.importance(log_q, batch.engine[rows]) if capped else -paid[rows]
+        counted = -paid[rows] * part[rows]
+        return counted * objective.importance(log_q, batch.engine[rows]) if capped else counted
 
     scores = score_tokens(hidden, student.head, batch.student_ids, objective.sampling, objective.score, weigh)
     tokens.log_q[batch.order], tokens.reward[batch.order] = scores.logprob, paid
@@ -214,14 +271,15 @@ def _policy_gradient(
     return scores.score.sum()
 
 
-def _full_kl(
-    student: Learner, hidden: Tensor, teacher: Model, said: Tensor, batch: MicroBatch, tokens: StepTokens,
-    sampling: Sampling,
+def _whole(
+    student: Learner, hidden: Tensor, compare: Callable[..., TokenKL], batch: MicroBatch, tokens: StepTokens,
+    objective: Objective, of_step: Mapping[str, Tensor],
 ) -> Tensor:  # fmt: skip
-    ids = batch.student_ids, batch.teacher_ids
-    out = reverse_kl(hidden, student.head, said, teacher.head, *ids, sampling, lambda q, _: torch.ones_like(q))
+    part, other = tokens.part[batch.order], objective.entry.compare
+    measure = None if other is None else partial(other, **objective.settings)
+    out = compare(hidden, sampling=objective.sampling, weigh=lambda _, rows: part[rows], measure=measure)
     tokens.log_p[batch.order], tokens.log_q[batch.order] = out.teacher_logprob, out.logprob
-    tokens.reward[batch.order] = -out.kl.detach()
+    tokens.reward[batch.order] = -out.plain
     tokens.entropy[batch.order], tokens.kept_mass[batch.order] = out.entropy, out.kept_mass
     return out.kl.sum()
 

@@ -76,6 +76,8 @@ class CompiledLayers:
             if self.learns:
                 first = next(p for p in self.model.parameters() if p.requires_grad)
                 torch.autograd.grad(out.float().sum(), first)  # through every layer, and no room for all gradients
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
         except Exception as error:  # a compiler fails in its own ways
             if is_out_of_memory(error):
                 raise
@@ -85,11 +87,10 @@ class CompiledLayers:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             self.say(f"the {self.role}'s layers can't be compiled here, and run as they are ({reason})")
             return
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent = time.monotonic() - started
+        finally:  # a try that failed has taken its time, too
+            spent = time.monotonic() - started
+            self.seconds += spent
         self._made.add(alone)
-        self.seconds += spent
         self.say(f"compiled the {self.role}'s layers for {'one line' if alone else 'several lines'} in {spent:.0f} s")
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.models.loading import final_hidden, unwrapped
+from poweropd_lite.base.files import read_json
+from poweropd_lite.models.loading import final_hidden, head_of, unwrapped
 from poweropd_lite.problems.prompts import prompt_text
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ LONGEST = 64  # tokens of a text
 _ROWS = 1 << 22  # weight elements that are widened at a time: 16 MiB of float32
 _POSITIONS = 32  # whose logits are there at a time
 _HALF = (torch.bfloat16, torch.float16)
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 _TEXTS = (
     ("What is 12 * (7 - 3) + 5?", "First 7 - 3 = 4, then 12 * 4 = 48, and 48 + 5 = 53. The answer is \\boxed{53}."),
     ("Tom has 8 apples and buys 7 more. How many has he?", "He has 8 + 7 = 15 apples. \\boxed{15}"),
@@ -70,7 +72,7 @@ def read_reference(folder: Path) -> Probe | None:
     if not file.is_file():
         return None
     try:
-        probe = Probe(**json.loads(file.read_text(encoding="utf-8")))
+        probe = Probe(**read_json(file))
         sizes = [[len(row) for row in text] for text in probe.ids]
         same = sizes == [[len(row) for row in text] for text in probe.logprobs]
         if not same or [len(text) for text in probe.texts] != [len(text) for text in probe.ids]:
@@ -94,7 +96,7 @@ def probe_texts(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     for question, answer in _TEXTS:
         prompt: Any = question + "\n"
         if tokenizer.chat_template:
-            prompt = prompt_text([{"role": "user", "content": question}], tokenizer, False)
+            prompt = prompt_text([{"role": "user", "content": question}], tokenizer, {"enable_thinking": False})
         texts.append(tokenizer(prompt + answer, add_special_tokens=False)["input_ids"][:LONGEST])
     return texts
 
@@ -118,11 +120,11 @@ def probe(
     ids, logprobs = [], []
     with _to_be_asked(model), arithmetic or Float32Arithmetic(changes or {}):
         hidden = final_hidden(model, batch)
-        head = unwrapped(model).get_output_embeddings()
+        head, bend = unwrapped(model).get_output_embeddings(), head_of(model).bend
         for i, text in enumerate(texts):
             parts = hidden[i, : len(text)].split(_POSITIONS)
             asked = None if like is None else like.ids[i]
-            found = [_likeliest(head(part).float(), asked, n) for n, part in enumerate(parts)]
+            found = [_likeliest(bend(head(part).float()), asked, n) for n, part in enumerate(parts)]
             ids.append([row for part, _ in found for row in part])
             logprobs.append([[round(x, 7) for x in row] for _, part in found for row in part])
     return Probe([list(text) for text in texts], ids, logprobs, "float32" if arithmetic is None else str(model.dtype))
@@ -158,10 +160,17 @@ class Float32Arithmetic(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear and type(args[1]) in (Tensor, torch.nn.Parameter) and args[1].dim() == 2:
-            change = self.changes.get(("linear", id(args[1])))
-            if args[1].dtype in _HALF or change is not None or self.sums != torch.float32:
+        weight: Any = args[1] if len(args) > 1 else kwargs.get("weight")
+        if func is F.linear and type(weight) in (Tensor, torch.nn.Parameter) and weight.dim() == 2:
+            change = self.changes.get(("linear", id(weight)))
+            if weight.dtype in _HALF or change is not None or self.sums != torch.float32:
                 return _linear(change, self.sums, *args, **kwargs)
+        if func in _PRODUCTS and args[0].dtype == torch.float32 and args[1].dtype in _HALF:  # Falcon's linear layers
+            return func(args[0], args[1].float(), **kwargs)
+        if func is F.layer_norm:  # whose weights are of its input's dtype
+            dtype, call = args[0].dtype, cast(Any, func)
+            own = [t.to(dtype) if isinstance(t, Tensor) else t for t in args]
+            return call(*own, **{k: t.to(dtype) if isinstance(t, Tensor) else t for k, t in kwargs.items()})
         if func is F.embedding:
             change = self.changes.get(("embedding", id(args[1])))
             rows = func(*args, **kwargs).float()
@@ -170,16 +179,16 @@ class Float32Arithmetic(TorchFunctionMode):
 
 
 def _linear(
-    change: "Change | None", sums: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None = None
+    change: "Change | None", sums: torch.dtype, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """x [..., D] times weight [V, D] transposed, float32, summed in `sums`, a few rows of the weight at a time."""
-    out = x.new_empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32)
+    """`input` [..., D] times weight [V, D] transposed, float32, summed in `sums`, a few rows of the weight at a time."""
+    out = input.new_empty(*input.shape[:-1], weight.shape[0], dtype=torch.float32)
     step = max(1, _ROWS // weight.shape[1])
     for start in range(0, weight.shape[0], step):
         rows = slice(start, min(start + step, weight.shape[0]))
         wide = weight[rows].float()
         wide = wide if change is None else change.rows(wide, rows)
-        out[..., rows] = (x.to(sums) @ wide.to(sums).T).float()
+        out[..., rows] = (input.to(sums) @ wide.to(sums).T).float()
     return out if bias is None else out + bias.float()
 
 

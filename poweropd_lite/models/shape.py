@@ -15,7 +15,12 @@ import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.models.loading import load_model_config, model_path
+from poweropd_lite.base.explained import explained
+from poweropd_lite.models.experts import active_share, fused_experts
+from poweropd_lite.models.loading import attention_for, load_model_config, model_path
+from poweropd_lite.models.saved import largest_rank, saved_settings
+from poweropd_lite.models.streamed import decoder_layers
+from poweropd_lite.models.whole import no_language_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -24,8 +29,14 @@ NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256  # weights a scale, and scales a scale of 
 _NF4_TABLES = 4 * (16 + 256 + 1)  # a layer's code, the code of its scales and their offset, float32
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM builds its LoRA kernels for
 GIB = 2**30
+IN_FLIGHT = 8192  # tokens at once of prompts that vLLM reads, which stay with the window that they are behind
 BESIDE_WEIGHTS = 2 * GIB  # activations, CUDA graphs and workspaces of a small model
 _KNOWN = Path(__file__).parent / "qwen3.json"
+
+
+def is_the_papers(name: str) -> bool:
+    """Whether a model is one of the paper's, whose configs are in the package."""
+    return name in json.loads(_KNOWN.read_text(encoding="utf-8")) and not Path(name).exists()
 
 
 @dataclass(frozen=True)
@@ -34,13 +45,26 @@ class Shape:
 
     config: "PretrainedConfig"  # of the text model
     linear: tuple[tuple[int, int], ...]  # (out, in) of every linear layer but the head
+    experts: tuple[int, ...]  # elements of every fused parameter of a mixture
     head: tuple[int, int]  # (V, D)
     elements: int  # of all parameters; a tied head counts once
+    layer: "Shape | None" = None  # the largest decoder layer, where layers can be streamed
+    outside: int = 0  # elements that are in no such layer
 
     @cached_property
     def linear_elements(self) -> int:
         """Weights of the linear layers."""
         return sum(out * into for out, into in self.linear)
+
+    @cached_property
+    def linear_widths(self) -> int:
+        """Numbers a token that go into the linear layers and come out of them."""
+        return sum(out + into for out, into in self.linear)
+
+    @cached_property
+    def multiplied(self) -> float:
+        """Weights that a token is multiplied with, but for the head's: of a mixture's experts those it goes through."""
+        return self.linear_elements + active_share(self.config) * sum(self.experts)
 
     @property
     def layers(self) -> int:
@@ -72,11 +96,39 @@ class Shape:
         rest = computed * (self.elements - self.linear_elements)
         if bits == 8:  # a byte a weight and a float32 scale a row
             return rest + sum(out * into + 4 * out for out, into in self.linear)
-        return rest + sum(nf4_bytes(out * into) for out, into in self.linear)
+        packed = (*(out * into for out, into in self.linear), *self.experts)
+        return rest - computed * sum(self.experts) + sum(map(nf4_bytes, packed))
+
+    @property
+    def largest_unpacked(self) -> int:
+        """Elements of what is unpacked at once of 4 or 8 bits: a matrix, or all experts of a layer."""
+        layers = max(1, self.layers)
+        return max(max(out * into for out, into in self.linear), sum(self.experts) // layers)
+
+    def offloaded_bytes(self, bits: int, computed: int = 2) -> tuple[int, int]:
+        """Returns the bytes of weights whose layers are streamed: on the device, two layers and the rest, and in the host's memory."""
+        assert self.layer is not None
+        rest, layer = self.outside * computed, self.layer.weight_bytes(bits, computed)
+        return rest + min(2, self.layers) * layer, self.weight_bytes(bits, computed) - rest
 
     def cache_bytes(self, lines: int, length: int, itemsize: int) -> int:
         """Returns the bytes of keys and values of `lines` completions of `length` tokens, prompts counted."""
-        return 2 * self.layers * self.kv_width * lines * length * itemsize
+        window = getattr(self.config, "sliding_window", None) or length
+        columns = {
+            "sliding_attention": min(length, window),
+            "linear_attention": 0,
+            "conv": 0,
+        }  # states that do not grow: 0
+        return (
+            2 * sum(columns.get(kind, length) for kind in layer_kinds(self.config)) * self.kv_width * lines * itemsize
+        )
+
+
+def layer_kinds(text_config: "PretrainedConfig") -> list[str]:
+    """Returns the kind of every layer, as configs call them; one that names a window and no kinds has it in every layer."""
+    windowed = getattr(text_config, "use_sliding_window", True) and getattr(text_config, "sliding_window", None)
+    every = "sliding_attention" if windowed else "full_attention"
+    return list(getattr(text_config, "layer_types", None) or [every] * text_config.num_hidden_layers)
 
 
 def nf4_bytes(elements: int) -> int:
@@ -89,11 +141,10 @@ def nf4_bytes(elements: int) -> int:
 
 def read_config(name: str, role: str, remote_code: bool = False) -> "PretrainedConfig":
     """Returns a model's config: from the package for the paper's models, else as a run reads it; raises UserError."""
-    known = json.loads(_KNOWN.read_text(encoding="utf-8"))
-    if name in known and not Path(name).exists():
+    if is_the_papers(name):
         from transformers import AutoConfig
 
-        return AutoConfig.for_model(**known[name])
+        return AutoConfig.for_model(**json.loads(_KNOWN.read_text(encoding="utf-8"))[name])
     return load_model_config(name, role, remote_code)[0]
 
 
@@ -106,9 +157,14 @@ def empty_model(model_config: "PretrainedConfig", dtype: torch.dtype, remote_cod
     """Returns the model on the meta device: shapes and no memory."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
+    name = model_config.name_or_path or model_config.model_type
+    what, mend = f"no causal language model by the config of '{name}'", "take another model, or mend its config.json"
+    if fault := no_language_model(model_config):
+        raise UserError(f"{what}: {fault}")
+    attention = attention_for(model_config.get_text_config())
+    with explained(what, None, mend), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
-            model_config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=remote_code
+            model_config, dtype=dtype, attn_implementation=attention, trust_remote_code=remote_code
         )
 
 
@@ -116,15 +172,26 @@ def shape_of(model: "PreTrainedModel") -> Shape:
     """Returns the shape of a model, on whatever device."""
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, [in, out]
 
-    head = model.get_output_embeddings()
-    linear = []
-    for m in model.modules():
-        if isinstance(m, Conv1D):
-            linear.append((m.nf, m.nx))
-        elif isinstance(m, torch.nn.Linear) and m is not head:
-            linear.append((m.out_features, m.in_features))
-    elements = sum(p.numel() for p in model.parameters())
-    return Shape(model.config.get_text_config(), tuple(linear), tuple(head.weight.shape), elements)
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+
+    def of(module: torch.nn.Module, layer: Shape | None = None, outside: int = 0) -> Shape:
+        linear = []
+        for m in module.modules():
+            if isinstance(m, Conv1D):
+                linear.append((m.nf, m.nx))
+            elif isinstance(m, torch.nn.Linear) and m is not head:
+                linear.append((m.out_features, m.in_features))
+        experts = tuple(getattr(holder, name).numel() for holder, name in fused_experts(module).values())
+        return Shape(config, tuple(linear), experts, tuple(head.weight.shape), _elements(module), layer, outside)
+
+    layers = decoder_layers(model)
+    if not layers:
+        return of(model)
+    return of(model, of(max(layers, key=_elements)), _elements(model) - _elements(layers))
+
+
+def _elements(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 @dataclass(frozen=True)
@@ -145,7 +212,8 @@ def served_run(config: Config) -> Served:
     lines = config.decode_batch_size or config.batch_size
     most = config.decode_batch_size or max(config.batch_size, min(config.eval_batch_size, 4 * config.batch_size))
     model = model_path(config.student, "student")
-    return Served(model, config.longest_rollout, lines, most, config.lora_rank, config.trust_remote_code, config.seed)
+    rank = config.lora_rank if config.adapter is None else largest_rank(saved_settings(Path(config.adapter)))
+    return Served(model, config.longest_rollout, lines, most, rank, config.trust_remote_code, config.seed)
 
 
 def lora_rank_limit(rank: int) -> int:
@@ -159,9 +227,29 @@ def lora_rank_limit(rank: int) -> int:
 
 
 def cache_bytes(shape: Shape, served: Served, dtype: torch.dtype) -> int:
-    """Returns the bytes of keys and values of `served.lines` of the longest completions, in vLLM's blocks of 16 tokens."""
-    # One block more a completion, and 128 of vLLM's own: the CPU build's blocks are of 128 tokens.
-    return shape.cache_bytes(served.lines, served.longest + 128, dtype.itemsize)
+    """Returns the bytes of keys, values and states of `served.lines` of the longest completions, in vLLM's blocks.
+
+    All are of one size: 16 tokens (the CPU build's 128), or as many as a layer's recurrent state has bytes for.
+    """
+    config, kinds = shape.config, layer_kinds(shape.config)
+    token = 2 * shape.kv_width * dtype.itemsize
+    window = (getattr(config, "sliding_window", None) or served.longest) + IN_FLIGHT
+    states = "linear_attention" in kinds
+    block = math.ceil(state_bytes(config, dtype.itemsize) / token) + 128 if states else 128
+    columns = {"sliding_attention": min(served.longest, window) + block, "linear_attention": block}
+    return served.lines * token * sum(columns.get(kind, served.longest + block) for kind in kinds)
+
+
+def state_bytes(config: "PretrainedConfig", itemsize: int) -> int:
+    """Returns the bytes that vLLM keeps of a gated linear attention, of one line in one layer: recurrence and convolution."""
+    if not hasattr(config, "linear_num_key_heads"):  # another kind's, which is not known here
+        return 0
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    values = config.linear_num_value_heads * config.linear_value_head_dim
+    wide = 4 if getattr(config, "mamba_ssm_dtype", None) == "float32" else itemsize
+    return wide * values * config.linear_key_head_dim + itemsize * (2 * keys + values) * (
+        config.linear_conv_kernel_dim - 1
+    )
 
 
 def memory_share(served: Served, device: torch.device, dtype: torch.dtype) -> float:

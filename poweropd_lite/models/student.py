@@ -4,26 +4,30 @@ Both loaders give the same thing: a model whose trained parameters have PEFT's n
 and whose body makes the hidden states that logprobs.py takes. An adapter trained with one opens with the other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from poweropd_lite.base.config import Config
+from poweropd_lite.kernels.products import Head
 from poweropd_lite.models.adapter import uncast_inputs, with_adapter
 from poweropd_lite.models.compiled import CompiledLayers
 from poweropd_lite.models.loading import (
+    check_blocks,
     check_head,
     final_hidden,
-    head_weight,
+    head_of,
     load_causal_lm,
     model_body,
     nf4,
     stay_unpacked,
 )  # fmt: skip
+from poweropd_lite.models.saved import fill_adapter, saved_settings, saved_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -53,9 +57,9 @@ class Student:
         self.compiled = CompiledLayers(self.model, "student", True, say)
 
     @property
-    def head(self) -> Tensor:
-        """The head's weight [V, D]."""
-        return head_weight(self.model)
+    def head(self) -> Head:
+        """What makes logits of its hidden states."""
+        return head_of(self.model)
 
     @property
     def has_adapter(self) -> bool:
@@ -78,6 +82,10 @@ class Student:
             self.compiled.make(ids.shape[0], self._hidden)
         return self._hidden(ids)
 
+    def hiddens(self, several: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Gives `hidden` of each of some ids [B, T], in order, one after the other."""
+        return map(self.hidden, several)
+
     def _hidden(self, ids: Tensor) -> Tensor:
         with self.compute():
             # With float32 master weights the residual stream is float32; the head's product is of `dtype`, as any other.
@@ -95,9 +103,9 @@ def load_student(
     """Returns the student of a config on `device`, every dropout off, seeded by `config.seed`.
 
     With LoRA the base keeps `dtype` (or is NF4, for student_bits 4) and is frozen; adapter and `modules_to_save` are
-    float32. With full fine-tuning every weight is float32 and computed in `dtype`. `loader` is "peft" or "unsloth";
-    `fast_inference` (Unsloth on CUDA) brings up vLLM on the same base weights. Raises UserError for target modules that
-    the model does not have.
+    float32: new ones, or those in the folder `adapter`. With full fine-tuning every weight is float32 and computed in
+    `dtype`. `loader` is "peft" or "unsloth"; `fast_inference` (Unsloth on CUDA) brings up vLLM on the same base weights.
+    Raises UserError for target modules that the model does not have, and for an adapter of another base.
     """
     if loader == "unsloth":
         from poweropd_lite.models.unsloth import load_unsloth
@@ -105,7 +113,13 @@ def load_student(
         model = load_unsloth(config, device, dtype, fast_inference)
     else:
         model = _load_peft(config, device, dtype)
-    check_head(model, config.student)
+    if config.adapter is not None:
+        adapted, path = cast("PeftModel", model), Path(config.adapter)
+        weights = saved_weights(path, saved_settings(path), str(device))
+        fill_adapter(adapted, path, weights, config.student, "--student")
+    half = config.adapter is not None and dtype in (torch.bfloat16, torch.float16)
+    with torch.autocast(device.type, dtype if half else None, enabled=half):  # its modules trained whole are float32
+        check_head(model, config.student)
     if config.student_bits == 4:
         # Packed by a forward without gradient, a 4-bit layer on the CPU would give wrong gradients afterwards.
         stay_unpacked(model)
@@ -121,6 +135,7 @@ def _load_peft(config: Config, device: torch.device, dtype: torch.dtype) -> "Pre
     kept = torch.float32 if config.full_finetune else dtype
     base: Any = load_causal_lm(config.student, "student", kept, config.trust_remote_code, **nf4_here)
     if nf4_here:
+        check_blocks(base, config.student)
         stay_unpacked(base)
     else:
         base.to(device)

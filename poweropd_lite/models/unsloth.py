@@ -5,7 +5,8 @@ transformers' classes when it is imported, so engines/choose.py imports it befor
 """
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +14,7 @@ from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.adapter import adapter_modules, explained_adapter
 from poweropd_lite.models.loading import explained_load, model_path, quiet_dropout
+from poweropd_lite.models.saved import saved_settings
 from poweropd_lite.models.shape import lora_rank_limit, memory_share, served_run
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def load_unsloth(
         options = {
             "fast_inference": True,
             "gpu_memory_utilization": memory_share(served_run(config), device, dtype),
-            "max_lora_rank": lora_rank_limit(config.lora_rank),
+            "max_lora_rank": lora_rank_limit(config.lora_rank),  # patterns are refused
             "training": False,  # of its vLLM: else the log-probs come back tempered and truncated
         }
     with explained_load(config.student, "student", "causal language model"):
@@ -53,7 +55,10 @@ def load_unsloth(
     if config.full_finetune:
         return model.requires_grad_(True)
     wanted, whole = adapter_modules(model, config)
-    tied = {"ensure_weight_tying": True} if whole and model.config.tie_word_embeddings else {}
+    more: dict[str, Any] = {"ensure_weight_tying": True} if whole and model.config.tie_word_embeddings else {}
+    if config.adapter is not None:
+        saved = saved_settings(Path(config.adapter))
+        more = {name: bool(saved.get(name)) for name in ("use_rslora", "ensure_weight_tying")}
     with explained_adapter(config):
         return FastLanguageModel.get_peft_model(
             model,
@@ -65,7 +70,7 @@ def load_unsloth(
             modules_to_save=whole or None,
             use_gradient_checkpointing=checkpointing,
             random_state=config.seed,
-            **tied,
+            **more,
         )
 
 

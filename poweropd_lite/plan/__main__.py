@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         "python -m poweropd_lite.plan",
         f"{__doc__.splitlines()[0]}\n\n"
         "Any setting of training may follow. Without a config that names models it is the paper's four pairs on the card of\n"
-        "--gpu, or of this machine; and without a card the bundled pair.",
+        "--gpu, or of this machine; and without a card the bundled pair. Models of your own are planned for this machine, with its\n"
+        "card or without one, unless --gpu names a card.",
         PlanConfig,
         Config,
     )
@@ -96,9 +97,9 @@ def _check_new(path: Path) -> None:
     """Raises UserError for a file that could not be written, before anything is planned."""
     if os.path.lexists(path):
         raise UserError(f"{path} is there already, and a plan never writes over a file; type --output with a new name")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"can't write into {there}; type --output with a name in a folder of yours")
+    from poweropd_lite.base.files import check_writable
+
+    check_writable(path, "--output")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import changed
-from poweropd_lite.method.reward import REWARDS
-from poweropd_lite.plan.memory import CUDA_CONTEXT, GIB, MemoryPlan, plan_memory
+from poweropd_lite.plan.memory import CUDA_CONTEXT, GIB, MemoryPlan, fused_here, plan_memory
 from poweropd_lite.plan.trace import traces_of
+from poweropd_lite.rewards.table import reads_rows
 
 MARGIN = 0.08  # of a card's memory, left free: a plan is within 5% of what was measured
 SMALL = 24  # GiB: on a card up to it auto takes no more than the rest of a run, for a screen may need it too
@@ -43,9 +43,9 @@ def settled(config: Config, memory: Callable[[Config], MemoryPlan], gib: float |
     found = first(changed(plain, **pair, **least) for pair in pairs)
     if found is None:
         return plain
-    if not least:
+    if not least or config.served:  # whose requests are of no more than the plain budget: its card is another
         return found
-    if REWARDS[config.reward].pay is None:  # scored by the student's micro-batches
+    if reads_rows(config):  # scored by the student's micro-batches
         return changed(found, teacher_token_budget=None)
     return first(changed(found, teacher_token_budget=n) for n in _budgets(plain)) or found
 
@@ -67,10 +67,10 @@ def settle_run(
     ours = CUDA_CONTEXT + torch.cuda.memory_reserved(device)  # also of a run before, in a notebook
     others = max(0.0, total - free - ours) / GIB
     try:
-        traces = traces_of(config, dtype)
+        traces, fused = traces_of(config, dtype), fused_here(config)
 
         def memory(of: Config) -> MemoryPlan:
-            return plan_memory(of, traces, True, engine, shared)
+            return plan_memory(of, traces, True, engine, shared, fused=fused)
 
         found = settled(config, memory, total / GIB, others)
         if found != config:

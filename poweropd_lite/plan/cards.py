@@ -1,12 +1,15 @@
 """Machines: cards by name with their makers' published figures, and the seconds of a step at a share of these.
 
-Figures of products and bandwidth are those of NVIDIA's data sheets (T4, V100, P100, A10, A100, A6000, L4, L40S, H100,
-H200) and architecture white papers (GA102 for RTX 30, Ada for RTX 40, RTX Blackwell for RTX 50): without sparsity, and
-for GeForce cards with float32 sums, which there is half of the rate with float16 sums. A P100 has no tensor cores: its
-products with float32 sums run at its float32 rate. Of memory it is what CUDA reports, a little less than is sold.
+Figures of products and bandwidth are those of NVIDIA's data sheets (T4, V100, P100, A10, A100, A6000, RTX 6000 Ada, L4,
+L40S, H100, H200, B200, and the server edition of RTX PRO 6000, which is the card of Google's G4) and architecture white
+papers (GA102 for RTX 30, Ada for RTX 40, RTX Blackwell for RTX 50): without sparsity, and for GeForce cards with float32
+sums, which there is half of the rate with float16 sums. float16 and bfloat16 have one rate where a card has both. A P100
+has no tensor cores: its products with float32 sums run at its float32 rate. Of memory it is what CUDA reports, a little
+less than is sold, and less again where error correction takes a part (A10, L4, L40S, RTX 6000 Ada).
 
-An estimate: of a step of the benchmark's pair 4.3 s, where an H100 took 10.7 (docs/plan.md). `--compute-share` and
-`--bandwidth-share` change the shares.
+What a step costs beside its products was found on one H100 (benchmarks/gpu/results/h100-kernels), and is scaled by the
+two figures for any other card: an estimate, and on cards that 70 W hold back (T4, L4) a lower bound. `--compute-share`
+and `--bandwidth-share` change the shares.
 """
 
 from dataclasses import dataclass
@@ -16,13 +19,24 @@ import torch
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import machine_bytes
+from poweropd_lite.base.teachers import SELF
+from poweropd_lite.models.shape import Shape
 from poweropd_lite.plan.flops import Lengths, step_flops
 from poweropd_lite.plan.memory import GIB, MemoryPlan
 from poweropd_lite.problems.benchmarks import find_benchmarks
+from poweropd_lite.rewards.table import passes
 
-LOGIT_PASSES = 10  # times that float32 logits are read or written for a score and its gradient (logprobs.py)
-BFLOAT16 = 8.0  # the least compute capability that has it (Ampere)
-TOKEN_OVERHEAD = 1e-3  # seconds a decoded token costs beside reading weights, keys and values; assumed
+BFLOAT16 = 8.0  # the least compute capability that has it (Ampere), and that Triton compiles our kernels for
+# Times that float32 logits are read or written: for a score, and for a score and its gradient (head.py, logprobs.py).
+LOGIT_PASSES = {True: (2, 4), False: (3, 10)}  # with the kernels, and without
+# Times that a layer's inputs and outputs, as its matrices have them, are read or written beside the products, layers
+# compiled: in a forward, and in its backward. By the H100's student with and without checkpointing, and its teacher.
+FORWARD_PASSES, BACKWARD_PASSES = 1.6, 9.0
+# Seconds a decoded token costs beside reading weights, keys and values: its kernels' starts, with and without ours.
+TOKEN_OVERHEAD = {True: 1e-3, False: 4e-3}
+# Bytes a second from the host's pinned memory to a card: about what PCIe 3.0 x16 gives, assumed. 4.0 has twice of it.
+BUS = 12e9
+STEP_OVERHEAD = 0.015  # seconds of an optimizer step: its many small kernels
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class Machine:
 
     @property
     def bfloat16(self) -> bool:
-        """Whether it computes in bfloat16, as every card does that is sold today."""
+        """Whether it computes in bfloat16, as every card does that is sold today, and runs our kernels."""
         return self.capability is None or self.capability >= BFLOAT16
 
 
@@ -70,19 +84,23 @@ CARDS = {
     "a100-40gb": Card(39.4, 312, 1555, 8.0),
     "a6000": Card(47.4, 155, 768, 8.6),
     "l40s": Card(44.4, 362, 864, 8.9),
+    "rtx6000-ada": Card(44.4, 364, 960, 8.9),
     "a100-80gb": Card(79.1, 312, 2039, 8.0),
     "h100": Card(79.1, 989, 3350, 9.0),
     "h100-pcie": Card(79.1, 756, 2000, 9.0),
+    "rtxpro6000": Card(94.9, 480, 1597, 12.0),
     "h200": Card(139.8, 989, 4800, 9.0),
+    "b200": Card(178.3, 2250, 8000, 10.0),
 }
+OTHER_NAMES = {"a100": "a100-40gb", "g4": "rtxpro6000"}  # of two sizes the smaller; Google's machine for its card
 SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have
 # GiB that can be used of the smallest card sold under a size in GB
-_USABLE: dict[float, float] = {12: 11.5, 16: 14.6, 24: 22.0, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1}
+_USABLE: dict[float, float] = {12: 11.5, 16: 14.6, 24: 22.0, 32: 31.3, 40: 39.4, 48: 44.4, 80: 79.1, 96: 94.9}
 
 
 def find_machine(gpu: str | None, wants_card: bool) -> Machine:
     """Returns the machine of --gpu; if that is not given, the card that is here; without one any card, if the run
-    `wants_card`, or else this CPU. Raises UserError for a card that is not known.
+    `wants_card`, as the paper's pairs do, or else this CPU. Raises UserError for a card that is not known.
     """
     if gpu is not None and gpu.lower() != "cpu":
         return find_card(gpu)
@@ -97,7 +115,7 @@ def find_machine(gpu: str | None, wants_card: bool) -> Machine:
 
 def find_card(text: str) -> Machine:
     """Returns the card of a name, such as rtx4090, or of a size in GB, such as 24; raises UserError for neither."""
-    plain = _plain(text)
+    plain = _plain(OTHER_NAMES.get(_plain(text), text))
     for name, card in CARDS.items():
         if plain.removeprefix("rtx") == _plain(name).removeprefix("rtx"):
             return Machine(name, True, card, card.gib, card.capability)
@@ -119,7 +137,8 @@ def _plain(name: str) -> str:
 def known_card(name: str, gib: float) -> Card | None:
     """Returns the figures of a card by the name and the memory that its driver reports, if they are known."""
     words = set(name.lower().replace("-", " ").split())
-    if words & {"ti", "super", "laptop", "max", "mobile", "d"} or (words & {"rtx"} and "generation" in words):
+    others = {"ti", "super", "laptop", "max", "mobile", "d", "gb200"}
+    if words & others or ("generation" in words and not {"rtx", "6000", "ada"} <= words):
         return None  # another chip under the same number
     plain = _plain(name)
     named = [key for key in CARDS if all(part.removesuffix("gb") in plain for part in key.split("-"))]
@@ -135,29 +154,55 @@ def step_seconds(
     config: Config, plan: MemoryPlan, card: Card, lengths: Lengths, compute_share: float, bandwidth_share: float
 ) -> dict[str, float]:
     """Returns the estimated seconds of a step's rollouts, scores, update and optimizer."""
-    flops, teacher = step_flops(config, plan.student, plan.teacher, lengths), plan.teacher
+    flops, student, teacher = step_flops(config, plan.student, plan.teacher, lengths), plan.student.shape, plan.teacher
     rate, bandwidth = card.tflops * 1e12 * compute_share, card.bandwidth * 1e9 * bandwidth_share
-    tokens = config.batch_size * lengths.completion
+    new = config.batch_size * lengths.completion
+    read, learnt = LOGIT_PASSES[_kernels(config, card)]
     batches = max(1, -(-config.batch_size * lengths.total // config.teacher_tokens_at_once))
-    logits = LOGIT_PASSES * 4 * tokens * plan.student.shape.head[0] / bandwidth
-    scored = 3 * 4 * tokens * teacher.head[0] / bandwidth
     # A 4-bit matrix is read, written in 16 bits and read again, once a micro-batch.
-    unpacking = batches * 4.5 * teacher.linear_elements / bandwidth if config.teacher_bits == 4 else 0.0
+    unpacking = (
+        batches * 4.5 * (teacher.linear_elements + sum(teacher.experts)) / bandwidth
+        if (config.student_bits if config.teacher == SELF else config.teacher_bits) == 4
+        else 0.0
+    )
+
+    def moved(shape: Shape, passes: float) -> float:
+        """Seconds that a step's activations take on their way between its products."""
+        return passes * 2 * config.batch_size * lengths.total * shape.linear_widths / bandwidth
+
+    def logits(shape: Shape, passes: float) -> float:
+        return passes * 4 * new * shape.head[0] / bandwidth
+
+    scores = flops["score"] / rate + logits(teacher, read) + moved(teacher, FORWARD_PASSES) + unpacking
+    forwards = passes(config) + config.recomputes
+    update = logits(student, learnt) + moved(student, forwards * FORWARD_PASSES + BACKWARD_PASSES)
     return {
-        "rollout": flops["rollout"] / rate + decode_seconds(config, plan, lengths, config.batch_size, bandwidth),
-        "score": flops["score"] / rate + scored + unpacking,
-        "update": flops["update"] / rate + logits,
-        "optimizer": 10 * 4 * plan.student.trained / bandwidth,
+        "rollout": flops["rollout"] / rate
+        + decode_seconds(config, plan, lengths, config.batch_size, bandwidth, fused_decoder(config, card)),
+        "score": 0.0 if config.served else max(scores, plan.host / BUS),  # layers are copied while others compute
+        "update": flops["update"] / rate + update,
+        "optimizer": 10 * 4 * plan.student.trained / bandwidth + STEP_OVERHEAD,
     }
 
 
-def decode_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, lines: int, bandwidth: float) -> float:
+def _kernels(config: Config, card: Card) -> bool:
+    return config.kernels != "off" and card.capability >= BFLOAT16
+
+
+def fused_decoder(config: Config, card: Card) -> bool:
+    """Whether a student is decoded by our kernels, which a base in 4 bits is not."""
+    return _kernels(config, card) and config.student_bits == 16
+
+
+def decode_seconds(
+    config: Config, plan: MemoryPlan, lengths: Lengths, lines: int, bandwidth: float, kernels: bool
+) -> float:
     """Returns the seconds of reading weights, keys and values for every token of `lines` completions at once."""
     shape = plan.student.shape
     parts = -(-lines // (config.decode_batch_size or lines))
     weights = shape.weight_bytes(4 if config.student_bits == 4 else 16) + 4 * plan.student.adapter
     cache = shape.cache_bytes(lines, lengths.prompt + lengths.completion // 2, 2)
-    return lengths.completion * ((parts * weights + cache) / bandwidth + parts * TOKEN_OVERHEAD)
+    return lengths.completion * ((parts * weights + cache) / bandwidth + parts * TOKEN_OVERHEAD[kernels])
 
 
 def evaluation_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, card: Card, bandwidth_share: float) -> float:
@@ -173,9 +218,9 @@ def evaluation_seconds(config: Config, plan: MemoryPlan, lengths: Lengths, card:
     new = min(config.eval_max_new_tokens or config.max_new_tokens, max(lengths.completion, 1))
     batches, rest = divmod(answers, config.eval_batch_size)
     bandwidth = card.bandwidth * 1e9 * bandwidth_share
-    at = Lengths(lengths.prompt, new)
-    whole = decode_seconds(config, plan, at, config.eval_batch_size, bandwidth) if batches else 0.0
-    return batches * whole + (decode_seconds(config, plan, at, rest, bandwidth) if rest else 0.0)
+    at, kernels = Lengths(lengths.prompt, new), fused_decoder(config, card)
+    whole = decode_seconds(config, plan, at, config.eval_batch_size, bandwidth, kernels) if batches else 0.0
+    return batches * whole + (decode_seconds(config, plan, at, rest, bandwidth, kernels) if rest else 0.0)
 
 
 def evaluations(config: Config) -> int:

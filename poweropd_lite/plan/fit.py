@@ -31,7 +31,8 @@ def fit(
 ) -> Config | None:
     """Returns a config that needs at most `limit` bytes and `runs` on the machine; None if nothing here is enough."""
     asked, found = config, plan(config)
-    least = found.teacher.weight_bytes(4) + found.student.shape.weight_bytes(4) + found.runtime
+    theirs = found.teacher.offloaded_bytes(4)[0] if found.teacher.layer else found.teacher.weight_bytes(4)
+    least = (theirs if config.loads_teacher else 0) + found.student.shape.weight_bytes(4) + found.runtime
     if least > limit:
         return None
     useless: set[tuple[str, Change]] = set()  # a setting that did not help a phase
@@ -110,7 +111,7 @@ def _smaller_batches(config: Config) -> Values:
 
 
 def _lower_rank(config: Config) -> Values:
-    if config.full_finetune or config.lora_rank <= LOWEST_RANK:
+    if config.full_finetune or config.adapter is not None or config.lora_rank <= LOWEST_RANK:
         return {}
     rank = max(LOWEST_RANK, config.lora_rank // 2)
     return {"lora_rank": rank, "lora_alpha": config.lora_alpha * rank / config.lora_rank}
@@ -129,8 +130,9 @@ OWN: dict[str, tuple[Change, ...]] = {
     "load": (),
 }
 LAST_RESORTS: tuple[Change, ...] = (
-    lambda c: {"teacher_bits": 4} if c.teacher_bits > 4 else {},
+    lambda c: {"teacher_bits": 4} if c.teacher_bits > 4 and c.loads_teacher else {},
     lambda c: {"optimizer": "adamw8bit"} if c.full_finetune and c.optimizer == "adamw" else {},
+    lambda c: {"teacher_offload": True} if c.loads_teacher and not c.teacher_offload else {},
     _half_of("max_prompt_tokens"),
     _lower_rank,
     lambda c: {"student_bits": 4, "engine": "loop"} if c.student_bits > 4 else {},  # vLLM samples from 16-bit weights
@@ -139,7 +141,7 @@ LAST_RESORTS: tuple[Change, ...] = (
 )
 RESTORED_FIRST = (
     ("max_new_tokens",), ("student_bits",), ("lora_rank", "lora_alpha"), ("max_prompt_tokens",), ("optimizer",),
-    ("teacher_bits",), ("token_budget", "teacher_token_budget"), ("engine",), ("gradient_checkpointing",), ("decode_batch_size",),
+    ("teacher_bits",), ("teacher_offload",), ("token_budget", "teacher_token_budget"), ("engine",), ("gradient_checkpointing",), ("decode_batch_size",),
     ("eval_batch_size",),
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.rewards.table import passes, reads_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -42,8 +42,7 @@ def step_flops(config: Config, student: "Traced", teacher: "Shape", lengths: Len
     body, attention = body_flops(shape, lines, lengths.total)
     adapter = 2.0 * student.adapter * tokens
     head, teacher_head = head_flops(shape, new), head_flops(teacher, new)
-    reward = REWARDS[config.reward]
-    kl = reward.pay is None
+    rows, mean = reads_rows(config), config.baseline == "own"
 
     recompute = body + attention + adapter if config.recomputes else 0.0
     # Gradients of activations; of weights, where they are trained. Attention's backward is two forwards.
@@ -52,18 +51,17 @@ def step_flops(config: Config, student: "Traced", teacher: "Shape", lengths: Len
     # A frozen head's logits are made once, a trained one's again in the backward pass.
     head_passes = 4 if head_trains else 2
     update = body + attention + adapter + recompute + backward + head_passes * head
-    if kl:  # the teacher's head is multiplied beside the student's
-        update += (2 if head_trains else 1) * teacher_head
-    if reward.of_step:  # a pass for the step's mean and deviation
-        update += body + attention + adapter + head
-    scoring = sum(body_flops(teacher, lines, lengths.total)) + (0.0 if kl else teacher_head)
+    if rows:  # the teacher's head is multiplied beside the student's
+        update += (2 if head_trains and not mean else 1) * teacher_head + mean * head
+    update += (passes(config) - 1) * (body + attention + adapter + head)  # of the whole step, before any token is paid
+    scoring = sum(body_flops(teacher, lines, lengths.total)) + (0.0 if rows and not mean else teacher_head)
     return {"rollout": body + attention + adapter + head, "score": scoring, "update": update}
 
 
 def body_flops(shape: "Shape", lines: int, length: int) -> tuple[float, float]:
     """Returns the operations of a forward without the head: of the linear layers, and of causal attention."""
     attention = 2.0 * shape.layers * lines * length**2 * shape.query_width
-    return 2.0 * shape.linear_elements * lines * length, attention
+    return 2.0 * shape.multiplied * lines * length, attention
 
 
 def head_flops(shape: "Shape", tokens: int) -> float:

@@ -1,6 +1,7 @@
 """The plan of a run: what it holds on a machine, and where that is too much the smallest change that fits."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import peak_gib
 from poweropd_lite.checks.machine import check_device, dtype_name
-from poweropd_lite.engines.choose import hush_bitsandbytes, installed
+from poweropd_lite.engines.choose import hush_bitsandbytes, installed, part_fault
+from poweropd_lite.models.saved import saved_settings, settle_adapter
+from poweropd_lite.models.shape import is_the_papers
+from poweropd_lite.models.streamed import not_streamable
 from poweropd_lite.plan.auto import settled
 from poweropd_lite.plan.cards import Machine, find_machine
 from poweropd_lite.plan.fit import differences, fit
@@ -28,8 +32,10 @@ def plan(
     Raises UserError for models whose configs can't be read, cards that are not known, and what train refuses there.
     """
     hush_bitsandbytes()
-    asked = asked or PlanConfig()
-    machine = find_machine(asked.gpu, wants_card=config.student != BUNDLED)
+    asked, config = asked or PlanConfig(), settle_adapter(config, say)
+    machine = find_machine(asked.gpu, wants_card=is_the_papers(config.student))
+    if asked.gpu is None and not machine.cuda and not config.student.startswith(BUNDLED):
+        say("no CUDA here, so this machine's CPU is planned for; --gpu 24, or a card's name, plans a card")
     if faults := _refusals(config, machine):
         raise UserError("\n".join(faults))
     dtype = dtype_name(config.dtype, machine.cuda, machine.bfloat16, machine.name)
@@ -38,12 +44,14 @@ def plan(
 
     def memory(of: Config) -> MemoryPlan:
         runtime = None if machine.cuda else round(peak_gib() * GIB)
-        return plan_memory(of, traces, machine.cuda, *_engine(of, machine.cuda, here), runtime)
+        return plan_memory(of, traces, machine.cuda, *_engine(of, machine.cuda, here), runtime, machine.bfloat16)
 
     say(f"tracing {config.pair} on tensors without memory")
     try:
         wanted, config = config, settled(config, memory, machine.gib if machine.cuda else None)
         found = memory(config)
+        if config.teacher_offload and found.teacher.layer is None:
+            raise UserError(not_streamable(config.teacher))
         fitting: Config | None = config
         if machine.gib is not None and found.needed > machine.gib * GIB:
             fitting = fit(config, round(machine.gib * GIB), memory, say, lambda of: not _refusals(of, machine))
@@ -71,7 +79,10 @@ def _engine(config: Config, cuda: bool, here: bool) -> tuple[str, bool]:
     What auto takes on a card that is not `here` is not known: the loop.
     """
     vllm = config.engine == "vllm" or (config.engine == "auto" and here and bool(installed("vllm")))
-    if not vllm or config.full_finetune or config.modules_to_save:
+    dora = config.adapter is not None and bool(saved_settings(Path(config.adapter)).get("use_dora"))
+    if not vllm or config.full_finetune or config.modules_to_save or dora:
+        return "loop", False
+    if part_fault(config.student, config.trust_remote_code):
         return "loop", False
     unsloth = config.loader == "unsloth" or (config.loader == "auto" and bool(installed("unsloth")))
     return "vllm", cuda and unsloth

@@ -12,10 +12,13 @@ import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.memory import machine_bytes, peak_gib
+from poweropd_lite.base.teachers import SELF
+from poweropd_lite.kernels import head
 from poweropd_lite.kernels.products import FUSED_ELEMENTS, LOGIT_ELEMENTS, row_chunks
-from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.models.logits import logit_form
 from poweropd_lite.models.shape import BESIDE_WEIGHTS, Shape, cache_bytes, served_run
 from poweropd_lite.plan.trace import Traced, Traces, traces_of
+from poweropd_lite.rewards.table import reads_rows, reward_of
 
 GIB = 2**30
 CUDA_CONTEXT = 600 * 2**20  # torch's kernels, cuBLAS and bitsandbytes on a card; assumed
@@ -34,6 +37,7 @@ class MemoryPlan:
     runtime: int  # of the CUDA context, or of the process before anything is loaded
     student: Traced
     teacher: Shape
+    host: int = 0  # of an offloaded teacher's layers, in the host's memory: what crosses the bus, once a step
 
     def total(self, phase: str) -> int:
         return sum(self.phases[phase].values())
@@ -58,15 +62,16 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: Config, traces: Traces, cuda: bool, engine: str = "loop", shared: bool = False, runtime: int | None = None
-) -> MemoryPlan:
+    config: Config, traces: Traces, cuda: bool, engine: str = "loop", shared: bool = False, runtime: int | None = None,
+    fused: bool = True,
+) -> MemoryPlan:  # fmt: skip
     """Returns what a run of `config` holds in each phase, for prompts and completions as long as the config allows.
 
     `engine` is "loop" or "vllm", which is `shared` when it samples from Unsloth's own copy of the base. `runtime` is what the
-    process takes before anything is loaded, where that is known.
+    process takes before anything is loaded, where that is known; `fused` whether the card runs the head's kernels.
     """
     lines, width = fullest_batch(config)
-    own = None if REWARDS[config.reward].pay is None else config.teacher_tokens_at_once
+    own = None if reads_rows(config) else config.teacher_tokens_at_once
     dtype, teacher_dtype = traces.dtype, teacher_compute(config, traces.dtype)
     scored = fullest_batch(config, own)
     teacher, scoring = traces.teacher(config, teacher_dtype, *scored)
@@ -79,31 +84,36 @@ def plan_memory(
         "student": student.shape.weight_bytes(base_bits, dtype.itemsize),
         "adapter": 0 if config.full_finetune else 4 * student.trained,
         "optimizer": round(state),
-        "teacher": teacher.weight_bytes(teacher_bits, teacher_dtype.itemsize),
+        "teacher": teacher.weight_bytes(teacher_bits, teacher_dtype.itemsize) if config.loads_teacher else 0,
     }
+    waiting = host = 0
+    if config.teacher_offload and teacher.layer is not None:
+        here, host = teacher.offloaded_bytes(teacher_bits, teacher_dtype.itemsize)
+        resident["teacher"] = here if cuda else here + host
+        others = config.batch_size * (config.max_prompt_tokens + config.max_new_tokens) / math.prod(scored) - 1
+        scoring, waiting = traces.streamed(config, teacher_dtype, *scored)
+        waiting = math.ceil(max(0.0, others) * waiting)
     rollout, evaluation, always = _engine_bytes(config, traces, student, engine, shared)
     resident["engine"] = always
     said = config.batch_size * config.max_new_tokens * teacher.head[1] * teacher_dtype.itemsize
-    kept = {"teacher's hidden states": said} if REWARDS[config.reward].pay is None else {}
+    kept = {"teacher's hidden states": said} if reads_rows(config) else {}
     gradients = {"gradients": 4 * student.trained}
     copy = _head_copy(config, student, dtype) if cuda else {}
     base = _unpacked(config.student_bits, student.shape, dtype)
+    capped = logit_form(student.shape.config)[1] is not None
     chunks = [
-        _fused_chunk(config, shape, batch) if cuda else {}
-        for shape, batch in ((teacher, scored), (student.shape, (lines, width)))
+        _fused_chunk(config, shape, batch, bends) if cuda and fused else {}
+        for shape, batch, bends in ((teacher, scored, False), (student.shape, (lines, width), capped))
     ]
+    own = config.student_bits if config.teacher == SELF else config.teacher_bits
+    unpacked = _unpacked(own, teacher, teacher_dtype)
+    scores = {**kept, "other micro-batches": waiting, "activations": scoring, **chunks[0], **unpacked}
     phases = {
         "load": {**resident, "optimizer": 0, "quantising": _quantising(config, teacher, cuda)},
         "rollout": {**resident, **rollout, **copy, **(base if engine == "loop" else {})},
-        "score": {
-            **resident,
-            **kept,
-            "activations": scoring,
-            **chunks[0],
-            **_unpacked(config.teacher_bits, teacher, teacher_dtype),
-        },
+        "score": {**resident, **({} if config.served else scores)},
         "update": {**resident, **gradients, **kept, "activations": student.update, **chunks[1], **copy, **base},
-        "optimizer": {**resident, **gradients, "optimizer's copies": _optimizer_copies(config, student, cuda)},
+        "optimizer": {**resident, **gradients},
         "evaluate": {**resident, **evaluation, **copy, **(base if engine == "loop" else {})},
         "export": _export(student, dtype, cuda),
     }
@@ -111,7 +121,12 @@ def plan_memory(
         del phases["evaluate"]
     runtime = (CUDA_CONTEXT if cuda else 0) if runtime is None else runtime
     phases = {name: {item: size for item, size in items.items() if size} for name, items in phases.items()}
-    return MemoryPlan(phases, cuda, runtime, student, teacher)
+    return MemoryPlan(phases, cuda, runtime, student, teacher, host)
+
+
+def fused_here(config: Config) -> bool:
+    """Whether a run on this machine's card takes the head's kernels."""
+    return config.kernels != "off" and torch.cuda.is_available() and head.fault(torch.cuda.current_device()) is None
 
 
 def fullest_batch(config: Config, budget: int | None = None) -> tuple[int, int]:
@@ -126,6 +141,8 @@ def fullest_batch(config: Config, budget: int | None = None) -> tuple[int, int]:
 
 def teacher_compute(config: Config, dtype: torch.dtype) -> torch.dtype:
     """Returns what the teacher computes in, as load_teacher chooses it."""
+    if config.teacher == SELF:
+        return dtype
     if config.teacher_bits == 32:
         return torch.float32
     return torch.bfloat16 if config.teacher_bits == 16 and dtype == torch.float32 else dtype
@@ -156,14 +173,15 @@ def _engine_bytes(
 
 def _quantising(config: Config, teacher: Shape, cuda: bool) -> int:
     """What loading the teacher takes beside its weights: the file's own pages on a CPU, a matrix at a time on a card."""
-    if config.teacher_bits >= 16:
+    on_host = cuda and config.teacher_offload  # where it is quantised, then
+    if config.teacher_bits >= 16 or not config.loads_teacher or on_host:
         return 0
-    return 4 * max(out * into for out, into in teacher.linear) if cuda else 2 * teacher.elements
+    return 4 * teacher.largest_unpacked if cuda else 2 * teacher.elements
 
 
 def _unpacked(bits: int, shape: Shape, dtype: torch.dtype) -> dict[str, int]:
-    """The one matrix that is multiplied just now, unpacked."""
-    return {"unpacked matrix": dtype.itemsize * max(out * into for out, into in shape.linear)} if bits < 16 else {}
+    """The one matrix that is multiplied just now, or the experts of a layer, unpacked."""
+    return {"unpacked matrix": dtype.itemsize * shape.largest_unpacked} if bits < 16 else {}
 
 
 def _head_copy(config: Config, student: Traced, dtype: torch.dtype) -> dict[str, int]:
@@ -175,20 +193,17 @@ def _head_copy(config: Config, student: Traced, dtype: torch.dtype) -> dict[str,
     return {"head's copy": dtype.itemsize * vocabulary * size} if trained and dtype.itemsize < 4 else {}
 
 
-def _fused_chunk(config: Config, shape: Shape, batch: tuple[int, int]) -> dict[str, int]:
-    """What a chunk of logits and its gradient take more in the head's kernels than in the plain code that is traced."""
-    if config.kernels == "off" or REWARDS[config.reward].pay is None:
+def _fused_chunk(config: Config, shape: Shape, batch: tuple[int, int], bends: bool = False) -> dict[str, int]:
+    """What a chunk of logits and its gradient (and for what `bends`, a soft cap's slopes) take more in the head's kernels than
+    in the plain code that is traced.
+    """
+    if config.kernels == "off" or reward_of(config.reward).pay is None:
         return {}
     vocabulary, rows = shape.head[0], math.prod(batch)
-    plain, fused = (row_chunks(rows, vocabulary, most)[0].stop for most in (LOGIT_ELEMENTS, FUSED_ELEMENTS))
-    return {"kernels' chunk": vocabulary * max(0, (4 + 2) * fused - (4 + 4) * plain)}
-
-
-def _optimizer_copies(config: Config, student: Traced, cuda: bool) -> int:
-    """AdamW on a card takes all tensors at once, with a temporary of each; on a CPU one after the other."""
-    if config.optimizer == "adamw8bit":
-        return 0
-    return 4 * (student.trained if cuda else student.largest)
+    slope = 4 * bends
+    most = 8 * LOGIT_ELEMENTS // (8 + slope), FUSED_ELEMENTS
+    plain, fused = (row_chunks(rows, vocabulary, elements)[0].stop for elements in most)
+    return {"kernels' chunk": vocabulary * max(0, (4 + 2 + slope) * fused - (4 + 4 + slope) * plain)}
 
 
 def _export(student: Traced, dtype: torch.dtype, cuda: bool) -> dict[str, int]:
@@ -208,7 +223,7 @@ def planned_gib(
     """
     cuda = device.type == "cuda"
     try:
-        found = plan_memory(config, traces_of(config, dtype), cuda, engine, shared)
+        found = plan_memory(config, traces_of(config, dtype), cuda, engine, shared, fused=fused_here(config))
     except Exception as error:  # a model's own code on tensors without memory: no reason not to train it
         say(f"memory not planned ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
         return None

@@ -19,7 +19,7 @@ class PlanConfig(BaseModel):
         None,
         min_length=1,
         description="the card: its memory in GB, such as 24, or a name, such as rtx4090 (with a time estimate), or "
-        "cpu; if not given, the card of this machine",
+        "cpu; if not given, the card of this machine, or without one any card for the paper's models and this CPU for others",
         json_schema_extra=section("plan"),
     )
     output: str | None = Field(None, min_length=1, description="file to write a config into that fits")
@@ -30,7 +30,7 @@ class PlanConfig(BaseModel):
         None, ge=1, description="a usual completion, for FLOPs and time; if not given, --max-new-tokens"
     )
     compute_share: float = Field(
-        0.4, gt=0, le=1, description="share of a card's published bfloat16 rate that products are assumed to reach"
+        0.7, gt=0, le=1, description="share of a card's published bfloat16 rate that products are assumed to reach"
     )
     bandwidth_share: float = Field(
         0.6, gt=0, le=1, description="share of a card's published memory bandwidth that is assumed to be reached"

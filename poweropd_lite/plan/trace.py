@@ -9,12 +9,15 @@ precision), memory.py adds them. Left out: kernels' own workspaces and the alloc
 """
 
 import copy
+import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,15 +25,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from poweropd_lite.base.config import PLAIN_BUDGET, Config, marked
+from poweropd_lite.base.teachers import SELF, files_of, files_role
+from poweropd_lite.checks.reward import reward_settings
 from poweropd_lite.engines.draw import next_token
 from poweropd_lite.engines.loop import make_decoder
 from poweropd_lite.kernels.head import target_logprobs
+from poweropd_lite.kernels.products import Head
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
-from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.models.adapter import with_adapter
-from poweropd_lite.models.loading import final_hidden, head_weight, quiet_dropout
+from poweropd_lite.models.loading import final_hidden, head_of, quiet_dropout
 from poweropd_lite.models.shape import Shape, empty_model, read_config, shape_of
+from poweropd_lite.models.streamed import before_layers, decoder_layers, layer_by_layer
 from poweropd_lite.models.student import Student, recompute
+from poweropd_lite.rewards.table import reads_rows, reward_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -51,7 +58,7 @@ class Traces:
         self.student_config, self.teacher_config, self.dtype = student, teacher, dtype
 
     def student(self, config: Config, teacher_head: tuple[int, int], lines: int, width: int) -> "Traced":
-        read = teacher_head if _full(config) else (1, 1)
+        read = teacher_head if reads_rows(config) else (1, 1)
         few = min(lines, max(1, (2 if config.full_finetune else 1) * PLAIN_BUDGET // width))
         traced = self._once(trace_student, self.student_config, config, self.dtype, read, few, width)
         return replace(traced, update=math.ceil(traced.update * lines / few))
@@ -61,25 +68,35 @@ class Traces:
         shape, scoring = self._once(trace_teacher, self.teacher_config, config, dtype, few, width)
         return shape, math.ceil(scoring * lines / few)
 
+    def streamed(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> tuple[int, int]:
+        few = min(lines, max(1, PLAIN_BUDGET // width))
+        sizes = self._once(trace_streamed, self.teacher_config, config, dtype, few, width)
+        scoring, waiting = (math.ceil(size * lines / few) for size in sizes)
+        return scoring, waiting
+
     def rollout(self, config: Config, lines: int, prompt: int, new: int) -> int:
         return self._once(trace_rollout, self.student_config, config, self.dtype, lines, prompt, new)
 
     def _once(self, trace: Callable, model_config: "PretrainedConfig", config: Config, *rest: Any) -> Any:
-        settings = (_full(config), *(getattr(config, name) for name in sorted(marked("traced"))))
+        settings = (_rows_of(config), *(getattr(config, name) for name in sorted(marked("traced"))))
         key = (trace, model_config.name_or_path, model_config.to_json_string(), *settings, *rest)
         if key not in _MADE:  # a copy: building a model writes into its config, which would be another key then
+            logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # it raises what it logs, too
             _MADE[key] = trace(copy.deepcopy(model_config), config, *rest)
         return _MADE[key]
 
 
-def _full(config: Config) -> bool:
-    """Whether the reward reads the whole vocabulary and the teacher's head: all others look alike here."""
-    return REWARDS[config.reward].pay is None
+def _rows_of(config: Config) -> str | None:
+    """Which reward reads whole distributions and the teacher's head; None: all others look alike here."""
+    return config.reward if reads_rows(config) else None
 
 
 def traces_of(config: Config, dtype: torch.dtype) -> Traces:
     """Returns the traces of a run's pair, none made yet; raises UserError for a model whose config can't be read."""
-    student, teacher = (read_config(getattr(config, r), r, config.trust_remote_code) for r in ("student", "teacher"))
+    student = read_config(config.student, "student", config.trust_remote_code)
+    other = config.teacher != SELF
+    theirs = files_of(config, "teacher")
+    teacher = read_config(theirs, files_role(config), config.trust_remote_code) if other else copy.deepcopy(student)
     return Traces(student, teacher, dtype)
 
 
@@ -127,7 +144,6 @@ class Traced:
     shape: Shape  # of the base
     trained: int  # elements
     adapter: int  # elements of LoRA's matrices among them
-    largest: int  # elements of the largest tensor that is trained
     update: int  # bytes: activations, log-probs and gradients of activations at their most, without the trained weights' gradients
 
 
@@ -144,24 +160,32 @@ def trace_student(
             p.grad = torch.zeros_like(p)
         student.hidden(torch.zeros(1, 2, dtype=torch.long))  # makes what a model makes once
         # The teacher's part of full_kl, of a `head` (V, D), is counted with the teacher.
-        said = torch.empty(lines * width, head[1], dtype=dtype), torch.empty(head, dtype=dtype)
+        said = torch.empty(lines * width, head[1], dtype=dtype), Head(torch.empty(head, dtype=dtype))
         with live.watch() as found:
             _backward(student, said, config, lines, width)
-        return Traced(shape, trained, adapter, max(p.numel() for p in trainable.values()), found[0])
+        return Traced(shape, trained, adapter, found[0])
 
 
-def _backward(
-    student: Student, teacher: tuple[torch.Tensor, torch.Tensor], config: Config, lines: int, width: int
-) -> None:
+def _backward(student: Student, teacher: tuple[torch.Tensor, Head], config: Config, lines: int, width: int) -> None:
     """A micro-batch's forward, loss and backward; `teacher` is its hidden states and its head, which full_kl reads."""
     ids, rows = torch.zeros(lines, width, dtype=torch.long), torch.zeros(lines * width, dtype=torch.long)
     hidden, sampling = student.hidden(ids)[rows, rows], _sampling(config)
-    if _full(config):
-        loss = reverse_kl(hidden, student.head, *teacher, rows, rows, sampling, _paid).kl.sum()
+    entry = reward_of(config.reward)
+    if entry.pay is None:
+        measure = entry.compare and partial(entry.compare, **reward_settings(config))
+        loss = reverse_kl(hidden, student.head, *teacher, rows, rows, sampling, _paid, measure).kl.sum()
     else:
+        if config.baseline == "own":
+            with torch.no_grad():
+                reverse_kl(hidden.detach(), student.head, *teacher, rows, rows, sampling, measure=_mean)
         loss = score_tokens(hidden, student.head, rows, sampling, config.score, _paid).score.sum()
     del hidden
     loss.backward()
+
+
+def _mean(log_p: torch.Tensor, log_q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    paid = log_q.exp() * (log_p - log_q)  # as any reward's mean over the vocabulary
+    return paid.sum(-1, keepdim=True), paid
 
 
 def _paid(log_q: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -175,14 +199,37 @@ def trace_teacher(
     model = empty_model(model_config, dtype, config.trust_remote_code)
     shape = shape_of(model)
     model.requires_grad_(False).eval()  # before it is given tensors: those that are trained are float32
-    with FakeTensorMode(), Live() as live, torch.no_grad():
+    with _fake() as live, torch.no_grad():
         _materialise(model)
         final_hidden(model, torch.zeros(1, 2, dtype=torch.long))
         ids, rows = torch.zeros(lines, width, dtype=torch.long), torch.zeros(lines * width, dtype=torch.long)
         with live.watch() as found:
             hidden = final_hidden(model, ids)[rows, rows]
-            target_logprobs(hidden, head_weight(model), rows)
+            target_logprobs(hidden, head_of(model), rows)
     return shape, found[0]
+
+
+def trace_streamed(
+    model_config: "PretrainedConfig", config: Config, dtype: torch.dtype, lines: int, width: int
+) -> tuple[int, int]:
+    """Returns the most bytes that scoring one micro-batch needs beside the weights of a teacher whose layers are streamed, and
+    those of one more that waits between two layers: hidden states, rotary positions, masks.
+    """
+    model = empty_model(model_config, dtype, config.trust_remote_code)
+    model.requires_grad_(False).eval()
+    layers = list(decoder_layers(model) or ())
+    with FakeTensorMode(), Live() as live, torch.no_grad():
+        _materialise(model)
+        final_hidden(model, torch.zeros(1, 2, dtype=torch.long))
+        ids, rows = torch.zeros(lines, width, dtype=torch.long), torch.zeros(lines * width, dtype=torch.long)
+        with live.watch() as found:
+            hidden = next(layer_by_layer(model, [ids], layers, lambda i: None))[rows, rows]
+            target_logprobs(hidden, head_of(model), rows)
+        tensors = [leaf for leaf in tree_leaves(before_layers(model, ids)) if isinstance(leaf, torch.Tensor)]
+        # Real tensors of no more than a window's width come without masks; those without memory never do.
+        masked = width > (getattr(model.config.get_text_config(), "sliding_window", None) or math.inf)
+        storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if masked or t.dtype != torch.bool}
+        return found[0], sum(storage.nbytes() for storage in storages.values())
 
 
 def trace_rollout(
@@ -215,9 +262,21 @@ def fake_student(
         model = base if config.full_finetune else with_adapter(base, config)
     if config.recomputes:
         recompute(model)
-    with FakeTensorMode(), Live() as live:
+    with _fake() as live:
         _materialise(model)
         yield Student(model, torch.device("cpu"), dtype), live
+
+
+@contextmanager
+def _fake() -> "Iterator[Live]":
+    """Tensors without numbers, counted. A mixture's tokens are multiplied by one expert, which has the shape of all: without
+    numbers torch does not know how many tokens go to each, nor a grouped product in any dtype but bfloat16.
+    """
+    grouped = mock.patch(
+        "transformers.integrations.moe._grouped_mm", lambda x, weight, offs: x.to(weight.dtype) @ weight[0]
+    )
+    with FakeTensorMode(), Live() as live, grouped:
+        yield live
 
 
 def _materialise(model: torch.nn.Module) -> None:

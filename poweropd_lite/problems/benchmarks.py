@@ -4,6 +4,7 @@ A benchmark comes from the hub or from a copy in a folder; a set of another size
 for its score is not comparable. Problems are read row by row, and one that can't be used is counted and named.
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.config_files import nearest
-from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.errors import UserError, cut
+from poweropd_lite.problems.apart import Apart
+from poweropd_lite.problems.files import SUFFIXES
 from poweropd_lite.problems.prompts import Prompt
 from poweropd_lite.problems.reading import Reader, say_skipped, usable
 from poweropd_lite.problems.rows import BUNDLED_PROBLEMS, Source
@@ -30,7 +33,6 @@ _HUB = {  # the paper's seven
     "olympiadbench": ("math-ai/olympiadbench", None, (674, 675)),  # two copies go round, one row apart
 }
 ALL = tuple(_HUB)
-SUFFIXES = (".jsonl", ".json", ".parquet")
 HELD_OUT = "held-out"  # the benchmark that a run keeps of its own data
 RESERVED = ("mean", "settings", "results", HELD_OUT)  # names of the evaluation's own
 
@@ -94,18 +96,18 @@ def _find(name: str, folder: str | None, flag: str) -> Benchmark:
             raise UserError(f"{folder} holds no {name}.jsonl (or .json or .parquet); {mend}")
         return Benchmark(name, Source(str(copies[0]), flag=flag), sizes)
     path = Path(name)
-    if path.suffix in SUFFIXES or path.is_file():
-        if not path.is_file():
+    if path.suffix.lower() in SUFFIXES or os.path.exists(path):  # which is no error for a name too long
+        if not os.path.exists(path):
             raise UserError(f"no file of problems at {path}; type {flag} with a JSON, JSONL or Parquet file")
         sizes = _HUB[path.stem][2] if path.stem in _HUB else ()  # a copy of a known one
-        return Benchmark(path.stem, Source(name, flag=flag), sizes)
+        return Benchmark(path.stem or path.resolve().name, Source(name, flag=flag), sizes)
     if "/" in name:
         hub, _, rest = name.partition(":")
         subset, _, split = rest.partition(":")
         return Benchmark(hub.rsplit("/", 1)[-1], Source(hub, subset or None, split or "test", flag=flag))
     meant = nearest(name, (*ALL, "all", BUNDLED), otherwise="")
     known = f"{', '.join(ALL)}, all of them as 'all', {BUNDLED}, and files of problems such as my.jsonl"
-    raise UserError(f"no benchmark named '{name}'{meant}; known are {known}")
+    raise UserError(f"no benchmark named '{cut(name)}'{meant}; known are {known}")
 
 
 def load_problems(
@@ -115,15 +117,18 @@ def load_problems(
     limit: int | None,
     columns: tuple[str | None, str | None],
     say: Callable[[str], None],
+    teacher: Apart | None = None,
+    by_row: bool = False,
 ) -> Problems:
     """Returns a benchmark's problems, the first `limit` if given, having said what is odd about them.
 
-    `columns` are of prompt and answer, None for the usual ones; `settings` is what make_prompt wants. Raises UserError
-    when nothing can be read or no row has a problem and its answer.
+    `columns` are of prompt and answer, None for the usual ones; `settings` is what make_prompt wants, `teacher` how
+    one that is asked otherwise is asked. `by_row`: a user's function scores, so that they have their rows and need no
+    answer. Raises UserError when nothing can be read or no row can be used.
     """
     source, known = benchmark.source, _HUB.get(benchmark.name, ("",))[0] == benchmark.source.data
     columns = (None, None) if known or source.data == BUNDLED else columns
-    reader = Reader(tokenizer, settings, *columns, must_answer=True)
+    reader = Reader(tokenizer, settings, *columns, not by_row, to_score=True, keeps_rows=by_row, teacher=teacher)
     # training's own evaluation has --eval-benchmarks, and so --eval-prompt-column
     typed = [source.flag.replace("benchmarks", flag) for flag in ("prompt-column", "answer-column")]
     prompts, skipped, more = usable(source, reader, limit, limit, f"{source.flag}, {typed[0]} and {typed[1]}")
@@ -144,5 +149,6 @@ def load_problems(
 
 
 def of_held_out(kept: Sequence[Prompt], data: str) -> Problems:
-    """Returns the problems of those prompts that a run keeps of its own data that have an answer."""
-    return Problems(Benchmark(HELD_OUT, Source(data)), [p for p in kept if p.answer is not None], whole=True)
+    """Returns the problems of those prompts that a run keeps of its own data that can be scored, by an answer or their row."""
+    scored = [p for p in kept if p.answer is not None or p.row is not None]
+    return Problems(Benchmark(HELD_OUT, Source(data)), scored, whole=True)

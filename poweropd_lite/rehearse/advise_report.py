@@ -5,6 +5,7 @@ from typing import Any
 from poweropd_lite.base.tables import aligned
 from poweropd_lite.rehearse.report import Cells, Report, Verdict, every_number, table
 
+PROPOSED = ("power", "log_ratio", "clip", "tanh")  # of the rewards that are compared
 Row = dict[str, Any]  # stats.reward_facts, `reward`, `alpha`, `by_decile`, `gradient`, `sparse` and `heavy`
 ALIKE = 1e-3  # mean |p - q| below which two models say nearly the same
 REWARDS = (
@@ -43,7 +44,7 @@ def _instead(report: Advice) -> str:
     apart = next(rows[label]["mean_abs"] for label in powers if rows[label]["alpha"] == 1)
     if apart < ALIKE:
         return f"student and teacher say nearly the same (p - q is {apart:.1g} on average); choose another teacher"
-    for labels in (powers, [label for label, row in rows.items() if row["reward"] not in ("full_kl", "zscore")]):
+    for labels in (powers, [label for label, row in rows.items() if row["reward"] in PROPOSED]):
         best = max(labels, key=lambda label: rows[label]["live_share"])
         row = rows[best]
         if row["live_share"] >= least:

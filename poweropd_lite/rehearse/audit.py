@@ -11,6 +11,8 @@ from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import is_out_of_memory
+from poweropd_lite.base.progress import Counting
+from poweropd_lite.method.update import Objective
 from poweropd_lite.models.loading import load_model_config
 from poweropd_lite.models.offload import GIB, Places, layer_map, placing, streamed
 from poweropd_lite.models.student import load_student
@@ -18,15 +20,24 @@ from poweropd_lite.models.teacher import load_teacher
 from poweropd_lite.rehearse.audit_report import AuditReport, Candidate, Row, judge, numbers, screen
 from poweropd_lite.rehearse.pictures import draw_audit
 from poweropd_lite.rehearse.report import Check, about
-from poweropd_lite.rehearse.scored import Drawn, Pace, draw, log_probs, prepare_to_score, reward_configs, rewards
+from poweropd_lite.rehearse.scored import (
+    Drawn,
+    draw,
+    log_probs,
+    objective_of,
+    prepare_to_score,
+    reward_configs,
+    rewards,
+)
 from poweropd_lite.rehearse.settings import AuditConfig
 from poweropd_lite.rehearse.stats import intervals, log_prob_error, reward_error
+from poweropd_lite.rewards.table import reward_of
 from poweropd_lite.run.session import Prepared, load_sampler
 
 Pair = tuple[Tensor, Tensor]  # log p and log q, each [N]
 
 
-def measure(config: Config, settings: AuditConfig, pace: Pace) -> AuditReport:
+def measure(config: Config, settings: AuditConfig, pace: Counting) -> AuditReport:
     """Returns the report: models are loaded, score and are freed one after the other."""
     model_config, _ = load_model_config(config.teacher, "teacher", config.trust_remote_code)
     if getattr(model_config, "quantization_config", None):
@@ -37,9 +48,14 @@ def measure(config: Config, settings: AuditConfig, pace: Pace) -> AuditReport:
     # PEFT loads the students: Unsloth would change the second one's classes for the first. No score is used.
     ready = prepare_to_score(changed(config, loader="peft", score="full"), pace.say)
     judged = ready.config
-    if judged.reward == "full_kl":
-        pace.say("full_kl is judged by log_ratio, whose mean over the student's own tokens it is")
-        judged = changed(judged, reward="log_ratio")
+    entry = reward_of(judged.reward)
+    if entry.pay is None or {"log_ref", "noise"} & {*entry.needs}:
+        own = judged.reward == "full_kl"
+        why = (
+            "whose mean over the student's own tokens it is" if own else "for it is no reward of log p and log q alone"
+        )
+        pace.say(f"{judged.reward} is judged by log_ratio, {why}")
+        judged = changed(judged, reward="log_ratio", reward_settings={})
     replayed = reward_configs(judged)
     room = None if settings.reference_gib is None else settings.reference_gib * GIB
     find_places(ready, 32, room)  # what can't be planned is refused before anything is scored
@@ -96,7 +112,7 @@ def measure(config: Config, settings: AuditConfig, pace: Pace) -> AuditReport:
 AUDIT = Check("audit", "audits", measure, screen, numbers, draw_audit)
 
 
-def score_students(ready: Prepared, settings: AuditConfig, pace: Pace) -> tuple[Drawn, dict[torch.dtype, Tensor]]:
+def score_students(ready: Prepared, settings: AuditConfig, pace: Counting) -> tuple[Drawn, dict[torch.dtype, Tensor]]:
     """Returns the rollouts and log q of their tokens [N]: by the run's own student, and by one in float32 or bfloat16.
 
     The second is missing where it does not fit in memory.
@@ -121,13 +137,14 @@ def score_students(ready: Prepared, settings: AuditConfig, pace: Pace) -> tuple[
     return drawn, scores
 
 
-def score_teacher(ready: Prepared, bits: int, room: float | None, drawn: Drawn, pace: Pace) -> tuple[Tensor, int]:
+def score_teacher(ready: Prepared, bits: int, room: float | None, drawn: Drawn, pace: Counting) -> tuple[Tensor, int]:
     """Returns log p [N] by the teacher in `bits`, and its streamed layers: in 16 and 32 bits, beyond `room` bytes."""
     name, remote_code, places = ready.config.teacher, ready.config.trust_remote_code, find_places(ready, bits, room)
     away, teacher = streamed(places, ready.device), None
     try:
         with placing(places, ready.device) as options:
-            teacher = load_teacher(name, bits, ready.device, ready.dtype, remote_code, **options)
+            offload = ready.config.teacher_offload and bits == 4  # 16 and 32 bits are placed, 8 stand on the device
+            teacher = load_teacher(name, bits, ready.device, ready.dtype, remote_code, offload, **options)
             if away:
                 pace.say(f"{away} layers of the {bits}-bit teacher are streamed: they don't fit on the device")
             return log_probs(ready, drawn, teacher, "teacher", f"{bits}-bit teacher", pace), away
@@ -146,7 +163,8 @@ def find_places(ready: Prepared, bits: int, room: float | None) -> Places:
 
 def compare(config: Config, reference: Pair, candidate: Pair, drawn: Drawn, settings: AuditConfig) -> Row:
     """Returns the errors of the config's reward."""
-    r, s = (rewards(config, *pair, drawn.sizes) for pair in (reference, candidate))
+    objective = objective_of(config, Objective(config.reward))
+    r, s = (rewards(objective, *pair, drawn.sizes) for pair in (reference, candidate))
     error, alpha = reward_error(r, s), config.alpha if config.reward == "power" else None
     between = intervals(r, s, drawn.lengths, settings.resamples, config.seed)
     flipped, correlation = error["flipped_mass"], error["correlation"]

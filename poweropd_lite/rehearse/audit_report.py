@@ -47,7 +47,8 @@ def judge(report: AuditReport) -> Verdict:
         notes = [f"{why}: type --rollouts {4 * rollouts}"]
     if missing:
         notes.append("not compared: " + ", ".join(f"{candidate} ({why})" for candidate, why in missing.items()))
-    subject = f"{name} at {report['own']}{' (full_kl is judged by log_ratio)' if run['reward'] == 'full_kl' else ''}"
+    other = run["reward"] != "log_ratio" and report["own"] == "log_ratio"
+    subject = f"{name} at {report['own']}" + f" ({run['reward']} is judged by log_ratio)" * other
     line = f"yes: {subject}: {found}" if sound else f"no: {subject}: {found}; {_instead(report)}"
     return {"sound": sound, "uncertain": uncertain or rollouts < FEW, "line": line, "note": "; ".join(notes)}
 

@@ -12,6 +12,7 @@ from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.named import config_to_check
 from poweropd_lite.cli import config_parser, given
+from poweropd_lite.rehearse.settings import refuse_served
 
 
 def run_for_report(
@@ -23,6 +24,7 @@ def run_for_report(
     args = parser.parse(argv)
     settings = checked(kind, given(args, kind))
     config = config_to_check(args.config, given(args, Config, kind))
+    refuse_served(config, name)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         report = work(config, settings)
     if args.json:

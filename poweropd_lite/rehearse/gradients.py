@@ -4,7 +4,8 @@ One backward a reward and batch, by training's own `accumulate`; no optimizer, s
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,13 @@ from torch import Tensor
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import halving, machine_bytes
-from poweropd_lite.method.rollout import Rollout
+from poweropd_lite.base.progress import Counting
+from poweropd_lite.method.rollout import LOSS, Draws, Rollout
 from poweropd_lite.method.update import accumulate
 from poweropd_lite.models.student import Student
-from poweropd_lite.models.teacher import Teacher
-from poweropd_lite.rehearse.scored import Pace
-from poweropd_lite.run.session import Prepared, reward_settings
+from poweropd_lite.models.teacher import SelfTeacher, Teacher
+from poweropd_lite.rehearse.scored import objective_of
+from poweropd_lite.run.session import Prepared
 
 LEAST_SCALE = 2.0**-12  # of the loss: a gradient that overflows float16 even so is left as it is
 PIECE = 1 << 24
@@ -31,12 +33,13 @@ class RememberingTeacher(Teacher):
 
     kept: dict[bytes, Tensor] = field(default_factory=dict)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Returns the final hidden states [B, T, D] of right-padded ids [B, T], without gradient."""
-        key = ids.shape[1].to_bytes(8) + ids.cpu().numpy().tobytes()
-        if key not in self.kept:
-            self.kept[key] = super().hidden(ids).cpu()
-        return self.kept[key].to(ids.device)
+    def hiddens(self, several: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Gives the final hidden states [B, T, D] of each of some right-padded ids [B, T], without gradient."""
+        keys = [ids.shape[1].to_bytes(8) + ids.cpu().numpy().tobytes() for ids in several]
+        new = {key: ids for key, ids in zip(keys, several, strict=True) if key not in self.kept}
+        for key, states in zip(new, super().hiddens(list(new.values())), strict=True):
+            self.kept[key] = states.cpu()
+        return (self.kept[key].to(ids.device) for key, ids in zip(keys, several, strict=True))
 
 
 def check_room(student: Student, steps: int) -> None:
@@ -57,21 +60,25 @@ def compare_gradients(
     teacher: Teacher,
     steps: list[list[Rollout]],
     replayed: dict[str, Config],
-    pace: Pace,
-) -> tuple[dict[str, dict[str, Any]], Tensor]:
-    """Returns norms and cosines of each reward's gradient on `steps` (of which none is without tokens), and -KL of the tokens.
+    pace: Counting,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """Returns norms and cosines of each reward's gradient on `steps` (of which none is without tokens), and of those that
+    compare whole distributions minus the divergence at each token.
 
     `replayed` must hold "full_kl", which the others are compared with. Gradients are of the parameters that learn, divided by
     N; twice as many of them as there are steps are held in the host's memory.
     """
-    teacher, reference, budget = RememberingTeacher(teacher.model), list[Tensor](), ready.config.tokens_at_once
+    teacher, reference = RememberingTeacher(teacher.model, streamed=teacher.streamed), list[Tensor]()
+    budget = ready.config.tokens_at_once
     scaler = torch.amp.GradScaler(ready.device.type, init_scale=16.0, enabled=ready.dtype == torch.float16)
-    total, done, minus_kl, out = len(replayed) * len(steps), 0, [], {}
+    total, done, out = len(replayed) * len(steps), 0, {}
+    minus: dict[str, list[Tensor]] = {}
 
-    def gradient(config: Config, rollouts: list[Rollout]) -> Tensor:
+    def gradient(name: str, step: int, rollouts: list[Rollout]) -> Tensor:
         nonlocal budget
-        objective = replace(ready.objective, reward=config.reward, settings=reward_settings(config))
-        work = partial(accumulate, student, teacher, rollouts, objective, scaler=scaler)
+        objective = objective_of(replayed[name], ready.objective)
+        more = partial(accumulate, reference=SelfTeacher(student), draws=Draws(ready.config.seed, LOSS, step, (0, 1)))
+        work = partial(more, student, teacher, rollouts, objective, scaler=scaler)
         while True:
             found, now, _ = halving(work, budget, max(map(len, rollouts)), ready.device, pace.say)
             if now != budget:  # other micro-batches from here on
@@ -81,16 +88,16 @@ def compare_gradients(
             if not scaler.is_enabled() or flat.isfinite().all() or scaler.get_scale() <= LEAST_SCALE:
                 break
             scaler.update(scaler.get_scale() / 16)
-        if config.reward == "full_kl":
-            minus_kl.append(found.tokens.reward.double().cpu())
+        if objective.entry.pay is None:
+            minus.setdefault(name, []).append(found.tokens.reward.double().cpu())
         return flat
 
     try:
-        for name in sorted(replayed, key=lambda n: n != "full_kl"):
+        for name in sorted(replayed, key=lambda n: replayed[n].reward != "full_kl"):
             mine = []
-            for rollouts in steps:
+            for step, rollouts in enumerate(steps):
                 pace.show("gradients", done, total)
-                mine.append(gradient(replayed[name], rollouts))
+                mine.append(gradient(name, step, rollouts))
                 done += 1
             reference = reference or mine
             out[name] = _angles(mine, reference)
@@ -98,7 +105,7 @@ def compare_gradients(
         for parameter in student.trainable().values():
             parameter.grad = None
     pace.show("gradients", total, total)
-    return {name: out[name] for name in replayed}, torch.cat(minus_kl)
+    return {name: out[name] for name in replayed}, {name: torch.cat(parts) for name, parts in minus.items()}
 
 
 def _angles(mine: list[Tensor], reference: list[Tensor]) -> dict[str, Any]:

@@ -14,17 +14,27 @@ from pydantic import BaseModel
 import poweropd_lite
 from poweropd_lite.base.config import Config, full_name
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import existing, flush_files, free_folder, refuse_full, sync_folder, write_json
+from poweropd_lite.base.files import (
+    check_writable,
+    existing,
+    flush_files,
+    free_folder,
+    refuse_full,
+    sync_folder,
+    write_json,
+)
 from poweropd_lite.base.progress import Counting
-from poweropd_lite.base.stop import StopRequest
+from poweropd_lite.base.stop import StopRequest, stopped_at_once
 from poweropd_lite.base.tables import markdown_table, number
+from poweropd_lite.base.teachers import SELF
 from poweropd_lite.checks.machine import own_threads
-from poweropd_lite.rehearse.scored import Drawn, Pace
+from poweropd_lite.rehearse.scored import Drawn
+from poweropd_lite.rehearse.settings import refuse_served
 from poweropd_lite.run.session import Prepared
 
 Cells = list[list[str]]  # the first line is the head
 Rows = Mapping[str, Mapping[str, Any]]  # by label
-STOPPING = "stopping; nothing is written (once more to stop at once)"
+STOPPING = "stopped; nothing is written"
 FULL = "a report never writes over another"
 
 
@@ -62,7 +72,7 @@ class Check(Generic[R]):
 
     name: str
     parent: str  # the folder that new reports go to
-    measure: Callable[[Config, Any, Pace], R]  # the work; the second is the command's own settings
+    measure: Callable[[Config, Any, Counting], R]  # the work; the second is the command's own settings
     screen: Callable[[R], str]  # the tables that are printed
     numbers: Callable[[R], dict[str, Cells]]  # every number, by title, for the Markdown file
     draw: Callable[[R, Path], None]
@@ -73,10 +83,15 @@ def make_report(check: Check[R], config: Config, settings: Any, say: Callable[[s
 
     Raises UserError for what the user can mend, and base.stop.Stopped, a KeyboardInterrupt, when a signal came.
     """
+    if config.teacher == SELF:
+        found = f"teacher self is the student's own base, so there is no second model to {check.name}"
+        raise UserError(f"{found}; type --teacher with one")
+    refuse_served(config, check.name)
     check_out(settings.output, check.parent)
     with own_threads(), StopRequest(STOPPING) as stop, Counting("rollout", say=say) as counting:
-        started, pace = time.monotonic(), Pace(stop, counting, say)
-        report = check.measure(config, settings, pace)
+        started = time.monotonic()
+        with stopped_at_once(STOPPING):
+            report = check.measure(config, settings, counting)
         report["seconds"] = round(time.monotonic() - started, 1)
         report["made"] = {"poweropd_lite": poweropd_lite.__version__, "date": time.strftime("%Y-%m-%d %H:%M:%S")}
         verdict = [line for line in (report["verdict"]["line"], report["verdict"]["note"]) if line]
@@ -145,8 +160,7 @@ def check_out(out: str | None, parent: str) -> None:
         refuse_full(path, "--output", FULL)
     elif path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder for reports; type --output with the name of a new folder")
-    if not os.access(existing(path), os.W_OK | os.X_OK):
-        raise UserError(f"can't write into {existing(path)}; type --output with a folder that you may write")
+    check_writable(path, "--output")
 
 
 def write_folder(out: str | None, parent: str, name: str, fill: Callable[[Path], None]) -> Path:

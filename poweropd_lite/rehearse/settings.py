@@ -2,7 +2,19 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.fields import setting
+
+
+def refuse_served(config: Config, name: str) -> None:
+    """Raises UserError for a served teacher: both commands compare what it does not give."""
+    if config.served:
+        what = "loads the teacher in every precision" if name == "audit" else "compares the gradients of full_kl too"
+        raise UserError(
+            f"{name} {what}, and a served teacher gives the log-probs of sampled tokens alone; type --teacher with a hub id or "
+            "folder, such as a smaller model of its family"
+        )
 
 
 class AuditConfig(BaseModel):

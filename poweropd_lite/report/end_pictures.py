@@ -5,7 +5,9 @@ from typing import Any
 
 from poweropd_lite.report.drawing import INK, Drawn, Numbers, Pen, label, log_scale, new_figure, scaled, with_legend
 from poweropd_lite.report.read import Reference
+from poweropd_lite.report.series import bases
 
+BASE = "base (before training)"
 SPREAD = "Point: the mean over a setting's seeds; bar: from the lowest to the highest."
 
 
@@ -13,15 +15,23 @@ def alpha_pictures(numbers: dict[str, Any], ours: Pen, teacher: Reference | None
     """Draws the end and the median gradient norm against alpha, where power runs have two alphas or more."""
     end, norms = numbers["end"], numbers["by_alpha"]["gradient"]
     if end and numbers["by_alpha"]["end"]["curves"]:
-        share = end["unit"] == "%"
+        share, own_scores = end["unit"] == "%", not end["unit"]
         figure, axes = _against(numbers["by_alpha"]["end"], ours, end["axis"], 100 if share else 1)
         if teacher is not None and share:
             axes.axhline(100 * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
-        axes.set_ylim(0, 102 if share else None)
-        title = "Accuracy against alpha" if share else "KL to the teacher against alpha"
+        own = [of for of in numbers["accuracy"].values() if any(of["step"])]  # else the end is of the evaluate command
+        if share and own and len(before := bases(numbers["accuracy"])) == 1:
+            axes.axhline(100 * min(before), color="0.6", linewidth=1, linestyle=":", label=BASE)
+        if not own_scores:
+            axes.set_ylim(0, 102 if share else None)
+        title = "Mean score" if own_scores else "Accuracy" if share else "KL to the teacher"
         caption = f"{end['name']}, at the end. {SPREAD}"
         yield Drawn(
-            with_legend(figure, ours.look), title, caption, "accuracy_alpha" if share else "kl_alpha", main=True
+            with_legend(figure, ours.look),
+            f"{title} against alpha",
+            caption,
+            "accuracy_alpha" if share or own_scores else "kl_alpha",
+            main=True,
         )
     if norms["curves"]:
         figure, axes = _against(norms, ours, "median gradient norm", 1)

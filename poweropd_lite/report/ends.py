@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from poweropd_lite.base.intervals import difference
+from poweropd_lite.base.tables import score_names
 from poweropd_lite.report.groups import Group, settings
-from poweropd_lite.report.read import Run
-from poweropd_lite.report.series import accuracy, with_finite
+from poweropd_lite.report.read import Evaluated, Run
+from poweropd_lite.report.series import accuracy, unit_of, with_finite
 
 Seeds = dict[int, float]  # a value a seed
 LAST = 10  # a tenth of a run's steps is its beginning, and its end
@@ -21,32 +22,41 @@ class End:
 
     name: str  # such as Avg@8 at the end
     axis: str  # as it stands beside an axis
-    unit: str  # "%" (values 0 to 1) or "nats"
+    unit: str  # "%" (values 0 to 1), "nats", or "" of a user's scores
     values: dict[str, Seeds]  # by label
 
 
 def end_of(groups: Sequence[Group]) -> End | None:
     """Returns what tells best how runs ended: their own evaluations, evaluate's, or the KL to the teacher."""
-    samples = {group.config.eval_samples for group in groups if accuracy(group.runs)["step"]}
-    found = f"Avg@{min(samples)}" if len(samples) == 1 else "accuracy"
+    named = {
+        score_names(group.config.eval_samples, bool(group.config.eval_grader))[0]
+        for group in groups
+        if accuracy(group.runs)["step"]
+    }
+    found, unit = min(named) if len(named) == 1 else "accuracy", unit_of(groups)
     scored = next((run.scored for group in groups for run in group.runs if run.scored), {})
-    ns = {n for n, _, _ in scored.values()}
-    evaluated = f"Avg@{min(ns, default=0)} on {', '.join(scored)} by evaluate"
+    first = next(iter(scored.values()), Evaluated(0, 0.0, 0))
+    evaluated = f"{first.title} on {', '.join(scored)} by evaluate"
     kl = "KL to the teacher, nats a token"
     choices: list[tuple[str, str, str, Callable[[Run], float | None]]] = [
-        (found, f"{found}, %", "%", _own),
-        (evaluated, f"Avg@{min(ns, default=0)} by evaluate, %", "%", lambda run: _evaluated(run, scored)),
+        (found, f"{found}, %" if unit else found, unit, _own),
+        (
+            evaluated,
+            f"{first.title} by evaluate, {first.unit}".rstrip(", "),
+            first.unit,
+            lambda run: _evaluated(run, scored),
+        ),
         ("KL to the teacher on held-out prompts", kl, "nats", lambda run: _kl(run.evaluations, "eval/kl")),
         ("KL to the teacher in training", kl, "nats", lambda run: _kl(run.steps, "kl/train")),
     ]
-    for name, axis, unit, take in choices:
+    for name, axis, size, take in choices:
         values = {}
         for group in groups:
             each = [take(run) for run in group.runs]
             if all(value is not None for value in each):
                 values[group.label] = {s: v for s, v in zip(group.seeds, each, strict=True) if v is not None}
         if values:
-            return End(name, axis, unit, values)
+            return End(name, axis, size, values)
     return None
 
 
@@ -55,10 +65,10 @@ def _own(run: Run) -> float | None:
     return found["avg"][-1] if any(found["step"]) else None
 
 
-def _evaluated(run: Run, scored: dict[str, tuple[int, float, int]]) -> float | None:
+def _evaluated(run: Run, scored: dict[str, Evaluated]) -> float | None:
     """The mean over the benchmarks of what evaluate found; None for other benchmarks or another n than `scored`'s."""
-    same = {name: of[0] for name, of in run.scored.items()} == {name: of[0] for name, of in scored.items()}
-    return statistics.fmean(avg for _, avg, _ in run.scored.values()) if scored and same else None
+    same = {name: of.title for name, of in run.scored.items()} == {name: of.title for name, of in scored.items()}
+    return statistics.fmean(of.avg for of in run.scored.values()) if scored and same else None
 
 
 def _kl(lines: Sequence[dict[str, Any]], key: str) -> float | None:

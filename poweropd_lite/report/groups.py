@@ -1,16 +1,18 @@
 """Runs that differ by seed alone are one curve: which they are, in which order, and what they are called."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.config import Config, full_name, marked
+from poweropd_lite.base.config import Config, marked
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.base.teachers import called, name_of
 from poweropd_lite.report.read import Run
+from poweropd_lite.rewards.table import REWARDS
 
-REWARD_SETTINGS = {name for reward in REWARDS.values() for name in reward.settings}  # each of some rewards alone
+PAY = ("reward", "alpha", "reward_settings", "baseline", "keep", "weight")  # what a reward's label says
 LONGEST = 120  # letters of a title's first part
 MOST_SETTINGS = 3  # in a label, beside the reward; runs that differ in more are called by their folders
 
@@ -52,17 +54,18 @@ def group_runs(runs: Sequence[Run], labels: Sequence[str] | None = None) -> list
 
 def settings(config: Config) -> dict[str, Any]:
     """Returns what makes two runs one setting: all but the seed, what changes no number, and other rewards' settings."""
-    own = REWARDS[config.reward].settings
-    values = config.model_dump(exclude={"seed", *marked("sitting", "found")})
-    return {name: None if name in REWARD_SETTINGS and name not in own else value for name, value in values.items()}
+    values = config.model_dump(exclude={"seed", "teacher_offload", *marked("sitting", "found")})
+    values["teacher"] = name_of(config, "teacher")  # a server may move
+    values |= {name: json.dumps(value) for name, value in values.items() if isinstance(value, dict)}  # can be a key
+    return {name: None if name in config.ignored else value for name, value in values.items()}
 
 
 def differing_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
     """Returns the settings that differ, as `settings` has them, with each config's value: "ignored" by its reward."""
-    found = {}
-    for name in settings(configs[0]) if configs else ():
-        own = [name not in REWARD_SETTINGS or name in REWARDS[config.reward].settings for config in configs]
-        values = [getattr(config, name) if mine else "ignored" for config, mine in zip(configs, own, strict=True)]
+    found, each = {}, [settings(config) for config in configs]
+    for name in each[0] if configs else ():
+        own = [name not in config.ignored for config in configs]
+        values = [of[name] if mine else "ignored" for of, mine in zip(each, own, strict=True)]
         taken = [value for value, mine in zip(values, own, strict=True) if mine]
         if any(value != taken[0] for value in taken):
             found[name] = values
@@ -72,7 +75,8 @@ def differing_settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
 def _order(config: Config, differing: Sequence[str]) -> list[tuple[int, Any]]:
     """What a list of configs is sorted by: numbers by their size, before texts."""
     values = settings(config)
-    first = [list(REWARDS).index(config.reward), *(values[name] for name in differing if name != "reward")]
+    place = [*REWARDS, config.reward].index(config.reward)
+    first = [place, *(values[name] for name in differing if name != "reward")]
     return [(0, 0.0) if v is None else (1, float(v)) if isinstance(v, int | float) else (2, v) for v in first]
 
 
@@ -81,7 +85,7 @@ def _labels(parts: Sequence[list[Run]], differing: dict[str, Any]) -> list[str]:
     configs = [part[0].config for part in parts]
     if len(parts) == 1:
         return [parts[0][0].name if len(parts[0]) == 1 else configs[0].reward_label]
-    others = [name for name in differing if name not in ("reward", "alpha")]
+    others = [name for name in differing if name not in PAY]
     pay = len(others) < len(differing)
     for names in ([name for name in others if not name.startswith(("eval_", "kl_"))], others):
         labels = [label_of(config, pay, names) for config in configs]
@@ -95,8 +99,7 @@ def _labels(parts: Sequence[list[Run]], differing: dict[str, Any]) -> list[str]:
 
 def label_of(config: Config, pay: bool, names: Sequence[str]) -> str:
     """Returns the reward, if `pay`, and those settings of `names` that it has, as words: "power 10, lr 0.001"."""
-    own = REWARDS[config.reward].settings
-    names = [name for name in names if name not in REWARD_SETTINGS or name in own]
+    names = [name for name in names if name not in config.ignored]
     return ", ".join([config.reward_label] * pay + [f"{name} {shown(getattr(config, name))}" for name in names])
 
 
@@ -135,7 +138,7 @@ def title(groups: Sequence[Group]) -> str:
 
 
 def _pair(config: Config) -> str:
-    student, teacher = (Path(full_name(getattr(config, role), role)).name for role in ("student", "teacher"))
+    student, teacher = (Path(called(config, role)).name for role in ("student", "teacher"))
     return f"{student} <- {teacher}"
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import poweropd_lite
-from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.base.errors import printable
+from poweropd_lite.checks.reward import reward_settings
 from poweropd_lite.report.drawing import Drawn
 from poweropd_lite.report.groups import Group, shown
 from poweropd_lite.report.read import Line, Run
 from poweropd_lite.report.table import Row, difference_in_words, in_words
-from poweropd_lite.run.session import reward_settings
+from poweropd_lite.rewards.table import reward_of
 
 HEAD, TAIL = 400, 100  # tokens shown of a long completion
 SHADES = 20  # of blue and of orange
@@ -133,7 +134,7 @@ def _samples(group: Group, run: Run) -> str:
     kept = [sample for sample in run.samples if sample.get("rewards") is not None]
     chosen = [kept[i] for i in sorted({0, len(kept) // 2, len(kept) - 1})] if kept else []
     scored = [sample for sample in run.samples if sample["kind"] == "eval"][-1:]
-    entry = REWARDS[run.config.reward]
+    entry = reward_of(run.config.reward)
     limit = entry.limits(reward_settings(run.config))[1] if entry.bounded else UNBOUNDED
     of = f" ({_(run.name)}, the first of {len(group.runs)} seeds)" if len(group.runs) > 1 else ""
     scale = " ".join(_span(f" {share * limit:+g} ", share * limit, limit) for share in (-1, -0.5, 0, 0.5, 1))
@@ -169,4 +170,4 @@ def _span(token: str, reward: float | None, limit: float) -> str:
 
 
 def _(text: Any) -> str:
-    return html.escape(str(text), quote=True)
+    return html.escape(printable(str(text)), quote=True)

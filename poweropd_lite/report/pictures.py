@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from poweropd_lite.base.tables import score_names
 from poweropd_lite.report.drawing import (
     INK,
     Drawn,
@@ -22,10 +23,11 @@ from poweropd_lite.report.drawing import (
     whole_ticks,
     with_legend,
 )
-from poweropd_lite.report.end_pictures import alpha_pictures
+from poweropd_lite.report.end_pictures import BASE, alpha_pictures
 from poweropd_lite.report.groups import Group
 from poweropd_lite.report.read import Reference
 from poweropd_lite.report.reward_pictures import landscape_picture, reward_pictures
+from poweropd_lite.report.series import bases, unit_of
 
 CUT = "The student's own probability of the ids that top-k and top-p leave it; 1: nothing was cut off."
 APART = "Mean difference of the two programs' log-probs of the same tokens."
@@ -47,13 +49,14 @@ def pictures(
 ) -> Iterator[Drawn]:
     """Draws the figures of the report's `numbers`, in the order of the page; matplotlib's settings are the style's."""
     ours = pen([group.label for group in groups], style)
-    samples = "/".join(dict.fromkeys(str(group.config.eval_samples) for group in groups))
+    names = (score_names(group.config.eval_samples, bool(group.config.eval_grader))[0] for group in groups)
+    name, unit = "/".join(dict.fromkeys(names)), unit_of(groups)
     counts = {len(group.runs) for group in groups} - {1}
     seeds = f" Line: the mean over {'/'.join(map(str, sorted(counts)))} seeds; band: from the lowest to the highest."
     over = seeds if counts else ""
     evaluated = _there(numbers["accuracy"])
     if evaluated:
-        yield _accuracy(evaluated, ours, samples, teacher, over)
+        yield _accuracy(evaluated, ours, name, unit, teacher, over)
     if kl := {name: of for name, of in numbers["kl"].items() if of["train"]["step"] or of["held_out"]["step"]}:
         yield _kl(kl, ours, bool(counts))
     if gradient := _there(numbers["gradient"]):
@@ -63,7 +66,7 @@ def pictures(
         figure = _by_step(evaluated, ours, "length", "mean length, tokens", floor=0)
         yield Drawn(figure, "Length by step", f"Mean length of the answers sampled in evaluation.{over}", "length")
     if len(groups) > 1 and numbers["steps_to"]["levels"]:
-        yield _steps_to(numbers["steps_to"], ours, samples)
+        yield _steps_to(numbers["steps_to"], ours, name, unit)
     yield from reward_pictures(numbers, ours)
     for key, (file, title, caption, how) in HEALTH.items():
         if key == "sampling/kept_mass" and not any(g.config.top_k or g.config.top_p < 1 for g in groups):
@@ -79,18 +82,21 @@ def _there(found: Numbers) -> Numbers:
     return {name: numbers for name, numbers in found.items() if numbers["step"]}
 
 
-def _accuracy(found: Numbers, ours: Pen, samples: str, teacher: Reference | None, over: str) -> Drawn:
-    """Avg@k by step, with the base (before training) and the teacher as lines."""
-    figure, axes = plot(found, "avg", ours, "step", f"Avg@{samples}, %", scale=100, few=math.inf)
-    bases = {of["avg"][0] for of in found.values() if of["step"][0] == 0}
-    if len(bases) == 1:
-        axes.axhline(100 * min(bases), color="0.6", linewidth=1, linestyle=":", label="base (before training)")
-    if teacher is not None:
-        axes.axhline(100 * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
-    axes.set_ylim(0, 102)
+def _accuracy(found: Numbers, ours: Pen, name: str, unit: str, teacher: Reference | None, over: str) -> Drawn:
+    """Avg@k, or a user's mean score, by step, with the base (before training) and the teacher as lines."""
+    scale = 100 if unit else 1
+    figure, axes = plot(found, "avg", ours, "step", f"{name}, %" if unit else name, scale=scale, few=math.inf)
+    before = bases(found)
+    if len(before) == 1:
+        axes.axhline(scale * min(before), color="0.6", linewidth=1, linestyle=":", label=BASE)
+    if teacher is not None and teacher.own != bool(unit):
+        axes.axhline(scale * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
+    if unit:
+        axes.set_ylim(0, 102)
     no_line = " No line for the base: the runs differ in what they had before training."
-    caption = "Avg@k on the held-out problems." + over + (no_line if len(bases) > 1 else "")
-    return Drawn(with_legend(figure, ours.look), "Accuracy by step", caption, "accuracy", main=True)
+    caption, title = ("Avg@k on", "Accuracy") if unit else ("What a function of one's own gives on", "Mean score")
+    caption += " the held-out problems." + over + (no_line if len(before) > 1 else "")
+    return Drawn(with_legend(figure, ours.look), f"{title} by step", caption, "accuracy", main=True)
 
 
 def _by_step(found: Numbers, ours: Pen, key: str, up: str, log: bool = False, floor: float | None = None) -> Figure:
@@ -148,14 +154,14 @@ def _kl(found: Numbers, ours: Pen, several: bool) -> Drawn:
     return Drawn(with_legend(figure, ours.look), "KL to the teacher by step", caption, "kl", main=True)
 
 
-def _steps_to(found: dict[str, Any], ours: Pen, samples: str) -> Drawn:
+def _steps_to(found: dict[str, Any], ours: Pen, name: str, unit: str) -> Drawn:
     """Steps that each setting needs for the accuracies that the baseline reaches (the paper's Fig. 1)."""
     lines = {}
-    for name, steps in found["steps"].items():
+    for label_, steps in found["steps"].items():
         if there := [i for i, step in enumerate(steps) if step is not None]:
-            lines[name] = {"step": [steps[i] for i in there], "avg": [found["levels"][i] for i in there]}
-    how = {"scale": 100, "few": math.inf, "markersize": 4}
-    figure, axes = plot(lines, "avg", ours, "steps needed", f"Avg@{samples} reached, %", **how)
+            lines[label_] = {"step": [steps[i] for i in there], "avg": [found["levels"][i] for i in there]}
+    how: dict[str, Any] = {"scale": 100 if unit else 1, "few": math.inf, "markersize": 4}
+    figure, axes = plot(lines, "avg", ours, "steps needed", f"{name} reached{', %' if unit else ''}", **how)
     axes.set_xlim(left=0)
     caption = f"Steps that each setting takes to the accuracies that {found['baseline']} comes to"
     caption += ", on straight lines between evaluations."

@@ -1,13 +1,14 @@
 """Run folders, finished or not, as the report reads them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import parse_json, read_json
+from poweropd_lite.evaluate.tables import is_own
 from poweropd_lite.problems.benchmarks import HELD_OUT
 
 Line = dict[str, Any]
@@ -30,15 +31,35 @@ class Run:
     tokens: list[Line]  # tokens.jsonl: histograms and places; empty for runs made before there was one
     samples: list[Line]  # samples.jsonl
     summary: Line | None  # summary.json; None while it runs, or after a kill
-    scored: dict[str, tuple[int, float, int]]  # by benchmark: n and Avg@n of evaluate, at which step
+    scored: dict[str, "Evaluated"]  # by benchmark: what evaluate found
+
+
+class Evaluated(NamedTuple):
+    """What the evaluate command found on a benchmark: Avg@n, or the mean score by a user's function."""
+
+    n: int
+    avg: float
+    step: int
+    own: bool = False  # by a user's function
+
+    @property
+    def title(self) -> str:
+        """What `avg` is called."""
+        return "mean score" if self.own else f"Avg@{self.n}"
+
+    @property
+    def unit(self) -> str:
+        """Of `avg`: a share, or a pure number."""
+        return "" if self.own else "%"
 
 
 @dataclass(frozen=True)
 class Reference:
     """An accuracy that is not a run's own: the teacher's."""
 
-    accuracy: float  # Avg@n, 0 to 1
+    accuracy: float  # Avg@n, 0 to 1; or the mean score by a user's function
     source: str  # in words
+    own: bool = False  # by a user's function
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -69,7 +90,7 @@ def _read(folder: Path, name: str) -> Run:
     if not lines:
         raise UserError(f"{folder} has no metrics yet: nothing was trained or evaluated; wait for its first step")
     try:
-        summary = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+        summary = {**read_json(folder / "summary.json")}
     except FileNotFoundError:
         summary = None
     except (ValueError, TypeError) as error:
@@ -82,14 +103,15 @@ def _read(folder: Path, name: str) -> Run:
     return Run(folder, name, config, steps, evaluations, tokens, samples, summary, _scored(folder))
 
 
-def _scored(folder: Path) -> dict[str, tuple[int, float, int]]:
+def _scored(folder: Path) -> dict[str, Evaluated]:
     """What the evaluate command found of the latest step that it was run on; nothing where it was never run."""
     found = {}
     for file in sorted(folder.glob("eval/step_*/results.json")):
         try:
-            results = json.loads(file.read_text(encoding="utf-8"))
+            results = read_json(file)
             n, step = results["n"], int(file.parent.name.removeprefix("step_").split("-")[0])
-            found = {name: (n, float(row[f"avg@{n}"]), step) for name, row in results["benchmarks"].items()}
+            rows, own = results["benchmarks"].items(), is_own(results)
+            found = {name: Evaluated(n, float(row[f"avg@{n}"]), step, own) for name, row in rows}
         except (OSError, ValueError, KeyError, TypeError):
             mend = f"make it anew: python -m poweropd_lite.evaluate --regrade {file.parent}"
             raise UserError(f"{file} holds no results; {mend}") from None
@@ -106,7 +128,7 @@ def read_lines(path: Path, wanted: dict[str, Any]) -> list[Line]:
     found = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # a text may hold other line ends
         try:
-            values = {**json.loads(line)}
+            values = {**parse_json(line)}
             wrong = [key for key, kind in wanted.items() if not isinstance(values.get(key), kind)]
         except (ValueError, TypeError):  # UnicodeDecodeError is a ValueError
             raise UserError(f"line {number} of {path} is not a JSON object; was it edited? take the line out") from None
@@ -135,26 +157,28 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
             raise UserError(f"teacher: found {given}, but an accuracy is in percent; did you mean {100 * percent:g}?")
         return Reference(percent / 100, "as given")
     try:
-        results = json.loads((Path(given) / "results.json").read_text(encoding="utf-8"))
+        results = read_json(Path(given) / "results.json")
         n = results["n"]
         accuracy, benchmarks = float(results["mean"][f"avg@{n}"]), list(results["benchmarks"])
+        own = is_own(results)
     except (OSError, ValueError, KeyError, TypeError):
         how = "the folder that `python -m poweropd_lite.evaluate --model TEACHER` named, or its accuracy in percent"
         raise UserError(f"{given} holds no results of an evaluation; type --teacher with {how}") from None
     for run in runs:
         theirs = [name.strip() for name in (run.config.eval_benchmarks or "").split(",") if name.strip()]
+        theirs = [Path(name).stem if Path(name).suffix in (".json", ".jsonl", ".parquet") else name for name in theirs]
         theirs += [HELD_OUT] if run.config.hold_out else []
         if theirs and sorted(theirs) != sorted(benchmarks):
             both = f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}"
             raise UserError(f"{both}; evaluate the teacher on the same")
     rows, scored = (
         results["benchmarks"],
-        [run.config for run in runs if any("eval/length" in e for e in run.evaluations)],
+        [run.config for run in runs if any("eval/greedy" in e for e in run.evaluations)],
     )
     same = all(c.eval_samples == n and _same_problems(c.eval_problems, row) for c in scored for row in rows.values())
     rough = "" if same else "; of other problems or samples than a run's, so shares of it are rough"
     counts = ", ".join(f"{row['problems']:,} of {name}" for name, row in rows.items())
-    return Reference(accuracy, f"Avg@{n} on {counts} ({given}{rough})")
+    return Reference(accuracy, f"{'mean score' if own else f'Avg@{n}'} on {counts} ({given}{rough})", own)
 
 
 def _same_problems(asked: int, row: Line) -> bool:

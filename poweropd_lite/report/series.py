@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from poweropd_lite.method.reward import log_ratio, power
 from poweropd_lite.report.groups import Group
 from poweropd_lite.report.read import Line, Run
+from poweropd_lite.rewards.paper import log_ratio, power
 
 Series = dict[str, list]
 MOST_POINTS = 400  # of a line: more are not told apart on a page
@@ -63,11 +63,24 @@ def _together(key: str) -> Callable[[list[float]], float]:
 
 
 def accuracy(runs: Sequence[Run]) -> Series:
-    """Returns Avg@k, Pass@k, greedy accuracy, length and stop share of a setting's evaluations, as `over_seeds` does."""
-    k = runs[0].config.eval_samples
-    short = {"avg": f"avg@{k}", "pass": f"pass@{k}", "greedy": "greedy", "length": "length", "stop": "stop_share"}
+    """Returns Avg@k, Pass@k, greedy accuracy, length and stop share of a setting's evaluations, as `over_seeds` does.
+
+    Where a user's function scores, the mean score, the best of k and the greedy one.
+    """
+    k, best = runs[0].config.eval_samples, "best" if runs[0].config.eval_grader else "pass"
+    short = {"avg": f"avg@{k}", "pass": f"{best}@{k}", "greedy": "greedy", "length": "length", "stop": "stop_share"}
     keys = {name: f"eval/{metric}" for name, metric in short.items()}
     return over_seeds([run.evaluations for run in runs], keys, most=10**6)
+
+
+def unit_of(groups: Sequence[Group]) -> str:
+    """Returns the unit of the settings' scores: shares in %, or pure numbers where a user's function gives them."""
+    return "" if any(group.config.eval_grader for group in groups) else "%"
+
+
+def bases(found: dict[str, Series]) -> set[float]:
+    """Returns what the accuracies of settings, by label, were before training; one number where they began alike."""
+    return {of["avg"][0] for of in found.values() if of["step"] and of["step"][0] == 0}
 
 
 def divergence(runs: Sequence[Run]) -> dict[str, Series]:

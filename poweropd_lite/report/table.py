@@ -7,7 +7,7 @@ from typing import Any
 
 from poweropd_lite.base.intervals import stat
 from poweropd_lite.base.progress import clock
-from poweropd_lite.base.tables import percent
+from poweropd_lite.base.tables import percent, score_names
 from poweropd_lite.report.ends import differences
 from poweropd_lite.report.groups import Group
 from poweropd_lite.report.read import Reference, Run
@@ -34,7 +34,9 @@ def figures(run: Run, teacher: Reference | None, level: float | None, curve: Ser
     `level` is the accuracy whose first step on `curve`, of all of the setting's seeds, is given. Shares are 0 to 1,
     under "%".
     """
-    found, k, taken = accuracy([run]), run.config.eval_samples, run.steps[-1]["step"] if run.steps else 0
+    found, taken = accuracy([run]), run.steps[-1]["step"] if run.steps else 0
+    unit = "" if run.config.eval_grader else "%"
+    name, best = score_names(run.config.eval_samples, not unit)
     before = found["avg"][0] if 0 in found["step"] else None
     end = {key: values[-1] if any(found["step"]) else None for key, values in found.items()}
     after = end["avg"]
@@ -47,8 +49,8 @@ def figures(run: Run, teacher: Reference | None, level: float | None, curve: Ser
         "reward": (run.config.reward_label, ""),
         "steps taken": (taken, EACH),
         "finished": ("yes" if (run.summary or {}).get("finished") else "no", EACH),
-        f"Avg@{k} before training": (before, "%"),
-        f"Avg@{k} at the end": (after, "%"),
+        f"{name} before training": (before, unit),
+        f"{name} at the end": (after, unit),
     }
     if teacher is not None:
         out["share of the teacher's accuracy"] = (None if after is None else after / teacher.accuracy, "%")
@@ -57,16 +59,16 @@ def figures(run: Run, teacher: Reference | None, level: float | None, curve: Ser
             closed = (after - before) / (teacher.accuracy - before)
         out["share of the gap to the teacher closed"] = (closed, "%")
     if level is not None:
-        out[f"steps to Avg@{k} {level:.1%}"] = (first_step_at(curve, level), "steps")
+        out[f"steps to {name} {in_words(level, unit)}"] = (first_step_at(curve, level), "steps")
     out |= {
-        f"Pass@{k} at the end": (end["pass"], "%"),
-        "greedy accuracy at the end": (end["greedy"], "%"),
+        f"{best} at the end": (end["pass"], unit),
+        f"greedy {'accuracy' if unit else 'score'} at the end": (end["greedy"], unit),
         "mean length at the end": (end["length"], "tokens"),
         "answers that stop at the end": (end["stop"], "%"),
     }
-    for benchmark, (n, avg, step) in run.scored.items():
-        when = "" if step == taken else f" at step {step}"
-        out[f"Avg@{n} on {benchmark} by evaluate{when}"] = (avg, "%")
+    for benchmark, of in run.scored.items():
+        when = "" if of.step == taken else f" at step {of.step}"
+        out[f"{of.title} on {benchmark} by evaluate{when}"] = (of.avg, of.unit)
     for name, lines, key in (("held-out prompts", run.evaluations, "eval/kl"), ("training", run.steps, "kl/train")):
         kl = [line[key] for line in with_finite(lines, [key])]
         out[f"KL to the teacher, {name}, first"] = (kl[0] if kl else None, "nats")

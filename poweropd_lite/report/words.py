@@ -1,14 +1,16 @@
 """What came out, in sentences: first the answer, which names a difference only beyond noise, then a line a setting."""
 
+import shlex
 import statistics
 from collections.abc import Sequence
 
 from poweropd_lite.base.config import marked
 from poweropd_lite.base.intervals import stat
+from poweropd_lite.base.tables import score_names
 from poweropd_lite.report.ends import Seeds, differences, end_of, kl_ends, median_norms
 from poweropd_lite.report.groups import Group, differing_settings
 from poweropd_lite.report.read import Reference, Run
-from poweropd_lite.report.series import accuracy, pooled
+from poweropd_lite.report.series import accuracy, pooled, unit_of
 from poweropd_lite.report.table import difference_in_words, in_words
 
 # What decides which of a run's own prompts are held out.
@@ -24,7 +26,7 @@ OF_HELD_OUT = (
 MOST_NAMED = 5  # settings in a sentence; the list below it has them all
 ONE_SEED = (
     "With one seed a setting, what noise alone does is not known, and no difference is named: train more seeds "
-    "(--seed 1), or compare answers problem by problem (python -m poweropd_lite.evaluate --compare RUN RUN)."
+    "(--seed 1), or compare answers problem by problem (python -m poweropd_lite.evaluate --compare {} {})."
 )
 
 
@@ -37,17 +39,19 @@ def answer(groups: Sequence[Group], baseline: Group) -> list[str]:
     if differing := [name for name in differing_settings(scored) if name in apart]:
         return [f"Evaluated differently ({', '.join(differing)}): the accuracies of these runs do not compare."]
     out, end = [], end_of(groups)
+    other = next(group for group in groups if group is not baseline)
+    one_seed = ONE_SEED.format(*(shlex.quote(str(group.runs[0].path)) for group in (baseline, other)))
     if end is not None:
         at_end = "" if end.unit == "nats" else " at the end"
-        out.append(_against(f"{end.name}{at_end}", end.unit, end.values, baseline.label))
+        out.append(_against(f"{end.name}{at_end}", end.unit, end.values, baseline.label, one_seed))
     norms = median_norms(groups)
     if any(of.half is not None for of in differences(norms, baseline.label).values()):
-        out.append(_against("Median gradient norm", "", norms, baseline.label))
+        out.append(_against("Median gradient norm", "", norms, baseline.label, one_seed))
     return out
 
 
-def _against(what: str, unit: str, values: dict[str, Seeds], base: str) -> str:
-    """How every setting stands to the baseline; all of their values where noise is not known."""
+def _against(what: str, unit: str, values: dict[str, Seeds], base: str, one_seed: str) -> str:
+    """How every setting stands to the baseline; all of their values, and `one_seed`, where noise is not known."""
     found = differences(values, base)
     by_mean = sorted(values, key=lambda label: statistics.fmean(values[label].values()))
     few_enough = len(values) <= MOST_NAMED
@@ -58,7 +62,7 @@ def _against(what: str, unit: str, values: dict[str, Seeds], base: str) -> str:
         return f"{what}: {ends}."
     known = {label: of for label, of in found.items() if of.half is not None}
     if not known:
-        return f"{what}: {ends}. {ONE_SEED}"
+        return f"{what}: {ends}. {one_seed}"
     parts = [
         f"{label} {difference_in_words(of.value, unit, of.half)}" for label, of in known.items() if of.beyond_noise
     ]
@@ -87,12 +91,13 @@ def sentences(groups: Sequence[Group], teacher: Reference | None) -> list[str]:
     """Returns what came out of each setting, in a sentence, and what the teacher comes to."""
     out = [_sentence(group, teacher, alone=len(groups) == 1) for group in groups]
     if teacher is not None:
-        out.append(f"Teacher: {teacher.accuracy:.1%}, {teacher.source}.")
+        out.append(f"Teacher: {in_words(teacher.accuracy, '' if teacher.own else '%')}, {teacher.source}.")
     return out
 
 
 def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
-    runs, k = group.runs, group.config.eval_samples
+    runs, unit = group.runs, unit_of([group])
+    name, _ = score_names(group.config.eval_samples, not unit)
     taken = [run.steps[-1]["step"] if run.steps else 0 for run in runs]
     if len(runs) == 1:
         text = f"{runs[0].name} ({group.config.reward_label if alone or group.label == runs[0].name else group.label})"
@@ -104,11 +109,11 @@ def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
     if len(steps) > 1:
         first, last = (_accuracy(runs, step) for step in (steps[0], steps[-1]))
         at = f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != min(taken) else ""
-        text += f"Avg@{k} {_mean(first, '%')} -> {_mean(last, '%')}{at}"
-        if teacher is not None:
+        text += f"{name} {_mean(first, unit)} -> {_mean(last, unit)}{at}"
+        if teacher is not None and teacher.own == (not unit):
             text += f", {_mean({s: v / teacher.accuracy for s, v in last.items()}, '%')} of the teacher's"
     elif steps:
-        text += f"Avg@{k} {_mean(_accuracy(runs, steps[0]), '%')} at step {steps[0]}"
+        text += f"{name} {_mean(_accuracy(runs, steps[0]), unit)} at step {steps[0]}"
     elif all(run.scored for run in runs):
         text += _evaluated(runs)
     else:
@@ -126,10 +131,10 @@ def _accuracy(runs: Sequence[Run], step: int) -> Seeds:
 
 def _evaluated(runs: Sequence[Run]) -> str:
     parts = []
-    for name, (n, _, step) in runs[0].scored.items():
-        values = {run.config.seed: run.scored[name][1] for run in runs if name in run.scored}
+    for name, found in runs[0].scored.items():
+        values = {run.config.seed: run.scored[name].avg for run in runs if name in run.scored}
         few = "" if len(values) == len(runs) else f" ({len(values)} of {len(runs)} seeds)"
-        parts.append(f"Avg@{n} {_mean(values, '%')} on {name} at step {step}{few}")
+        parts.append(f"{found.title} {_mean(values, found.unit)} on {name} at step {found.step}{few}")
     return f"{', '.join(parts)} by evaluate"
 
 

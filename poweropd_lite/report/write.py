@@ -9,8 +9,7 @@ import matplotlib
 
 from poweropd_lite.base.config_files import checked
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import whole_folder, write_json, write_text
-from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.base.files import check_writable, whole_folder, write_json, write_text
 from poweropd_lite.report.drawing import LOOKS, rendered
 from poweropd_lite.report.ends import by_alpha, end_of, median_norms
 from poweropd_lite.report.groups import Group, differing_settings, group_runs, title
@@ -84,7 +83,7 @@ def gather(groups: Sequence[Group], baseline: Group, teacher: Reference | None) 
     firsts = {g.label: line for g in groups if (line := pooled(g.runs, min))}
     lasts = {g.label: line for g in groups if (line := pooled(g.runs, max))}
     configs = [group.config for group in groups]
-    alphas = sorted({*ALPHAS, *(c.alpha for c in configs if "alpha" in REWARDS[c.reward].settings)})
+    alphas = sorted({*ALPHAS, *(c.alpha for c in configs if "alpha" not in c.ignored)})
     rewards = ("reward/min", "reward/p05", "reward/p95", "reward/max")
     runs = [(run, group.label) for group in groups for run in group.runs]
     end, norms = end_of(groups), median_norms(groups)
@@ -132,8 +131,7 @@ def _folder(runs: Sequence[Run], out: str | Path | None) -> Path:
     name = "+".join([first, *others])
     name = name if len(name) <= 100 else f"{first}+{len(others)}-more"
     folder = Path(out) if out is not None else Path("reports") / name if others else runs[0].path / "report"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder for a report; type --output with the name of a new folder")
+    check_writable(folder, "--output")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").is_file():
         raise UserError(f"{folder} holds other things than a report, which never replaces them; type another --output")
     return folder

@@ -18,7 +18,7 @@ from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.plan.settings import CannotPlan
 from poweropd_lite.reproduce import child
 from poweropd_lite.reproduce.grid import DONE, RUNNING, STAGES, WAITING, Stage, Task, as_flags, everything, in_order
-from poweropd_lite.reproduce.state import Forecast, Queue, read_json, write_pairs
+from poweropd_lite.reproduce.state import Forecast, Queue, json_or_none, write_pairs
 
 GIB = 2**30
 POLL = 0.2  # seconds between looks at the processes, and at whether to stop
@@ -90,7 +90,7 @@ def _plan(pair: str, flags: list[str], failure: Path, stop: StopRequest) -> dict
         return None
     if process.returncode in (0, 1):  # it fits, or it does not
         return json.loads(out)
-    failed = read_json(failure) or {"kind": None, "message": f"plan ended with code {process.returncode}"}
+    failed = json_or_none(failure) or {"kind": None, "message": f"plan ended with code {process.returncode}"}
     if process.returncode == 2 and failed["kind"] != CannotPlan.__name__:
         raise UserError(f"{pair}: {failed['message']}")
     raise CannotPlan(failed["message"])

@@ -1,5 +1,6 @@
 """From a grid to its tasks: every cell's name and settings, and the models that its runs begin with and learn from."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import product
@@ -9,7 +10,9 @@ from poweropd_lite.base.config import BUNDLED, Config, full_name, load_config, m
 from poweropd_lite.base.config_files import PAPER_PAIRS, changed, config_path, read_yaml
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.named import names_models
-from poweropd_lite.reproduce.settings import COLUMNS, REWARDS, TRUNCATED, ReproduceConfig
+from poweropd_lite.base.teachers import SELF
+from poweropd_lite.reproduce.settings import BESIDE, COLUMNS, PLAIN, REWARDS, TRUNCATED, ReproduceConfig
+from poweropd_lite.rewards.table import reward_of
 
 Role = Literal["run", "base", "teacher"]
 Stage = Literal["train", "evaluate"]
@@ -44,13 +47,15 @@ class Task:
     @property
     def kind(self) -> str:
         """What memory and time depend on beside the pair: a full vocabulary takes other ones than sampled tokens."""
-        return "full_kl" if self.reward == "full_kl" else "sampled"
+        whole = self.reward and (reward_of(self.reward).pay is None or self.column == "baseline-own")
+        return "full_kl" if whole else "sampled"
 
     @property
     def label(self) -> str:
         """Its row in the tables: power 10, log_ratio, base."""
         label = self.reward or self.role
-        return label if self.alpha is None else f"{label} {self.alpha:g}"
+        label = label if self.alpha is None else f"{label} {self.alpha:g}"
+        return f"{label} {self.column.replace('-', ' ')}" if self.column in BESIDE else label
 
     @property
     def log(self) -> str:
@@ -59,7 +64,7 @@ class Task:
 
     def settings(self) -> dict[str, Any]:
         """What the grid sets in this run, beside its pair's settings."""
-        column = COLUMNS["truncated-full" if self.column == TRUNCATED else self.column]
+        column = {**COLUMNS, **BESIDE}["truncated-full" if self.column == TRUNCATED else self.column]
         alpha = {"alpha": self.alpha} if self.alpha else {}
         return {"reward": self.reward, **alpha, "seed": self.seed, **column}
 
@@ -103,7 +108,19 @@ def load_pairs(names: list[str], training: dict[str, Any]) -> dict[str, Config]:
             raise UserError(f"{path} names no student and no teacher, so it is no pair; add these two lines to it")
         if extras := ", ".join(sorted(marked("grid") & set(values))):
             raise UserError(f"{path} sets {extras}, which the grid sets a run at a time; take it out of the file")
+        if {**values, **training}.get("eval_grader"):
+            raise UserError("reproduce's tables are of answers that are right or wrong; leave out --eval-grader")
         found[name] = load_pair(item, {"eval_benchmarks": None, "eval_every": 0, **training})
+        if found[name].served:
+            raise UserError(
+                f"the teacher of {path} is served, and a reproduction scores the teacher's own answers; name a hub id or folder "
+                "there, or train its runs one by one"
+            )
+        if found[name].teacher == SELF:
+            raise UserError(
+                f"the teacher of {path} is the student's own base, and a reproduction scores the teacher's own answers; name a "
+                "hub id or folder there, or train its runs one by one"
+            )
     return found
 
 
@@ -111,10 +128,16 @@ def make_tasks(config: ReproduceConfig, pairs: dict[str, Config], all_pairs: dic
     """Returns the runs of a grid over `pairs`, and the models of `all_pairs` in the folder, in their order of work."""
     tasks: dict[str, Task] = {}
     for pair, reward, column, seed in product(pairs, config.rewards, config.columns, config.seeds):
-        column = TRUNCATED if reward == "full_kl" and column != "plain" else column
-        for alpha in config.alphas if reward == "power" else [None]:
+        if column in BESIDE and reward not in PLAIN:
+            continue
+        column = TRUNCATED if reward_of(reward).pay is None and column != "plain" else column
+        for alpha in config.alphas if "alpha" in reward_of(reward).settings else [None]:
             name = f"{pair}-{reward}{'' if alpha is None else f'{alpha:g}'}-{column}-seed{seed}"
             tasks[name] = Task(name, "run", [pair], reward, alpha, column, seed)
+    if not tasks:
+        raise UserError(
+            f"--columns of docs/lab.md go with {' and '.join(PLAIN)}; add one of them to --rewards, or plain to them"
+        )
     for task in tasks.values():  # what train would refuse is refused now
         run_config(pairs[task.pair], task)
     return in_order([*tasks.values(), *model_tasks(all_pairs)])
@@ -168,6 +191,8 @@ def model_flags(pair: Config, role: Role) -> list[str]:
     model = full_name(model, "student" if base else "teacher")
     values = {"model": model, "bits": 4 if bits == 4 else 16}  # evaluate knows no 8 bits: docs/reproduce.md
     values |= {"prompt_suffix": pair.prompt_suffix, "system_prompt": pair.system_prompt}
+    if pair.template_kwargs:
+        values["template_kwargs"] = json.dumps(pair.template_kwargs, sort_keys=True)
     thinking = "--enable-thinking" if pair.enable_thinking else "--no-enable-thinking"
     return [*as_flags(values), thinking, "--seed=0", *machine_flags(pair, "float32" if bits == 32 else pair.dtype)]
 

@@ -1,16 +1,16 @@
 """The page of a queue's whole grid, by the report command in a process of its own: the queue itself never imports torch."""
 
-import json
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from poweropd_lite.base.files import read_json
 from poweropd_lite.reproduce import child
 from poweropd_lite.reproduce.grid import DONE, Task
 from poweropd_lite.reproduce.rows import pair_names
-from poweropd_lite.reproduce.state import Queue, read_json
+from poweropd_lite.reproduce.state import Queue, json_or_none
 
 PAGE = "report"  # in the queue's folder; with several pairs it holds a folder a pair
 
@@ -61,13 +61,13 @@ def _draw(queue: Queue, tasks: list[Task], teacher: Task | None, folder: Path) -
         raise
     if code == 0:
         return None
-    return " ".join(((read_json(failure) or {}).get("message") or f"report ended with code {code}").split())
+    return " ".join(((json_or_none(failure) or {}).get("message") or f"report ended with code {code}").split())
 
 
 def _is_new(queue: Queue, page: Path, tasks: list[Task], teacher: Task | None) -> bool:
     """Whether a page is of these very runs, and newer than what they and the teacher came to."""
     try:
-        numbers = json.loads((page / "report.json").read_text(encoding="utf-8"))
+        numbers = read_json(page / "report.json")
         same = {run["name"] for run in numbers["runs"]} == {task.name for task in tasks}
         results = [queue.scores_folder(t) / "results.json" for t in (*tasks, *([teacher] if teacher else []))]
         made = (page / "report.json").stat().st_mtime_ns

@@ -11,7 +11,7 @@ from poweropd_lite.base.config_files import PAPER_PAIRS
 from poweropd_lite.base.intervals import Stat, stat
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.reproduce.grid import DONE, FAILED, Task, run_config
-from poweropd_lite.reproduce.settings import COLUMNS, REWARDS, TRUNCATED
+from poweropd_lite.reproduce.settings import BESIDE, COLUMNS, REWARDS, TRUNCATED
 from poweropd_lite.reproduce.state import MEASURES, Queue, Results
 
 SHARE, NORM = ("", "teacher_share"), ("", "largest_grad_norm")  # percent of the teacher's Avg@n; of any step
@@ -56,13 +56,14 @@ def pair_names(queue: Queue) -> list[str]:
 
 def make_blocks(queue: Queue, results: Results) -> list[Block]:
     """Returns every pair under every column of which there are runs, in the paper's order."""
-    columns = [column for column in COLUMNS if column in queue.axes["columns"]]
+    beside = any(column in BESIDE for column in queue.axes["columns"])  # whose rows stand below those of plain
+    columns = [column for column in COLUMNS if column in queue.axes["columns"] or (beside and column == "plain")]
     blocks = [_block(queue, name, column, results) for name in pair_names(queue) for column in columns]
     return [block for block in blocks if block.runs]
 
 
 def _block(queue: Queue, name: str, column: str, results: Results) -> Block:
-    columns = ("", column) if column == "plain" else ("", column, TRUNCATED)
+    columns = ("", column, *BESIDE) if column == "plain" else ("", column, TRUNCATED)
     tasks = [task for task in queue.tasks.values() if name in task.pairs and task.column in columns]
     scores = results.scores
     found = [scores[task.name] for task in tasks if task.name in scores]
@@ -106,4 +107,5 @@ def _paper_scores(pair: Config, task: Task, benchmarks: list[str]) -> dict[str, 
 
 def _order(task: Task) -> tuple[Any, ...]:
     reward = REWARDS.index(task.reward) if task.reward else -1
-    return ("base", "teacher", "run").index(task.role), reward, task.alpha or 0.0, task.seed
+    beside = [*BESIDE].index(task.column) + 1 if task.column in BESIDE else 0
+    return ("base", "teacher", "run").index(task.role), beside, reward, task.alpha or 0.0, task.seed

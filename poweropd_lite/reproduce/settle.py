@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.problems.benchmarks import find_benchmarks
@@ -40,6 +41,13 @@ def settle(config: ReproduceConfig, training: dict[str, Any], given: set[str], t
         raise UserError(f"{out} was begun with other settings ({reasons}); {ways}")
     if queue.scoring["benchmarks"] is not None:
         find_benchmarks(queue.scoring["benchmarks"], queue.scoring["benchmark_folder"])
+    elif there is None:
+        for name, pair in pairs.items():
+            if pair.student != BUNDLED and (pair.hold_out or Path(pair.data).exists()):
+                raise UserError(
+                    f"{name} trains on data of its own, and nothing says what its runs, base student and teacher are scored on; "
+                    "type --benchmarks with a file of other problems with answers, or --benchmarks all for the paper's"
+                )
     queue.training |= training
     queue.pairs |= pairs
     for task in make_tasks(config, pairs, queue.pairs):

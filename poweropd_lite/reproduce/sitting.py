@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import check_writable
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.stop import StopRequest, end_cell
 from poweropd_lite.reproduce.forecast import make_forecasts, seconds_left
@@ -30,6 +31,8 @@ class Reproduced:
 def reproduce(say: Callable[[str], None], settings: dict[str, Any]) -> Reproduced:
     config, training, given = split_settings(settings)
     out = Path(config.output or f"reproductions/{config.preset or 'custom'}")
+    if not config.dry_run:
+        check_writable(out, "--output")
     there = read_queue(out)
     if config.tables_only:
         if there is None:
@@ -52,9 +55,10 @@ def reproduce(say: Callable[[str], None], settings: dict[str, Any]) -> Reproduce
         queue.forecasts = asked.forecasts
         for line in set_right(queue, config.retry_failed):
             say(line)
+        queue.save()  # before any folder: killed between the two, it would be refused as a folder of something else
+        for folder in ("runs", "logs"):
+            (out / folder).mkdir(exist_ok=True)
         write_pairs(out / "pairs", queue.pairs)
-        (out / "runs").mkdir(exist_ok=True)
-        queue.save()
         _say_size(queue, config.jobs, say)
         done = _finish(queue, Workers(queue, config.jobs, say).work(), say)
     end_cell(done.signal)

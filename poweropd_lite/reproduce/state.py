@@ -4,6 +4,7 @@ The file is whole at every moment, and the folder locked by the process that wor
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -17,11 +18,12 @@ from pydantic import TypeAdapter
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import try_lock, write_json, write_text
+from poweropd_lite.base.files import parse_json, read_json, try_lock, write_json, write_text
 from poweropd_lite.reproduce.grid import DONE, State, Task, load_pair, pair_settings
-from poweropd_lite.reproduce.settings import AXES, COLUMNS, REWARDS, SCORING, TRUNCATED
+from poweropd_lite.reproduce.settings import AXES, BESIDE, COLUMNS, REWARDS, SCORING, TRUNCATED
+from poweropd_lite.rewards.table import reward_of
 
-VERSION = 2
+VERSION = 3
 MEASURES = ("avg", "pass", "length", "stop")  # percent, percent, tokens, percent
 
 
@@ -55,7 +57,8 @@ class Queue:
     def save(self) -> None:
         pairs = {name: pair_settings(pair) for name, pair in self.pairs.items()}
         data = asdict(self) | {"version": VERSION, "pairs": pairs}
-        write_json(self.out / "queue.json", {k: v for k, v in data.items() if k != "out"})  # a folder may be moved
+        data.pop("out")  # a folder may be moved
+        write_json(self.out / "queue.json", {"sha256": _digest(data), **data})
 
     def in_state(self, *states: State) -> list[Task]:
         return [task for task in self.tasks.values() if task.state in states]
@@ -75,7 +78,12 @@ def read_queue(out: Path) -> Queue | None:
     """Returns the queue in a folder, None where there is none; raises UserError where it holds something else."""
     file = out / "queue.json"
     try:
-        return _queue(out, json.loads(file.read_text(encoding="utf-8")))
+        data = read_json(file)
+        if data["version"] != VERSION:
+            raise ValueError(f"it is of version {data['version']}, and this program reads {VERSION}")
+        if data.pop("sha256") != _digest(data):
+            raise ValueError("it does not hold what was written")
+        return _queue(out, data)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
@@ -90,10 +98,12 @@ def read_queue(out: Path) -> Queue | None:
     return None
 
 
+def _digest(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
 def _queue(out: Path, data: dict[str, Any]) -> Queue:
     """Raises an error of some kind for what no queue writes: a file that was cut would make tables of less."""
-    if data["version"] != VERSION:
-        raise ValueError(f"it is of version {data['version']}, and this program reads {VERSION}")
     for name, values in data["pairs"].items():
         if missing := {"student", "teacher", "steps"} - set(values):
             raise ValueError(f"pair {name} lacks {', '.join(sorted(missing))}")
@@ -102,8 +112,8 @@ def _queue(out: Path, data: dict[str, Any]) -> Queue:
     parts |= {"axes": {axis: data["axes"][axis] for axis in AXES}, "scoring": {k: data["scoring"][k] for k in SCORING}}
     queue = TypeAdapter(Queue).validate_python({**parts, "out": out, "pairs": pairs})
     for name, task in queue.tasks.items():
-        cell = task.reward in REWARDS and task.column in {*COLUMNS, TRUNCATED}
-        cell = cell and (task.reward == "power") == (task.alpha is not None)
+        cell = task.reward in REWARDS and task.column in {*COLUMNS, *BESIDE, TRUNCATED}
+        cell = cell and ("alpha" in reward_of(task.reward).settings) == (task.alpha is not None)
         known = name == task.name and task.pairs and set(task.pairs) <= set(pairs)
         if not (known and (cell or task.role != "run")):
             raise ValueError(f"{name} is no task of this grid")
@@ -121,7 +131,7 @@ def write_pairs(folder: Path, pairs: dict[str, Config]) -> None:
 def locked(out: Path) -> Iterator[None]:
     """Makes the queue's folder and holds its lock; raises UserError if another process has it."""
     try:
-        (out / "logs").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"can't write into {out}: {error.strerror}; type --output with another folder") from None
     if (lock := try_lock(out / ".lock", "--output")) is None:
@@ -166,13 +176,13 @@ def read_results(queue: Queue) -> Results:
 
 def is_trained(queue: Queue, task: Task) -> bool:
     """Whether a run has taken all of its steps."""
-    summary = read_json(queue.run_folder(task) / "summary.json") or {}
+    summary = json_or_none(queue.run_folder(task) / "summary.json") or {}
     return summary.get("finished") is True and summary.get("steps") == queue.pairs[task.pair].steps
 
 
 def read_scores(queue: Queue, task: Task) -> Scores | None:
     """Returns what a task's evaluation found, None if it did not end, or its file is missing or damaged."""
-    found = read_json(queue.scores_folder(task) / "results.json")
+    found = json_or_none(queue.scores_folder(task) / "results.json")
     try:
         n, rows = found["n"], dict(found["benchmarks"])
         parts = [name for name, row in rows.items() if not row.get("whole")]
@@ -191,7 +201,7 @@ def read_steps(queue: Queue, task: Task) -> Steps | None:
     """Returns the steps that a run has taken; None for none."""
     file = queue.run_folder(task) / "metrics.jsonl"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    lines = [line for line in map(json.loads, text.splitlines()) if "optim/grad_norm" in line]
+    lines = [line for line in map(parse_json, text.splitlines()) if "optim/grad_norm" in line]
     if not lines:
         return None
     return Steps(
@@ -203,9 +213,9 @@ def read_steps(queue: Queue, task: Task) -> Steps | None:
     )
 
 
-def read_json(file: Path) -> Any:
+def json_or_none(file: Path) -> Any:
     """Returns what a JSON file holds; None if it is missing or damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except (OSError, ValueError):
         return None

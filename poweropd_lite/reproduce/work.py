@@ -20,7 +20,7 @@ from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.reproduce import child, grid
 from poweropd_lite.reproduce.forecast import POLL, seconds_left
 from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, WAITING, Task, as_flags, in_order
-from poweropd_lite.reproduce.state import Queue, is_trained, read_json, read_scores
+from poweropd_lite.reproduce.state import Queue, is_trained, json_or_none, read_scores
 
 NOTICE = "stopping: each run finishes its step or batch and saves (once more to stop at once)"
 PATIENCE = 10  # seconds for a process that is to end at once
@@ -134,9 +134,9 @@ class Workers:
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             return f"was stopped by {signal.Signals(code - 128).name} from elsewhere; --retry-failed goes on"
         summary = (
-            read_json(self.queue.run_folder(task) / "summary.json") if code == 1 and task.stage == "train" else None
+            json_or_none(self.queue.run_folder(task) / "summary.json") if code == 1 and task.stage == "train" else None
         )
-        said = (read_json(self._hidden(task, "json")) or {}).get("message") or (summary or {}).get("gave_up")
+        said = (json_or_none(self._hidden(task, "json")) or {}).get("message") or (summary or {}).get("gave_up")
         message = said or "its log may say why"
         return f"ended with code {code}: {' '.join(message.split()).replace(f'{self.queue.out}/', '')[:600]}"
 
@@ -168,7 +168,7 @@ def next_command(queue: Queue, task: Task) -> list[str]:
             return ["poweropd_lite.train", *(["--resume"] if begun else [*config, "--output"]), str(folder)]
         task.stage = "evaluate"
     values = queue.scoring
-    if values["benchmarks"] is None and (pair.student == BUNDLED or pair.evaluates or Path(pair.data).is_file()):
+    if values["benchmarks"] is None and (pair.student == BUNDLED or pair.evaluates or Path(pair.data).exists()):
         values = values | {"benchmarks": grid.everything(pair)}
     scoring = as_flags({"max_new_tokens" if k == "answer_tokens" else k: v for k, v in values.items()})
     run = ["--model", str(folder), *grid.machine_flags(pair, pair.dtype)]

@@ -6,20 +6,23 @@ its manifest, written last, holds a digest of each file: one flipped bit is foun
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from poweropd_lite.base.config import Config, marked
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import changed_since, free_folder, whole_folder, write_json, write_manifest
+from poweropd_lite.base.files import changed_since, free_folder, read_json, whole_folder, write_json, write_manifest
+from poweropd_lite.base.teachers import moved
 from poweropd_lite.models.student import Student
 from poweropd_lite.run.session import Session
 
@@ -41,7 +44,7 @@ class RunState:
     skipped_in_a_row: int = 0
     skipped_lately: list[int] = field(default_factory=list)  # which of the last fifty steps
     tokens: int = 0  # sampled tokens, all steps
-    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)  # by step, as text
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by step, as text
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, over all sittings
     peak_gib: float = 0.0
     token_budget: int = 0  # of a micro-batch, once memory ran out; 0 is the config's
@@ -89,9 +92,10 @@ class Checkpoints:
 
         Returns whether it wrote one.
         """
-        if self.saved == (state.step, state.evaluated):
-            return False
         s = self.session
+        if self.saved == (state.step, state.evaluated):
+            _prune(self.folder, s.config.keep_checkpoints)  # a kill may have come before it
+            return False
         save_checkpoint(self.folder, state, s.student, s.optimizer, s.scaler, s.config)
         self.saved = state.step, state.evaluated
         return True
@@ -113,14 +117,20 @@ def save_checkpoint(
         rest = {"optimizer": values, "random": random_values, "scaler": scaler.state_dict()}
         write_json(beside / "state.json", {"state": asdict(state), "config": config.model_dump(), **rest})
         write_manifest(beside, beside.iterdir())
-    for old in checkpoints(folder)[: -config.keep_checkpoints]:
-        shutil.rmtree(old)
+    _prune(folder, config.keep_checkpoints)
     return path
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Removes all but the latest `keep` checkpoints, each renamed first: a kill leaves none that is half there."""
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old.rename(folder / f".{old.name}.gone"))
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Returns the checkpoints in `folder`, oldest first."""
-    return sorted(folder.glob("step_[0-9]*"), key=lambda path: int(path.name.removeprefix("step_")))
+    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{1,18}", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def recover(folder: Path) -> None:
@@ -131,7 +141,7 @@ def recover(folder: Path) -> None:
             shutil.rmtree(aside)
         else:
             aside.rename(place)
-    for half in folder.glob(".step_*.tmp"):
+    for half in (*folder.glob(".step_*.tmp"), *folder.glob(".step_*.gone")):
         shutil.rmtree(half)
 
 
@@ -151,12 +161,18 @@ def load_checkpoint(path: Path, student: Student, optimizer: Optimizer, scaler: 
     if fault := changed_since(path, ("state.json", *(f"{name}.safetensors" for name in PARTS))):
         raise Damaged(f"{path} is damaged: {fault}")
     try:
-        saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        saved = read_json(path / "state.json")
         trained, tensors, randoms = (load_file(path / f"{name}.safetensors") for name in PARTS)
-        then = dict(saved["config"])
+        if odd := [
+            key for key in ("state", "config", "optimizer", "random", "scaler") if not isinstance(saved[key], dict)
+        ]:
+            raise ValueError(f"{odd[0]} in state.json is a {type(saved[odd[0]]).__name__}")
+        then = saved["config"]
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         raise Damaged(f"{path} is damaged: {error}") from None
-    now, may_change = config.model_dump(), marked("resume", "sitting")
+    now, may_change = config.model_dump(), set(marked("resume", "sitting"))
+    if not moved(str(then.get("teacher")), config.teacher):
+        may_change.remove("teacher")
     if changed := sorted(key for key in now if key not in may_change and now[key] != then.get(key, now[key])):
         was = ", ".join(f"{key} {then[key]} (now {now[key]})" for key in changed)
         raise UserError(f"{path} was made with {was}; put config.yaml back, or start a new run")
@@ -171,17 +187,36 @@ def load_checkpoint(path: Path, student: Student, optimizer: Optimizer, scaler: 
                 parameter.copy_(trained[name])
         _restore_optimizer(optimizer, list(parameters), tensors, saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
-        state = RunState(**saved["state"])
+        state = _run_state(saved["state"], path)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, LookupError, TypeError) as error:
+    except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
         raise Damaged(f"{path} is damaged: {error}") from None
     try:
         _restore_random_state(randoms, saved["random"])
-    except (RuntimeError, ValueError, LookupError, TypeError) as error:  # of another number of cards
+    except (
+        RuntimeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:  # of another number of cards
         raise UserError(f"the random states in {path} are not of such a machine: {error}") from None
-    if then["token_budget"] != now["token_budget"]:  # a new one was asked for: what ran out of memory was the old one
+    if (
+        then.get("token_budget") != now["token_budget"]
+    ):  # a new one was asked for: what ran out of memory was the old one
         state.token_budget = 0
+    return state
+
+
+def _run_state(saved: dict[str, Any], path: Path) -> RunState:
+    """Returns where the run stands; raises ValueError for what no run of this version writes."""
+    if newer := sorted(set(saved) - {field.name for field in fields(RunState)}):
+        raise ValueError(f"it holds {', '.join(newer)}, which this version does not know")
+    state = TypeAdapter(RunState).validate_json(json.dumps(saved), strict=True)
+    if f"step_{state.step:06}" != path.name:
+        raise ValueError(f"it is of step {state.step}")
     return state
 
 

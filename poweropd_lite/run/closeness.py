@@ -6,16 +6,18 @@ drawn at temperature 1 from the whole vocabulary, as the held-out ones are.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from poweropd_lite.base.memory import halving
+from poweropd_lite.engines.guard import sample_whole
 from poweropd_lite.method.batch import Stops, loss_lengths, micro_batches
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import CLOSENESS, Draws, Engine, Rollout
 from poweropd_lite.method.update import Model, token_logprobs
+from poweropd_lite.problems.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Closeness:
     teacher_logprob: float  # mean log p of the tokens
     tokens: int  # N
     completions: int
+    length: float = math.nan  # mean tokens of a completion, its stop token counted
+    stop_share: float = math.nan  # share of completions that end by themselves
 
     def record(self) -> dict[str, float | None]:
         """Returns all of it by name, None for what is not known."""
@@ -48,10 +52,15 @@ def closeness(log_p: Tensor, log_q: Tensor, lengths: Sequence[int]) -> Closeness
     return Closeness(kl, error, log_p.double().mean().item(), count, many)
 
 
+def shown(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> list[Rollout]:
+    """Returns rollouts of some prompts with what the teacher reads in place of each."""
+    return [replace(r, teacher_prompt_ids=p.teacher_ids) for r, p in zip(rollouts, prompts, strict=True)]
+
+
 def measure(
     engine: Engine,
     teacher: Callable[[], Model],
-    prompts: Sequence[tuple[int, ...]],
+    prompts: Sequence[Prompt],
     forbidden: Tensor,
     longest: int,
     seed: int,
@@ -71,19 +80,27 @@ def measure(
             return None
         part = prompts[start : start + lines]
         draws = Draws(seed, CLOSENESS, 0, tuple(range(start, start + len(part))))
-        rollouts += engine.sample(part, draws, Sampling(forbidden=forbidden), longest)
+        drawn = sample_whole(engine, [prompt.ids for prompt in part], draws, Sampling(forbidden=forbidden), longest)
+        rollouts += shown(drawn, part)
     engine.release()
     masked, device = Stops("mask"), forbidden.device
     lengths = loss_lengths(rollouts, masked)
-    if not (count := sum(lengths)):
-        return Closeness(math.nan, math.nan, math.nan, 0, 0), rollouts[0]
+    length = sum(len(rollout.completion_ids) for rollout in rollouts) / len(rollouts)
+    stopped = sum(rollout.finish == "stop" for rollout in rollouts) / len(rollouts)
+    if not sum(lengths):
+        return Closeness(math.nan, math.nan, math.nan, 0, 0, length, stopped), rollouts[0]
     scorer = teacher()
-    log_p, _, _ = halving(
-        lambda budget: token_logprobs(scorer, micro_batches(rollouts, budget, masked, device), count, "teacher"),
-        token_budget,
-        max(map(len, rollouts)),
-        device,
-        print,
-    )
+    # An offloaded teacher holds the states of all that it is given at once.
+    at_once = len(rollouts) if getattr(scorer, "streamed", None) is None else lines
+    parts = [rollouts[start : start + at_once] for start in range(0, len(rollouts), at_once)]
+
+    def scored(budget: int) -> Tensor:
+        batches = ((part, micro_batches(part, budget, masked, device, "teacher")) for part in parts)
+        return torch.cat(
+            [token_logprobs(scorer, cut, sum(loss_lengths(part, masked)), "teacher") for part, cut in batches if cut]
+        )
+
+    log_p, _, _ = halving(scored, token_budget, max(map(len, rollouts)), device, print)
     ours = [x for rollout, n in zip(rollouts, lengths, strict=True) for x in rollout.logprobs[:n]]
-    return closeness(log_p.cpu(), torch.tensor(ours, dtype=torch.float64), lengths), rollouts[0]
+    found = closeness(log_p.cpu(), torch.tensor(ours, dtype=torch.float64), lengths)
+    return replace(found, length=length, stop_share=stopped), rollouts[0]

@@ -1,13 +1,15 @@
 """The folder of a run: made once, locked by one process, found again by --resume."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.config_files import changed, dump_yaml
-from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import free_folder, refuse_full, try_lock, write_text
+from poweropd_lite.base.errors import UserError, cut
+from poweropd_lite.base.files import check_writable, free_folder, refuse_full, try_lock, write_text
+from poweropd_lite.base.teachers import moved
 from poweropd_lite.run.checkpoint import checkpoints, recover
 
 
@@ -43,8 +45,11 @@ def check_output(config: Config) -> None:
     if config.output is not None:
         path = Path(config.output)
         refuse_full(path, "--output", f"a run never writes over another (--resume {path} goes on with that one)")
+        check_writable(path, "--output")
     elif Path("runs").exists() and not Path("runs").is_dir():
         raise UserError("runs is a file, where new run folders would go; type --output with the name of a new folder")
+    else:
+        check_writable(Path("runs"), "--output")
 
 
 def new_run(config: Config) -> RunFolder:
@@ -60,7 +65,7 @@ def new_run(config: Config) -> RunFolder:
         except OSError as error:
             raise UserError(f"can't make the run folder {path}: {error.strerror}; type another --output") from None
     else:
-        reward = config.reward_label.replace(" ", "")
+        reward = re.sub(r"[^\w.=-]", "-", config.reward_label.replace(" ", ""))
         path = free_folder(Path("runs"), f"{reward}-seed{config.seed}")
     run = RunFolder(path)
     write_text(path / "config.yaml", dump_yaml(changed(config, output=str(path))))
@@ -73,12 +78,17 @@ def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
     Raises UserError for a folder that is no run, or for new steps under a schedule that depends on their number.
     """
     path = Path(folder)
-    if not (path / "config.yaml").is_file():
-        inside = [parent for parent in path.parents if (parent / "config.yaml").is_file()]
+    if not os.path.isfile(path / "config.yaml"):  # which is no error for a name too long
+        inside = [parent for parent in path.parents if os.path.isfile(parent / "config.yaml")]
         hint = f"did you mean --resume {inside[0]}?" if inside else "type --resume with one"
-        raise UserError(f"{path} is not a run folder (it has no config.yaml); {hint}")
+        raise UserError(f"{cut(str(path))} is not a run folder (it has no config.yaml); {hint}")
     before = load_config(path / "config.yaml")
     config = load_config(path / "config.yaml", **changes)
+    if config.teacher != before.teacher and not moved(before.teacher, config.teacher):
+        raise UserError(
+            f"the run in {path} learns from {before.teacher}, and --resume takes another address of a served teacher alone; "
+            "leave out --teacher"
+        )
     if config.steps != before.steps and config.lr_schedule != "constant":
         raise UserError(
             f"the run in {path} brings its learning rate to zero at step {before.steps} (lr_schedule "

@@ -6,7 +6,8 @@ import torch
 
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder, write_manifest
-from poweropd_lite.models.probe import REFERENCE, Probe, probe, probe_texts
+from poweropd_lite.models.loading import save_tokenizer
+from poweropd_lite.models.probe import Probe, probe, probe_texts
 from poweropd_lite.run.folder import RunFolder
 from poweropd_lite.run.session import Session
 
@@ -14,7 +15,7 @@ from poweropd_lite.run.session import Session
 def hand_over(run: RunFolder, session: Session) -> str:
     """Writes adapter/ in PEFT's format, or model/ after full fine-tuning, with the tokenizer; returns which.
 
-    Its manifest holds a digest of the weights and of reference.json, by which evaluate and export know them again.
+    Its manifest holds a digest of every file but the README, by which evaluate and export know them again.
     """
     from transformers import GenerationConfig
 
@@ -22,16 +23,14 @@ def hand_over(run: RunFolder, session: Session) -> str:
     pair = session.ready.pair
     with whole_folder(run.path / name) as beside:
         session.student.model.save_pretrained(str(beside))
-        pair.tokenizer.save_pretrained(beside)
+        save_tokenizer(pair.tokenizer, beside)
         # Whoever samples from it stops where training did: at the student's stops and the teacher's.
         GenerationConfig(eos_token_id=sorted(pair.stop_ids)).save_pretrained(beside)
         try:
             what_it_says(session).write(beside)
         except (UserError, RuntimeError) as error:  # no memory left, say: the weights are worth having without it
             print(f"no reference.json beside the weights: {error}; export will not know them again by it")
-        write_manifest(
-            beside, [file for file in beside.iterdir() if file.suffix == ".safetensors" or file.name == REFERENCE]
-        )
+        write_manifest(beside, [file for file in beside.iterdir() if file.is_file() and file.suffix != ".md"])
     return name
 
 

@@ -36,21 +36,21 @@ class LiveRun:
         self.total, self.at, self.closed = config.steps, start, False
         self.started, self.shown, self.drawn = time.monotonic(), -math.inf, -math.inf
         self.spent = self.price = 0.0  # seconds of redrawing so far, and of the latest redraw
-        self.seconds, self.done, self.doing = 0.0, 0, "train"
+        self.left, self.doing = "?", "train"
         self.figures: dict[str, str] = {}  # of the latest step
         self.score: dict[str, str] = {}  # of the latest evaluation
         self.panel, self.picture_panel = Panel(), Panel()
         reward = config.reward_label
-        self.picture = LivePicture(config.steps, reward, config.evaluates)
+        self.own = config.eval_grader is not None  # scores are a user's function's
+        self.picture = LivePicture(config.steps, reward, config.evaluates, self.own)
         for text in metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []:
             self._take(json.loads(text))
         self._show(now=True)
         self.spent = 0.0  # the first picture is the price of having one
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Shows step `step` (from 1)."""
-        self.at, self.doing = step, "train"
-        self.seconds, self.done = self.seconds + metrics["time/step"], self.done + 1
+    def step(self, step: int, metrics: dict[str, float], left: float) -> None:
+        """Shows step `step` (from 1), and that about `left` seconds are to come."""
+        self.at, self.left, self.doing = step, clock(left), "train"
         self._take({"step": step, **metrics})
         self._show()
 
@@ -90,7 +90,8 @@ class LiveRun:
             }
         for key, value in line.items():
             if key.startswith("eval/avg@"):
-                self.score["Avg@" + key.partition("@")[2]] = f"{value:.1%} at step {line['step']}"
+                name = "mean score" if self.own else "Avg@" + key.partition("@")[2]
+                self.score[name] = f"{value:{'.3f' if self.own else '.1%'}} at step {line['step']}"
         if "eval/kl" in line:
             self.score["held-out KL"] = f"{float(line['eval/kl']):.3f} at step {line['step']}"
 
@@ -103,8 +104,7 @@ class LiveRun:
         if self.closed:
             text += f", {clock(time_now - self.started)}"
         else:
-            left = clock(self.seconds / self.done * (self.total - self.at)) if self.done else "?"
-            text = f"{self.doing}: {text}, ETA {left}"
+            text = f"{self.doing}: {text}, ETA {self.left}"
         self.panel.show(bar(text, self.at, self.total, self.score | self.figures))
         # Counted with the redraw to come, so that the share holds after it too.
         affordable = self.spent + self.price <= REDRAW_SHARE * (time_now - self.started)
@@ -122,22 +122,26 @@ class LiveRun:
 
 INK = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by colour-blind readers too
 KEPT = 1000  # points of a line, at most: of a longer run every second (third, ...) step is drawn
+ABOVE = {  # a legend beside its panel's title, where no line can come
+    **{"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2, "borderpad": 0, "handlelength": 1.6},
+    **{"frameon": False, "fontsize": "small", "ncols": 2, "columnspacing": 1.2},
+}
 STEP = ("reward/mean", "reward/p05", "reward/p95", "optim/grad_norm", "rollout/length", "kl/train")
 
 
 class LivePicture:
     """A figure of four panels over the steps 0 to `total`. `add` takes lines of metrics.jsonl, `png` draws.
 
-    One panel is the accuracy or, where nothing is `scored` by answers, the KL to the teacher.
+    One panel is the accuracy (of a user's `own` function the mean score) or, where nothing is `scored`, the KL to the teacher.
     """
 
-    def __init__(self, total: int, reward: str, scored: bool = True) -> None:
+    def __init__(self, total: int, reward: str, scored: bool = True, own: bool = False) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.patches import Polygon
         from matplotlib.ticker import MaxNLocator
 
-        self.scored = scored
+        self.scored, self.own = scored, own
         self.steps: list[int] = []
         self.values: dict[str, list[float]] = {name: [] for name in STEP}
         self.evaluations: list[tuple[int, float, float]] = []  # step, Avg@k, greedy
@@ -147,12 +151,12 @@ class LivePicture:
         self.axes = self.figure.subplots(2, 2)
         self.figure.subplots_adjust(left=0.07, right=0.985, top=0.93, bottom=0.105, wspace=0.17, hspace=0.42)
         (pay, right), (slope, size) = self.axes
-        self.band = pay.add_patch(Polygon([[0, 0]], color=INK[0], alpha=0.2, linewidth=0, label="5% to 95% of tokens"))
+        self.band = pay.add_patch(Polygon([[0, 0]], color=INK[0], alpha=0.2, linewidth=0, label="5 to 95% of tokens"))
         self.lines = {
             "reward/mean": pay.plot([], [], color=INK[0], label="mean")[0],
             "avg": right.plot([], [], "o-", color=INK[2], markersize=5, clip_on=False)[0],
             "greedy": right.plot([], [], "s--", color=INK[3], markersize=4, clip_on=False, label="greedy")[0],
-            "kl/train": right.plot([], [], color=INK[0], label="on the rollouts")[0],
+            "kl/train": right.plot([], [], color=INK[0], label="rollouts")[0],
             "eval/kl": right.plot([], [], "o", color=INK[1], markersize=5, clip_on=False, label="held out")[0],
             "optim/grad_norm": slope.plot([], [], color=INK[1])[0],
             "rollout/length": size.plot([], [], color=INK[0])[0],
@@ -162,7 +166,7 @@ class LivePicture:
         slope.yaxis.set_minor_formatter(lambda *_: "")  # the whole decades are labelled
         titles = (
             f"reward ({reward})",
-            "held-out problems answered right",
+            "score of held-out prompts" if own else "held-out problems answered right",
             "gradient norm",
             "completion length, tokens",
         )
@@ -173,7 +177,7 @@ class LivePicture:
             axes.spines[["top", "right"]].set_visible(False)
         for axes in self.axes[1]:
             axes.set_xlabel("step")
-        pay.legend(frameon=False, fontsize="small", loc="lower right", ncols=2)
+        pay.legend(**ABOVE)
 
     def add(self, line: dict[str, Any]) -> None:
         """Takes a step's metrics or an evaluation's."""
@@ -184,7 +188,7 @@ class LivePicture:
         average = next((key for key in line if key.startswith("eval/avg@")), None)
         if average:
             if not self.evaluations:
-                self.lines["avg"].set_label(average.removeprefix("eval/").capitalize())
+                self.lines["avg"].set_label("mean" if self.own else average.removeprefix("eval/").capitalize())
             self.evaluations.append((line["step"], line[average], line["eval/greedy"]))
         if "eval/kl" in line:
             self.unseen.append((line["step"], float(line["eval/kl"])))
@@ -206,7 +210,9 @@ class LivePicture:
         for i, name in enumerate(("avg", "greedy"), 1):
             self.lines[name].set_data([e[0] for e in self.evaluations], [e[i] for e in self.evaluations])
         (pay, right), (slope, size) = self.axes
-        if self.scored:
+        if self.scored and self.own:
+            _fit(right, [0.0, *(value for e in self.evaluations for value in e[1:])])
+        elif self.scored:
             right.set_ylim(0, 1)
             right.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         else:
@@ -220,8 +226,7 @@ class LivePicture:
         _fit_decades(slope, values["optim/grad_norm"])
         named = [self.lines[name] for name in (("avg", "greedy") if self.scored else ("kl/train", "eval/kl"))]
         if (self.evaluations or self.unseen) and right.get_legend() is None:
-            where = "lower right" if self.scored else "upper right"
-            right.legend(handles=named, frameon=False, fontsize="small", loc=where, ncols=2)
+            right.legend(handles=named, **ABOVE)
         file = io.BytesIO()
         self.figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
         return file.getvalue()

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,17 @@ import torch
 from torch import Tensor
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.base.files import free_folder, write_text
+from poweropd_lite.base.files import append_text, free_folder, parse_json, write_text
 from poweropd_lite.base.progress import clock
 from poweropd_lite.method.batch import loss_lengths
-from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.method.rollout import Rollout
 from poweropd_lite.method.update import Objective, StepTokens
 from poweropd_lite.run.closeness import closeness
 
 
 def distribution(name: str, values: torch.Tensor) -> dict[str, float]:
-    """Returns mean, standard deviation, min, p05, p95 and max of `values` [N] as metrics of one group."""
-    marks = torch.tensor([0.0, 0.05, 0.95, 1.0], device=values.device)
+    """Returns mean, standard deviation, min, p05, p95 and max of `values` [N], on the host, as metrics of one group."""
+    marks = torch.tensor([0.0, 0.05, 0.95, 1.0])
     # torch.quantile refuses more than 16 million values, which a step of one card never has.
     low, p05, p95, high = torch.quantile(values.double(), marks.double()).tolist()
     mean, std = values.double().mean().item(), values.double().std(correction=0).item()
@@ -37,8 +37,27 @@ def distribution(name: str, values: torch.Tensor) -> dict[str, float]:
     return {f"{name}/{key}": v for key, v in zip(keys, (mean, std, low, p05, p95, high), strict=True)}
 
 
+def set_compiling_apart(
+    metrics: dict[str, float], before: dict[str, float], last_try: dict[str, float], now: dict[str, float]
+) -> None:
+    """Takes compiling out of a step's own pace, and sums it up in time/compile.
+
+    The seconds that compiling had taken, by whose layers: `before` the step, before the try that its times are of, and `now`.
+    """
+    for side, seconds in now.items():
+        if spent := seconds - before[side]:
+            metrics["time/compile"] = metrics.get("time/compile", 0.0) + spent
+            metrics[f"time/{side}"] = max(0.0, metrics[f"time/{side}"] - (seconds - last_try[side]))
+
+
+def on_host(tokens: StepTokens) -> StepTokens:
+    """Returns a step's tokens in the host's memory: one wait for the device, and none for all that is asked of them."""
+    columns = torch.stack([getattr(tokens, field.name) for field in fields(tokens)])
+    return StepTokens(*columns.cpu())
+
+
 def describe(tokens: StepTokens, objective: Objective, rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Returns what a step learnt about the tokens of its rollouts as metrics."""
+    """Returns what a step learnt about the tokens of its rollouts, which are on the host, as metrics."""
     near = closeness(tokens.log_p, tokens.log_q, loss_lengths(rollouts, objective.stops))
     facts = {
         "kl/train": near.kl,
@@ -51,7 +70,14 @@ def describe(tokens: StepTokens, objective: Objective, rollouts: Sequence[Rollou
         "entropy": tokens.entropy.mean().item(),
         "sampling/kept_mass": tokens.kept_mass.mean().item(),
     }
-    if REWARDS[objective.reward].pay is not None:  # else the teacher sees every id, kept or not
+    entry, settings = objective.entry, objective.settings
+    if entry.cap is not None:
+        paid = objective.pay(tokens.log_p, tokens.log_q)  # before a baseline
+        facts["reward/capped_share"] = (paid >= settings[entry.cap]).double().mean().item()
+    if not objective.part.counts_all:
+        facts["part/in_loss_share"] = (tokens.part > 0).double().mean().item()
+        facts["part/mean"] = tokens.part[tokens.part > 0].mean().item()
+    if entry.pay is not None:  # else the teacher sees every id, kept or not
         facts["sampling/added_share"] = tokens.added.mean().item()
     if objective.importance_cap is not None:
         facts["importance/mean"] = objective.importance(tokens.log_q, tokens.engine).mean().item()
@@ -76,7 +102,7 @@ class JsonLines:
         kept, unreadable = [], 0
         for line in whole.split(b"\n")[:-1]:
             try:
-                if json.loads(line)["step"] <= step:
+                if parse_json(line)["step"] <= step:
                     kept.append(line.decode() + "\n")
             except (ValueError, LookupError, TypeError):
                 unreadable += 1
@@ -89,8 +115,7 @@ class JsonLines:
     def write(self, step: int, values: dict) -> None:
         """Appends one line. A number that JSON does not have (NaN, infinity) is written as its name, a string."""
         clean = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in values.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **clean}, allow_nan=False, ensure_ascii=False) + "\n")
+        append_text(self.path, json.dumps({"step": step, **clean}, allow_nan=False, ensure_ascii=False) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
         """Returns every line."""
@@ -113,11 +138,9 @@ class Progress:
         self.bar = tqdm(
             total=total, initial=start, desc="train", unit="step", disable=not self.live, dynamic_ncols=True
         )
-        self.seconds, self.done = 0.0, 0
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Shows step `step` (from 1)."""
-        self.seconds, self.done = self.seconds + metrics["time/step"], self.done + 1
+    def step(self, step: int, metrics: dict[str, float], left: float) -> None:
+        """Shows step `step` (from 1), and that about `left` seconds are to come."""
         facts = {
             "loss": f"{metrics.get('loss', 0.0):+.4f}",
             "reward": f"{metrics.get('reward/mean', 0.0):+.3f}",
@@ -129,7 +152,6 @@ class Progress:
             self.bar.set_postfix(facts, refresh=False)
             self.bar.update()
         elif step % self.every == 0 or step == self.total:
-            left = self.seconds / self.done * (self.total - step)
             text = "  ".join(f"{k} {v}" for k, v in facts.items())
             print(f"step {step}/{self.total}  {text}  ETA {clock(left)}", flush=True)
 

@@ -1,6 +1,8 @@
 """The run's notebook: what each step and evaluation gave, on screen and in the run folder, and the closing summary."""
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from poweropd_lite.base.config import Config
 from poweropd_lite.base.config_files import dump_yaml
 from poweropd_lite.base.files import write_json, write_text
 from poweropd_lite.base.memory import peak_gib
 from poweropd_lite.base.progress import clock, in_notebook
 from poweropd_lite.base.stop import StopRequest
+from poweropd_lite.base.tables import score_names
 from poweropd_lite.method.batch import loss_lengths
-from poweropd_lite.method.reward import REWARDS
 from poweropd_lite.method.rollout import Rollout
 from poweropd_lite.run.bounds import FARTHEST, LARGEST
 from poweropd_lite.run.checkpoint import RunState
@@ -42,11 +45,26 @@ def too_many_dropped(state: RunState, steps: int) -> str | None:
     return "every step was dropped" if state.step == steps == state.skipped else None
 
 
+def seconds_left(config: Config, state: RunState, pace: Sequence[float]) -> float:
+    """Returns what a run that just took a step has to come: steps as long as those of `pace`, and evaluations as those so far."""
+    steps = statistics.fmean(pace) * (config.steps - state.step)
+    if not state.evaluations:
+        return steps
+    every = config.eval_every or config.steps
+    due = (config.steps - 1) // every - (state.step - 1) // every + 1  # this step's own too
+    return steps + due * state.seconds["evaluate"] / len(state.evaluations)
+
+
 def near(record: dict[str, Any], whole: bool = True) -> str:
     """Returns a record's estimate of the KL to the teacher, to be read."""
     kl, error, logprob = (math.nan if (value := record[name]) is None else value for name in NEAR)
     text = f"{kl:.3f} ± {error:.3f}"
     return f"KL to the teacher {text} nats a token, its log p {logprob:.3f}" if whole else f"KL {text}"
+
+
+def ends(record: dict[str, Any]) -> str:
+    """Returns how long a record's completions are and how many stop, to be read."""
+    return f"{record['length']:.0f} tokens, {record['stop_share']:.1%} stop"
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,7 @@ class Recorder:
     def __init__(self, run: RunFolder, session: Session, state: RunState, planned_gib: float | None) -> None:
         self.run, self.session, self.config, self.state = run, session, session.config, state
         self.planned_gib = planned_gib  # the planned peak of memory (plan/)
+        self.pace: deque[float] = deque(maxlen=LATELY)  # seconds of the last steps of this sitting
         self.gave_up: str | None = None  # why, once too many steps were dropped
         self.files = {name: JsonLines(run.path / f"{name}.jsonl") for name in ("metrics", "samples", "tokens")}
         for file in self.files.values():
@@ -106,13 +125,15 @@ class Recorder:
             "tokens/total": state.tokens,
             "optim/lr": self.session.optimizer.param_groups[0]["lr"],
             "optim/skipped_total": state.skipped,
+            **({"optim/loss_scale": scaler.get_scale()} if (scaler := self.session.scaler).is_enabled() else {}),
             "time/tokens_per_second": sum(lengths) / metrics["time/step"],
             "memory/peak_gib": state.peak_gib,
             **({"memory/planned_gib": self.planned_gib} if self.planned_gib else {}),
         }
         self.files["metrics"].write(state.step, metrics)
         self.tracker.log(state.step, metrics)
-        self.progress.step(state.step, metrics)
+        self.pace.append(metrics["time/step"])
+        self.progress.step(state.step, metrics, seconds_left(self.config, state, self.pace))
         if state.step == 1 or state.step % self.config.sample_every == 0:
             self._write_sample("train", rollouts[0], rewards)
         self._write_tokens(rollouts, rewards)
@@ -134,14 +155,17 @@ class Recorder:
         self._write_sample("eval", sample)
         state.evaluated, state.evaluations[str(state.step)] = state.step, record
         self.progress.evaluated(state.step, metrics)
-        more = "".join(f"; {name} {one['avg']:.1%}" for name, one in record.get("benchmarks", {}).items())
+        form = ".3f" if config.eval_grader else ".1%"
+        more = "".join(f"; {name} {one['avg']:{form}}" for name, one in record.get("benchmarks", {}).items())
         more += f"; {record['undecided']} answers could not be graded" if record.get("undecided") else ""
+        more += f", the first: {record['fault']}" if "fault" in record else ""
         parts = []
         if "avg" in record:
-            parts += [f"Avg@{config.eval_samples} {record['avg']:.1%}", f"greedy {record['greedy']:.1%}"]
-            parts += [f"{record['length']:.0f} tokens", f"{record['stop_share']:.1%} stop"]
+            name, _ = score_names(config.eval_samples, bool(config.eval_grader))
+            parts += [f"{name} {record['avg']:{form}}", f"greedy {record['greedy']:{form}}", ends(record)]
         if "kl" in record:
             parts.append(near(record, whole="avg" not in record))
+            parts += [ends(record)] if "avg" not in record else []
         self.progress.say(f"evaluation at step {state.step}: {', '.join(parts)} ({clock(seconds)}){more}")
 
     def sync(self) -> None:
@@ -162,6 +186,8 @@ class Recorder:
             return str(self.session.ready.pair.tokenizer.decode(list(ids)))
 
         sample: dict[str, Any] = {"prompt": decode(rollout.prompt_ids), "completion": decode(rollout.completion_ids)}
+        if rollout.teacher_prompt_ids:
+            sample["teacher_prompt"] = decode(rollout.teacher_prompt_ids)
         if rewards is not None:
             length = loss_lengths([rollout], self.session.ready.objective.stops)[0]
             sample["tokens"] = pieces(decode, rollout.completion_ids)
@@ -171,7 +197,7 @@ class Recorder:
     def _write_tokens(self, rollouts: Sequence[Rollout], rewards: Tensor) -> None:
         config, objective = self.config, self.session.ready.objective
         if due(self.state.step, config.steps):
-            bounds = REWARDS[objective.reward].limits(objective.settings)
+            bounds = objective.entry.limits(objective.settings)
             lengths = loss_lengths(rollouts, objective.stops)
             stats = token_stats(rewards, lengths, bounds, config.max_new_tokens)
             self.files["tokens"].write(self.state.step, stats)
@@ -187,11 +213,12 @@ class Recorder:
             "finished": finished,
             "steps": state.step,
             "reward": config.reward,
-            "alpha": config.alpha if config.reward == "power" else None,
+            "alpha": None if "alpha" in config.ignored else config.alpha,
             "score": config.score,
             "seed": config.seed,
             "accuracy_before": before and before.get("avg"),
             "accuracy_after": after and after.get("avg"),
+            **({"grader": config.eval_grader} if config.eval_grader else {}),
             "evaluation_before": before,
             "evaluation_after": after,
             "evaluations": state.evaluations,
@@ -220,19 +247,23 @@ class Recorder:
         for name in ("before", "after"):
             e, line = summary[f"evaluation_{name}"], summary[f"rollouts_{name}"]
             if e and "avg" in e:
+                form = "6.3f" if config.eval_grader else "6.1%"
+                mean, best = score_names(config.eval_samples, bool(config.eval_grader))
                 lines.append(
-                    f"  {name:6}  Avg@{config.eval_samples} {e['avg']:6.1%}   Pass@{config.eval_samples} "
-                    f"{e['any']:6.1%}   greedy {e['greedy']:6.1%}   {e['length']:5.1f} tokens   {e['stop_share']:6.1%} "
+                    f"  {name:6}  {mean} {e['avg']:{form}}   {best} "
+                    f"{e['any']:{form}}   greedy {e['greedy']:{form}}   {e['length']:5.1f} tokens   {e['stop_share']:6.1%} "
                     "stop"
                 )
             elif e:
-                lines.append(f"  {name:6}  {near(e)}, on {len(self.session.ready.unseen)} held-out prompts")
+                many = len(self.session.ready.unseen)
+                lines.append(f"  {name:6}  {near(e)}, {ends(e)}, on {many} held-out prompts")
             elif line and not (summary["evaluation_before"] or summary["evaluation_after"]):  # which would not compare
                 lines.append(f"  {name:6}  {near(line)}, on the rollouts of step {line['step']}")
         if (largest := summary["largest_reward"]) is not None and largest < NOTHING_PAID:
+            advise = f"; what other rewards would pay: python -m poweropd_lite.advise --config {path}/config.yaml"
             lines.append(
-                f"  no token was paid more than {largest:.1g} in size, so that little can have been learnt; "
-                f"what other rewards would pay: python -m poweropd_lite.advise --config {path}/config.yaml"
+                f"  no token was paid more than {largest:.1g} in size, so that little can have been learnt"
+                + advise * self.session.config.loads_teacher
             )
         if summary["dropped_steps"]:
             lines.append(f"  {summary['dropped_steps']} steps were dropped (optim/skipped in metrics.jsonl)")
@@ -255,14 +286,18 @@ class Recorder:
             lines.append(f"  train on:    {command}.train --resume {path} --steps {2 * config.steps}")
         if finished:
             rest = f"--config {path}/config.yaml --reward {other} --output {path}-other"
-            lines.append(f"  compare:     {command}.train {rest}")
+            lines += [f"  compare:     {command}.train {rest}", f"               {command}.report {path} {path}-other"]
         lines.append(f"  see it:      {command}.report {path}")
         lines.append(f"  talk to it:  {command}.chat {path}")
         if finished:
             lines.append(f"  evaluate:    {command}.evaluate --model {path}")
             lines.append(f"  export:      {command}.export {path} --to gguf")
         kind = "transformers.AutoModelForCausalLM" if config.full_finetune else "peft.AutoPeftModelForCausalLM"
-        lines.append(f"  use it:      {kind}.from_pretrained('{path}/{summary['weights']}')")
+        whole = self.session.ready.pair.sides[0].whole
+        if whole is None or config.full_finetune:
+            lines.append(f"  use it:      {kind}.from_pretrained('{path}/{summary['weights']}')")
+        else:
+            lines.append(f"  use it:      {command}.export {path} --to adapter (to load on the whole {whole})")
         print("\n".join(lines), flush=True)
 
     def _why_dropped(self, metrics: dict[str, float]) -> str:

@@ -4,32 +4,44 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from poweropd_lite.base.config import BUNDLED, Config, full_name
+from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.config_files import changed
-from poweropd_lite.base.errors import UserError, refuse
+from poweropd_lite.base.errors import UserError, notices, refuse
+from poweropd_lite.base.teachers import SELF, called, how_kept
+from poweropd_lite.checks.grader import check_grader
 from poweropd_lite.checks.machine import check_machine, compute_dtype, device_name
+from poweropd_lite.checks.modules import check_experts, check_modules
 from poweropd_lite.checks.pair import Pair, check_prompts, load_pair
+from poweropd_lite.checks.reward import check_reward, reward_settings
 from poweropd_lite.engines.choose import Choice, choose_engine, choose_loader, hush_bitsandbytes, load_engine
-from poweropd_lite.engines.guard import Guard
+from poweropd_lite.engines.guard import Guard, sample_whole
 from poweropd_lite.kernels import head
 from poweropd_lite.method.batch import Stops
 from poweropd_lite.method.logprobs import Sampling
-from poweropd_lite.method.reward import REWARDS
-from poweropd_lite.method.rollout import TRAINING, Draws, Engine, Rollout
+from poweropd_lite.method.rollout import LOSS, TRAINING, Draws, Engine, Rollout
 from poweropd_lite.method.update import Objective
 from poweropd_lite.models.compiled import choose_compile
+from poweropd_lite.models.saved import settle_adapter
+from poweropd_lite.models.served import ServedTeacher, connect
 from poweropd_lite.models.student import Student, load_student
-from poweropd_lite.models.teacher import Teacher, load_teacher
+from poweropd_lite.models.teacher import SelfTeacher, Teacher, load_teacher
 from poweropd_lite.problems.benchmarks import HELD_OUT, Problems, find_benchmarks, load_problems, of_held_out
 from poweropd_lite.problems.prompts import Prompt, step_indices
 from poweropd_lite.problems.reading import hold_out, load_prompts, say_skipped
+from poweropd_lite.problems.stored import messages_digests
+from poweropd_lite.rewards.part import Part
+from poweropd_lite.rewards.reward import Reward
 from poweropd_lite.run.bounds import Bounds
+from poweropd_lite.run.closeness import shown
+
+LOSS_SCALE, SCALE_GROWS = 16.0, 100  # float16's, at first, and after so many steps without an overflow it is doubled
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,9 @@ class Prepared:
     loader: Choice
     engine: Choice
     pair: Pair
-    prompts: list[Prompt]
-    held_out: list[Problems]  # with answers
+    prompts: Sequence[Prompt]  # of a large file, on disk
+    held_out: list[Problems]  # with answers, or for a user's function
+    own: Reward | None  # a user's
     unseen: list[Prompt]  # on which the KL to the teacher is estimated: the first held-out ones, with answers or not
 
     @property
@@ -55,8 +68,9 @@ class Prepared:
         """Returns the rollouts of step `step` (from 0), or the first `lines` of them, from the engine's weights."""
         c, count = self.config, lines or self.config.batch_size
         indices = step_indices(len(self.prompts), c.batch_size, c.seed, step)[:count]
-        prompts, draws = [self.prompts[i].ids for i in indices], Draws(c.seed, TRAINING, step, tuple(range(count)))
-        return engine.sample(prompts, draws, self.objective.sampling, c.max_new_tokens)
+        prompts, draws = [self.prompts[i] for i in indices], Draws(c.seed, TRAINING, step, tuple(range(count)))
+        asked = [prompt.ids for prompt in prompts]
+        return shown(sample_whole(engine, asked, draws, self.objective.sampling, c.max_new_tokens), prompts)
 
     @cached_property
     def objective(self) -> Objective:
@@ -66,6 +80,9 @@ class Prepared:
         return Objective(
             reward=c.reward,
             settings=reward_settings(c),
+            own=self.own,
+            baseline=c.baseline,
+            part=Part(c.keep, c.keep_share, c.keep_over, c.dial_balance, c.weight, c.weight_gain, c.horizon),
             sampling=Sampling(c.temperature, c.top_k, c.top_p, forbidden),
             score=c.score,
             stops=Stops(c.stop_mode, self.pair.teacher_stop),
@@ -80,7 +97,7 @@ class Session:
     ready: Prepared
     student: Student
     engine: Engine
-    teacher: Teacher
+    teacher: Teacher | SelfTeacher | ServedTeacher
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # does nothing but in float16
 
@@ -88,6 +105,17 @@ class Session:
     def bounds(self) -> Bounds:
         """What undoes steps that leave impossible weights."""
         return Bounds(self.student, self.optimizer)
+
+    @property
+    def reference(self) -> SelfTeacher | None:
+        """The student without its adapter, for a reward that asks for it."""
+        return SelfTeacher(self.student) if "log_ref" in self.ready.objective.entry.needs else None
+
+    def draws(self, step: int) -> Draws | None:
+        """The random numbers of a step's loss, where it asks for any."""
+        objective = self.ready.objective
+        asks = "noise" in objective.entry.needs or objective.part.keep == "random"
+        return Draws(self.config.seed, LOSS, step, (0, 1)) if asks else None
 
     @property
     def config(self) -> Config:
@@ -117,11 +145,6 @@ class Session:
         return lr
 
 
-def reward_settings(config: Config) -> dict[str, float]:
-    """Returns the settings that a config's reward reads, by name."""
-    return {name: getattr(config, name) for name in REWARDS[config.reward].settings}
-
-
 def learning_rate(config: Config, step: int) -> float:
     """Returns the learning rate of step `step` (from 0): a linear warm-up, then constant, linear or cosine to zero."""
     if step < config.warmup_steps:
@@ -134,8 +157,12 @@ def learning_rate(config: Config, step: int) -> float:
 def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     """Checks all of a run that can be checked from tokenizers, configs and data; raises UserError for what can't."""
     hush_bitsandbytes()
+    if config.eval_grader:
+        check_grader(config.eval_grader, "--eval-grader")
+    entry = check_reward(config)
     if config.threads:
         torch.set_num_threads(config.threads)
+    config = settle_adapter(config, say)
     loader = choose_loader(config)  # imports Unsloth, if it is to be used, before transformers
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -145,27 +172,31 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     if device.type == "cuda":
         # It would plan anew for each of the many lengths here, tens of milliseconds at a time (Hopper and newer).
         torch.backends.cuda.enable_cudnn_sdp(False)
-    engine_choice = choose_engine(config, device, loader.name)
+    engine_choice = choose_engine(config, device, dtype, loader.name)
     # What auto found is the run's from now on: resumed where more is installed, it goes on as it began.
     compiling = choose_compile(config.compile, loader.name, device)
     config = changed(config, loader=loader.name, engine=engine_choice.name, compile=compiling)
     refuse(check_machine(config, device))
 
     pair = load_pair(config)
-    for notice in pair.notices:
+    modules = [check_modules(config, pair.sides[0]), *check_experts(config, *pair.sides)]
+    refuse(modules)
+    for notice in (*pair.notices, *notices(modules)):
         say(notice)
-    prompts, skipped = load_prompts(config, pair.tokenizer, say=say)
+    by_row = bool(config.eval_grader and config.hold_out)
+    prompts, skipped = load_prompts(config, pair.tokenizer, say=say, teacher=pair.apart, keep_rows=by_row)
     say_skipped(skipped, len(prompts), config.data, say)
     check_prompts(pair, config, prompts)
     prompts, held_out, unseen = settle_held_out(config, pair, prompts, say)
     if len(prompts) < config.batch_size:
         say(f"{len(prompts)} prompts, fewer than the batch of {config.batch_size}: each is used several times a step")
-    return Prepared(config, device, dtype, loader, engine_choice, pair, prompts, held_out, unseen)
+    own = entry if ":" in config.reward else None
+    return Prepared(config, device, dtype, loader, engine_choice, pair, prompts, held_out, own, unseen)
 
 
 def settle_held_out(
-    config: Config, pair: Pair, prompts: list[Prompt], say: Callable[[str], None]
-) -> tuple[list[Prompt], list[Problems], list[Prompt]]:
+    config: Config, pair: Pair, prompts: Sequence[Prompt], say: Callable[[str], None]
+) -> tuple[Sequence[Prompt], list[Problems], list[Prompt]]:
     """Returns the prompts to train on, the problems to score, and the prompts on which the KL to the teacher is estimated."""
     held_out: list[Problems] = []
     kept: list[Prompt] = []
@@ -182,16 +213,21 @@ def settle_held_out(
                 f"{without} of {len(kept)} held-out prompts have no answer: they are scored by the KL to the teacher alone"
             )
     benchmarks = find_benchmarks(config.eval_benchmarks, flag="--eval-benchmarks") if config.eval_benchmarks else []
-    columns, trained_on = (config.eval_prompt_column, config.eval_answer_column), {prompt.ids for prompt in prompts}
+    columns = (config.eval_prompt_column, config.eval_answer_column)
     for benchmark in benchmarks:
-        problems = load_problems(benchmark, pair.tokenizer, config, config.eval_problems, columns, say)
+        ways = config.eval_problems, columns, say, pair.apart, bool(config.eval_grader)
+        problems = load_problems(benchmark, pair.tokenizer, config, *ways)
         held_out.append(problems)
-        if overlap := sum(problem.ids in trained_on for problem in problems.prompts):
+        asked = {problem.messages_digest for problem in problems.prompts}  # the teacher may read more
+        seen = {each for each in messages_digests(prompts) if each in asked}
+        if overlap := sum(problem.messages_digest in seen for problem in problems.prompts):
             many = f"{overlap} of {len(problems.prompts)} problems of {benchmark.name}"
             say(f"{many} are also training problems: their score flatters")
     unseen = kept + [
         prompt for problems in held_out for prompt in problems.prompts if problems.benchmark.name != HELD_OUT
     ]
+    if pair.apart is not None:  # of benchmarks, those that have what the teacher reads more
+        unseen = [prompt for prompt in unseen if prompt.teacher_ids]
     return prompts, held_out, unseen[: config.kl_prompts]
 
 
@@ -201,44 +237,72 @@ def load_sampler(ready: Prepared, say: Callable[[str], None]) -> tuple[Student, 
 
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(ready.config.seed)
-    head.switched_off = ready.config.kernels == "off"
+    head.switch(ready.config.kernels)
     if ready.device.type == "cuda" and not head.switched_off and (fault := head.fault(torch.cuda.current_device())):
         say(f"log-probs without the kernels for a card, which is slower: {fault}")
     student = load_student(ready.config, ready.device, ready.dtype, ready.loader.name, fast_inference=ready.shared)
     engine = load_engine(ready.engine, student, ready.config, ready.pair.stop_ids, say)
-    engine.release()
+    with _closed_if_stopped(engine):
+        engine.release()
     return student, engine
+
+
+@contextmanager
+def _closed_if_stopped(engine: Engine) -> Iterator[None]:
+    """Ends the engine where the block does not end well: a signal may come anywhere, and vLLM would keep the card."""
+    try:
+        yield
+    except BaseException:
+        engine.close()
+        raise
+
+
+def teacher_of(config: Config, student: Student) -> Teacher | SelfTeacher:
+    """Returns the teacher of a run: a second model, or the student's own base."""
+    if config.teacher == SELF:
+        return SelfTeacher(student)
+    device, dtype = student.device, student.dtype
+    of_teacher = config.teacher, config.teacher_bits, device, dtype, config.trust_remote_code
+    return load_teacher(*of_teacher, offload=config.teacher_offload)
 
 
 def load_session(ready: Prepared, say: Callable[[str], None]) -> Session:
     """Loads a run; `say` gets a line on each thing worth knowing. Raises UserError for what can't work."""
     config, device, dtype = ready.config, ready.device, ready.dtype
+    served = connect(config, say) if config.served else None
     student, engine = load_sampler(ready, say)  # asleep while the teacher is quantised
-    try:
-        teacher = load_teacher(config.teacher, config.teacher_bits, device, dtype, config.trust_remote_code)
-    except BaseException:
-        engine.close()
-        raise
-    if config.compile == "on":
-        student.compile(say)
-        if config.teacher_bits != 8:  # LLM.int8 looks at the numbers between two products
-            teacher.compile(say)
-    parameters = student.trainable()
+    with _closed_if_stopped(engine):
+        teacher = teacher_of(config, student) if served is None else served
+        if config.compile == "on":
+            student.compile(say)
+            if isinstance(teacher, Teacher) and config.teacher_bits != 8:  # LLM.int8 looks at numbers between products
+                teacher.compile(say)
+        parameters = student.trainable()
+        optimizer = _optimizer(config, list(parameters.values()))
     kind = "every weight" if config.full_finetune else "LoRA" if config.student_bits == 16 else "LoRA on a 4-bit base"
+    kind += f" from the adapter in {config.adapter}" if config.adapter is not None else ""
     trained = f"{sum(p.numel() for p in parameters.values()):,} trained, {str(dtype).removeprefix('torch.')}"
     evaluated = "".join(f", evaluated on {len(p.prompts)} of {p.benchmark.name}" for p in ready.held_out)
     if config.hold_out and not ready.held_out:
         evaluated += f", KL to the teacher on {len(ready.unseen)} held-out ones"
     say(
-        f"{full_name(config.student, 'student')} ({kind}: {trained}) <- {full_name(config.teacher, 'teacher')} "
-        f"({config.teacher_bits}-bit), "
+        f"{called(config, 'student')} ({kind}: {trained}) <- {called(config, 'teacher')} ({how_kept(config)}), "
         f"{len(ready.prompts):,} prompts{evaluated}, on {device_name(device)}"
     )
     loader, sampler = ready.loader, ready.engine
     say(f"student loaded by {loader.name} ({loader.why}); rollouts by {sampler.name} ({sampler.why})")
-    # The loss is a sum over thousands of tokens, so float16 starts at a far smaller scale than torch's own 65,536.
-    scaler = torch.amp.GradScaler(device.type, init_scale=16.0, enabled=dtype == torch.float16)
-    return Session(ready, student, engine, teacher, _optimizer(config, list(parameters.values())), scaler)
+    return Session(ready, student, engine, teacher, optimizer, loss_scaler(device, dtype))
+
+
+def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """Returns the loss scale of a run, which float16 alone has: halved by a step that overflows, doubled after so many that don't.
+
+    The loss is a sum over thousands of tokens, so it starts far below torch's own 65,536; and it must be able to grow within a
+    run, which it can't in torch's own 2,000 steps.
+    """
+    return torch.amp.GradScaler(
+        device.type, init_scale=LOSS_SCALE, growth_interval=SCALE_GROWS, enabled=dtype == torch.float16
+    )
 
 
 def _optimizer(config: Config, parameters: list) -> torch.optim.Optimizer:

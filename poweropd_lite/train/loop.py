@@ -11,8 +11,9 @@ from poweropd_lite.engines.guard import Guard, RolloutMismatch
 from poweropd_lite.evaluate.sampling import evaluate_student
 from poweropd_lite.method.rollout import Rollout
 from poweropd_lite.method.update import Gradient, accumulate, take_step
+from poweropd_lite.models.served import TeacherFault, WaitStopped
 from poweropd_lite.run.checkpoint import Checkpoints, RunState
-from poweropd_lite.run.metrics import describe
+from poweropd_lite.run.metrics import describe, on_host, set_compiling_apart
 from poweropd_lite.run.recorder import Recorder
 from poweropd_lite.run.session import Session
 
@@ -23,32 +24,34 @@ def run_loop(session: Session, state: RunState, record: Recorder, saved: Checkpo
     Where too many steps are dropped it gives up, and what was saved before stays.
     """
     config, ready, guard = session.config, session.ready, session.guard(state.first_gap)
-    evaluate_if_due(session, state, record, stop)
     unsaved = False  # whether a checkpoint is due: none is written while steps are being dropped
-    while state.step < config.steps and not stop:
-        started = time.monotonic()
-        session.set_learning_rate(state.step)
-        session.engine.sync()
-        rollouts = ready.sample(session.engine, state.step)
-        session.engine.release()
-        rollout_seconds = time.monotonic() - started
-        try:
-            gradient, metrics = learn(session, state, guard, rollouts, record)
-        except RolloutMismatch:
-            save(saved, state, record)
-            raise
-        metrics |= {
-            "time/rollout": rollout_seconds,
-            "time/step": time.monotonic() - started - metrics.get("time/compile", 0.0),
-        }
-        record.step(rollouts, metrics, gradient.tokens.reward)
-        if record.gave_up:
-            break
+    try:
         evaluate_if_due(session, state, record, stop)
-        unsaved = unsaved or state.step % config.save_every == 0
-        if unsaved and not state.skipped_in_a_row:
-            save(saved, state, record)
-            unsaved = False
+        while state.step < config.steps and not stop:
+            started = time.monotonic()
+            session.set_learning_rate(state.step)
+            session.engine.sync()
+            rollouts = ready.sample(session.engine, state.step)
+            session.engine.release()
+            rollout_seconds = time.monotonic() - started
+            gradient, metrics = learn(session, state, guard, rollouts, record)
+            metrics |= {
+                "time/rollout": rollout_seconds,
+                "time/step": time.monotonic() - started - metrics.get("time/compile", 0.0),
+            }
+            record.step(rollouts, metrics, gradient.tokens.reward)
+            if record.gave_up:
+                break
+            evaluate_if_due(session, state, record, stop)
+            unsaved = unsaved or state.step % config.save_every == 0
+            if unsaved and not state.skipped_in_a_row:
+                save(saved, state, record)
+                unsaved = False
+    except (RolloutMismatch, TeacherFault):  # the step in hand is not taken
+        save(saved, state, record)
+        raise
+    except WaitStopped:  # nor here
+        pass
     record.progress.close()
     if not record.gave_up:  # else the checkpoints before stay the latest
         save(saved, state, record)
@@ -58,33 +61,29 @@ def learn(
     session: Session, state: RunState, guard: Guard, rollouts: list[Rollout], record: Recorder
 ) -> tuple[Gradient, dict[str, float]]:
     """Takes one optimizer step on the rollouts; returns its gradient and metrics. Out of memory, it halves micro-batches."""
-    s, objective, compiled = session, session.ready.objective, session.compile_seconds
+    s, objective, compiled = session, session.ready.objective, [session.compile_seconds]
     own, theirs, longest = s.config.tokens_at_once, s.config.teacher_tokens_at_once, max(map(len, rollouts))
-    gradient, most, halved = halving(
-        lambda most: accumulate(
-            s.student, s.teacher, rollouts, objective, min(own, most), s.scaler, min(theirs, most)
-        ),  # so the larger of the two is halved first
-        state.token_budget or max(own, min(theirs, longest * len(rollouts))),
-        longest,
-        s.student.device,
-        record.progress.say,
-    )
-    for side, seconds in s.compile_seconds.items():  # apart from the step's own pace
-        if spent := seconds - compiled[side]:
-            metrics = gradient.metrics
-            metrics["time/compile"] = metrics.get("time/compile", 0.0) + spent
-            metrics[f"time/{side}"] = max(0.0, metrics[f"time/{side}"] - spent)
+
+    def attempt(most: int) -> Gradient:  # of own and theirs the larger is halved first
+        compiled.append(s.compile_seconds)
+        budgets = min(own, most), s.scaler, min(theirs, most)
+        return accumulate(s.student, s.teacher, rollouts, objective, *budgets, s.reference, s.draws(state.step))
+
+    at_first = state.token_budget or max(own, min(theirs, longest * len(rollouts)))
+    gradient, most, halved = halving(attempt, at_first, longest, s.student.device, record.progress.say)
+    set_compiling_apart(gradient.metrics, compiled[0], compiled[-1], s.compile_seconds)
     if halved:
         state.token_budget, state.out_of_memory = most, state.out_of_memory + halved
     budget = min(own, most)
+    gradient.tokens = tokens = on_host(gradient.tokens)
     started = time.monotonic()
     with explained_out_of_memory("the parity guard"):
-        parity = guard.check(state.step, rollouts, gradient.tokens.log_q, gradient.tokens.engine, budget)
+        parity = guard.check(state.step, rollouts, tokens.log_q, tokens.engine, budget)
     parity["time/guard"], state.first_gap = time.monotonic() - started, guard.first_gap
     with explained_out_of_memory("the optimizer step"):
         limit = s.config.max_grad_norm
         metrics = s.bounds.guard(lambda: take_step(s.student, s.optimizer, gradient, limit, s.scaler))
-    metrics |= describe(gradient.tokens, objective, rollouts) if gradient.count else {}
+    metrics |= describe(tokens, objective, rollouts) if gradient.count else {}
     return gradient, metrics | parity | {"optim/token_budget": budget, "optim/out_of_memory": state.out_of_memory}
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.stop import StopRequest, end_cell
-from poweropd_lite.method.reward import REWARDS
+from poweropd_lite.base.memory import explained_faults
+from poweropd_lite.base.stop import LOADING, StopRequest, end_cell, stopped_at_once
+from poweropd_lite.models.served import ServedTeacher
 from poweropd_lite.plan.auto import settle_run
 from poweropd_lite.plan.memory import planned_gib
 from poweropd_lite.run.checkpoint import Checkpoints
@@ -39,21 +40,30 @@ def train(
                 f"{', '.join(changes) or 'accept_changes'} change a run that is resumed; a new one takes them in its config"
             )
         check_output(config)
-        if "alpha" in config.model_fields_set and "alpha" not in REWARDS[config.reward].settings:
+        if "alpha" in config.model_fields_set & config.ignored:
             print(f"note: alpha {config.alpha:g} is ignored: reward {config.reward} has no exponent")
+        defaults = {
+            name: field.default for name, field in Config.model_fields.items()
+        }  # as a run's config.yaml has many
+        for name in sorted(n for n in config.ignored - {"alpha"} if getattr(config, n) != defaults[n]):
+            print(f"note: {name} {getattr(config, name)} is ignored: {config.reward_label} does not read it")
     with StopRequest() as stop, ExitStack() as held:
         run = None
-        if config is None:
-            run, config = open_run(str(resume), **changes)
-            held.enter_context(run)
-        ready = prepare(config, print)
-        on = ready.device, ready.dtype, ready.engine.name, ready.shared, print
-        ready = replace(ready, config=settle_run(ready.config, *on))
-        planned = planned_gib(ready.config, *on)
-        session = held.enter_context(closing(load_session(ready, print)))
+        with stopped_at_once(LOADING), explained_faults("no step was taken"):
+            if config is None:
+                run, config = open_run(str(resume), **changes)
+                held.enter_context(run)
+            ready = prepare(config, print)
+            on = ready.device, ready.dtype, ready.engine.name, ready.shared, print
+            ready = replace(ready, config=settle_run(ready.config, *on))
+            planned = planned_gib(ready.config, *on)
+            session = held.enter_context(closing(load_session(ready, print)))
         if run is None:
             run = held.enter_context(new_run(config))
-        inputs = Inputs(run, ready)  # of the hub's models once they are here
+        again = f"what was saved before stands: python -m poweropd_lite.train --resume {run.path} goes on from it"
+        held.enter_context(explained_faults(again))
+        served = session.teacher if isinstance(session.teacher, ServedTeacher) else None
+        inputs = Inputs(run, ready, served.said if served else ())  # of the hub's models once they are here
         if run.steps_saved and not accept_changes:
             inputs.refuse()
         saved = Checkpoints(run.checkpoints, session)
@@ -62,6 +72,8 @@ def train(
         if saved.saved:
             print(f"resuming {run.path} at step {state.step} of {config.steps}")
         with Recorder(run, session, state, planned) as record:
+            if served is not None:
+                served.say, served.stopped = record.progress.say, lambda: bool(stop)
             run_loop(session, state, record, saved, stop)
             started = time.monotonic()
             weights = hand_over(run, session)

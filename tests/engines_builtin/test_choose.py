@@ -23,14 +23,16 @@ CPU = torch.device("cpu")
 def test_auto_says_why_it_takes_what_is_there():
     config = load_config("bundled")
     assert backends.choose_loader(config) == backends.Choice("peft", "Unsloth is not installed")
-    assert backends.choose_engine(config, CPU, "peft") == backends.Choice("loop", "vLLM is not installed")
+    assert backends.choose_engine(config, CPU, torch.float32, "peft") == backends.Choice(
+        "loop", "vLLM is not installed"
+    )
 
 
 def test_what_is_asked_for_and_absent_is_refused_with_what_to_type():
     with pytest.raises(UserError, match="Unsloth is not installed; type --loader peft"):
         backends.choose_loader(load_config("bundled", loader="unsloth"))
     with pytest.raises(UserError, match="vLLM is not installed; type --engine loop"):
-        backends.choose_engine(load_config("bundled", engine="vllm"), CPU, "peft")
+        backends.choose_engine(load_config("bundled", engine="vllm"), CPU, torch.float32, "peft")
 
 
 def test_what_vllm_cannot_serve_goes_to_the_loop():
@@ -41,7 +43,7 @@ def test_what_vllm_cannot_serve_goes_to_the_loop():
         "student_bits": (4, "16-bit weights what is trained on 4-bit ones"),
     }
     for name, (value, reason) in reasons.items():
-        choice = backends.choose_engine(load_config("bundled", **{name: value}), CPU, "peft")
+        choice = backends.choose_engine(load_config("bundled", **{name: value}), CPU, torch.float32, "peft")
         assert choice.name == "loop" and reason in choice.why
     # Unsloth on CUDA shares its 4-bit weights with vLLM, if that can read them.
     shared = backends.vllm_unfit(16, ["q_proj"], [], bits=4, shared=True)
@@ -112,9 +114,14 @@ def test_the_sizes_vllm_is_given():
         lora_rank_limit(513)
 
 
-def test_doctor_says_what_is_here_and_what_a_run_would_use(tmp_path):
+def test_doctor_says_what_is_here_and_what_a_run_would_use(tmp_path, monkeypatch):
+    smi = tmp_path / "nvidia-smi"  # of a driver that no torch here is built for
+    smi.write_text("#!/bin/sh\necho 'Tesla T4, 470.82.01, 7.5'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     done = forked.run("-m", "poweropd_lite.doctor", "--env", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "warning driver: torch" in done.stdout and "Tesla T4 with driver 470.82.01" in " ".join(done.stdout.split())
     assert f"torch         {metadata.version('torch')}" in done.stdout
     assert "a run would use\n  dtype " in done.stdout and "\n  loader " in done.stdout and "\n  engine " in done.stdout
     assert "NF4 runs here (error of a random 256 x 256 product: 9." in done.stdout

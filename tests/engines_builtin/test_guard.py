@@ -13,6 +13,7 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.checks.pair import load_pair
 from poweropd_lite.engines.guard import RATIOS, Guard, _peak, tempered_logprobs
 from poweropd_lite.engines.loop import LoopEngine
+from poweropd_lite.kernels.products import Head
 from poweropd_lite.method.batch import Stops
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Draws
@@ -75,7 +76,7 @@ class Bench:
         ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
         start = len(rollout.prompt_ids) - 1
         with torch.no_grad(), self.student.compute():
-            logits = self.student.hidden(ids)[0, start : start + count].float() @ self.student.head.float().T
+            logits = self.student.hidden(ids)[0, start : start + count].float() @ self.student.head.weight.float().T
         return logits.log_softmax(-1).gather(-1, torch.tensor(rollout.completion_ids[:count])[:, None])[:, 0]
 
 
@@ -197,12 +198,12 @@ def test_tempered_logprobs_equal_the_definition():
     z = hidden.double() @ weight.double().T
     z[:, [3, 4]] = -torch.inf
     best = z.topk(6)
-    ours = tempered_logprobs(hidden, weight, best.indices[:, 2], sampling, [0.5, 0.7, 2.0])
+    ours = tempered_logprobs(hidden, Head(weight), best.indices[:, 2], sampling, [0.5, 0.7, 2.0])
     for column, temperature in enumerate((0.5, 0.7, 2.0)):
         wanted = (best.values / temperature).log_softmax(-1)[:, 2]
         torch.testing.assert_close(ours[:, column].double(), wanted, atol=1e-5, rtol=1e-4)
     seventh = z.topk(7).indices[:, 6]
-    assert tempered_logprobs(hidden, weight, seventh, sampling, [0.7]).isneginf().all()
+    assert tempered_logprobs(hidden, Head(weight), seventh, sampling, [0.7]).isneginf().all()
 
 
 def test_the_temperature_is_the_peak_of_a_parabola():

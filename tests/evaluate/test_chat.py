@@ -19,6 +19,7 @@ from conftest import TINY, quick_flags, run_python, run_train
 from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.evaluate.answer import Conversation, find_manner, speaking
 from poweropd_lite.evaluate.chat import main, side_by_side
+from poweropd_lite.kernels import head
 
 FIRST, SECOND = "Compute 4 * 5 + 8 * 11.", "Compute 9 * 11 - 4 * 12."
 HEAD = re.compile(r"(\S+) \(([\d,]+) tokens(?:, cut off there)?, \d+\.\d s\)")
@@ -133,7 +134,8 @@ def test_a_whole_model_answers_alone_and_a_longer_first_question_names_the_room(
 
 def test_sampled_answers_are_fixed_by_the_seed_and_new_ones_each_turn(trained):
     manner = find_manner(str(trained / "run"), None, 40)
-    with speaking(manner, before=True) as speakers:
+    with speaking(manner, True, False, "off") as speakers:
+        assert head.switched_off
 
         def texts(seed):
             conversation = Conversation(speakers, manner, 1.0, seed, single=True)
@@ -141,6 +143,7 @@ def test_sampled_answers_are_fixed_by_the_seed_and_new_ones_each_turn(trained):
 
         assert texts(3) == texts(3) != texts(4)
         assert len({tuple(turn) for turn in texts(3)}) == 3
+    head.switch("auto")
 
 
 def terminal(columns):
@@ -164,7 +167,10 @@ def test_at_a_terminal_answers_stand_side_by_side_where_it_is_wide(trained, live
     with theirs:
         process = forked.start(*command, cwd=trained, file=theirs, stdin=theirs)
     opening = read_until(ours, "\n> ")
-    assert opening == "before, after: greedily, at most 112 tokens an answer; /new begins anew, /quit ends\n> "
+    assert opening == (
+        "before, after: greedily, at most 112 tokens an answer; /new begins anew, /quit ends\n"
+        f"the bundled pair solves arithmetic problems and nothing else, such as: {FIRST}\n> "
+    )
     os.write(ours, f"{FIRST}\n".encode())
     seen = read_until(ours, "\n> ")
     with live.disable_adapter():

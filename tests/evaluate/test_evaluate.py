@@ -10,12 +10,14 @@ import pytest
 import torch
 from conftest import quick_flags, run_evaluate, run_python, run_train
 
-from poweropd_lite.base.config import load_config
+from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.evaluate import evaluate
+from poweropd_lite.evaluate.chat import ChatConfig
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.evaluate.results import compare
 from poweropd_lite.evaluate.settings import EvalConfig
 from poweropd_lite.evaluate.target import end_of_turn
+from poweropd_lite.kernels import head
 from poweropd_lite.models.loading import load_tokenizer
 
 SMALL = ["--problems", "12", "--n", "4", "--batch-size", "16"]
@@ -229,6 +231,7 @@ def test_the_end_of_turn_comes_from_the_template(pair):
 def test_other_weights_or_settings_of_a_model_are_another_evaluation(trained, tmp_path):
     """An adapter of four times the scale is another model, though its weights are the same file."""
     shutil.copytree(trained / "run" / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "manifest.json").unlink()  # which alone would refuse what is changed here
     flags = ["--model", "adapter", "--problems", "2", "--n", "1"]
     assert "into evaluations/adapter\n" in run_evaluate(*flags, cwd=tmp_path).stdout
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -324,18 +327,30 @@ def test_a_model_without_a_chat_template_is_said_to_be_one(tmp_path, student_mod
 def test_python_gives_the_same_and_leaves_torch_s_threads_alone(evaluated, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(2)
-    done = evaluate("bundled-student", problems=12, n=4, batch_size=16, benchmarks=["bundled"], k=3)
+    done = evaluate("bundled-student", problems=12, n=4, batch_size=16, benchmarks=["bundled"], k=3, kernels="off")
+    switched_off = head.switched_off
+    head.switch("auto")
+    assert switched_off
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
     theirs = json.loads((evaluated / "evaluations/bundled-student/results.json").read_text())
     assert done.results["benchmarks"]["bundled"]["avg@4"] == theirs["benchmarks"]["bundled"]["avg@4"]
     assert done.folder == Path("evaluations/bundled-student") and "pass@3" in done.results["mean"]
+    # How many answers are sampled at a time is no part of what they are.
+    again = evaluate("bundled-student", problems=12, n=4, batch_size=5, benchmarks=["bundled"], k=3)
+    assert again.folder == done.folder and again.results["mean"] == done.results["mean"]
 
 
 def test_defaults_are_the_paper_s():
     config = EvalConfig(model="x")
     assert (config.n, config.temperature, config.top_k, config.top_p) == (8, 0.6, 0, 1.0)
     assert config.ks == [1, 2, 4]
+
+
+@pytest.mark.parametrize("settings", [EvalConfig, ChatConfig])
+def test_the_kernels_are_a_setting_as_in_training(settings):
+    ours, theirs = settings.model_fields["kernels"], Config.model_fields["kernels"]
+    assert (ours.default, ours.description, ours.annotation) == (theirs.default, theirs.description, theirs.annotation)
 
 
 def test_training_is_evaluated_on_several_benchmarks(tmp_path):

@@ -28,6 +28,7 @@ BAD = [
     (["--benchmark-folder", "nowhere"], ["no folder nowhere"]),
     (["--benchmarks", "mean.jsonl"], ["can't be named 'mean'", "rename the file"]),
     (["--base", "x"], ["bundled-student is a whole model", "leave it out"]),
+    (["--teacher", "self"], ["--teacher self is a setting of training", "--teacher with the base model"]),
     (["--k", "²"], ["whole numbers joined by commas"]),
     (["--regrade", "strange"], ["strange holds no evaluation"]),
     (["--model", ""], ["model: found ''"]),
@@ -126,8 +127,8 @@ def test_a_base_in_a_folder_of_any_name_is_taken_and_said(trained, other, tmp_pa
 
 def test_log_probs_that_are_not_numbers_are_no_answers(student_model, prompts, pair):
     """Whatever engine gives them: here the loop, of a model whose last norm is NaN."""
+    engine = make_engine(student_model, pair)  # which compares the decoder with the model's own forward
     with torch.no_grad():
         student_model.model.norm.weight[0] = torch.nan
-    engine = make_engine(student_model, pair)
     with pytest.raises(UserError, match="log-probs that are not numbers"):
         sample_answers(engine, prompts[:2], [(0, 0), (1, 0)], Sampling(), 8, seed=0)

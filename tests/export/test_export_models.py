@@ -78,7 +78,7 @@ def test_a_template_with_the_day_s_date_says_the_same_tomorrow(tmp_path):
         file = tmp_path / role / "chat_template.jinja"
         file.write_text("{{ strftime_now('%d %b %Y') }}\n" + file.read_text())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
-    rendered = prompt_text([{"role": "user", "content": "1+1?"}], tokenizer, False)
+    rendered = prompt_text([{"role": "user", "content": "1+1?"}], tokenizer, {"enable_thinking": False})
     assert rendered.startswith("26 Jul 2024<") and datetime.date.today().strftime("%d %b %Y") not in rendered
     flags = quick_flags(steps=1, batch_size=4, eval_every=0, eval_problems=2)
     pair = ["--student", "student", "--teacher", "teacher", "--output", "run"]

@@ -36,7 +36,7 @@ BAD = [
     (["a", "--to", "adapter", "--output", "strange"], ["strange is not empty and holds no export"]),
     (["a", "--to", "adapter", "--output", "a"], ["a is not empty"]),
     (["a", "--to", "adapter", "--output", "."], ["is the folder you are in"]),
-    (["a", "--to", "adapter", "--output", "file/x"], ["can't be written to"]),
+    (["a", "--to", "adapter", "--output", "file/x"], ["file is a file"]),
     (["a", "--to", "adapter", "--base", "Qwen/Qwen3-0.6B-Base"], ["was trained on", "--base is Qwen/Qwen3-0.6B-Base"]),
     (["bundled-student", "--to", "adapter"], ["is a whole model", "--to merged-16bit"]),
     (["a", "--to", "adapter", "--push", "name"], ["push: found 'name'", "ORG/NAME"]),
@@ -188,16 +188,26 @@ def test_adapters_that_a_merge_can_t_express_are_refused(places, setting, value,
     assert words in refused(places, "a", "--to", "merged-16bit", "--output", "out")
 
 
+def change_model(folder, change):
+    """Makes the bundled student another model by its config; None takes a key out."""
+    shutil.copytree(BASE, folder)
+    settings = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in settings.items() if value is not None})
+    )
+
+
 @pytest.mark.parametrize("change, words", [
     ({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}, "its type is phi3"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "positions are of type yarn"),
     ({"hidden_act": "gelu"}, "its activation is gelu"),
+    ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "layer_types": None, "use_sliding_window": None,
+      "sliding_window": 64}, "have a sliding window"),
+    ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "layer_types": None}, "norm_topk_prob"),
     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "quantised already"),
 ])  # fmt: skip
 def test_models_that_gguf_can_t_be_written_of_are_refused_before_loading(tmp_path, change, words):
-    shutil.copytree(BASE, tmp_path / "m")
-    file = tmp_path / "m" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    change_model(tmp_path / "m", change)
     with pytest.raises(UserError, match=words):
         prepare_job(load_export_config(model=tmp_path / "m", to="gguf", output=tmp_path / "out"))
 
@@ -217,6 +227,21 @@ def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_known(tmp_path):
         (tmp_path / "tokenizer.json").write_text(text.replace(old, new))
         name, fault = pre_tokenizer(PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")))
         assert name is None and words in fault
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "layer_types": None}, "norm_topk_prob"),
+    ({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "rope_parameters": None}, "every sixth layer"),
+    ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "layer_types": ["full_attention"] * 3}, "every second layer"),
+    ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "layer_types": None}, "scaled by 256"),
+])  # fmt: skip
+def test_what_llama_cpp_would_compute_otherwise_is_not_given_to_its_converter(tmp_path, change, words):
+    change_model(tmp_path / "m", change)
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout" / "convert_hf_to_gguf.py").touch()
+    flags = {"to": "gguf", "llama_cpp": str(tmp_path / "checkout"), "output": tmp_path / "out"}
+    with pytest.raises(UserError, match=f"llama.cpp would misread this model: .*{words}"):
+        prepare_job(load_export_config(model=tmp_path / "m", **flags))
 
 
 def test_a_full_disk_is_found_before_the_work(places, monkeypatch):

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+import tracemalloc
 
 import forked
 import pytest
@@ -136,3 +137,14 @@ def test_a_forked_child_has_judges_of_its_own():
             os._exit(0)
     os.waitpid(child, 0)
     assert os.read(reader, 1) == b"1" and is_correct("\\boxed{x+2}", "2+x") and judges().process.pid == ours
+
+
+def test_boxes_in_boxes_and_long_golds_take_little_memory():
+    """800 kB of them: each box's text, cut out, would be 40 GB."""
+    boxes = "\\boxed{" * 100_000 + "1" + "}" * 100_000
+    golds = "\\boxed{1}", "1," * 100_000, boxes
+    tracemalloc.start()
+    found = [is_correct(boxes, "1"), *(is_correct("\\boxed{1}", gold) for gold in golds)]
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [True, True, False, True] and most < 100e6

@@ -50,6 +50,16 @@ def test_bfloat16_rounds_once_and_a_line_that_has_ended_is_zero():
     )  # 2^-8, of weights and of the sum
 
 
+def test_each_line_may_have_a_last_column_of_its_own():
+    torch.manual_seed(0)
+    q, (keys, values) = torch.randn(2, 4, 32), torch.randn(2, 2, 2, 40, 32)
+    start, ends = torch.tensor([0, 3]), torch.tensor([35, 7])
+    got = attend(q, keys, values, start, ends, None, 0.2)
+    for line, end in enumerate(ends.tolist()):
+        wanted = by_hand(q, keys, values, start, end, 0.2)[line]
+        torch.testing.assert_close(got[line].double(), wanted, atol=2e-6, rtol=1e-5)
+
+
 def test_how_many_shares():
     """The paper's batch: 32 lines of 8 key heads, 1,152 columns: 4 x 256 programs. A chat's one line: 32 x 8."""
     assert attention._splits(32 * 8, 1152) == 4

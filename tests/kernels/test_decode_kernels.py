@@ -55,6 +55,10 @@ def test_rotate_and_store(size, normed, dtype):
     turned = torch.cat([first * c - second * plain_sin, second * c + first * plain_sin], -1)
     close(q, turned[:, :3], dtype)
     close(keys[:, :, 6], turned[:, 3:], dtype)
+    others = torch.full_like(keys, 7.0), torch.full_like(values, 7.0)  # each line at a column of its own
+    rotate_and_store(qkv, norm, 1e-6, (cos, sin), position, torch.tensor([6, 2]), *others)
+    for found, whole in zip(others, (keys, values), strict=True):
+        assert torch.equal(found[0], whole[0]) and torch.equal(found[1, :, 2], whole[1, :, 6])
     assert torch.equal(values[:, 0, 6], qkv.view(2, 5, size)[:, 4])
     rest = [i for i in range(9) if i != 6]
     assert (keys[:, :, rest] == 7).all() and (values[:, :, rest] == 7).all()

@@ -76,6 +76,34 @@ def test_hidden_states_are_the_plain_decoders_to_rounding(kind, dtype, most):
     assert gap(ours, exact) < 1.5 * gap(theirs, exact)
 
 
+@torch.no_grad()
+def begun(decoder):
+    """[4, D]: prompts of 6 and 3 ids, a token of both, and 5 ids in the first one's place, the other line a token on."""
+    ids = torch.arange(30).view(2, 15) * 7 % 101
+    decoder.sync()
+    decoder.make_room(2, 12)
+    out = [decoder.begin(torch.tensor([1, 0]), ids[:, :6], torch.tensor([3, 6]))]  # the longer one in line 0
+    for position in (torch.tensor([6, 3]), torch.tensor([5, 4])):
+        seen = torch.arange(12) <= position[:, None]
+        out.append(decoder.step(ids[:, 8], position, position, seen if decoder.masked else None, None))
+        if position[0] == 6:
+            decoder.begin(torch.tensor([0]), ids[:1, 7:12], torch.tensor([5]))
+    return torch.cat(out)
+
+
+def test_a_line_begun_again_is_as_if_it_were_alone():
+    """Each line at a column of its own; the last hidden states against the same ids in one batch, padded on the left."""
+    student = tiny("llama", layers=1)
+    ours, theirs = begun(FusedDecoder(student)), begun(FastDecoder(student))
+    assert gap(ours.float(), theirs.float()) < 0.03
+    ids = torch.arange(30).view(2, 15) * 7 % 101
+    plain, texts = FastDecoder(student), [[*ids[0, 7:12], ids[0, 8]], [*ids[0, :3], ids[1, 8], ids[1, 8]]]
+    plain.sync()
+    for hidden, text in zip(theirs[-2:], texts, strict=True):
+        alone = plain.prefill(torch.tensor([text]), torch.ones(1, len(text), dtype=torch.bool), 8)
+        assert gap(hidden.float(), alone[0].float()) < 0.02
+
+
 def test_an_adapter_that_is_switched_off_is_off_and_on_again_afterwards():
     student = tiny("llama")
     fused = FusedDecoder(student)
@@ -130,6 +158,22 @@ def test_a_frozen_base_is_there_once_and_unchanged():
     for p in matrices(fused):
         stack = p.stack.untyped_storage().data_ptr()
         assert all(b.weight.untyped_storage().data_ptr() == stack and b.weight.is_contiguous() for b in p.bases)
+
+
+def test_a_base_that_was_put_in_anothers_place_is_decoded_and_stands_there_once():
+    student = tiny("llama", layers=1)
+    fused = FusedDecoder(student)
+    before = hidden_states(fused)
+    mlp = student.model.get_base_model().model.layers[0].mlp
+    with torch.no_grad():
+        mlp.down_proj.get_base_layer().weight.data = 2 * mlp.down_proj.get_base_layer().weight  # another tensor
+        mlp.up_proj.base_layer.weight = torch.nn.Parameter(
+            0.5 * mlp.up_proj.base_layer.weight, False
+        )  # another parameter
+    after = hidden_states(fused)
+    assert gap(after, hidden_states(FastDecoder(student))) < 0.02 < 0.1 < gap(after, before)
+    for p in matrices(fused):
+        assert all(b.weight.untyped_storage().data_ptr() == p.stack.untyped_storage().data_ptr() for b in p.bases)
 
 
 def test_the_loop_samples_the_same(prompts, pair, monkeypatch):
@@ -211,7 +255,7 @@ def test_what_the_fused_decoder_leaves_to_the_plain_one(monkeypatch):
     """On a card (here a CPU that passes for one) it is taken; off, or if anything in it fails, the plain one is, said once."""
     said = []
     student = tiny("llama", layers=1)
-    monkeypatch.setattr(loop, "_can_fuse", lambda student: True)
+    monkeypatch.setattr(loop, "_is_card", lambda device: True)
     assert type(loop.make_decoder(student, said.append)) is FusedDecoder and said == []
     assert type(loop.make_decoder(student, said.append, "off")) is FastDecoder and said == []
     with monkeypatch.context() as broken:

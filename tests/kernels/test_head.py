@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from poweropd_lite.kernels import head
+from poweropd_lite.kernels.products import Head
 from poweropd_lite.method.logprobs import Sampling, score_tokens
 
 ROWS = 5000  # more than a block of the kernels, and no multiple of one
@@ -50,7 +51,7 @@ def test_scores_and_gradients_are_those_of_the_plain_chunks(case, kernels, sampl
     found = []
     for _ in range(2):
         x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_(trains)
-        got = score_tokens(x, w, ids, sampling, score, lambda log_q, rows: part[rows] * log_q)
+        got = score_tokens(x, Head(w), ids, sampling, score, lambda log_q, rows: part[rows] * log_q)
         got.score.sum().backward()
         found.append([*got, x.grad, w.grad])
         kernels()
@@ -59,13 +60,30 @@ def test_scores_and_gradients_are_those_of_the_plain_chunks(case, kernels, sampl
             torch.testing.assert_close(ours, plain, rtol=3e-6, atol=3e-6)
 
 
+def test_bent_logits_and_a_bias_reach_the_kernels_and_the_gradient(case, kernels):
+    """A soft cap and a bias are made outside of them, before and after."""
+    hidden, weight, ids, part = case
+    found = []
+    for _ in range(2):
+        x, w, b = (t.clone().requires_grad_() for t in (hidden, weight, torch.linspace(-2, 2, ROWS)))
+        sampling = Sampling(forbidden=torch.arange(4980, ROWS))
+        got = score_tokens(x, Head(w, b, 0.8, 5.0), ids, sampling, "full", lambda log_q, rows: part[rows] * log_q)
+        got.score.sum().backward()
+        found.append(
+            [*got, x.grad, w.grad, b.grad, head.target_logprobs(hidden, Head(weight, b.detach(), 0.8, 5.0), ids)]
+        )
+        kernels()
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=3e-6, atol=3e-6)
+
+
 def test_half_precision_hidden_states_get_their_gradient(case, kernels):
     hidden, weight, ids, _ = case
     exact = hidden.bfloat16().double().requires_grad_()
-    score_tokens(exact, weight.bfloat16().double(), ids, Sampling(), "full").score.sum().backward()
+    score_tokens(exact, Head(weight.bfloat16().double()), ids, Sampling(), "full").score.sum().backward()
     kernels()
     x = hidden.bfloat16().requires_grad_()
-    score_tokens(x, weight.bfloat16(), ids, Sampling(), "full").score.sum().backward()
+    score_tokens(x, Head(weight.bfloat16()), ids, Sampling(), "full").score.sum().backward()
     error = (x.grad.double() - exact.grad).norm() / exact.grad.norm()
     assert error < 0.004  # a unit of bfloat16's last place is 0.0078
 

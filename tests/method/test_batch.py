@@ -1,5 +1,7 @@
 """Micro-batches: the table of stop modes, N, and packing by length."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -69,3 +71,16 @@ def test_only_the_stop_token_gives_an_empty_loss_and_no_micro_batch():
     assert micro_batches([alone], 100, MASK, CPU) == []
     (batch,) = micro_batches([alone, rollout(2, [4, 91], "stop")], 100, MASK, CPU)
     assert (batch.student_ids.tolist(), batch.order.tolist()) == ([4], [0])
+
+
+def test_a_teacher_with_prompts_of_its_own_has_ids_and_columns_of_its_own_for_the_same_tokens():
+    """A student prompt of 3 ids beside a teacher's of 5, and one that both read alike; six ids fit once each."""
+    longer = replace(rollout(3, [5, 6, 7], "length"), teacher_prompt_ids=(80, 81, 82, 83, 84))
+    alike = rollout(4, [8, 9], "length")
+    mine, theirs = (micro_batches([longer, alike], 16, MASK, CPU, side) for side in ("student", "teacher"))
+    assert [b.ids.tolist() for b in mine] == [[[100, 101, 102, 5, 6, 7], [100, 101, 102, 103, 8, 9]]]
+    assert [b.ids.tolist() for b in theirs] == [[[80, 81, 82, 83, 84, 5, 6, 7], [100, 101, 102, 103, 8, 9, 0, 0]]]
+    assert (mine[0].columns.tolist(), theirs[0].columns.tolist()) == ([2, 3, 4, 3, 4], [4, 5, 6, 3, 4])
+    for name in ("lines", "student_ids", "teacher_ids", "order"):
+        assert torch.equal(getattr(mine[0], name), getattr(theirs[0], name))
+    assert len(longer) == 8 and len(micro_batches([longer, alike], 15, MASK, CPU)) == 2  # the longer of both is packed

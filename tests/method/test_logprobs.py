@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from poweropd_lite.kernels import products
+from poweropd_lite.kernels.products import Head
 from poweropd_lite.method.logprobs import Sampling, kept_ids, reverse_kl, score_tokens
 from poweropd_lite.method.reward import power
 from poweropd_lite.rehearse.stats import truncation_facts
@@ -27,8 +28,12 @@ def case(monkeypatch):
 
 
 def plain_score(hidden, weight, ids, sampling, score):
-    """The definition, on full logits, one row at a time."""
-    logits = hidden @ weight.T
+    """The definition, on full logits."""
+    return score_of(hidden @ weight.T, ids, sampling, score)
+
+
+def score_of(logits, ids, sampling, score):
+    """One row at a time."""
     if score == "full":
         return logits.log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
     rows = []
@@ -74,14 +79,50 @@ def test_scores_and_gradients_equal_autograd_on_full_logits(case, sampling, scor
     inputs = [hidden, weight] if head_trains else [hidden]
     wanted_grads = torch.autograd.grad(wanted, inputs, grad)
     if head_trains:  # the rows' weights are known in the forward pass
-        got = score_tokens(hidden, weight, ids, sampling, score, lambda log_q, rows: grad[rows])
+        got = score_tokens(hidden, Head(weight), ids, sampling, score, lambda log_q, rows: grad[rows])
         got_grads, wanted = torch.autograd.grad(got.score.sum(), inputs), wanted * grad
     else:
-        got = score_tokens(hidden, weight, ids, sampling, score)
+        got = score_tokens(hidden, Head(weight), ids, sampling, score)
         got_grads = torch.autograd.grad(got.score, inputs, grad)
     torch.testing.assert_close(got.score, wanted, rtol=1e-12, atol=1e-12)
     for a, b in zip(got_grads, wanted_grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+BENT = [{"bias": True}, {"scale": 1.7}, {"cap": 1.5}, {"bias": True, "scale": 1.7, "cap": 1.5}]
+
+
+def bent(hidden, weight, bias=None, scale=1.0, cap=None):
+    """The formula of the logits."""
+    z = scale * (hidden @ weight.T if bias is None else hidden @ weight.T + bias)
+    return z if cap is None else cap * torch.tanh(z / cap)
+
+
+@pytest.mark.parametrize("form", BENT, ids=str)
+@pytest.mark.parametrize("sampling", [PLAIN, Sampling(forbidden=torch.tensor([0, 5])), TRUNCATED])
+@pytest.mark.parametrize("score", ["full", "sampled", "kl"])
+def test_biased_scaled_and_capped_logits_and_the_gradients_of_all_three_parts(case, form, sampling, score):
+    """By autograd on full logits, with a trained head; full_kl against a teacher that is bent in its own way."""
+    hidden, weight, ids, grad = case
+    form = form | {"bias": torch.linspace(-1, 1, 12, dtype=torch.float64).requires_grad_() if "bias" in form else None}
+    inputs = [hidden, weight.requires_grad_(), *([form["bias"]] if form["bias"] is not None else [])]
+    head, logits = Head(weight, **form), bent(hidden, weight, **form)
+
+    def weigh(log_q, rows):
+        return grad[rows]
+
+    if score == "kl":
+        theirs = hidden.detach().flip(0), weight.detach().flip(0), torch.ones(12).double(), 0.6, 2.5
+        got = reverse_kl(hidden, head, theirs[0], Head(*theirs[1:]), ids, ids, sampling, weigh).kl
+        log_q, log_p = logits.log_softmax(-1), bent(*theirs).log_softmax(-1)
+        wanted = (log_q.exp() * (log_q - log_p)).sum(-1)
+    else:
+        got = score_tokens(hidden, head, ids, sampling, score, weigh).score
+        wanted = score_of(logits, ids, sampling, score)
+    torch.testing.assert_close(got, wanted * grad, rtol=1e-11, atol=1e-12)
+    wanted_grads = torch.autograd.grad(wanted, inputs, grad)
+    for a, b in zip(torch.autograd.grad(got.sum(), inputs), wanted_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -89,7 +130,7 @@ def test_entropy_kept_mass_and_added_share(case, sampling):
     hidden, weight, ids, _ = case
     logits = (hidden @ weight.T).detach()
     probs = logits.softmax(-1)
-    got = score_tokens(hidden, weight, ids, sampling, "sampled")
+    got = score_tokens(hidden, Head(weight), ids, sampling, "sampled")
     kept = [reference_kept(z / sampling.temperature, sampling) for z in logits]
     mass = torch.stack([p[sorted(k)].sum() for p, k in zip(probs, kept, strict=True)])
     torch.testing.assert_close(got.entropy, -(probs * probs.log()).sum(-1))
@@ -101,7 +142,7 @@ def test_entropy_kept_mass_and_added_share(case, sampling):
 def test_worked_values_of_the_sampled_score():
     # Logits 2, 1, 0, -1, -2 under top-k 3: q, the renormalised three, and the mass they hold.
     head, hidden = torch.tensor([[2.0], [1.0], [0.0], [-1.0], [-2.0]], dtype=torch.float64), torch.ones(3, 1).double()
-    got = score_tokens(hidden, head, torch.tensor([0, 1, 2]), Sampling(top_k=3), "sampled")
+    got = score_tokens(hidden, Head(head), torch.tensor([0, 1, 2]), Sampling(top_k=3), "sampled")
     assert got.logprob.exp().tolist() == pytest.approx([0.636409, 0.234122, 0.086129], abs=1e-6)
     assert got.score.exp().tolist() == pytest.approx([0.665241, 0.244728, 0.090031], abs=1e-6)
     assert got.kept_mass.tolist() == pytest.approx([0.956659] * 3, abs=1e-6)
@@ -120,7 +161,7 @@ def test_the_sampled_score_is_unbiased_and_the_full_score_is_not_under_truncatio
     mean = {}
     for score in ("sampled", "full"):
         h = hidden.expand(5, 3).clone().requires_grad_()
-        scores = score_tokens(h, weight, torch.arange(5), sampling, score).score
+        scores = score_tokens(h, Head(weight), torch.arange(5), sampling, score).score
         (grads,) = torch.autograd.grad(scores.sum(), h)
         mean[score] = (drawn[:, None] * grads).sum(0)
     assert mean["sampled"].abs().max() < 1e-14
@@ -149,7 +190,7 @@ def test_full_kl_equals_autograd_on_full_logits(case, head_trains, teacher_rows)
     inputs = [hidden, weight] if head_trains else [hidden]
     wanted_grads = torch.autograd.grad(wanted, inputs, grad)
     teacher_ids = ids.clamp_max(shared - 1)
-    models = hidden, weight, teacher_hidden, teacher_weight
+    models = hidden, Head(weight), teacher_hidden, Head(teacher_weight)
     got = reverse_kl(*models, ids, teacher_ids, TRUNCATED, lambda log_q, rows: grad[rows])
     torch.testing.assert_close(got.kl, wanted * grad, rtol=1e-12, atol=1e-12)
     for a, b in zip(torch.autograd.grad(got.kl.sum(), inputs), wanted_grads, strict=True):
@@ -165,8 +206,8 @@ def test_bfloat16_head_gives_float32_logits(monkeypatch):
     hidden = (3 * torch.randn(6, 64, generator=g)).bfloat16().requires_grad_()
     weight, ids = torch.randn(333, 64, generator=g).bfloat16(), torch.randint(0, 333, (6,), generator=g)
     exact = hidden.detach().double().requires_grad_()
-    wanted = score_tokens(exact, weight.double(), ids, PLAIN, "full").score
-    got = score_tokens(hidden, weight, ids, PLAIN, "full").score
+    wanted = score_tokens(exact, Head(weight.double()), ids, PLAIN, "full").score
+    got = score_tokens(hidden, Head(weight), ids, PLAIN, "full").score
     torch.testing.assert_close(got.double(), wanted, rtol=0, atol=2e-5)
     (wanted_grad,) = torch.autograd.grad(wanted.sum(), exact)
     (got_grad,) = torch.autograd.grad(got.sum(), hidden)
@@ -178,8 +219,8 @@ def test_autocast_does_not_round_the_logits():
     hidden, weight = torch.randn(4, 64, generator=g), torch.randn(50, 64, generator=g)
     wanted = hidden @ weight.T
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(products.float_logits(hidden, weight), wanted - wanted.amax(-1, keepdim=True))
-        half = products.float_logits(hidden.bfloat16(), weight)
+        torch.testing.assert_close(products.float_logits(hidden, Head(weight)), wanted - wanted.amax(-1, keepdim=True))
+        half = products.float_logits(hidden.bfloat16(), Head(weight))
     assert half.dtype == torch.float32
 
 
@@ -205,8 +246,10 @@ def test_no_tensor_of_tokens_by_vocabulary_at_qwens_vocabulary():
     for trains in (False, True):
         weight.requires_grad_(trains)
         with LargestTensor() as largest:
-            score_tokens(hidden, weight, ids, sampling, "sampled", lambda log_q, rows: log_q).score.sum().backward()
-            models = hidden, weight, hidden.detach(), weight.detach()
+            score_tokens(
+                hidden, Head(weight), ids, sampling, "sampled", lambda log_q, rows: log_q
+            ).score.sum().backward()
+            models = hidden, Head(weight), hidden.detach(), Head(weight.detach())
             reverse_kl(*models, ids, ids, sampling, lambda log_q, rows: log_q).kl.sum().backward()
         assert largest.elements <= products.LOGIT_ELEMENTS
         assert largest.elements < 0.4 * tokens * vocabulary
@@ -214,12 +257,13 @@ def test_no_tensor_of_tokens_by_vocabulary_at_qwens_vocabulary():
 
 PEAK = """
 import resource, torch
+from poweropd_lite.kernels.products import Head
 from poweropd_lite.method.logprobs import Sampling, score_tokens
 torch.set_num_threads(1)
-weight = torch.randn(151_936, 8)
+head = Head(torch.randn(151_936, 8))
 for tokens in (256, 640):
     hidden = torch.randn(tokens, 8, requires_grad=True)
-    score_tokens(hidden, weight, torch.zeros(tokens, dtype=torch.long), Sampling(top_k=20), "sampled").score.sum().backward()
+    score_tokens(hidden, head, torch.zeros(tokens, dtype=torch.long), Sampling(top_k=20), "sampled").score.sum().backward()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -234,7 +278,7 @@ def test_float32_agrees_with_cross_entropy():
     g = torch.Generator().manual_seed(6)
     hidden, weight = torch.randn(50, 32, generator=g), torch.randn(1000, 32, generator=g)
     ids = torch.randint(0, 1000, (50,), generator=g)
-    got = score_tokens(hidden, weight, ids, PLAIN, "full").score
+    got = score_tokens(hidden, Head(weight), ids, PLAIN, "full").score
     torch.testing.assert_close(got, -F.cross_entropy(hidden @ weight.T, ids, reduction="none"))
 
 
@@ -242,7 +286,7 @@ def test_truncation_facts_are_those_of_whole_distributions(case):
     """Row by row: the kept set in plain Python, both distributions whole, norms by their definition."""
     hidden, weight, ids, _ = case
     samplings = [PLAIN, *SAMPLINGS[1:], TRUNCATED]
-    pull, facts = truncation_facts(hidden.detach(), weight, ids, samplings)
+    pull, facts = truncation_facts(hidden.detach(), Head(weight), ids, samplings)
     assert pull.dtype == torch.float64
     for n, logits in enumerate(hidden.detach() @ weight.T):
         q, target = logits.softmax(-1), ids[n].item()
@@ -259,7 +303,7 @@ def test_truncation_facts_are_those_of_whole_distributions(case):
 def test_the_pull_of_a_token_that_is_nearly_certain_is_not_lost():
     """q = 1 - 4.1e-6: in float32 1 - 2q + sum q^2, which is 2e-11, would be rounding alone; the norm is 4.1e-6 sqrt(1 + 1/3)."""
     logits = torch.tensor([[13.5, 0.0, 0.0, 0.0]])
-    pull, _ = truncation_facts(logits, torch.eye(4), torch.tensor([0]), [PLAIN])
+    pull, _ = truncation_facts(logits, Head(torch.eye(4)), torch.tensor([0]), [PLAIN])
     q = logits.double().softmax(-1)[0]
     exact = (torch.tensor([1.0, 0, 0, 0], dtype=torch.float64) - q).norm().item()
     assert pull.item() == pytest.approx(exact, rel=0.05) and exact == pytest.approx(4.75e-6, rel=0.01)
@@ -275,7 +319,7 @@ def test_rewards_at_a_large_alpha_are_those_of_float64_on_the_same_logits(offset
     teacher = student + 0.1 * torch.randn(rows, vocabulary, generator=g)
     ids, log_probs, exact = torch.zeros(rows, dtype=torch.long), [], []
     for logits in (teacher + offset, student + offset):
-        log_probs.append(score_tokens(logits, torch.eye(vocabulary), ids, PLAIN, "full").logprob)
+        log_probs.append(score_tokens(logits, Head(torch.eye(vocabulary)), ids, PLAIN, "full").logprob)
         exact.append(logits.double().log_softmax(-1)[:, 0])
     ours, true = power(*log_probs, alpha=500.0).double(), power(*exact, alpha=500.0)
     size = torch.maximum(*((500 * e).exp() for e in exact))

@@ -7,6 +7,7 @@ import torch
 from conftest import make_rollouts
 
 from poweropd_lite.base.config import load_config
+from poweropd_lite.checks.reward import reward_settings
 from poweropd_lite.method.batch import Stops, loss_tokens
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Rollout
@@ -14,7 +15,6 @@ from poweropd_lite.method.update import Objective, accumulate, take_step
 from poweropd_lite.models.student import Student
 from poweropd_lite.models.teacher import Teacher
 from poweropd_lite.run.metrics import describe
-from poweropd_lite.run.session import reward_settings
 
 REWARDS = ["power", "log_ratio", "clip", "tanh", "zscore", "full_kl"]
 CPU = torch.device("cpu")
@@ -219,3 +219,30 @@ def test_metrics_describe_the_tokens(case, pair):
         "reward/positive_share": (ratio > 0).double().mean(),
     }.items():
         assert metrics[name] == pytest.approx(value.item(), rel=1e-6, abs=1e-9), name
+
+
+@pytest.mark.parametrize("reward", ["power", "full_kl"])
+@pytest.mark.parametrize("budget", [200, 4000])
+def test_a_teacher_with_prompts_of_its_own_is_asked_behind_them(case, prompts, reward, budget):
+    """Against each model's full logits, one rollout at a time; the teacher reads another prompt, longer or shorter."""
+    student, teacher, rollouts, sampling = case
+    rollouts = [dataclasses.replace(r, teacher_prompt_ids=prompts[20 + i].ids[i:]) for i, r in enumerate(rollouts)]
+    log_p, log_q, kl = [], [], []
+    with torch.no_grad():
+        for r in rollouts:
+            kept = r.completion_ids[:-1] if r.finish == "stop" else r.completion_ids
+            sides = []
+            for model, prompt in ((student.model, r.prompt_ids), (teacher.model, r.teacher_prompt_ids)):
+                logits = model(torch.tensor([[*prompt, *r.completion_ids]])).logits[0, len(prompt) - 1 :][: len(kept)]
+                sides.append(logits.log_softmax(-1))
+            q, p = sides
+            ids = torch.tensor(kept, dtype=torch.long)[:, None]
+            log_q.append(q.gather(-1, ids)[:, 0])
+            log_p.append(p.gather(-1, ids)[:, 0])
+            kl.append((q.exp() * (q - p)).sum(-1))
+    objective = Objective(reward, {"alpha": 10.0}, Sampling(), "sampled")
+    tokens = accumulate(student, teacher, rollouts, objective, budget, teacher_budget=150 + budget).tokens
+    log_p, log_q, kl = (torch.cat(each) for each in (log_p, log_q, kl))
+    paid = -kl if reward == "full_kl" else (10 * log_p).exp() - (10 * log_q).exp()
+    for found, wanted in ((tokens.log_p, log_p), (tokens.log_q, log_q), (tokens.reward, paid)):
+        torch.testing.assert_close(found, wanted, atol=1e-10, rtol=0)

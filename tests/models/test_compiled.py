@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from poweropd_lite.models.compiled import choose_compile
 from poweropd_lite.models.loading import model_body
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
+from poweropd_lite.run.metrics import set_compiling_apart
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SHAPES = [(3, 17), (2, 40), (5, 5)]
@@ -129,6 +131,31 @@ def test_layers_that_do_not_compile_run_as_they_are(anew, monkeypatch):
     student.compile(said.append)
     assert all(torch.equal(a, b) for a, b in zip(learnt(student, (3, 17)), wanted, strict=True))
     assert len(said) == 1 and "can't be compiled here" in said[0] and "no compiler here" in said[0]
+
+
+def test_a_try_that_ran_out_of_memory_counts_its_seconds(anew, monkeypatch):
+    """Seven seconds, and five of the second one, which works."""
+    monkeypatch.setattr(compiled, "time", SimpleNamespace(monotonic=iter([0.0, 7.0, 10.0, 15.0]).__next__))
+    student, tries = load(), iter([torch.OutOfMemoryError("CUDA out of memory")])
+    student.compile(lambda said: None)
+
+    def hidden(ids):
+        for error in tries:
+            raise error
+        return student.head.weight[ids] + 0 * next(iter(student.trainable().values())).sum()
+
+    with pytest.raises(torch.OutOfMemoryError):
+        student.compiled.make(2, hidden)
+    student.compiled.make(2, hidden)
+    assert student.compiled.seconds == 12
+
+
+def test_compiling_is_set_apart_from_the_pace_of_the_try_that_worked():
+    """The first try compiled the student for 30 s and ran out of memory; the second compiled the teacher for 5 of its 9 s."""
+    metrics = {"time/student": 2.0, "time/teacher": 9.0}
+    before, last_try = {"student": 100.0, "teacher": 0.0}, {"student": 130.0, "teacher": 0.0}
+    set_compiling_apart(metrics, before, last_try, {"student": 130.0, "teacher": 5.0})
+    assert metrics == {"time/student": 2.0, "time/teacher": 4.0, "time/compile": 35.0}
 
 
 def test_auto_is_on_where_there_is_triton_and_a_card(monkeypatch):

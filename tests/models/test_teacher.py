@@ -50,7 +50,7 @@ def test_full_precision_teachers_agree_with_transformers(student_model, teacher_
     teacher = load_teacher("bundled", 32, CPU, torch.float32)
     torch.testing.assert_close(logprobs(teacher, rollouts), exact.float(), atol=2e-4, rtol=1e-4)
     half = load_teacher("bundled", 16, CPU, torch.float32)
-    assert half.head.dtype == torch.bfloat16
+    assert half.head.weight.dtype == torch.bfloat16
     assert (logprobs(half, rollouts).exp() - exact.exp()).abs().mean() < 0.01
 
 

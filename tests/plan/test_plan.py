@@ -11,13 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from poweropd_lite.base.config import Config, load_config, marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.kernels.head import target_logprobs
+from poweropd_lite.kernels.products import Head
 from poweropd_lite.method.logprobs import Sampling, reverse_kl, score_tokens
 from poweropd_lite.models.shape import nf4_bytes, read_config, read_shape
 from poweropd_lite.models.student import load_student
 from poweropd_lite.models.teacher import load_teacher
 from poweropd_lite.plan import plan
 from poweropd_lite.plan.__main__ import main
-from poweropd_lite.plan.cards import CARDS, Machine, find_card, known_card
+from poweropd_lite.plan.cards import CARDS
 from poweropd_lite.plan.flops import Lengths, body_flops, step_flops
 from poweropd_lite.plan.memory import fullest_batch, plan_memory
 from poweropd_lite.plan.settings import PlanConfig
@@ -122,14 +123,15 @@ def test_an_update_allocates_what_was_traced(reward, checkpointing):
         "bundled", eval_benchmarks=None, eval_every=0, gradient_checkpointing=checkpointing, reward=reward
     )
     student = load_student(config, CPU, torch.float32)
-    teacher = (torch.randn(960, 192), torch.randn(512, 192)) if reward == "full_kl" else None
+    teacher = (torch.randn(960, 192), Head(torch.randn(512, 192))) if reward == "full_kl" else None
     lines, width = fullest_batch(config)
     assert (lines, width) == (5, 204)  # 1,020 of 1,024 tokens; four of the longest, 240, would have 960
     teacher = teacher and (torch.randn(lines * width, 192), teacher[1])
     one_update(student, lines, width, teacher)  # what is made once, and the gradients
     measured = allocated(lambda: one_update(student, lines, width, teacher))
     planned = memory_of(config).phases["update"]["activations"]
-    assert 0.98 * measured < planned < 1.15 * measured
+    # A CPU's attention kernel takes blocks of its own, 0.6 MB of the 16 with checkpointing, which no trace sees.
+    assert 0.96 * measured < planned < 1.15 * measured
     assert (10 if checkpointing else 30) < measured / 2**20 < (20 if checkpointing else 45)
 
 
@@ -149,7 +151,7 @@ def test_a_teacher_in_half_precision_allocates_what_was_traced():
         load_teacher(config.teacher, config.teacher_bits, CPU, torch.float32),
         fullest_batch(config),
     )
-    assert teacher.head.dtype == torch.bfloat16
+    assert teacher.head.weight.dtype == torch.bfloat16
     one_score(teacher, lines, width)
     planned = memory_of(config).phases["score"]["activations"]
     assert planned == pytest.approx(allocated(lambda: one_score(teacher, lines, width)), rel=0.15)
@@ -268,6 +270,14 @@ def test_bad_pairs_are_user_errors():
         plan(load_config(student="/nowhere", teacher="bundled"), say=print)
 
 
+def test_a_served_teacher_whose_config_is_not_here_is_to_be_named_by_its_own_flag():
+    config = load_config("bundled", teacher="http://localhost:8000", teacher_name="alias")
+    with pytest.raises(
+        UserError, match="no model config for the teacher at 'alias'(.|\n)*type --teacher-tokenizer with"
+    ):
+        traces_of(config, torch.float32)
+
+
 def test_a_run_logs_the_planned_beside_the_measured_peak(tmp_path):
     flags = ["--config", "bundled", *quick_flags(steps=2), "--eval-batch-size", "8", "--output", "run"]
     done = run_train(*flags, cwd=tmp_path)
@@ -293,58 +303,6 @@ def test_a_model_that_cannot_be_traced_is_trained_all_the_same(monkeypatch):
     said = []
     found = memory.planned_gib(load_config("bundled"), CPU, torch.float32, "loop", False, said.append)
     assert found is None and said == ["memory not planned (NotImplementedError: no kernel for a fake tensor)"]
-
-
-@pytest.mark.parametrize(
-    ("name", "gib", "card"),
-    [
-        ("NVIDIA A10G", 22.0, None),
-        ("NVIDIA A10", 22.0, "a10"),
-        ("NVIDIA GeForce RTX 4070 Ti", 11.6, None),
-        ("NVIDIA GeForce RTX 3090 Ti", 23.5, None),
-        ("NVIDIA GeForce RTX 4090", 23.5, "rtx4090"),
-        ("NVIDIA A100-SXM4-40GB", 39.4, "a100-40gb"),
-        ("NVIDIA A100 80GB PCIe", 79.2, "a100-80gb"),
-        ("NVIDIA H100 80GB HBM3", 79.1, "h100"),
-        ("NVIDIA H100 PCIe", 79.1, "h100-pcie"),
-        ("NVIDIA L40S", 44.4, "l40s"),
-        ("NVIDIA L4", 22.0, "l4"),
-        ("Tesla T4", 14.6, "t4"),
-        ("Tesla P100-PCIE-16GB", 15.9, "p100"),
-        ("Tesla V100-SXM2-16GB", 15.8, "v100"),
-        ("NVIDIA GeForce RTX 5070", 11.5, "rtx5070"),
-        ("NVIDIA GeForce RTX 5060 Ti", 7.6, None),
-        ("NVIDIA GeForce RTX 4060 Laptop GPU", 7.6, None),
-        ("NVIDIA GeForce RTX 3060 Ti", 7.8, None),
-        ("AMD Instinct MI300X", 192.0, None),
-    ],
-)
-def test_a_card_is_known_by_what_its_driver_says(name, gib, card):
-    assert known_card(name, gib) == (CARDS[card] if card else None)
-
-
-@pytest.mark.parametrize(
-    ("name", "cores", "ghz", "bits", "gbps"),
-    [
-        ("rtx3060", 3584, 1.777, 192, 15), ("rtx3090", 10496, 1.695, 384, 19.5), ("rtx4060", 3072, 2.46, 128, 17),
-        ("rtx4070", 5888, 2.475, 192, 21), ("rtx4080", 9728, 2.505, 256, 22.4), ("rtx4090", 16384, 2.52, 384, 21),
-        ("rtx5060", 3840, 2.497, 128, 28), ("rtx5070", 6144, 2.512, 192, 28), ("rtx5080", 10752, 2.617, 256, 30),
-        ("rtx5090", 21760, 2.407, 512, 28),
-    ],
-)  # fmt: skip
-def test_figures_of_a_geforce_card_are_those_of_its_parts(name, cores, ghz, bits, gbps):
-    """Products in half precision with float32 sums at twice the float32 rate, two operations a core and cycle; a bus's
-    bytes times the rate of a pin.
-    """
-    assert CARDS[name].tflops == pytest.approx(2 * 2 * cores * ghz / 1e3, rel=0.005)
-    assert CARDS[name].bandwidth == pytest.approx(bits / 8 * gbps, rel=0.001)
-
-
-def test_cards_without_bfloat16_are_those_before_ampere():
-    assert (CARDS["t4"].tflops, CARDS["t4"].bandwidth, CARDS["t4"].capability) == (65, 320, 7.5)
-    assert [name for name in CARDS if not find_card(name).bfloat16] == ["t4", "p100", "v100"]
-    assert not Machine("NVIDIA GeForce RTX 2080", True, None, 7.8, 7.5).bfloat16  # here, and in no list
-    assert find_card("RTX A6000").name == "a6000" and find_card("24").capability is None
 
 
 def test_each_trace_is_made_once():

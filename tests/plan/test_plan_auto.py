@@ -7,7 +7,7 @@ import torch
 
 from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.config_files import changed, dump_yaml
-from poweropd_lite.plan import auto
+from poweropd_lite.plan import auto, memory
 from poweropd_lite.plan.auto import settled, words
 from poweropd_lite.plan.cards import find_card
 from poweropd_lite.plan.memory import GIB, _fused_chunk, plan_memory
@@ -61,14 +61,15 @@ def test_a_number_wins_and_what_others_hold_counts():
 
 def test_a_run_on_a_card_says_and_keeps_what_it_found_and_a_cpu_plans_nothing(monkeypatch, tmp_path):
     said: list[str] = []
+    kernels: list[bool] = []
     on = torch.float32, "loop", False, said.append
     config = load_config("bundled", token_budget="auto", gradient_checkpointing="auto", batch_size=64)
     monkeypatch.setattr(auto, "plan_memory", None)
     assert found(auto.settle_run(config, torch.device("cpu"), *on)) == PLAIN and said == []
-    monkeypatch.setattr(auto, "plan_memory", lambda of, *rest: qwen(of))
+    monkeypatch.setattr(auto, "plan_memory", lambda of, *_, fused: kernels.append(fused) or qwen(of))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (79.1 * GIB, 79.1 * GIB))
     chosen = auto.settle_run(config, torch.device("cuda"), *on)
-    assert found(chosen) == (False, 64 * 240, 64 * 240)
+    assert found(chosen) == (False, 64 * 240, 64 * 240) and set(kernels) == {False}  # no card is here
     assert said == [
         "auto: no checkpointing, micro-batches of 15,360 tokens (student) and 15,360 (teacher): planned 35.4 of 79.1 GiB"
     ]
@@ -93,13 +94,17 @@ def test_many_tokens_in_proportion_are_as_traced_or_a_little_more(checkpointing,
     assert 1 <= teacher / traces.teacher(config, torch.bfloat16, 72, 240)[1] < 1.02
 
 
-def test_the_bundled_pair_as_plan_would_run_it_on_a_card():
+def test_the_bundled_pair_as_plan_would_run_it_on_a_card(monkeypatch):
     config = load_config("bundled", token_budget="auto", gradient_checkpointing="auto")
     traces = traces_of(config, torch.bfloat16)
     plain = settled(config, lambda of: plan_memory(of, traces, True), None)
     on = settled(config, lambda of: plan_memory(of, traces, True), 40.0)
     assert found(plain) == PLAIN and found(on) == (False, 8192, 8192)  # 32 x 240 are no more than 8,192
     assert words(on) == "no checkpointing, micro-batches of 8,192 tokens (student) and 8,192 (teacher)"
+    monkeypatch.setattr(memory, "LOGIT_ELEMENTS", 512 * 8)  # so that a micro-batch has several chunks of 512 ids
+    with_them, without = (plan_memory(on, traces, True, fused=fused).phases["update"] for fused in (True, False))
+    chunk = with_them.pop("kernels' chunk")
+    assert with_them == without and chunk == 512 * (32 * 240 * 6 - 8 * 8)
 
 
 def test_the_kernels_chunk_of_the_head():

@@ -7,17 +7,18 @@ import sys
 import pytest
 import torch
 import yaml
-from test_plan import PAIRS, memory_of, run_plan
+from test_plan import PAIRS, TINY, memory_of, run_plan
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.models.shape import read_shape
-from poweropd_lite.plan import plan
+from poweropd_lite.plan import memory, plan
 from poweropd_lite.plan.cards import CARDS, Machine, find_card
 from poweropd_lite.plan.fit import config_text, differences, fit
 from poweropd_lite.plan.flops import body_flops
 from poweropd_lite.plan.memory import GIB
 from poweropd_lite.plan.pairs import plan_pairs, table
+from poweropd_lite.plan.scoring import plan_scoring
 from poweropd_lite.plan.settings import PlanConfig
 from poweropd_lite.plan.warn import reached
 
@@ -54,13 +55,28 @@ def test_a_named_card_gives_an_estimate_by_its_published_figures():
     weights = 2 * 596_049_920 + 4 * 20_185_088
     cache = 32 * (128 + 512) * 28 * 2 * 8 * 128 * 2
     decode = 1024 * ((weights + cache) / (0.6 * 1008e9) + 1e-3)
-    products = report["tflops"]["rollout"] / (0.4 * card.tflops)
+    products = report["tflops"]["rollout"] / (0.7 * card.tflops)
     assert seconds["step"]["rollout"] == pytest.approx(decode + products, rel=1e-6)
     assert seconds["run"] == pytest.approx(1500 * sum(seconds["step"].values()) + 7 * seconds["evaluation"])
     for name in ("RTX 4090", "rtx-4090", "RTX_4090", "4090"):
         assert find_card(name) == Machine("rtx4090", True, card, card.gib, 8.9)
     assert find_card("24GB") == Machine("24 GB", True, None, 22.0) and find_card("a100 80gb").name == "a100-80gb"
     assert find_card("20") == Machine("20 GB", True, None, pytest.approx(18.2))
+
+
+def test_the_hours_of_all_benchmarks_by_hand():
+    """(1,319 + 500 + 40 + 30 + 30 + 272 + 675) x 8 = 22,928 answers; half of 23.5 GiB holds 21 of 1,024 + 4,096 tokens."""
+    found = plan_scoring(
+        read_shape("Qwen/Qwen3-0.6B-Base", "student"), 20_185_088, 16, CARDS["rtx4090"], 0.4, 0.6, True
+    )
+    line = 28 * 2 * 8 * 128 * 2  # bytes of a token's keys and values
+    assert (found.answers, found.lines) == (22_928, 21) == (22_928, int(23.5 * GIB / 2 // (5120 * line)))
+    for tokens, seen, seconds in ((1300, 1428, found.seconds), (4096, 2176, found.longest_seconds)):
+        read = 2 * 596_049_920 + 4 * 20_185_088 + 21 * seen * line + 4 * 4 * 21 * 151_936
+        decode = (22_928 * tokens / 21 + 4096 - tokens) * (read / (0.6 * 1008e9) + 1e-3)
+        # 440 M weights in the layers and 20 of the adapter for every token, 156 in the head for those drawn, attention.
+        products = 22_928 * (2 * 0.46e9 * (128 + tokens) + 2 * 155.6e6 * tokens + 2 * 28 * 2048 * (128 + tokens) ** 2)
+        assert seconds == pytest.approx(decode + products / (0.4 * 165e12), rel=0.002)
 
 
 def test_vllm_asleep_and_awake():
@@ -135,9 +151,11 @@ def test_without_a_card_it_is_the_bundled_pair():
         assert done.returncode == 0 and json.loads(done.stdout)["student"] == "bundled-student"
 
 
-def test_a_t4_is_warned_of_float16_and_of_the_end_of_a_session():
+def test_a_t4_is_warned_of_float16_and_of_the_end_of_a_session(monkeypatch):
     """The session's end by adding up steps and evaluations, one after the other."""
+    monkeypatch.setattr(memory, "LOGIT_ELEMENTS", 512 * 8)  # a card that runs our kernels would need a larger chunk
     report, _ = plan(load_config("bundled", steps=900_000), PlanConfig(gpu="t4"), say=print)
+    assert "kernels' chunk" not in report["phases"]["update"]
     assert report["dtype"] == "float16"
     dtype, session = report["warnings"]
     assert dtype["level"] == "warning" and dtype["check"] == "compute dtype"
@@ -261,9 +279,16 @@ def test_no_card_is_named_and_none_is_here(tmp_path):
     needed = f"needs {report['needed_bytes'] / GIB:.1f} GiB by plan's arithmetic"
     assert needed in (tmp_path / "any.yaml").read_text().splitlines()[0]
     (tmp_path / "file").write_text("")
-    for place, words in (("file/x.yaml", "can't write into"), ("any.yaml", "never writes over a file")):
+    for place, words in (("file/x.yaml", "file is a file"), ("any.yaml", "never writes over a file")):
         done = run_plan("--config", "qwen3-0.6b-4b", "--output", place, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_models_of_ones_own_are_planned_for_this_machine():
+    own = [word for role in ("student", "teacher") for word in (f"--{role}", str(TINY / role))]
+    done = run_plan(*own, "--json")
+    assert json.loads(done.stdout)["machine"] == "this machine's CPU"
+    assert "--gpu 24, or a card's name, plans a card" in done.stderr
 
 
 def test_nothing_makes_an_8b_teacher_fit_4_gb():

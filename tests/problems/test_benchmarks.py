@@ -218,7 +218,7 @@ def test_bytes_are_text_or_refused(tmp_path, pair):
     assert (
         said[0].startswith("2 of 3 rows")
         and "no reference answer in 'answer'" in said[0]
-        and "neither a text" in said[0]
+        and "not UTF-8 text" in said[0]
     )
 
 

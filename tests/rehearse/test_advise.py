@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import forked
 import pytest
@@ -10,6 +11,7 @@ from conftest import DATA
 from exact import TINY, drawn_rollouts, float64_model, token_logprobs, token_rows
 
 from poweropd_lite.base.config import load_config
+from poweropd_lite.rehearse.scored import prepare_to_score, reward_configs
 from poweropd_lite.rehearse.stats import (
     by_decile,
     effective_share,
@@ -19,6 +21,7 @@ from poweropd_lite.rehearse.stats import (
     truncation,
     truncation_push,
 )
+from poweropd_lite.rewards.part import Part
 
 ROLLOUTS, BATCH = 24, 8
 
@@ -101,6 +104,8 @@ def test_rewards_against_float64(advised, material):
     expected = {f"power {a:g}": (a * log_p).exp() - (a * log_q).exp() for a in (0.1, 1, 10, 500)}
     expected |= {"log_ratio": ratio, "clip": ratio.clamp(-1, 1), "tanh": (ratio / 5).tanh()}
     expected["zscore"] = torch.cat([(x - x.mean()) / x.std(correction=0) for x in ratio.split(sizes)])
+    expected |= {"f_jsd": ((1 + ratio.exp()) / 2).log() / 2, "f_fkl": (ratio.exp() - 1).clamp_max(10)}
+    expected["extrapolated"] = 1.25 * ratio  # the adapter is new, so the reference is the student
     for name, r in expected.items():
         row = report["rewards"][name]
         assert row["live_share"] == pytest.approx((r.abs() > 0.01).double().mean().item(), abs=2 / len(r)), name
@@ -198,6 +203,8 @@ def test_what_a_reader_finds(advised):
     assert list(report["rewards"]) == [
         *(f"power {a}" for a in ("0.1", "0.5", "1", "5", "10", "50", "100", "500")),
         *("log_ratio", "clip", "tanh", "zscore", "full_kl"),
+        *("f_fkl", "f_hellinger", "f_jsd", "f_tv", "soft_log", "relaxed", "extrapolated", "constant", "random"),
+        *("full_power 10", "full_jsd", "top_k"),
     ]
     assert report["verdict"]["line"].startswith("yes: |r| of power 10 is over 0.01 for ")
     assert report["verdict"]["note"] == "" and report["own"] == "power 10"
@@ -217,7 +224,7 @@ def test_what_a_reader_finds(advised):
         push = cut["full_score_push"]["power 10"]
         assert f"| power 10 | {push['push']:.6g} | {push['net_push']:.6g} |" in text.split(f"sampled {name}\n")[1]
     assert (folder / "advise.png").read_bytes().startswith(b"\x89PNG")
-    assert "gradients  26/26" in done.stderr
+    assert "gradients  50/50" in done.stderr
 
 
 FEW = ["--rollouts", "8", "--batch-size", "4", "--gradient-steps", "2", "--output", "report"]
@@ -256,7 +263,9 @@ def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(tmp_path):
     )
     report = json.loads((tmp_path / "report" / "advise.json").read_text())
     assert done.returncode == 1 and "student and teacher say nearly the same (p - q is 0 on average)" in done.stdout
-    assert all(abs(row["mean"]) < 1e-4 for row in report["rewards"].values())
+    means = {name: row["mean"] for name, row in report["rewards"].items()}
+    assert means.pop("constant") == 1.0 and 0 < abs(means.pop("random")) < 0.5
+    assert all(abs(mean) < 1e-4 for mean in means.values())
     assert report["rewards"]["power 10"]["live_share"] == 0.0
 
 
@@ -270,6 +279,7 @@ def test_other_settings(tmp_path):
     assert report["sampling"] == "top-k 5, temperature 0.7" and report["own"] == "full_kl"
     assert report["truncations"]["top-k 5, temperature 0.7"]["tokens_outside"] < 0.01
     assert report["rewards"]["full_kl"]["gradient"]["cosine_full_kl"] == pytest.approx(1.0)
+    assert "extrapolated" not in report["rewards"]  # every weight is trained, so there is no reference
 
 
 @pytest.mark.parametrize(
@@ -316,3 +326,14 @@ def test_the_pull_of_a_token_is_that_of_the_distribution_it_is_scored_under(tmp_
     weights = (r.abs() * pull).sort(descending=True).values
     expected = weights[: math.ceil(len(weights) / 100)].sum() / weights.sum()
     assert report["rewards"]["power 10"]["top_gradient"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_what_stands_beside_a_reward_is_left_out_and_said():
+    """So that full_kl, which the others are compared with, is there by its own name, and whole."""
+    said = []
+    ready = prepare_to_score(load_config("bundled", data=DATA, keep="dial", baseline="own"), said.append)
+    assert "baseline own, keep dial left out: rewards are compared with nothing beside them" in said
+    replayed = reward_configs(ready.config, "full_kl", "extrapolated")
+    assert {"power 10", "full_kl", "extrapolated"} < set(replayed)
+    assert ready.objective.part == replace(Part(), keep_share=0.4, weight_gain=0.5, horizon=256)
+    assert ready.objective.baseline == "none"

@@ -342,7 +342,7 @@ run_command(lambda: main(sys.argv[2:]))
 """
     done = forked.run("-c", signalled, str(int(number)), "--rollouts", "4096", cwd=tmp_path)
     assert done.returncode == code, done.stdout + done.stderr
-    assert "stopping; nothing is written" in done.stdout and "Traceback" not in done.stderr
+    assert "stopped; nothing is written" in done.stdout and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

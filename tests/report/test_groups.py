@@ -10,11 +10,12 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from planted import planted
 
+from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.intervals import difference
 from poweropd_lite.report import report
 from poweropd_lite.report.drawing import LOOKS
-from poweropd_lite.report.groups import group_runs, title
+from poweropd_lite.report.groups import _order, group_runs, settings, title
 from poweropd_lite.report.pictures import pictures
 from poweropd_lite.report.read import read_runs
 from poweropd_lite.report.series import density, pooled, positions
@@ -101,6 +102,8 @@ def test_differences_are_named_beyond_noise_alone(tmp_path):
     assert sentences(groups, None)[1] == "power 5, 3 seeds, 10 of 10 steps: Avg@8 25.0% -> 73% \u00b1 7; its seeds kept no rewards by token of one step."  # fmt: skip
     one_each = group_runs([group.runs[0] for group in groups])
     assert "Avg@8 at the end: power 1 50.0%, power 5 70.0% and power 10 51.0%. With one seed a setting" in answer(one_each, one_each[0])[0]  # fmt: skip
+    pair = " ".join(str(tmp_path / f"power{alpha}-seed0") for alpha in (5, 1))
+    assert f"(python -m poweropd_lite.evaluate --compare {pair})" in answer(one_each, one_each[1])[0]
     # Of other seeds than the baseline's, by hand: sd 1 and 2, of 2 and 3; t for one degree of freedom is 12.706.
     a, b = {0: 1.0, 1: 1 + 2**0.5}, {5: 4.0, 6: 6.0, 7: 8.0}
     assert difference(b, a) == (pytest.approx(5 - 0.5**0.5), pytest.approx(12.7062 * (1 / 2 + 4 / 3) ** 0.5, rel=1e-5))
@@ -192,8 +195,26 @@ def test_a_legend_of_nine_long_names_stands_below_axes_that_keep_their_size(tmp_
                 assert np.array_equal(ticks, ticks.round()), picture.file  # steps, and here alphas, are whole numbers
                 if picture.file == "length":
                     break
+                if picture.file.startswith("accuracy"):
+                    base = {line.get_label(): line.get_ydata() for line in axes.lines}["base (before training)"]
+                    assert list(base) == [25, 25]
             assert len(figure.legends[0].get_texts()) == len(labels)
             said = answer(groups, groups[0])[0]
             assert said.startswith("Avg@8 at the end: from ") == (len(labels) == 9)  # nine are not named one by one
     for file, (many, few) in heights.items():
         assert many == pytest.approx(few, rel=0.08), file
+
+
+def test_where_a_teacher_is_served_and_whether_it_is_offloaded_parts_no_seeds():
+    served = [
+        load_config("bundled", teacher=f"http://{host}:8000", teacher_name="t", seed=seed)
+        for seed, host in enumerate("ab")
+    ]
+    away = [load_config("bundled", teacher_offload=on) for on in (False, True)]
+    assert settings(served[0]) == settings(served[1]) and settings(away[0]) == settings(away[1]) != settings(served[0])
+
+
+def test_runs_that_tell_the_chat_template_different_things_are_apart_and_in_order():
+    told = [load_config("bundled", template_kwargs=each) for each in ({"effort": "low"}, {}, {"effort": "high"})]
+    parts = [_order(config, ["template_kwargs"]) for config in told]
+    assert sorted(parts) == [parts[2], parts[0], parts[1]] and len({tuple(settings(c).values()) for c in told}) == 3

@@ -208,7 +208,7 @@ def test_refusals(runs, tmp_path):
             "evaluations/none",
         ): "evaluations/none holds no results of an evaluation; type --teacher with",
         (run, "--output", run): "holds other things than a report, which never replaces them; type another --output",
-        (run, "--output", run / "config.yaml"): "config.yaml is a file, not a folder for a report",
+        (run, "--output", run / "config.yaml"): "config.yaml is a file; type --output with the name of a new folder",
         (run, "--open", "yes"): "unknown argument '--open'",
     }
     kept = {file: file.read_bytes() for file in run.iterdir() if file.is_file()}

@@ -192,3 +192,9 @@ def test_a_teacher_of_other_benchmarks_is_refused(tmp_path):
         UserError, match="is of gsm8k, and .*run was evaluated on bundled; evaluate the teacher on the same"
     ):
         read_teacher(str(tmp_path / "teacher"), found)
+
+
+def test_control_and_bidi_characters_of_a_completion_are_left_out():
+    sample = {"tokens": ["a\x1b[2J", "\u202eb", "c\x00\n"], "rewards": [0.5, -0.5, 0.0]}
+    page = coloured(sample, 1.0)
+    assert re.sub("<[^>]*>", "", page) == "a[2Jbc\u21b5\n"

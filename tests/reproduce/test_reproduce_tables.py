@@ -5,24 +5,24 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import mpmath
 import pytest
 
-from poweropd_lite.base.config import Config, marked
+from poweropd_lite.base.config import marked
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_json, write_text
 from poweropd_lite.base.intervals import stat, t_quantile
 from poweropd_lite.base.progress import clock
 from poweropd_lite.reproduce.cost import make_costs
 from poweropd_lite.reproduce.forecast import check_fit, seconds_left
-from poweropd_lite.reproduce.grid import DONE, FAILED, in_order, load_pairs, model_tasks
+from poweropd_lite.reproduce.grid import DONE, FAILED, in_order, load_pairs, model_flags, model_tasks, run_config
 from poweropd_lite.reproduce.rows import make_blocks
 from poweropd_lite.reproduce.settings import INSTEAD, REWARDS, split_settings
 from poweropd_lite.reproduce.settle import set_right, settle
 from poweropd_lite.reproduce.state import Forecast, Queue, read_queue, read_results
 from poweropd_lite.reproduce.tables import score_sheets, write_tables
+from poweropd_lite.rewards.table import REWARDS as TABLE
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -204,7 +204,7 @@ def test_the_presets_grids():
         ({"preset": "smoke", "seed": 3}, "type --seeds"),
         ({"preset": "smoke", "config": "bundled"}, "type --pairs"),
         ({"preset": "smoke", "top_k": 5}, "type --columns truncated-full"),
-        ({"preset": "smok"}, "found 'smok', but it should be 'paper', 'tiny' or 'smoke'"),
+        ({"preset": "smok"}, "found 'smok', but it should be 'paper', 'tiny', 'lab' or 'smoke'"),
         ({"preset": "smoke", "rewards": "power10"}, "--rewards power --alphas 1,10"),
         ({"preset": "smoke", "rewards": "tanh", "alphas": "3"}, "add power, or leave them out"),
         ({"preset": "smoke", "alphas": "0"}, "alphas: found '0', but it should be greater than 0"),
@@ -233,6 +233,22 @@ def test_what_can_not_be_asked_for(settings, words, tmp_path):
     assert words in str(error.value)
 
 
+def test_a_pair_with_data_of_its_own_is_not_scored_on_the_papers_benchmarks_unasked(tmp_path):
+    (tmp_path / "my.jsonl").write_text('{"question": "What is 1 + 1?", "answer": "2"}\n')
+    (tmp_path / "mine.yaml").write_text(f"student: a\nteacher: b\ndata: {tmp_path / 'my.jsonl'}\n")
+
+    def ask(**settings):
+        settings = {"pairs": str(tmp_path / "mine.yaml"), "rewards": "tanh"} | settings
+        return settle(*split_settings(settings), None, tmp_path / "out").scoring["benchmarks"]
+
+    with pytest.raises(UserError, match="mine trains on data of its own.* type --benchmarks with a file"):
+        ask()
+    with pytest.raises(UserError, match="mine trains on data of its own"):
+        ask(hold_out="1")
+    assert ask(benchmarks="all") == "all"
+    assert ask(benchmarks=str(tmp_path / "my.jsonl")) == str(tmp_path / "my.jsonl")
+
+
 def test_pairs_of_ones_own(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("student: bundled\nteacher: bundled\ndata: bundled\nalpha: 3\n")
@@ -243,6 +259,11 @@ def test_pairs_of_ones_own(tmp_path):
         load_pairs([str(file)], {})
     file.write_text("student: bundled\nteacher: bundled\ndata: bundled\nlr: 1.0e-3\n")
     assert load_pairs(["bundled", str(file)], {"steps": "7"})["mine"].steps == 7
+    file.write_text("student: bundled\nteacher: bundled\ntemplate_kwargs: {effort: low}\n")
+    assert """--template-kwargs={"effort": "low"}""" in model_flags(load_pairs([str(file)], {})["mine"], "base")
+    file.write_text("student: bundled\nteacher: self\nteacher_prompt: '{prompt} {answer}'\n")
+    with pytest.raises(UserError, match="the student's own base, and a reproduction scores the teacher's own answers"):
+        load_pairs([str(file)], {})
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_anything_starts():
@@ -281,7 +302,27 @@ def test_the_estimate_by_hand(tmp_path):
 def test_every_setting_of_the_grid_has_its_own_words():
     own = {"output"}  # a flag of both: the grid's is the queue's folder
     assert set(INSTEAD) == marked("grid") - own | {"config", "student", "teacher"}
-    assert set(REWARDS) == set(get_args(Config.model_fields["reward"].annotation))
+    assert set(REWARDS) == set(TABLE)
+
+
+def test_the_laboratorys_grid_varies_one_axis_at_a_time_and_is_read_back(tmp_path):
+    (tmp_path / "q").mkdir()
+    planted(tmp_path / "q", preset="lab")
+    queue = read_queue(tmp_path / "q")
+    runs = [task for task in queue.tasks.values() if task.role == "run"]
+    labels = [task.label for task in runs if task.seed == 0]
+    assert len(runs) == 96 and len(set(labels)) == len(labels) == 32
+    alone = {f"{name} 10" if "alpha" in TABLE[name].settings else name for name in TABLE}
+    assert alone <= set(labels)
+    beside = [f"keep {name}" for name in ("dial", "entropy", "abs", "random")]
+    beside += ["weight remaining", "weight horizon", "baseline own"]
+    assert set(labels) - alone == {f"{name} {more}" for name in ("log_ratio", "power 10") for more in beside}
+    for task in runs:
+        config = run_config(queue.pairs[task.pair], task)
+        assert [config.keep != "all", config.weight != "none", config.baseline != "none"].count(True) == (
+            task.label not in alone
+        )
+        assert (config.steps, config.horizon, config.top_k) == (60, 16, 0)
 
 
 def test_durations_of_days_are_said_in_days():

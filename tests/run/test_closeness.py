@@ -6,8 +6,10 @@ import pytest
 import torch
 from conftest import make_engine
 
-from poweropd_lite.models.teacher import Teacher
+from poweropd_lite.models.teacher import Teacher, load_teacher
 from poweropd_lite.run.closeness import closeness, measure
+
+CPU = torch.device("cpu")
 
 
 def test_the_estimate_and_its_error_by_hand():
@@ -38,8 +40,19 @@ def test_the_error_is_that_of_many_repetitions():
     assert abs(torch.tensor(kls).mean().item() - 1.0) < 4 * spread / math.sqrt(300)
 
 
+def test_an_offloaded_teacher_is_given_a_batch_at_a_time_and_says_the_same(student_model, prompts, pair):
+    forbidden, given = torch.tensor(pair.forbidden), []
+    resident, offloaded = (load_teacher("bundled", 32, CPU, torch.float32, offload=o) for o in (False, True))
+    hiddens, before = offloaded.hiddens, offloaded.streamed.bytes_brought
+    offloaded.hiddens = lambda several: given.append(sum(len(ids) for ids in several)) or hiddens(several)
+    sizes = prompts[:12], forbidden, 24, 0, 5, 256
+    found = [measure(make_engine(student_model, pair), lambda t=t: t, *sizes)[0] for t in (resident, offloaded)]
+    assert given == [5, 5, 2] and found[1].kl == pytest.approx(found[0].kl, abs=1e-6)
+    assert offloaded.streamed.bytes_brought - before == 3 * offloaded.streamed.host_bytes
+
+
 def test_two_models_against_transformers_own_forward(student_model, teacher_model, prompts, pair):
-    forbidden, asked = torch.tensor(pair.forbidden), [prompt.ids for prompt in prompts[:12]]
+    forbidden, asked = torch.tensor(pair.forbidden), prompts[:12]
     engine = make_engine(student_model, pair)
     teacher = Teacher(teacher_model)  # float64
     found = measure(engine, lambda: teacher, asked, forbidden, 40, 0, 5, 1024)
@@ -55,13 +68,15 @@ def test_two_models_against_transformers_own_forward(student_model, teacher_mode
         r
         for start in (0, 5, 10)
         for r in engine.sample(
-            asked[start : start + 5],
+            [prompt.ids for prompt in asked[start : start + 5]],
             Draws(0, 2, 0, tuple(range(start, min(start + 5, 12)))),
             Sampling(forbidden=forbidden),
             40,
         )
     ]
     assert rollouts[0] == first
+    assert near.length == sum(len(r.completion_ids) for r in rollouts) / 12
+    assert near.stop_share == sum(r.finish == "stop" for r in rollouts) / 12
     student64 = student_model.double()
     for rollout in rollouts:
         body = rollout.completion_ids[:-1] if rollout.finish == "stop" else rollout.completion_ids

@@ -117,7 +117,7 @@ def test_the_stop_button_saves_and_a_resume_in_the_next_cell_goes_on(kernel):
         then=manager.interrupt_kernel,
     )
     # An error, so that "run all" ends here instead of going on to the cells below.
-    assert cell.error == "stopped and saved; the cells below were not run"
+    assert cell.error == "stopped; the cells below were not run"
     assert "stopping after this step, then saving" in cell.text
     taken = int(re.search(r"stopped at step (\d+) of 400", cell.text)[1])
     assert 3 <= taken < 400
@@ -157,7 +157,7 @@ def test_counted_things_are_a_bar_too(kernel):
 def test_the_stop_button_ends_an_evaluation_too(kernel):
     code = "done = evaluate(load_eval_config(model='shown', problems=256, n=8, output='half'))\nprint('evaluated')"
     cell = run_cell(kernel, code, until=lambda cell: bool(cell.shown), then=kernel[0].interrupt_kernel)
-    assert cell.error == "stopped and saved; the cells below were not run" and "evaluated" not in cell.text
+    assert cell.error == "stopped; the cells below were not run" and "evaluated" not in cell.text
     assert not (kernel[2] / "half" / "results.json").exists()
 
 

@@ -180,11 +180,8 @@ def cut_differently(tokenizer: dict) -> dict:
          ["lack 22 tensors", "is the download whole?"]),
         ({"config": lambda c: {**c, "hidden_size": "wide"}}, ["hidden_size", "--student"]),
         ({"generation_config": lambda c: {**c, "eos_token_id": [[1]]}}, ["eos_token_id", "[[1]]"]),
-        ({"config": lambda c: {**c, "layer_types": ["sliding_attention"] * 3, "use_sliding_window": True, "sliding_window": 64}},
-         ["full-attention", "sliding_attention"]),
     ],
-    ids=["swapped tokens", "other merges", "stop id outside", "short context", "unknown model", "missing layers", "odd size", "odd stops",
-         "sliding window"],
+    ids=["swapped tokens", "other merges", "stop id outside", "short context", "unknown model", "missing layers", "odd size", "odd stops"],
 )  # fmt: skip
 def test_a_pair_that_cannot_be_distilled(files, words, capsys, here):
     student = other_student(here, **files)

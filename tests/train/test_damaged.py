@@ -140,3 +140,24 @@ def test_weights_that_were_handed_over_and_changed_since_are_refused_until_hande
         assert "python -m poweropd_lite.train --resume run hands over again" in done.stderr
     assert run_train("--resume", "run", cwd=run.parent).returncode == 0
     assert run_evaluate("--model", "run", *few, cwd=run.parent).returncode == 0
+
+
+def test_an_old_checkpoint_is_renamed_before_it_is_removed(run, monkeypatch):
+    """Half of one would be called damaged."""
+    from poweropd_lite.run import checkpoint
+
+    removed = []
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path: removed.append((path.name, path.is_dir())))
+    checkpoint._prune(run / "checkpoints", 1)
+    assert removed == [(".step_000002.gone", True)]
+    assert [path.name for path in checkpoints(run / "checkpoints")] == ["step_000004"]
+
+
+def test_a_state_of_a_newer_version_is_said_to_be_one(run):
+    for path in checkpoints(run / "checkpoints"):
+        saved = json.loads((path / "state.json").read_text())
+        saved["state"]["warp"] = 9
+        (path / "state.json").write_text(json.dumps(saved))
+        write_manifest(path, [file for file in path.iterdir() if file.name != "manifest.json"])
+    done = on_to_five(run)
+    assert done.returncode == 2 and "it holds warp, which this version does not know" in done.stderr

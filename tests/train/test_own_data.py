@@ -33,7 +33,8 @@ def test_ten_prompts_are_never_trained_on_and_the_kl_to_the_teacher_is_said(runs
     before, after = (summary[f"evaluation_{name}"] for name in ("before", "after"))
     for name, record in (("before", before), ("after", after)):
         text = f"KL to the teacher {record['kl']:.3f} ± {record['kl_error']:.3f} nats a token, its log p"
-        assert f"{name:6}  {text} {record['teacher_logprob']:.3f}, on 10 held-out prompts" in said
+        ends = f"{record['length']:.0f} tokens, {record['stop_share']:.1%} stop"
+        assert f"{name:6}  {text} {record['teacher_logprob']:.3f}, {ends}, on 10 held-out prompts" in said
     assert summary["accuracy_before"] is None and after["kl"] < before["kl"]
     metrics = lines(runs / "power" / "metrics.jsonl")
     steps = [line for line in metrics if "loss" in line]
@@ -55,7 +56,7 @@ def test_evaluate_takes_the_run_s_own_prompts_and_says_the_same(runs):
         assert done.returncode == 0, done.stderr
         after = json.loads((runs / reward / "summary.json").read_text())["evaluation_after"]
         near = json.loads((runs / reward / "eval" / "step_000002" / "kl.json").read_text())
-        for name in ("kl", "kl_error", "teacher_logprob"):
+        for name in ("kl", "kl_error", "teacher_logprob", "length", "stop_share"):
             assert near[name] == pytest.approx(after[name], abs=1e-5)
         assert "10 prompts of mine.jsonl that were not trained on" in done.stdout and near["completions"] == 10
     again = run_evaluate("--model", "power", cwd=runs)

@@ -113,6 +113,33 @@ def test_a_signal_finishes_the_step_saves_and_exits(tmp_path, uninterrupted, num
     assert result(tmp_path / "run") == uninterrupted
 
 
+# Sends itself a signal where a model's tokenizer is asked for, which then waits, as the hub's library does between retries.
+LOADING = """
+import os, sys, time
+from poweropd_lite.cli import main, run_command
+from transformers import AutoTokenizer
+def waiting(*args, **options):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(60)
+AutoTokenizer.from_pretrained = waiting
+run_command(lambda: main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "flags", "said"),
+    [
+        (signal.SIGINT, ["train", *FLAGS], "stopped while loading: there was nothing to save"),
+        (signal.SIGTERM, ["audit"], "stopped; nothing is written"),
+    ],
+)
+def test_a_signal_while_models_load_ends_it_at_once(tmp_path, number, flags, said):
+    done = forked.run("-c", LOADING, str(int(number)), *flags, cwd=tmp_path)
+    assert done.returncode == 128 + number and done.stderr == ""
+    assert [line for line in done.stdout.splitlines() if line.startswith("stop")] == [said]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("call", "end", "left"),
     [
@@ -221,9 +248,10 @@ def test_a_failed_resume_gives_the_folder_back(tmp_path, four_steps):
     assert train(resume=run).finished
 
 
-def test_more_steps_continue_the_same_run(tmp_path, four_steps, uninterrupted):
+@pytest.mark.parametrize("flags", [[], ["--teacher-offload"]])  # by which no number changes on a CPU
+def test_more_steps_continue_the_same_run(tmp_path, four_steps, uninterrupted, flags):
     shutil.copytree(four_steps, tmp_path / "run")
-    done = run_train("--resume", "run", "--steps", "6", cwd=tmp_path)
+    done = run_train("--resume", "run", "--steps", "6", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "run") == uninterrupted
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import yaml
 from conftest import DATA, quick_flags, run_train
 
 from poweropd_lite.base.config import load_config
+from poweropd_lite.run.checkpoint import RunState
+from poweropd_lite.run.recorder import seconds_left
 from poweropd_lite.train import train
 
 
@@ -42,6 +45,35 @@ def test_progress_shows_every_figure_and_an_eta(finished):
         r"step (\d)/4  loss [-+.\d]+  reward [-+.\d]+  KL [.\d]+  grad [.\d]+  tok/s \d+  ETA \d+:\d\d", output
     )
     assert shown == ["1", "2", "3", "4"]
+
+
+def test_a_tokenizer_of_several_templates_is_handed_over_with_them(tmp_path):
+    from transformers import AutoTokenizer
+
+    from poweropd_lite.models.loading import model_path
+
+    shutil.copytree(model_path("bundled", "student"), tmp_path / "student")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    (tmp_path / "student" / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ messages }}"}
+    tokenizer.save_pretrained(tmp_path / "student")
+    settings = {"student": str(tmp_path / "student"), "data": DATA, "steps": 1, "batch_size": 2, "eval_every": 0}
+    config = load_config("bundled", **settings, max_new_tokens=4, eval_benchmarks=None, output=str(tmp_path / "run"))
+    assert train(config).finished
+    handed = AutoTokenizer.from_pretrained(tmp_path / "run" / "adapter")
+    assert handed.chat_template["tool_use"] == "{{ messages }}"
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "evaluated", "seconds"),
+    [(10, 25, 1, 90 * 0.5 + 4 * 8), (25, 25, 1, 75 * 0.5 + 4 * 8), (26, 25, 2, 74 * 0.5 + 3 * 4), (100, 25, 4, 2),
+     (10, 0, 1, 90 * 0.5 + 8), (10, 0, 0, 90 * 0.5)],
+)  # fmt: skip
+def test_what_a_run_has_to_come_is_steps_and_evaluations(step, every, evaluated, seconds):
+    """Steps of 0.4 and 0.6 s, evaluations of 8 s in all."""
+    state = RunState(step=step, evaluations={str(i): {} for i in range(evaluated)}, seconds={"evaluate": 8.0})
+    config = load_config("bundled", steps=100, eval_every=every)
+    assert seconds_left(config, state, [0.4, 0.6]) == pytest.approx(seconds)
 
 
 def test_the_summary_says_before_after_time_files_and_what_next(finished):
@@ -86,8 +118,11 @@ def test_the_glossary_explains_every_metric(finished):
     names = {name.replace("@2", "@k") for line in lines(run / "metrics.jsonl") for name in line}
     assert [name for name in sorted(names) if f"`{name}`" not in glossary] == []
     listed = set(re.findall(r"^\| `([^`]+)`", glossary, re.MULTILINE))
-    # On a CPU nothing is compiled, if it is not asked for.
-    assert listed - names == {"time/compile"}, "the glossary lists metrics that no run writes"
+    # On a CPU nothing is compiled, if it is not asked for; and the laboratory's stand in runs that use it.
+    lab = {"reward/capped_share", "part/in_loss_share", "part/mean"}
+    assert listed - names == {"time/compile", "optim/loss_scale", "eval/best@k", *lab}, (
+        "the glossary lists metrics that no run writes"
+    )
 
 
 def test_a_tracker_gets_the_metrics(finished):
@@ -154,10 +189,11 @@ def test_full_finetuning_and_bfloat16_train_too(settings, tmp_path):
 
 
 def test_an_ignored_alpha_is_said(tmp_path):
-    flags = quick_flags(steps=1, reward="tanh", alpha=3, eval_problems=2, eval_samples=1)
+    flags = quick_flags(steps=1, reward="tanh", alpha=3, horizon=9, clip_limit=1.0, eval_problems=2, eval_samples=1)
     done = run_train("--config", "bundled", *flags, "--output", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "note: alpha 3 is ignored: reward tanh has no exponent" in done.stdout
+    assert done.stdout.count("is ignored") == 2 and "note: horizon 9 is ignored: tanh does not read it" in done.stdout
 
 
 def test_ten_dropped_steps_in_a_row_stop_the_run_with_the_reason(tmp_path):
