@@ -52,8 +52,8 @@ def main() -> int:
         tally.tell(f"code ran: {os.listdir()}" if os.listdir() else None, "the folder")
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         judges().process.stdin.close()
-        judges().process.wait()
-        theirs = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # the largest of parent and workers
+        # The largest of parent and workers. (RUSAGE_CHILDREN would count what a shell ran before it became this process.)
+        theirs = os.wait4(judges().process.pid, 0)[2].ru_maxrss * 1024
         for name, most in (("this process", own), ("a judge", theirs)):
             tally.tell(f"{most / 2**30:.2f} GiB" if most > MEMORY else None, f"memory of {name}")
     tally.more = {"undecided": undecided, "slowest": round(slowest, 3), "judge_mib": theirs >> 20}
