@@ -51,6 +51,7 @@ def measure(tiny: bool, engine: str = "loop") -> dict:
             said = {"lengths": lengths, "batch": batch, "prompts": count, "mean tokens": tokens / count}
             peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
             rows.append({**said, "seconds": seconds, "tokens/s": tokens / seconds, "peak GiB": peak})
+            print(rows[-1], flush=True)  # stays, if a later row fails
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
         if server is not None:
