@@ -26,7 +26,7 @@ from poweropd_lite.method.rollout import Draws, Rollout
 from poweropd_lite.method.update import Objective
 from poweropd_lite.models.shape import served_run
 from poweropd_lite.models.student import Student
-from poweropd_lite.run.metrics import describe
+from poweropd_lite.run.metrics import describe, on_host
 from poweropd_lite.run.session import _optimizer
 
 GIB = 2**30
@@ -182,7 +182,8 @@ def ours(student, teacher, optimizer, scaler, rollouts, plain_sampling, config, 
         objective = Objective(config.reward, reward_settings(config), plain_sampling, config.score, stops)
         gradient = update.accumulate(student, teacher, rollouts, objective, config.tokens_at_once, scaler)
         metrics = update.take_step(student, optimizer, gradient, config.max_grad_norm, scaler)
-        gap = (gradient.tokens.engine - gradient.tokens.log_q).abs().nanmean().item()  # of engine and trainer, nats
-        return metrics | describe(gradient.tokens, objective, rollouts) | {"gap": gap}
+        tokens = on_host(gradient.tokens)  # as a run does
+        gap = (tokens.engine - tokens.log_q).abs().nanmean().item()  # of engine and trainer, nats
+        return metrics | describe(tokens, objective, rollouts) | {"gap": gap}
     finally:
         update._finish = standing
