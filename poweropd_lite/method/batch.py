@@ -64,16 +64,17 @@ class MicroBatch:
 
 
 def micro_batches(
-    rollouts: Sequence[Rollout], token_budget: int, stops: Stops, device: torch.device, side: str = "student"
-) -> list[MicroBatch]:
-    """Returns the rollouts as micro-batches of at most `token_budget` ids each, padding counted, longest first.
+    rollouts: Sequence[Rollout], token_budget: int, stops: Stops, device: torch.device, side: str = "student",
+    own: slice = slice(None),
+) -> list[MicroBatch]:  # fmt: skip
+    """Returns rollouts, all or the `own` ones, as micro-batches of at most `token_budget` ids each, padding counted, longest first.
 
     A rollout longer than the budget stands alone. Rollouts without a token in the loss are left out. The prompts are those
     that the model of `side` reads; both sides' micro-batches hold the same rollouts in the same order.
     """
     tokens = [loss_tokens(rollout, stops) for rollout in rollouts]
     starts = torch.tensor([0] + [len(t.student) for t in tokens]).cumsum(0).tolist()
-    by_length = sorted((i for i, t in enumerate(tokens) if t.student), key=lambda i: (-len(rollouts[i]), i))
+    by_length = sorted((i for i in range(len(tokens))[own] if tokens[i].student), key=lambda i: (-len(rollouts[i]), i))
     groups: list[list[int]] = []
     for i in by_length:
         if groups and (len(groups[-1]) + 1) * len(rollouts[groups[-1][0]]) <= token_budget:
@@ -96,7 +97,6 @@ def _micro_batch(group: list[tuple[Rollout, LossTokens, int]], device: torch.dev
     place = np.arange(len(lines)) - (counts.cumsum() - counts)[lines]
     columns = np.array([len(prompt) - 1 for prompt in prompts])[lines] + place  # they predict the next
     order = np.array([start for *_, start in group])[lines] + place
-    # (torch.tensor of a list takes five times as long.)
     ids = (np.array([i for _, t, _ in group for i in getattr(t, side)], np.int64) for side in ("student", "teacher"))
-    parts = (padded, lines, columns, *ids, order, np.array(engine, np.float32))
+    parts = (padded, lines, columns, *ids, order, np.array(engine, np.float32))  # (torch.tensor of lists is slow)
     return MicroBatch(*(torch.from_numpy(part).to(device) for part in parts))

@@ -43,8 +43,7 @@ class Sampling:
     @property
     def is_plain(self) -> bool:
         """Whether this is the model's own distribution: temperature 1 and every id possible."""
-        has_forbidden = self.forbidden is not None and self.forbidden.numel() > 0
-        return self.temperature == 1.0 and not has_forbidden and not self.truncates
+        return self.temperature == 1.0 and not self.truncates and (self.forbidden is None or not self.forbidden.numel())
 
     @property
     def truncates(self) -> bool:
@@ -236,6 +235,8 @@ class _KLRows:
     Or what `measure` gives, whose slope g is in d(z_v) = q_v ([v in S] g_v - sum over S of q g).
     """  # fmt: skip
 
+    one_pass = staticmethod(lambda hidden: False)  # the kernels do not make it
+
     def __init__(
         self, ids: Tensor, teacher_ids: Tensor, teacher_hidden: Tensor, teacher_head: Head, kept_by: Sampling,
         measure: Measure | None,
@@ -244,10 +245,6 @@ class _KLRows:
         self.teacher_hidden, self.teacher_head = teacher_hidden, teacher_head
         self.rooms: tuple[Tensor, ...] | None = None
         self.beside = 2 if measure is None else 8
-
-    def one_pass(self, hidden: Tensor) -> bool:
-        """Whether the kernels make it."""
-        return False
 
     def __call__(self, logits: Tensor, room: Tensor, chunk: slice, learns: bool) -> tuple[Tensor, Tensor]:
         target, shared = self.ids[chunk, None], min(logits.shape[-1], len(self.teacher_head.weight))

@@ -1,8 +1,8 @@
 """The loss: a policy gradient with one reward a token, and the denominator that makes micro-batches add up.
 
 `L = -(1/N) sum_t r_t * score_t` (PowerOPD, section 3). N is the number of unmasked sampled tokens of the whole optimizer
-step, not of a micro-batch, so a step's gradient does not depend on how the step was cut. The pieces here return sums;
-`divide_gradients` brings in 1/N once, after the last micro-batch and before the clip.
+step, so its gradient does not depend on how that was cut. The pieces here return sums; `divide_gradients` brings in 1/N
+once, after the last micro-batch and before the clip.
 """
 
 from collections.abc import Iterable
@@ -23,5 +23,4 @@ def divide_gradients(parameters: Iterable[torch.nn.Parameter], count: int) -> No
     """Divides every gradient in place by `count`, the N of the loss, which must be at least 1."""
     if count < 1:
         raise ValueError(f"a step needs at least one token in its loss to have a gradient, got N = {count}")
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_div_(gradients, float(count))
+    torch._foreach_div_([p.grad for p in parameters if p.grad is not None], float(count))

@@ -2,20 +2,20 @@
 
 In the paper's order: log p of every sampled token; then, micro-batch by micro-batch, one student forward that gives
 log q, the reward and the loss together (`accumulate`); then 1/N, the clip and the optimizer (`take_step`). `full_kl` and
-its like replace reward and score by a divergence of whole distributions. `zscore`, and the laboratory's ways to keep and
-weigh tokens (docs/lab.md), need a first pass for what the whole step is like.
+its like replace reward and score by a divergence of whole distributions. `zscore` and docs/lab.md need a first pass.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from poweropd_lite.base.ranks import ALONE, Alone
 from poweropd_lite.kernels.head import target_logprobs
 from poweropd_lite.kernels.products import Head
 from poweropd_lite.method import loss
@@ -118,16 +118,16 @@ class Gradient:
 def accumulate(
     student: Learner, teacher: Model, rollouts: Sequence[Rollout], objective: Objective, token_budget: int,
     scaler: torch.amp.GradScaler | None = None, teacher_budget: int | None = None, reference: Model | None = None,
-    draws: Draws | None = None,
+    draws: Draws | None = None, ranks: Alone = ALONE,
 ) -> Gradient:  # fmt: skip
     """Returns the gradient of a step on `rollouts`, in micro-batches of at most `token_budget` tokens.
 
     The teacher's are of `teacher_budget`, but where whole distributions are read; `scaler` is for float16. A reward may ask
-    for `reference`, the student without its adapter; `draws` are of two rows, for what is drawn at random. Metrics are in
-    docs/metrics.md.
+    for `reference`, the student without its adapter; `draws` are of two rows, for what is drawn at random. Of several
+    `ranks` each is given all rollouts, works on its share and returns the whole. Metrics are in docs/metrics.md.
     """
     started, scale = time.monotonic(), scaler or torch.amp.GradScaler(student.device.type, enabled=False)
-    lengths, rows = loss_lengths(rollouts, objective.stops), reads_rows(objective)
+    lengths, rows, share = loss_lengths(rollouts, objective.stops), reads_rows(objective), ranks.share(len(rollouts))
     count, metrics = sum(lengths), {"tokens/loss": sum(lengths), "optim/student_passes": 0.0}
     tokens = StepTokens(*(torch.zeros(count, dtype=student.head.wide, device=student.device) for _ in range(8)))
     tokens.part.fill_(1.0)
@@ -136,8 +136,9 @@ def accumulate(
         parameter.grad = None
     if count == 0:
         return Gradient(count, total_loss, tokens, metrics)
-    cut = partial(micro_batches, rollouts, stops=objective.stops, device=student.device)
+    cut = partial(micro_batches, rollouts, stops=objective.stops, device=student.device, own=share)
     batches, apart = cut(token_budget), any(rollout.teacher_prompt_ids for rollout in rollouts)
+    join = partial(ranks.join, places=[batch.order for batch in batches])
     shown = cut(token_budget, side="teacher") if apart else batches
     said: list[Tensor] = []  # the teacher's hidden states [N', D_T], for whole distributions; never logits
     if rows:
@@ -153,7 +154,7 @@ def accumulate(
     metrics["time/teacher"] = time.monotonic() - started
 
     started = time.monotonic()
-    of_step = _first_pass(student, reference, batches, tokens, objective)
+    of_step = _first_pass(student, reference, batches, tokens, objective, join)
     if draws is not None:
         of_step["noise"], of_step["chance"] = draws.uniforms(count).to(tokens.part)
     if not objective.part.counts_all:
@@ -169,6 +170,8 @@ def accumulate(
         loss_sum = learn(student, hidden, compare, batch, tokens, objective, of_step)
         scale.scale(loss_sum).backward()
         total_loss += loss_sum.detach()
+    join([getattr(tokens, each.name) for each in fields(tokens)])
+    ranks.add(total_loss, list(student.trainable().values()))
     _finish(student.device)
     passes = 1.0 + objective.first_pass + ("log_ref" in objective.entry.needs)
     metrics |= {"optim/student_passes": passes, "time/student": time.monotonic() - started}
@@ -190,8 +193,7 @@ def take_step(
     scale.unscale_(optimizer)
     parameters = list(student.trainable().values())
     loss.divide_gradients(parameters, gradient.count)
-    both = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm), gradient.loss
-    norm, total_loss = torch.stack(both).tolist()  # one wait for the device
+    norm, total_loss = torch.stack([nn.utils.clip_grad_norm_(parameters, max_grad_norm), gradient.loss]).tolist()
     if math.isfinite(total_loss) and math.isfinite(norm):
         scale.step(optimizer)
         metrics["optim/skipped"] = 0.0
@@ -226,8 +228,9 @@ def token_logprobs(model: Model, batches: Sequence[MicroBatch], count: int, side
 
 
 def _first_pass(
-    student: Model, reference: Model | None, batches: Sequence[MicroBatch], tokens: StepTokens, objective: Objective
-) -> dict[str, Tensor]:
+    student: Model, reference: Model | None, batches: Sequence[MicroBatch], tokens: StepTokens, objective: Objective,
+    join: Callable[[Sequence[Tensor]], None],
+) -> dict[str, Tensor]:  # fmt: skip
     """Fills in log q and entropy, where the objective asks for them of the whole step, and returns what its reward needs."""
     entry, count, found = objective.entry, len(tokens.log_p), dict[str, Tensor]()
 
@@ -242,6 +245,7 @@ def _first_pass(
         tokens.log_q, tokens.entropy = over_tokens(student, batches, count, facts, 2).unbind(-1)
     elif objective.first_pass:
         tokens.log_q.copy_(token_logprobs(student, batches, count, "student"))
+    join([tokens.log_p, tokens.log_q, tokens.entropy, *found.values()])
     return found | (log_ratio_moments(tokens.log_p, tokens.log_q) if entry.of_step else {})
 
 

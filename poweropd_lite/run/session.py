@@ -14,6 +14,7 @@ import torch
 from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError, notices, refuse
+from poweropd_lite.base.ranks import ALONE, Alone
 from poweropd_lite.base.teachers import SELF, called, how_kept
 from poweropd_lite.checks.grader import check_grader
 from poweropd_lite.checks.machine import check_machine, compute_dtype, device_name
@@ -64,13 +65,19 @@ class Prepared:
         """Whether Unsloth's own vLLM samples, from the weights that are trained."""
         return self.loader.name == "unsloth" and self.engine.name == "vllm" and self.device.type == "cuda"
 
-    def sample(self, engine: Engine, step: int, lines: int | None = None) -> list[Rollout]:
-        """Returns the rollouts of step `step` (from 0), or the first `lines` of them, from the engine's weights."""
+    def sample(self, engine: Engine, step: int, lines: int | None = None, ranks: Alone = ALONE) -> list[Rollout]:
+        """Returns the rollouts of step `step` (from 0), or the first `lines` of them, from the engine's weights.
+
+        Of several `ranks` each samples its share, and all are told of all.
+        """
         c, count = self.config, lines or self.config.batch_size
-        indices = step_indices(len(self.prompts), c.batch_size, c.seed, step)[:count]
-        prompts, draws = [self.prompts[i] for i in indices], Draws(c.seed, TRAINING, step, tuple(range(count)))
+        rows = range(count)[ranks.share(count)]
+        indices = step_indices(len(self.prompts), c.batch_size, c.seed, step)[rows.start : rows.stop]
+        prompts, draws = [self.prompts[i] for i in indices], Draws(c.seed, TRAINING, step, tuple(rows))
         asked = [prompt.ids for prompt in prompts]
-        return shown(sample_whole(engine, asked, draws, self.objective.sampling, c.max_new_tokens), prompts)
+        return ranks.gather(
+            shown(sample_whole(engine, asked, draws, self.objective.sampling, c.max_new_tokens), prompts)
+        )
 
     @cached_property
     def objective(self) -> Objective:
@@ -100,6 +107,7 @@ class Session:
     teacher: Teacher | SelfTeacher | ServedTeacher
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # does nothing but in float16
+    ranks: Alone = ALONE  # who takes its steps
 
     @cached_property
     def bounds(self) -> Bounds:
@@ -266,7 +274,7 @@ def teacher_of(config: Config, student: Student) -> Teacher | SelfTeacher:
     return load_teacher(*of_teacher, offload=config.teacher_offload)
 
 
-def load_session(ready: Prepared, say: Callable[[str], None]) -> Session:
+def load_session(ready: Prepared, say: Callable[[str], None], ranks: Alone = ALONE) -> Session:
     """Loads a run; `say` gets a line on each thing worth knowing. Raises UserError for what can't work."""
     config, device, dtype = ready.config, ready.device, ready.dtype
     served = connect(config, say) if config.served else None
@@ -291,7 +299,7 @@ def load_session(ready: Prepared, say: Callable[[str], None]) -> Session:
     )
     loader, sampler = ready.loader, ready.engine
     say(f"student loaded by {loader.name} ({loader.why}); rollouts by {sampler.name} ({sampler.why})")
-    return Session(ready, student, engine, teacher, optimizer, loss_scaler(device, dtype))
+    return Session(ready, student, engine, teacher, optimizer, loss_scaler(device, dtype), ranks)
 
 
 def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
@@ -300,9 +308,10 @@ def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
     The loss is a sum over thousands of tokens, so it starts far below torch's own 65,536; and it must be able to grow within a
     run, which it can't in torch's own 2,000 steps.
     """
-    return torch.amp.GradScaler(
-        device.type, init_scale=LOSS_SCALE, growth_interval=SCALE_GROWS, enabled=dtype == torch.float16
-    )
+    enabled = dtype == torch.float16
+    scaler = torch.amp.GradScaler(device.type, LOSS_SCALE, growth_interval=SCALE_GROWS, enabled=enabled)
+    scaler.scale(torch.zeros((), device=device))  # makes its tensor: a process without a token in the loss would not
+    return scaler
 
 
 def _optimizer(config: Config, parameters: list) -> torch.optim.Optimizer:

@@ -1,6 +1,6 @@
 """The loop of training, in the paper's order: the student samples, the teacher scores, the student learns.
 
-Left out, on purpose: more than one card. What is opened and loaded before it: start.py.
+What is opened and loaded before it: start.py. Where several processes train together, all of them are in it (base/ranks.py).
 """
 
 import time
@@ -27,11 +27,11 @@ def run_loop(session: Session, state: RunState, record: Recorder, saved: Checkpo
     unsaved = False  # whether a checkpoint is due: none is written while steps are being dropped
     try:
         evaluate_if_due(session, state, record, stop)
-        while state.step < config.steps and not stop:
+        while state.step < config.steps and not session.ranks.any(bool(stop)):
             started = time.monotonic()
             session.set_learning_rate(state.step)
             session.engine.sync()
-            rollouts = ready.sample(session.engine, state.step)
+            rollouts = ready.sample(session.engine, state.step, ranks=session.ranks)
             session.engine.release()
             rollout_seconds = time.monotonic() - started
             gradient, metrics = learn(session, state, guard, rollouts, record)
@@ -66,8 +66,9 @@ def learn(
 
     def attempt(most: int) -> Gradient:  # of own and theirs the larger is halved first
         compiled.append(s.compile_seconds)
-        budgets = min(own, most), s.scaler, min(theirs, most)
-        return accumulate(s.student, s.teacher, rollouts, objective, *budgets, s.reference, s.draws(state.step))
+        given = rollouts, objective, min(own, most), s.scaler, min(theirs, most), s.reference, s.draws(state.step)
+        with s.ranks.failing_together():
+            return accumulate(s.student, s.teacher, *given, s.ranks)
 
     at_first = state.token_budget or max(own, min(theirs, longest * len(rollouts)))
     gradient, most, halved = halving(attempt, at_first, longest, s.student.device, record.progress.say)
@@ -88,10 +89,10 @@ def learn(
 
 
 def evaluate_if_due(session: Session, state: RunState, record: Recorder, stop: StopRequest) -> None:
-    """Evaluates before the first step, after the last, and every `eval_every`; a stop request cuts it short."""
+    """Evaluates before the first step, after the last, and every `eval_every`; a stop request cuts it short. The first of several alone."""
     config, ready = session.config, session.ready
     due = state.step in (0, config.steps) or (config.eval_every and state.step % config.eval_every == 0)
-    if not due or not (ready.held_out or ready.unseen) or state.evaluated == state.step or stop:
+    if not due or not (ready.held_out or ready.unseen) or state.evaluated == state.step or stop or session.ranks.rank:
         return
 
     def tick(done: int, total: int) -> bool:
@@ -112,5 +113,5 @@ def save(saved: Checkpoints, state: RunState, record: Recorder) -> None:
     """Writes a checkpoint of where the run stands, if the latest is of another state."""
     started = time.monotonic()
     record.sync()
-    if saved.save(state):
+    if not saved.session.ranks.rank and saved.save(state):
         state.spend("save", time.monotonic() - started)

@@ -4,11 +4,14 @@ import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from poweropd_lite.base.config import Config
+from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import explained_faults
+from poweropd_lite.base.ranks import joined, settle
 from poweropd_lite.base.stop import LOADING, StopRequest, end_cell, stopped_at_once
 from poweropd_lite.models.served import ServedTeacher
 from poweropd_lite.plan.auto import settle_run
@@ -50,24 +53,30 @@ def train(
     with StopRequest() as stop, ExitStack() as held:
         run = None
         with stopped_at_once(LOADING), explained_faults("no step was taken"):
-            if config is None:
+            ranks = held.enter_context(joined(print))
+            if config is None and not ranks.rank:
                 run, config = open_run(str(resume), **changes)
                 held.enter_context(run)
+            config = ranks.of_first(config)
+            assert config is not None
+            config = settle(config, ranks)
             ready = prepare(config, print)
             on = ready.device, ready.dtype, ready.engine.name, ready.shared, print
-            ready = replace(ready, config=settle_run(ready.config, *on))
+            ready = replace(ready, config=ranks.of_first(settle_run(ready.config, *on)))
             planned = planned_gib(ready.config, *on)
-            session = held.enter_context(closing(load_session(ready, print)))
+            session = held.enter_context(closing(load_session(ready, print, ranks)))
         if run is None:
-            run = held.enter_context(new_run(config))
+            books = {"output": held.enter_context(TemporaryDirectory())} if ranks.rank else {}  # thrown away
+            run = held.enter_context(new_run(changed(config, **books)))
         again = f"what was saved before stands: python -m poweropd_lite.train --resume {run.path} goes on from it"
         held.enter_context(explained_faults(again))
         served = session.teacher if isinstance(session.teacher, ServedTeacher) else None
         inputs = Inputs(run, ready, served.said if served else ())  # of the hub's models once they are here
         if run.steps_saved and not accept_changes:
             inputs.refuse()
-        saved = Checkpoints(run.checkpoints, session)
-        state = saved.resume(print)
+        saved = Checkpoints(ranks.of_first(run.checkpoints), session)
+        with ranks.first_before_others():  # which sets aside what is damaged
+            state = saved.resume(print)
         inputs.keep(state.step)
         if saved.saved:
             print(f"resuming {run.path} at step {state.step} of {config.steps}")
@@ -76,7 +85,7 @@ def train(
                 served.say, served.stopped = record.progress.say, lambda: bool(stop)
             run_loop(session, state, record, saved, stop)
             started = time.monotonic()
-            weights = hand_over(run, session)
+            weights = "" if ranks.rank else hand_over(run, session)
             state.spend("save", time.monotonic() - started)
             results = record.finish(stop, weights)
     if not results.finished:
