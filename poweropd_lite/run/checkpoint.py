@@ -50,6 +50,7 @@ class RunState:
     token_budget: int = 0  # of a micro-batch, once memory ran out; 0 is the config's
     out_of_memory: int = 0  # how often it was halved
     first_gap: float | None = None  # mean gap between engine and trainer at the first step, nats
+    processes: int = 1  # that trained together in the last sitting
 
     def spend(self, phase: str, seconds: float) -> None:
         """Adds to the seconds of a phase."""

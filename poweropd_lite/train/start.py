@@ -80,6 +80,10 @@ def train(
         inputs.keep(state.step)
         if saved.saved:
             print(f"resuming {run.path} at step {state.step} of {config.steps}")
+            if state.processes != ranks.count:
+                was = f"processes: {ranks.count}, where it had {state.processes} so far"
+                print(f"{was}: the data and the draws stay the same, sums are rounded otherwise")
+        state.processes = ranks.count
         with Recorder(run, session, state, planned) as record:
             if served is not None:
                 served.say, served.stopped = record.progress.say, lambda: bool(stop)

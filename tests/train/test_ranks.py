@@ -97,7 +97,8 @@ def test_resumed_on_as_many_it_is_the_same_bit_for_bit_and_on_more_it_reads_the_
     ours, theirs = trained(tmp_path / "run", 3), trained(whole / "two", 3)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert lines(tmp_path / "run") == lines(whole / "two")
-    assert [done.returncode for done in run_ranks(3, *again, "--steps", "4", cwd=tmp_path)] == [0, 0, 0]
+    third = run_ranks(3, *again, "--steps", "4", cwd=tmp_path)
+    assert [done.returncode for done in third] == [0, 0, 0] and "processes: 3, where it had 2 so far" in third[0].stdout
     shutil.copytree(whole / "one", tmp_path / "alone")
     more = forked.run("-m", "poweropd_lite.train", "--resume", "alone", "--steps", "4", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
@@ -118,8 +119,9 @@ def test_what_several_cannot_do_is_refused(tmp_path):
 
 
 def test_a_process_that_dies_or_a_signal_ends_them_all_and_the_run_goes_on(tmp_path):
-    """Started as users do, by torch's launcher: the one that `accelerate launch` takes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    """Started as users do: `accelerate launch` asks for no card."""
+    together = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *together]
     command = [*launch, "poweropd_lite.train", "--config", "bundled", *SMALL, "--steps", "40", "--output", "run"]
     again = [*launch, "poweropd_lite.train", "--resume", "run"]
 
