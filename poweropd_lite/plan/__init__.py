@@ -1,9 +1,9 @@
 """Does a run fit, and how long will it take? `python -m poweropd_lite.plan`, or `plan(load_config("qwen3-0.6b-4b"))`.
 
 From model configs alone. Read in this order: trace.py (the real program on tensors without memory), memory.py (what is
-alive in each phase), flops.py and cards.py (work, machines and time), fit.py (the smallest change that fits), warn.py
-(what to beware of), report.py (what is said), make.py (the plan itself), pairs.py (which of the paper's pairs a card
-holds).
+alive in each phase), flops.py and cards.py (work, machines and time), parallel.py (several cards), fit.py (the smallest
+change that fits), warn.py (what to beware of), report.py (what is said), make.py (the plan itself), pairs.py (which of the
+paper's pairs a card holds).
 """
 
 from typing import TYPE_CHECKING, Any

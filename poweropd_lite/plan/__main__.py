@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         _check_new(out)
     from poweropd_lite.plan.make import plan
     from poweropd_lite.plan.pairs import plan_pairs, table
+    from poweropd_lite.plan.parallel import program
     from poweropd_lite.plan.report import words
 
     with contextlib.redirect_stdout(sys.stderr):
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     if out is not None and fitting is not None:
         _write(out, found, fitting)
         if not args.json:
-            print(f"wrote   {out}: python -m poweropd_lite.train --config {out}")
+            print(f"wrote   {out}: {program(asked.gpus)} -m poweropd_lite.train --config {out}")
         return 0
     if of_a_card:
         return 0 if found["recommended"] else 1
@@ -84,6 +85,7 @@ def _write(path: Path, found: dict[str, Any], fitting: Config) -> None:
 
     kind = "LoRA" if not fitting.full_finetune else "every weight trained"
     room = f"fits {found['machine']}" if found["usable_bytes"] else f"needs {found['needed_bytes'] / 2**30:.1f} GiB"
+    room += " on each of {cards} cards".format(**found["gpus"]) if found["gpus"] else ""
     comment = f"{fitting.pair}, {kind}: {room} by plan's arithmetic."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

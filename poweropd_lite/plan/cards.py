@@ -5,7 +5,8 @@ L40S, H100, H200, B200, and the server edition of RTX PRO 6000, which is the car
 papers (GA102 for RTX 30, Ada for RTX 40, RTX Blackwell for RTX 50): without sparsity, and for GeForce cards with float32
 sums, which there is half of the rate with float16 sums. float16 and bfloat16 have one rate where a card has both. A P100
 has no tensor cores: its products with float32 sums run at its float32 rate. Of memory it is what CUDA reports, a little
-less than is sold, and less again where error correction takes a part (A10, L4, L40S, RTX 6000 Ada).
+less than is sold, and less again where error correction takes a part (A10, L4, L40S, RTX 6000 Ada). NVLink's rate is half of what the data sheets give for both ways (V100, A100,
+H100, H200, B200: the boards that have it between all cards of a machine; bridges of two cards are left out).
 
 What a step costs beside its products was found on one H100 (benchmarks/gpu/results/h100-kernels), and is scaled by the
 two figures for any other card: an estimate, and on cards that 70 W hold back (T4, L4) a lower bound. `--compute-share`
@@ -47,6 +48,7 @@ class Card:
     tflops: float  # dense bfloat16 products with float32 sums (float16 where there is no bfloat16), 1e12 a second
     bandwidth: float  # of its memory, 1e9 bytes a second
     capability: float  # CUDA's compute capability
+    nvlink: float = 0.0  # to the machine's other cards, one way, 1e9 bytes a second; 0: it has PCIe alone
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ CARDS = {
     "rtx5070": Card(11.5, 61.7, 672, 12.0),
     "t4": Card(14.6, 65, 320, 7.5),
     "p100": Card(15.8, 9.3, 732, 6.0),
-    "v100": Card(15.7, 125, 900, 7.0),
+    "v100": Card(15.7, 125, 900, 7.0, 150),
     "rtx4080": Card(15.6, 97.5, 717, 8.9),
     "rtx5080": Card(15.4, 112.6, 960, 12.0),
     "rtx3090": Card(23.5, 71, 936, 8.6),
@@ -81,16 +83,16 @@ CARDS = {
     "a10": Card(22.0, 125, 600, 8.6),
     "l4": Card(22.0, 121, 300, 8.9),
     "rtx5090": Card(31.3, 209, 1792, 12.0),
-    "a100-40gb": Card(39.4, 312, 1555, 8.0),
+    "a100-40gb": Card(39.4, 312, 1555, 8.0, 300),
     "a6000": Card(47.4, 155, 768, 8.6),
     "l40s": Card(44.4, 362, 864, 8.9),
     "rtx6000-ada": Card(44.4, 364, 960, 8.9),
-    "a100-80gb": Card(79.1, 312, 2039, 8.0),
-    "h100": Card(79.1, 989, 3350, 9.0),
+    "a100-80gb": Card(79.1, 312, 2039, 8.0, 300),
+    "h100": Card(79.1, 989, 3350, 9.0, 450),
     "h100-pcie": Card(79.1, 756, 2000, 9.0),
     "rtxpro6000": Card(94.9, 480, 1597, 12.0),
-    "h200": Card(139.8, 989, 4800, 9.0),
-    "b200": Card(178.3, 2250, 8000, 10.0),
+    "h200": Card(139.8, 989, 4800, 9.0, 450),
+    "b200": Card(178.3, 2250, 8000, 10.0, 900),
 }
 OTHER_NAMES = {"a100": "a100-40gb", "g4": "rtxpro6000"}  # of two sizes the smaller; Google's machine for its card
 SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have

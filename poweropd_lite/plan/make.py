@@ -19,6 +19,7 @@ from poweropd_lite.plan.auto import settled
 from poweropd_lite.plan.cards import Machine, find_machine
 from poweropd_lite.plan.fit import differences, fit
 from poweropd_lite.plan.memory import GIB, MemoryPlan, plan_memory
+from poweropd_lite.plan.parallel import of_one_card
 from poweropd_lite.plan.report import report
 from poweropd_lite.plan.settings import CannotPlan, PlanConfig
 from poweropd_lite.plan.trace import traces_of
@@ -29,6 +30,7 @@ def plan(
 ) -> tuple[dict[str, Any], Config | None]:
     """Returns the report of a run (docs/plan.md) and a config that fits: its own, a changed one, or None if none does.
 
+    Of several cards (`asked.gpus`) the report is that of each; the config has the whole step's batch.
     Raises UserError for models whose configs can't be read, cards that are not known, and what train refuses there.
     """
     hush_bitsandbytes()
@@ -38,6 +40,7 @@ def plan(
         say("no CUDA here, so this machine's CPU is planned for; --gpu 24, or a card's name, plans a card")
     if faults := _refusals(config, machine):
         raise UserError("\n".join(faults))
+    whole, config = config, of_one_card(config, asked.gpus, machine)
     dtype = dtype_name(config.dtype, machine.cuda, machine.bfloat16, machine.name)
     traces = traces_of(config, getattr(torch, dtype))
     here = machine.cuda and torch.cuda.is_available() and asked.gpu is None
@@ -48,7 +51,7 @@ def plan(
 
     say(f"tracing {config.pair} on tensors without memory")
     try:
-        wanted, config = config, settled(config, memory, machine.gib if machine.cuda else None)
+        config = settled(config, memory, machine.gib if machine.cuda else None)
         found = memory(config)
         if config.teacher_offload and found.teacher.layer is None:
             raise UserError(not_streamable(config.teacher))
@@ -57,9 +60,9 @@ def plan(
             fitting = fit(config, round(machine.gib * GIB), memory, say, lambda of: not _refusals(of, machine))
         changes = differences(config, fitting) if fitting else None
         if changes is not None:  # what is auto stays so, if it need not be changed
-            fitting = changed(wanted, **{name: after for name, (_, after) in changes.items()}) if changes else wanted
+            fitting = changed(whole, **{name: after for name, (_, after) in changes.items()}) if changes else whole
         engine, _ = _engine(config, machine.cuda, here)
-        return report(config, found, machine, dtype, engine, asked, changes), fitting
+        return report(config, found, machine, dtype, engine, asked, changes, whole.batch_size), fitting
     except UserError:
         raise
     except Exception as error:  # a model's own code on tensors without memory

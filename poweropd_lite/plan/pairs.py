@@ -11,6 +11,7 @@ from poweropd_lite.base.tables import aligned
 from poweropd_lite.cli import as_flags
 from poweropd_lite.plan.make import plan
 from poweropd_lite.plan.memory import GIB
+from poweropd_lite.plan.parallel import head_words, program
 from poweropd_lite.plan.settings import PlanConfig
 
 
@@ -33,12 +34,12 @@ def plan_pairs(
         pairs.append({"config": name, "changes": found["changes"], "plan": found, "changed": after})
     whole = [pair["config"] for pair in pairs if pair["plan"]["fits"]]
     best = whole[-1] if whole else next(iter(fitting), None)
-    out: dict[str, Any] = {key: pairs[0]["plan"][key] for key in ("machine", "usable_bytes")}
+    out: dict[str, Any] = {key: pairs[0]["plan"][key] for key in ("machine", "usable_bytes", "gpus")}
     out |= {"pairs": pairs, "recommended": best, "train": None, "write": None}
     if best is not None:
         changes = next(pair["changes"] for pair in pairs if pair["config"] == best)
         own = {"config": best, **flags}
-        out["train"] = f"python -m poweropd_lite.train {as_flags(own | _values(changes))}"
+        out["train"] = f"{program(asked.gpus)} -m poweropd_lite.train {as_flags(own | _values(changes))}"
         if asked.output is None:
             of_plan = {**asked.model_dump(exclude_unset=True), "output": "mine.yaml"}
             out["write"] = f"python -m poweropd_lite.plan {as_flags(own | of_plan)}"
@@ -55,7 +56,10 @@ def table(r: dict[str, Any]) -> str:
         then = f"{pair['changed']['needed_bytes'] / GIB:.1f}" if pair["changes"] is not None else "-"
         needs = f"{pair['plan']['needed_bytes'] / GIB:.1f}"
         rows.append([pair["config"], needs, text.ljust(width), then, *(_times(pair) if timed else ())])
-    lines = [f"{r['machine']}: {r['usable_bytes'] / GIB:.1f} GiB can be used", "", aligned(rows), ""]
+    lines = [f"{r['machine']}: {r['usable_bytes'] / GIB:.1f} GiB can be used"]
+    if r["gpus"]:
+        lines.append(head_words(r["gpus"]))
+    lines += ["", aligned(rows), ""]
     name = r["recommended"]
     if name is None:
         return "\n".join([*lines, "none of them fits, whatever is changed; take a larger card"])

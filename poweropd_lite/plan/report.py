@@ -22,6 +22,7 @@ from poweropd_lite.plan.cards import (
 )
 from poweropd_lite.plan.flops import TERA, Lengths, paper_update, step_flops
 from poweropd_lite.plan.memory import CUDA_CONTEXT, FRAGMENTED, GIB, WEIGHTS, MemoryPlan
+from poweropd_lite.plan.parallel import head_words, sum_words, summing
 from poweropd_lite.plan.scoring import plan_scoring
 from poweropd_lite.plan.settings import PlanConfig
 from poweropd_lite.plan.warn import warnings
@@ -30,9 +31,13 @@ Changes = dict[str, tuple[Any, Any]] | None  # by setting: its value before, and
 
 
 def report(
-    config: Config, plan: MemoryPlan, machine: Machine, dtype: str, engine: str, asked: PlanConfig, changes: Changes
-) -> dict[str, Any]:
-    """Returns everything that a plan says, as JSON; `changes` make it fit, None says that nothing here does."""
+    config: Config, plan: MemoryPlan, machine: Machine, dtype: str, engine: str, asked: PlanConfig, changes: Changes,
+    batch: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns everything that a plan says, as JSON; `changes` make it fit, None says that nothing here does.
+
+    Of several cards `config` is the part of one, of a step of `batch` prompts.
+    """
     new = min(asked.completion_tokens or config.max_new_tokens, config.max_new_tokens)  # no rollout is longer
     lengths = Lengths(min(asked.prompt_tokens, config.max_prompt_tokens), new)
     out: dict[str, Any] = {
@@ -61,10 +66,14 @@ def report(
         "tflops": {k: v / TERA for k, v in step_flops(config, plan.student, plan.teacher, lengths).items()},
         "paper_tflops": paper_update(plan.teacher, plan.student.shape, config.batch_size, lengths),
         "held_out_answers": (config.eval_samples + 1) * (config.hold_out > 0),
+        "gpus": None,
         "seconds": None,
     }
+    if asked.gpus > 1:
+        out["gpus"] = summing(config, batch, asked.gpus, plan.student.trained, machine.card, asked.bandwidth_share)
     if (card := machine.card) is not None:
         step = step_seconds(config, plan, card, lengths, asked.compute_share, asked.bandwidth_share)
+        step |= {"all-reduce": out["gpus"]["seconds"]} if out["gpus"] else {}
         scoring, times = evaluation_seconds(config, plan, lengths, card, asked.bandwidth_share), evaluations(config)
         shares, student = (asked.compute_share, asked.bandwidth_share), plan.student
         all_seven = plan_scoring(
@@ -95,6 +104,7 @@ def words(r: dict[str, Any], steps: int) -> str:
     lines = [
         "{student} ({trains}: {trained:,} trained, {dtype}) <- {teacher} ({teacher_kept}); rollouts by ".format(**r)
         + ("vLLM" if r["engine"] == "vllm" else "the built-in loop"),
+        *([head_words(r["gpus"])] if r["gpus"] else []),
         "",
         _memory_table(r["phases"]),
         "",
@@ -114,6 +124,8 @@ def words(r: dict[str, Any], steps: int) -> str:
             f"bus     {_gib(o['host_bytes'])} GiB of teacher in the host's memory, brought to the card once a step: "
             f"{o['seconds']:.1f} s at {o['bus_rate'] / 1e9:g} GB/s (PCIe 3.0 x16; assumed, not measured)"
         )
+    if r["gpus"]:
+        lines.append(sum_words(r["gpus"]))
     if s := r["seconds"]:
         parts = ", ".join(f"{phase} {value:.1f}" for phase, value in s["step"].items() if value >= 0.05)
         scoring = f", {clock(s['evaluation'])} an evaluation" if s["evaluations"] else ""

@@ -22,6 +22,9 @@ class PlanConfig(BaseModel):
         "cpu; if not given, the card of this machine, or without one any card for the paper's models and this CPU for others",
         json_schema_extra=section("plan"),
     )
+    gpus: int = Field(
+        1, ge=1, description="equal cards of one machine that share a step's prompts: the plan is that of each of them"
+    )
     output: str | None = Field(None, min_length=1, description="file to write a config into that fits")
     prompt_tokens: int = Field(
         128, ge=1, description="a usual prompt, for FLOPs and time; memory is planned for --max-prompt-tokens"
