@@ -19,7 +19,7 @@ from poweropd_lite.plan.auto import settled
 from poweropd_lite.plan.cards import Machine, find_machine
 from poweropd_lite.plan.fit import differences, fit
 from poweropd_lite.plan.memory import GIB, MemoryPlan, plan_memory
-from poweropd_lite.plan.parallel import of_one_card
+from poweropd_lite.plan.parallel import check_cards, of_one_card
 from poweropd_lite.plan.report import report
 from poweropd_lite.plan.settings import CannotPlan, PlanConfig
 from poweropd_lite.plan.trace import traces_of
@@ -40,7 +40,8 @@ def plan(
         say("no CUDA here, so this machine's CPU is planned for; --gpu 24, or a card's name, plans a card")
     if faults := _refusals(config, machine):
         raise UserError("\n".join(faults))
-    whole, config = config, of_one_card(config, asked.gpus, machine)
+    check_cards(config, asked.gpus, machine)
+    whole, config = config, of_one_card(config, asked.gpus)
     dtype = dtype_name(config.dtype, machine.cuda, machine.bfloat16, machine.name)
     traces = traces_of(config, getattr(torch, dtype))
     here = machine.cuda and torch.cuda.is_available() and asked.gpu is None

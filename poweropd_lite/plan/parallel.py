@@ -1,6 +1,6 @@
 """A data-parallel run over equal cards of one machine: what of a step each card does, and what summing the gradient costs.
 
-`accelerate launch --num_processes N -m poweropd_lite.train` is a process a card. A step's prompts are shared out; each card
+`accelerate launch --multi_gpu --num_processes N -m poweropd_lite.train` is a process a card. A step's prompts are shared out; each card
 has the student, an engine, a teacher (or all ask one that is served) and the optimizer's state. So a card's plan is that of a
 smaller batch. What is added is one sum of the trained weights' gradient, float32, before each takes the same step.
 
@@ -16,7 +16,7 @@ from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.plan.cards import BUS, Card, Machine
 
-LAUNCH = "accelerate launch --num_processes"
+LAUNCH = "accelerate launch --multi_gpu --num_processes"  # which without the first starts one, given a number
 
 
 def program(cards: int) -> str:
@@ -24,10 +24,15 @@ def program(cards: int) -> str:
     return "python" if cards == 1 else f"{LAUNCH} {cards}"
 
 
-def of_one_card(config: Config, cards: int, machine: Machine) -> Config:
-    """Returns the part of a run that the fullest of `cards` has; raises UserError where there is nothing to share."""
+def of_one_card(config: Config, cards: int) -> Config:
+    """Returns the part of a run that the fullest of `cards` has."""
+    return changed(config, batch_size=math.ceil(config.batch_size / cards)) if cards > 1 else config
+
+
+def check_cards(config: Config, cards: int, machine: Machine) -> None:
+    """Raises UserError where there is nothing to share."""
     if cards == 1:
-        return config
+        return
     if not machine.cuda:
         mend = "type --gpu with a card, such as --gpu 24, or leave --gpus out"
         raise UserError(f"gpus: found {cards}, but what is planned for is {machine.name}, no card; {mend}")
@@ -36,7 +41,6 @@ def of_one_card(config: Config, cards: int, machine: Machine) -> Config:
         raise UserError(
             f"gpus: found {cards}, but {much}; type --gpus {config.batch_size}, or --batch-size {cards} or more"
         )
-    return changed(config, batch_size=math.ceil(config.batch_size / cards))
 
 
 def sent_bytes(trained: int, cards: int) -> int:

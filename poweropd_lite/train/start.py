@@ -16,6 +16,7 @@ from poweropd_lite.base.stop import LOADING, StopRequest, end_cell, stopped_at_o
 from poweropd_lite.models.served import ServedTeacher
 from poweropd_lite.plan.auto import settle_run
 from poweropd_lite.plan.memory import planned_gib
+from poweropd_lite.plan.parallel import of_one_card
 from poweropd_lite.run.checkpoint import Checkpoints
 from poweropd_lite.run.folder import check_output, new_run, open_run
 from poweropd_lite.run.handover import hand_over
@@ -62,8 +63,10 @@ def train(
             config = settle(config, ranks)
             ready = prepare(config, print)
             on = ready.device, ready.dtype, ready.engine.name, ready.shared, print
-            ready = replace(ready, config=ranks.of_first(settle_run(ready.config, *on)))
-            planned = planned_gib(ready.config, *on)
+            share = of_one_card(ready.config, ranks.count)
+            found = ranks.of_first(settle_run(share, *on))
+            planned = planned_gib(found, *on)
+            ready = replace(ready, config=changed(found, batch_size=ready.config.batch_size))
             session = held.enter_context(closing(load_session(ready, print, ranks)))
         if run is None:
             books = {"output": held.enter_context(TemporaryDirectory())} if ranks.rank else {}  # thrown away

@@ -77,7 +77,7 @@ def test_a_config_that_fits_keeps_the_whole_batch_and_is_launched_on_all_cards(t
     done = run_plan(*flags, "--output", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith(
-        "wrote   mine.yaml: accelerate launch --num_processes 2 -m poweropd_lite.train --config mine.yaml"
+        "wrote   mine.yaml: accelerate launch --multi_gpu --num_processes 2 -m poweropd_lite.train --config mine.yaml"
     )
     found = load_config(tmp_path / "mine.yaml")
     assert found.batch_size == 32 and found.eval_batch_size < 512  # what was cut, and what was not
@@ -92,7 +92,7 @@ def test_a_table_of_pairs_is_of_one_card_and_says_how_to_launch_on_all():
     assert fitting is not None and fitting.batch_size == 32
     lines = table(report).splitlines()
     assert lines[1] == "all below is of one of 2 cards, which has 16 of a step's 32 prompts at most"
-    assert "next    accelerate launch --num_processes 2 -m poweropd_lite.train --config bundled" in lines
+    assert "next    accelerate launch --multi_gpu --num_processes 2 -m poweropd_lite.train --config bundled" in lines
     assert report["write"] == ("python -m poweropd_lite.plan --config bundled --gpu 24 --gpus 2 --output mine.yaml")
 
 
