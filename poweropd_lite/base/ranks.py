@@ -7,9 +7,8 @@ and speaks; the others' books are thrown away.
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,23 +69,27 @@ class Elsewhere(MemoryError):
     """Another process ran out of memory."""
 
 
+class FailedElsewhere(UserError):
+    """Another process can't go on with the step in hand, and says why."""
+
+
+FINE, MEMORY, FAILED = range(3)
+
+
 class Ranks(Alone):
     """One of several processes."""
 
     def __init__(self, rank: int, count: int) -> None:
-        import torch
-
         self.rank, self.count = rank, count
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def join(self, values: "Sequence[Tensor]", places: "Sequence[Tensor]") -> None:
         import torch
 
-        self._meet(False)
         own = torch.zeros_like(values[0], dtype=torch.bool)
         for place in places:
             own[place] = True
         whole = torch.stack(list(values)).masked_fill_(~own, 0.0)  # a number and zeros: their sum is exact
+        self._meet(FINE)  # once all memory is there
         torch.distributed.all_reduce(whole)
         for value, numbers in zip(values, whole, strict=True):
             value.copy_(numbers)
@@ -94,10 +97,15 @@ class Ranks(Alone):
     def add(self, loss: "Tensor", parameters: "Sequence[nn.Parameter]") -> None:
         import torch
 
-        torch.distributed.all_reduce(loss)
-        for parameter in parameters:
-            if parameter.grad is None:  # no token in the loss of this process
+        some = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int)
+        torch.distributed.all_reduce(some, torch.distributed.ReduceOp.MAX)
+        learnt = [parameter for parameter, any_has in zip(parameters, some.tolist(), strict=True) if any_has]
+        for parameter in learnt:
+            if parameter.grad is None:  # no token of this process reached it
                 parameter.grad = torch.zeros_like(parameter)
+        self._meet(FINE)
+        torch.distributed.all_reduce(loss)
+        for parameter in learnt:
             torch.distributed.all_reduce(parameter.grad)
 
     def gather(self, own: list[T]) -> list[T]:
@@ -108,11 +116,7 @@ class Ranks(Alone):
         return [each for part in found for each in part]
 
     def any(self, flag: bool) -> bool:
-        import torch
-
-        said = torch.tensor(int(flag), device=self.device)
-        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
-        return bool(said)
+        return self._most(int(flag)) > 0
 
     def of_first(self, value: T) -> T:
         import torch
@@ -133,44 +137,69 @@ class Ranks(Alone):
     def failing_together(self) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error) and not isinstance(error, Elsewhere):
-                self._meet(True)
+        except (Elsewhere, FailedElsewhere):
+            raise
+        except Exception as error:
+            self._most(MEMORY if is_out_of_memory(error) else FAILED)
             raise
 
-    def _meet(self, failed: bool) -> None:
-        """Every process says whether it ran out of memory, before numbers are exchanged or in place of that."""
-        if self.any(failed) and not failed:
+    def _meet(self, state: int) -> None:
+        """Every process says how it is, before numbers are exchanged or in place of that."""
+        found = self._most(state)
+        if found == MEMORY:
             raise Elsewhere("another process ran out of memory")
+        if found == FAILED:
+            raise FailedElsewhere("another process could not take this step, and says why; nothing of it was taken")
+
+    def _most(self, number: int) -> int:
+        """Returns the largest of all processes' numbers; through the host's memory, which a full card has, too."""
+        import torch
+
+        said = torch.tensor(number)
+        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+        return int(said)
 
 
 @contextmanager
 def joined(say: Callable[[str], None]) -> Iterator[Alone]:
     """Gives this process's place among those that were started with it; alone where it was started by itself."""
-    count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if count == 1:
+    places = [os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+    rank, local, count = (int(place) if place is not None else 0 for place in places)
+    if None in places or count == 1:  # a machine may set one of them for itself
         yield ALONE
         return
     import torch
 
+    if rank != local:
+        raise UserError(
+            f"process {rank} is number {local} of its machine: several machines are not tried; start all on one, or see docs/verl.md"
+        )
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if local >= torch.cuda.device_count():
+            cards = torch.cuda.device_count()
+            raise UserError(
+                f"{count} processes were started, and there are {cards} cards; type --num_processes {cards}"
+            )
+        torch.cuda.set_device(local)
     torch.distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT
     )
-    with open(os.devnull, "w", encoding="utf-8") as nobody, redirect_stdout(nobody if rank else sys.stdout):
+    with open(os.devnull, "w", encoding="utf-8") as nobody, ExitStack() as quiet:
+        if rank:  # an error is told once this has ended
+            quiet.enter_context(redirect_stdout(nobody))
+            quiet.enter_context(redirect_stderr(nobody))
         say(f"{count} processes train together, each on its share of a step's prompts")
         yield Ranks(rank, count)
     torch.distributed.destroy_process_group()  # not after an error: it would wait for the others
 
 
-def settle(config: Config, ranks: Alone) -> Config:
-    """Returns the config of a run of several processes; raises UserError for what they can't do together."""
-    if ranks.count == 1:
+def settle(config: Config, count: int) -> Config:
+    """Returns the config of a run of `count` processes; raises UserError for what several can't do together."""
+    if count == 1:
         return config
-    if config.batch_size < ranks.count:
+    if config.batch_size < count:
         raise UserError(
-            f"a step of {config.batch_size} prompts can't be shared by {ranks.count} processes; type --batch-size with at least that"
+            f"a step of {config.batch_size} prompts can't be shared by {count} processes; type --batch-size with at least that"
         )
     for name, tried in (("engine", "loop"), ("loader", "peft")):
         if getattr(config, name) not in ("auto", tried):

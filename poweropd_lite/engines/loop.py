@@ -7,6 +7,7 @@ graph and replayed; the host looks only every few tokens whether anything is sti
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -339,9 +340,11 @@ def _check(decoder: Decoder, student: Student, half: float = 0.03) -> None:
     gap = _relative(torch.stack(ours, dim=1), theirs.repeat(1, len(ours) // theirs.shape[1], 1))
     allowed = 1e-3
     if student.dtype != torch.float32:
-        rounded = student.model.get_input_embeddings().register_forward_hook(_round_once)
-        allowed = max(half, 2 * _relative(_own(student, texts)[:, start - width - 1 :], theirs))
-        rounded.remove()
+        rounded = student.model.get_input_embeddings().register_forward_hook(partial(_round_once, student.dtype))
+        try:
+            allowed = max(half, min(0.3, 2 * _relative(_own(student, texts)[:, start - width - 1 :], theirs)))
+        finally:
+            rounded.remove()
     if not gap < allowed:
         raise Unlike(f"its hidden states differ by {gap:.2g} of their size, and may by {allowed:.2g}")
 
@@ -354,11 +357,11 @@ def _own(student: Student, texts: tuple[Tensor, Tensor]) -> Tensor:
         return torch.cat([final_hidden(student.model, text)[:, -least:] for text in texts])
 
 
-def _round_once(module: object, inputs: object, embedded: Tensor) -> Tensor:
-    """Moves every number by at most half of its last place, evenly and always in the same way."""
+def _round_once(dtype: torch.dtype, module: object, inputs: object, embedded: Tensor) -> Tensor:
+    """Moves every number by about as much as `dtype` rounds it, evenly and always in the same way."""
     generator = torch.Generator(embedded.device).manual_seed(0)
     noise = torch.rand(embedded.shape, generator=generator, device=embedded.device) - 0.5
-    return (embedded * (1 + noise * torch.finfo(embedded.dtype).eps)).to(embedded.dtype)
+    return (embedded * (1 + noise * torch.finfo(dtype).eps)).to(embedded.dtype)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:

@@ -10,6 +10,7 @@ from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.memory import peak_gib
+from poweropd_lite.base.ranks import settle
 from poweropd_lite.checks.machine import check_device, dtype_name
 from poweropd_lite.engines.choose import hush_bitsandbytes, installed, part_fault
 from poweropd_lite.models.saved import saved_settings, settle_adapter
@@ -41,7 +42,8 @@ def plan(
     if faults := _refusals(config, machine):
         raise UserError("\n".join(faults))
     check_cards(config, asked.gpus, machine)
-    whole, config = config, of_one_card(config, asked.gpus)
+    whole = settle(config, asked.gpus)
+    config = of_one_card(whole, asked.gpus)
     dtype = dtype_name(config.dtype, machine.cuda, machine.bfloat16, machine.name)
     traces = traces_of(config, getattr(torch, dtype))
     here = machine.cuda and torch.cuda.is_available() and asked.gpu is None

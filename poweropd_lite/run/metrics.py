@@ -195,7 +195,8 @@ class Tracker:
     def close(self) -> None:
         """Flushes and ends."""
         if self.accelerator is not None:
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:  # (end_training would end the processes' group, too)
+                tracker.finish()
 
 
 BINS = 100  # of the histogram

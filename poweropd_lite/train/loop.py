@@ -6,6 +6,7 @@ What is opened and loaded before it: start.py. Where several processes train tog
 import time
 
 from poweropd_lite.base.memory import explained_out_of_memory, halving
+from poweropd_lite.base.ranks import FailedElsewhere
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.engines.guard import Guard, RolloutMismatch
 from poweropd_lite.evaluate.sampling import evaluate_student
@@ -47,8 +48,9 @@ def run_loop(session: Session, state: RunState, record: Recorder, saved: Checkpo
             if unsaved and not state.skipped_in_a_row:
                 save(saved, state, record)
                 unsaved = False
-    except (RolloutMismatch, TeacherFault):  # the step in hand is not taken
+    except (RolloutMismatch, TeacherFault, FailedElsewhere):  # the step in hand is not taken
         save(saved, state, record)
+        session.ranks.any(False)  # what started them ends those that stay
         raise
     except WaitStopped:  # nor here
         pass

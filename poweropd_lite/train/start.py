@@ -60,7 +60,7 @@ def train(
                 held.enter_context(run)
             config = ranks.of_first(config)
             assert config is not None
-            config = settle(config, ranks)
+            config = settle(config, ranks.count)
             ready = prepare(config, print)
             on = ready.device, ready.dtype, ready.engine.name, ready.shared, print
             share = of_one_card(ready.config, ranks.count)
@@ -69,7 +69,9 @@ def train(
             ready = replace(ready, config=changed(found, batch_size=ready.config.batch_size))
             session = held.enter_context(closing(load_session(ready, print, ranks)))
         if run is None:
-            books = {"output": held.enter_context(TemporaryDirectory())} if ranks.rank else {}  # thrown away
+            books = (
+                {"output": held.enter_context(TemporaryDirectory(prefix="poweropd_lite-"))} if ranks.rank else {}
+            )  # thrown away
             run = held.enter_context(new_run(changed(config, **books)))
         again = f"what was saved before stands: python -m poweropd_lite.train --resume {run.path} goes on from it"
         held.enter_context(explained_faults(again))
@@ -80,6 +82,8 @@ def train(
         saved = Checkpoints(ranks.of_first(run.checkpoints), session)
         with ranks.first_before_others():  # which sets aside what is damaged
             state = saved.resume(print)
+        if ranks.of_first(state.step) != state.step:
+            raise UserError(f"the first process goes on at another step than this one, which read step {state.step}")
         inputs.keep(state.step)
         if saved.saved:
             print(f"resuming {run.path} at step {state.step} of {config.steps}")
@@ -95,6 +99,7 @@ def train(
             weights = "" if ranks.rank else hand_over(run, session)
             state.spend("save", time.monotonic() - started)
             results = record.finish(stop, weights)
+            ranks.any(False)  # all leave together: what started them ends those that stay
     if not results.finished:
         end_cell(stop.signal)
     return results
