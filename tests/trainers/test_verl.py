@@ -171,25 +171,41 @@ def test_a_setting_of_the_environment_is_checked():
         settings_of({"POWEROPD_ALPHA": "-1"})
 
 
-def test_verl_loads_it_by_its_name_and_alpha_by_the_environment():
-    """p 0.5, q 0.25 and alpha 2: p^2 - q^2 is 0.25 - 0.0625, in a process that imports verl alone."""
+def test_a_process_of_the_run_loads_the_reward_and_alpha_by_the_config(tmp_path):
+    """Ray's own worker, sent what verl sends: p 0.5, q 0.25 and alpha 2 are worth p^2 - q^2 = 0.25 - 0.0625."""
+    config = composed("one_node", "ray_kwargs.ray_init.runtime_env.env_vars.POWEROPD_ALPHA='2'")
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     code = """if True:
-        import torch, verl
-        from tensordict import TensorDict
-        from types import SimpleNamespace
-        from verl.trainer.distillation.losses import get_distillation_loss_fn
-        def nested(*values): return torch.nested.as_nested_tensor([torch.tensor(v) for v in values], layout=torch.jagged)
-        data = TensorDict({
-            "prompts": nested([7]), "responses": nested([8]), "response_mask": nested([1]),
-            "teacher_logprobs": nested([[0.5], [0.0]]).log()}, batch_size=1)
-        loss = SimpleNamespace(loss_mode="power", use_policy_gradient=True)
-        losses, _ = get_distillation_loss_fn("power")(
-            None, SimpleNamespace(distillation_loss=loss), {"log_probs": nested([0.25, 1.0]).log()}, data)
-        print("LOSS", losses.tolist())
+        import ray
+        from omegaconf import OmegaConf
+        from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+        @ray.remote
+        def losses():
+            import torch, verl
+            from tensordict import TensorDict
+            from types import SimpleNamespace
+            from verl.trainer.distillation.losses import get_distillation_loss_fn
+
+            def nested(values):
+                return torch.nested.as_nested_tensor([torch.tensor(values)], layout=torch.jagged)
+
+            scored = {"teacher_logprobs": nested([[0.5], [1.0]]).log(), "response_mask": nested([1])}
+            data = TensorDict({"prompts": nested([7]), "responses": nested([8]), **scored}, batch_size=1)
+            config = SimpleNamespace(distillation_loss=SimpleNamespace(loss_mode="power", use_policy_gradient=True))
+            return get_distillation_loss_fn("power")(None, config, {"log_probs": nested([0.25, 1.0]).log()}, data)[0]
+
+        config = OmegaConf.load("config.yaml")
+        sent = OmegaConf.merge(get_ppo_ray_runtime_env(config), config.ray_kwargs.ray_init.runtime_env)
+        ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, runtime_env=OmegaConf.to_container(sent))
+        print("LOSSES", ray.get(losses.remote()).tolist())
+        ray.shutdown()
     """
-    given = os.environ | {"VERL_USE_EXTERNAL_MODULES": "poweropd_lite.verl", "POWEROPD_ALPHA": "2"}
-    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=300)
-    assert "LOSS [[-0.1875]]" in done.stdout, done.stderr
+    given = os.environ | {"RAY_AUTH_MODE": "disabled"}  # which writes a token into the home folder
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=given, capture_output=True, text=True, timeout=300
+    )
+    assert "LOSSES [[-0.1875]]" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(("name", "student", "teacher", "prompts"), [("one_node", 4, 4, 32), ("several_nodes", 16, 8, 128)])  # fmt: skip
