@@ -4,10 +4,12 @@
     python examples/trl_power.py                            # the bundled pair: three minutes of a CPU
     python examples/trl_power.py --config qwen3-0.6b-4b     # Qwen3, on a card
 
-Pair, data, alpha and sizes are those of a config of train's. What was tried and what was not: docs/verl.md.
+Pair, data, alpha, sampling, batch, learning rate and LoRA are those of a config of train's; the rest is TRL's. What was tried
+and what was not: docs/verl.md.
 """
 
 import argparse
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -62,6 +64,9 @@ class PowerTrainer(DistillationTrainer):
 def main(name: str, steps: int, output: str) -> None:
     """Trains a LoRA adapter for `steps` steps by the config `name`, and saves it in `output`."""
     config, cuda = load_config(name), torch.cuda.is_available()
+    if config.reward != "power":
+        raise SystemExit(f"{name} asks for the reward {config.reward}; this example has power alone")
+    at_once = math.gcd(config.batch_size, 8)
     pair, dtype = load_pair(config), torch.bfloat16 if cuda else torch.float32
     problems = [row["problem"] for _, row in rows(Source(config.data)) if isinstance(row, dict) and row.get("problem")]
     trainer = PowerTrainer(
@@ -72,11 +77,15 @@ def main(name: str, steps: int, output: str) -> None:
         args=DistillationConfig(
             output,
             max_steps=steps,
-            per_device_train_batch_size=8,
-            gradient_accumulation_steps=config.batch_size // 8,
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=config.batch_size // at_once,
             learning_rate=config.learning_rate,
             lr_scheduler_type="constant",
             max_completion_length=config.max_new_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=config.seed,
             chat_template_kwargs={"enable_thinking": config.enable_thinking},
             bf16=cuda,
             use_cpu=not cuda,
