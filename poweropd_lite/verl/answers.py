@@ -1,0 +1,10 @@
+"""What verl calls to score a completion: this package's grader. The score is logged; use_task_rewards decides if it is learnt."""
+
+from typing import Any
+
+from poweropd_lite.grade.grader import is_correct
+
+
+def accuracy(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> float:
+    """Returns 1.0 where the completion's final answer is `ground_truth`, else 0.0; verl's `reward.custom_reward_function`."""
+    return float(is_correct(solution_str, ground_truth))
