@@ -167,7 +167,7 @@ def _import_all(libraries: Sequence[str]) -> None:
     import poweropd_lite
 
     for module in pkgutil.walk_packages(poweropd_lite.__path__, "poweropd_lite."):
-        if not module.name.endswith(".__main__"):
+        if not module.name.endswith(".__main__") and ".verl" not in module.name:  # verl is not here
             importlib.import_module(module.name)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.memory import halving
-from poweropd_lite.base.ranks import ALONE, joined
+from poweropd_lite.base.ranks import ALONE, FailedElsewhere, joined
 from poweropd_lite.checks.reward import reward_settings
 from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.method.batch import Stops
@@ -107,6 +107,18 @@ def main():
 
         together, _, halved = halving(attempt, 120, 40, CPU, print)
         assert tried == [120, 60] and halved == 1
+        # One can't go on: the others are told so, and wait for nothing.
+        ended = None
+        student.hidden = own
+        try:
+            with ranks.failing_together():
+                if ranks.rank == 1:
+                    raise ValueError("no teacher")
+                step(student, teacher, rollouts, objective, ranks)
+        except (ValueError, FailedElsewhere) as error:
+            ended = type(error)
+        assert ended is (ValueError if ranks.rank == 1 else FailedElsewhere)
+
         if not ranks.rank:
             alone = step(student, teacher, rollouts, objective, ALONE)
             apart["zscore, out of memory"] = furthest(together, alone)

@@ -70,7 +70,7 @@ def whole(tmp_path_factory):
     """A folder with two/, three steps by two processes, and one/, by one."""
     folder = tmp_path_factory.mktemp("ranks")
     flags = ["-m", "poweropd_lite.train", "--config", "bundled", *SMALL, "--steps", "3"]
-    for done in run_ranks(2, *flags, "--output", "two", cwd=folder):
+    for done in run_ranks(2, *flags, "--tracker", "tensorboard", "--output", "two", cwd=folder):
         assert done.returncode == 0, done.stdout + done.stderr
     alone = forked.run(*flags, "--output", "one", cwd=folder)
     assert alone.returncode == 0, alone.stderr
@@ -84,6 +84,7 @@ def test_two_processes_train_as_one_does(whole):
         assert together["tokens/loss"] == alone["tokens/loss"]
         for name in ("loss", "optim/grad_norm", "reward/mean", "kl/train", "parity/gap"):
             assert together[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
+    assert len({file.name.rsplit(".", 2)[1] for file in (whole / "two").rglob("events.out.*")}) == 1  # of one process
     ours, theirs = trained(whole / "two", 3), trained(whole / "one", 3)
     off = sum((ours[k] - theirs[k]).square().sum() for k in ours) ** 0.5
     assert off / sum(theirs[k].square().sum() for k in theirs) ** 0.5 < 1e-4
