@@ -32,7 +32,7 @@ def run_loop(session: Session, state: RunState, record: Recorder, saved: Checkpo
             started = time.monotonic()
             session.set_learning_rate(state.step)
             session.engine.sync()
-            rollouts = ready.sample(session.engine, state.step, ranks=session.ranks)
+            rollouts = ready.sample(session.engine, state.step, config.batch_size, session.ranks)
             session.engine.release()
             rollout_seconds = time.monotonic() - started
             gradient, metrics = learn(session, state, guard, rollouts, record)
