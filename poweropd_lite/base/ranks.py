@@ -58,7 +58,7 @@ class Alone:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Runs out of memory on all processes where one does, so that all try again with smaller pieces."""
+        """What goes wrong inside on one process all are told before they exchange numbers: out of memory, all are."""
         yield
 
 
@@ -164,7 +164,7 @@ class Ranks(Alone):
 def joined(say: Callable[[str], None]) -> Iterator[Alone]:
     """Gives this process's place among those that were started with it; alone where it was started by itself."""
     places = [os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
-    rank, local, count = (int(place) if place is not None else 0 for place in places)
+    rank, local, count = (int(place or 0) for place in places)
     if None in places or count == 1:  # a machine may set one of them for itself
         yield ALONE
         return

@@ -69,10 +69,9 @@ def train(
             ready = replace(ready, config=changed(found, batch_size=ready.config.batch_size))
             session = held.enter_context(closing(load_session(ready, print, ranks)))
         if run is None:
-            books = (
-                {"output": held.enter_context(TemporaryDirectory(prefix="poweropd_lite-"))} if ranks.rank else {}
-            )  # thrown away
-            run = held.enter_context(new_run(changed(config, **books)))
+            if ranks.rank:  # its books are thrown away
+                config = changed(config, output=held.enter_context(TemporaryDirectory(prefix="poweropd_lite-")))
+            run = held.enter_context(new_run(config))
         again = f"what was saved before stands: python -m poweropd_lite.train --resume {run.path} goes on from it"
         held.enter_context(explained_faults(again))
         served = session.teacher if isinstance(session.teacher, ServedTeacher) else None
