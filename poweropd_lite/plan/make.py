@@ -50,6 +50,8 @@ def plan(
 
     def memory(of: Config) -> MemoryPlan:
         runtime = None if machine.cuda else round(peak_gib() * GIB)
+        if here and of.loader == "auto" and installed("unsloth"):  # whose layers are not compiled by us
+            of = changed(of, loader="unsloth")
         return plan_memory(of, traces, machine.cuda, *_engine(of, machine.cuda, here), runtime, machine.bfloat16)
 
     say(f"tracing {config.pair} on tensors without memory")

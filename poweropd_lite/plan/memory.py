@@ -75,7 +75,7 @@ def plan_memory(
     dtype, teacher_dtype = traces.dtype, teacher_compute(config, traces.dtype)
     scored = fullest_batch(config, own)
     teacher, scoring = traces.teacher(config, teacher_dtype, *scored)
-    student = traces.student(config, teacher.head, lines, width)
+    student = traces.student(config, teacher.head, lines, width, cuda and compiles(config, fused))
 
     base_bits = 32 if config.full_finetune else 4 if config.student_bits == 4 else 8 * dtype.itemsize
     teacher_bits = 8 * teacher_dtype.itemsize if config.teacher_bits >= 16 else config.teacher_bits
@@ -127,6 +127,11 @@ def plan_memory(
 def fused_here(config: Config) -> bool:
     """Whether a run on this machine's card takes the head's kernels."""
     return config.kernels != "off" and torch.cuda.is_available() and head.fault(torch.cuda.current_device()) is None
+
+
+def compiles(config: Config, fused: bool = True) -> bool:
+    """Whether a card's student runs compiled layers, as far as a config says: auto is left to what is at hand (compiled.py)."""
+    return config.compile == "on" or (config.compile == "auto" and fused and config.loader != "unsloth")
 
 
 def fullest_batch(config: Config, budget: int | None = None) -> tuple[int, int]:

@@ -37,6 +37,7 @@ from poweropd_lite.models.loading import final_hidden, head_of, quiet_dropout
 from poweropd_lite.models.shape import Shape, empty_model, read_config, shape_of
 from poweropd_lite.models.streamed import before_layers, decoder_layers, layer_by_layer
 from poweropd_lite.models.student import Student, recompute
+from poweropd_lite.plan.kept import kept_less
 from poweropd_lite.rewards.table import reads_rows, reward_of
 
 if TYPE_CHECKING:
@@ -57,11 +58,16 @@ class Traces:
     def __init__(self, student: "PretrainedConfig", teacher: "PretrainedConfig", dtype: torch.dtype) -> None:
         self.student_config, self.teacher_config, self.dtype = student, teacher, dtype
 
-    def student(self, config: Config, teacher_head: tuple[int, int], lines: int, width: int) -> "Traced":
+    def student(
+        self, config: Config, teacher_head: tuple[int, int], lines: int, width: int, compiled: bool = False
+    ) -> "Traced":
         read = teacher_head if reads_rows(config) else (1, 1)
         few = min(lines, max(1, (2 if config.full_finetune else 1) * PLAIN_BUDGET // width))
         traced = self._once(trace_student, self.student_config, config, self.dtype, read, few, width)
-        return replace(traced, update=math.ceil(traced.update * lines / few))
+        update = math.ceil(traced.update * lines / few)
+        if compiled and not config.recomputes:
+            update -= lines * width * self._once(trace_kept_less, self.student_config, config, self.dtype)
+        return replace(traced, update=update)
 
     def teacher(self, config: Config, dtype: torch.dtype, lines: int, width: int) -> tuple[Shape, int]:
         few = min(lines, max(1, PLAIN_BUDGET // width))
@@ -190,6 +196,12 @@ def _mean(log_p: torch.Tensor, log_q: torch.Tensor) -> tuple[torch.Tensor, torch
 
 def _paid(log_q: torch.Tensor, rows: slice) -> torch.Tensor:
     return log_q  # any number a token: it is known with the log-prob, as a reward is
+
+
+def trace_kept_less(model_config: "PretrainedConfig", config: Config, dtype: torch.dtype) -> int:
+    """Returns the bytes a token that compiled layers keep less for the backward than those that trace_student runs."""
+    with fake_student(model_config, config, dtype) as (student, _):
+        return kept_less(student)
 
 
 def trace_teacher(

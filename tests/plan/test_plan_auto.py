@@ -23,7 +23,7 @@ def found(config: Config) -> tuple:
 
 def qwen(config: Config) -> SimpleNamespace:
     """Qwen3-0.6B <- 4B as it was traced: GiB of rollouts, and of an update and a score by 1,024 tokens."""
-    update = 4.5 + config.tokens_at_once / 1024 * (0.137 if config.recomputes else 1.91)
+    update = 4.5 + config.tokens_at_once / 1024 * (0.137 if config.recomputes else 1.27)
     score = 4.5 + config.teacher_tokens_at_once / 1024 * 0.0773
     return SimpleNamespace(needed=(0.6 + max(13.4, 1.05 * update, 1.05 * score)) * GIB)
 
@@ -34,10 +34,10 @@ def qwen(config: Config) -> SimpleNamespace:
         ("12", PLAIN),  # which needs 14.0 GiB itself
         ("24", (True, 49_152, 65_536)),  # under the 14.0 GiB of the rollouts: 12.4; of 65,536 tokens it would be 14.5
         ("rtx4090", (True, 49_152, 65_536)),
-        ("40", (False, 12_288, 65_536)),  # 29.4 of at most 36.2 GiB; of 16,384 tokens it would be 37.4
-        ("48", (False, 16_384, 65_536)),
-        ("80", (False, 32_768, 65_536)),  # 69.5 of 72.8
-        ("h200", (False, 49_152, 65_536)),
+        ("40", (False, 16_384, 65_536)),  # 26.7 of at most 36.2 GiB; of 24,576 tokens it would be 37.3
+        ("48", (False, 24_576, 65_536)),
+        ("80", (False, 49_152, 65_536)),  # 69.3 of 72.8
+        ("h200", (False, 65_536, 65_536)),
     ],
 )
 def test_what_auto_takes_of_known_sizes(card, sizes):
@@ -49,13 +49,13 @@ def test_what_auto_takes_of_known_sizes(card, sizes):
 
 def test_a_number_wins_and_what_others_hold_counts():
     config = load_config("qwen3-0.6b-4b")
-    assert found(settled(config, qwen, 79.1, others=40.0)) == (False, 12_288, 65_536)  # of 0.92 x 39.1 GiB
+    assert found(settled(config, qwen, 79.1, others=40.0)) == (False, 16_384, 65_536)  # of 0.92 x 39.1 GiB
     assert found(settled(changed(config, token_budget=4096), qwen, 79.1)) == (False, 4096, 65_536)
     assert found(settled(changed(config, gradient_checkpointing=True), qwen, 79.1)) == (True, 65_536, 65_536)
-    assert found(settled(changed(config, teacher_token_budget=5000), qwen, 79.1)) == (False, 32_768, 5000)
+    assert found(settled(changed(config, teacher_token_budget=5000), qwen, 79.1)) == (False, 49_152, 5000)
     given = changed(config, gradient_checkpointing=True, token_budget=9000, teacher_token_budget=None)
     assert settled(given, qwen, 79.1) == given
-    assert found(settled(changed(config, reward="full_kl"), qwen, 79.1)) == (False, 32_768, None)
+    assert found(settled(changed(config, reward="full_kl"), qwen, 79.1)) == (False, 49_152, None)
     assert found(settled(changed(config, batch_size=2), qwen, 79.1)) == (False, 8192, 8192)
 
 
@@ -71,7 +71,7 @@ def test_a_run_on_a_card_says_and_keeps_what_it_found_and_a_cpu_plans_nothing(mo
     chosen = auto.settle_run(config, torch.device("cuda"), *on)
     assert found(chosen) == (False, 64 * 240, 64 * 240) and set(kernels) == {False}  # no card is here
     assert said == [
-        "auto: no checkpointing, micro-batches of 15,360 tokens (student) and 15,360 (teacher): planned 35.4 of 79.1 GiB"
+        "auto: no checkpointing, micro-batches of 15,360 tokens (student) and 15,360 (teacher): planned 25.3 of 79.1 GiB"
     ]
     # A resume reads them from config.yaml: there is nothing left for a smaller card to choose.
     (tmp_path / "config.yaml").write_text(dump_yaml(chosen))
