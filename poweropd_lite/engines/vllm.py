@@ -21,6 +21,7 @@ import torch
 from poweropd_lite.base.ending import end_soon, within
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import whole_folder
+from poweropd_lite.base.unix import fcntl
 from poweropd_lite.method.logprobs import Sampling
 from poweropd_lite.method.rollout import Draws, Rollout
 from poweropd_lite.models.shape import (
@@ -40,6 +41,7 @@ ALONE_LINES = 256  # answers at once of a vLLM that has the machine to itself
 CLOSING = 6.0  # seconds that its end may take
 GRAPHS = {"cudagraph_specialize_lora": False}  # none beside for requests without an adapter, which never come
 ALONE_CACHE = 4 * GIB  # its keys and values, on a CPU
+LOCK = ".lock"  # in a folder of adapters
 
 
 class VllmEngine:
@@ -80,7 +82,7 @@ class VllmEngine:
             # "auto" would ask the hub whether the embedding was resized.
             self.model.save_pretrained(beside, save_embedding_layers=False)
         if self.sent_before is not None:
-            shutil.rmtree(self.sent_before)
+            shutil.rmtree(self.sent_before, ignore_errors=True)  # gone already, it is no reason to end a run
         self.sent, self.sent_before = folder, self.sent
         if self.shared:
             self.request = self.model.load_lora(str(folder), load_tensors=False)
@@ -191,11 +193,18 @@ def _adapter_folder(room: int) -> tempfile.TemporaryDirectory:
     ram = Path("/dev/shm")
     fits = os.access(ram, os.W_OK) and shutil.disk_usage(ram).free > room
     place = ram if fits else Path(tempfile.gettempdir())
-    for old in place.glob("poweropd-adapters-*-*"):
-        owner = old.name.split("-")[2]
-        if owner.isdigit() and Path("/proc/self").exists() and not Path(f"/proc/{owner}").exists():
+    for old in place.glob("poweropd-adapters-*"):
+        # Containers may share the place and not their processes' numbers: a lock alone tells who lives.
+        with contextlib.suppress(OSError), open(old / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(old, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=f"poweropd-adapters-{os.getpid()}-", dir=place)
+    folder = tempfile.TemporaryDirectory(prefix=f"poweropd-adapters-{os.getpid()}-", dir=place)
+    beside = Path(folder.name, f"{LOCK}.tmp")
+    handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)  # never closed: the lock goes with the process
+    with contextlib.suppress(OSError):  # of a disk without locks, where whoever comes later finds none and leaves it be
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        beside.rename(beside.with_name(LOCK))  # taken before anyone can see it
+    return folder
 
 
 def adapted(names: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ Needs no model: grading can be done again, with another grader or the released c
 """
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -191,7 +192,7 @@ def evaluation_in(folder: str | Path) -> Path:
     if not inside:
         mend = "type the folder that an evaluation wrote to, or a run that was evaluated"
         if (path / "config.yaml").is_file():
-            mend = f"evaluate it first: python -m poweropd_lite.evaluate --model {folder}"
+            mend = f"evaluate it first: python -m poweropd_lite.evaluate --model {shlex.quote(str(folder))}"
         raise UserError(f"{folder} holds no evaluation (no {SETTINGS}); {mend}")
     steps = [path.name.split("-")[0] for path in inside]
     latest = [str(path) for path, step in zip(inside, steps, strict=True) if step == max(steps)]

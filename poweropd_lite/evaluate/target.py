@@ -6,6 +6,7 @@ chat model ends with either.
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ def _run(path: Path, asked_base: str | None, name: str | None = None) -> Target:
         check_handed_over(path / "model")
         return Target(name, str(path / "model"), run=run, run_folder=path)
     found = f"the run in {path} has handed over no adapter/ or model/ yet: it is still training or was killed"
-    raise UserError(f"{found}; type python -m poweropd_lite.train --resume {path}")
+    raise UserError(f"{found}; type python -m poweropd_lite.train --resume {shlex.quote(str(path))}")
 
 
 def _adapter(path: Path, asked_base: str | None, name: str | None = None, base: str | None = None) -> Target:

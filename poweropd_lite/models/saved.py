@@ -5,6 +5,7 @@ A run that starts from one (`adapter`) takes rank, alpha and modules from it: `s
 
 import math
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ def check_handed_over(folder: Path) -> None:
     if ours and (folder / MANIFEST).is_file() and (fault := changed_since(folder)):
         again = "take it from its run again"
         if (folder.parent / "config.yaml").is_file():
-            run = f"python -m poweropd_lite.train --resume {folder.parent}"
+            run = f"python -m poweropd_lite.train --resume {shlex.quote(str(folder.parent))}"
             again = f"{run} hands over again what its last checkpoint holds"
         own = f"or remove {folder / MANIFEST} if you changed it yourself"
         raise UserError(f"{folder} is not what its training handed over: {fault}; {again}, {own}")

@@ -1,4 +1,4 @@
-"""Settings of the reproduce command: a grid of runs, how they are scored, and three grids that have names."""
+"""Settings of the reproduce command: a grid of runs, how they are scored, and four grids that have names."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,11 @@ def check_output(config: Config) -> None:
     """Raises UserError if the run's folder could not be made: asked before anything loads."""
     if config.output is not None:
         path = Path(config.output)
-        refuse_full(path, "--output", f"a run never writes over another (--resume {path} goes on with that one)")
+        refuse_full(
+            path,
+            "--output",
+            f"a run never writes over another (--resume {shlex.quote(str(path))} goes on with that one)",
+        )
         check_writable(path, "--output")
     elif Path("runs").exists() and not Path("runs").is_dir():
         raise UserError("runs is a file, where new run folders would go; type --output with the name of a new folder")
@@ -94,14 +100,18 @@ def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
             f"the run in {path} brings its learning rate to zero at step {before.steps} (lr_schedule "
             f"{config.lr_schedule}), so --steps can't change; leave it out"
         )
-    run = RunFolder(path)
-    recover(run.checkpoints)
-    saved = checkpoints(run.checkpoints)
-    if config.steps < run.steps_saved:
-        taken = f"the run in {path} has taken {run.steps_saved} steps already"
-        raise UserError(f"{taken}; type --steps with a larger number")
-    if not saved and (path / "summary.json").exists():
-        raise UserError(f"{path} has a summary but no checkpoint to go on from; start a new run with another --output")
-    if not saved:
-        print(f"{path} has no checkpoint yet: starting at step 0")
+    with ExitStack() as held:
+        run = held.enter_context(RunFolder(path))
+        recover(run.checkpoints)
+        saved = checkpoints(run.checkpoints)
+        if config.steps < run.steps_saved:
+            taken = f"the run in {path} has taken {run.steps_saved} steps already"
+            raise UserError(f"{taken}; type --steps with a larger number")
+        if not saved and (path / "summary.json").exists():
+            raise UserError(
+                f"{path} has a summary but no checkpoint to go on from; start a new run with another --output"
+            )
+        if not saved:
+            print(f"{path} has no checkpoint yet: starting at step 0")
+        held.pop_all()  # from here on the caller gives it back
     return run, changed(config, output=str(path))

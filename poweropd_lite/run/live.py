@@ -32,6 +32,8 @@ def show_progress(config: Config, start: int, metrics: Path) -> "Progress | Live
 class LiveRun:
     """Shows a run in the output of a notebook's cell. What is said is printed below."""
 
+    unread = False  # (metrics.Progress)
+
     def __init__(self, config: Config, start: int, metrics: Path) -> None:
         self.total, self.at, self.closed = config.steps, start, False
         self.started, self.shown, self.drawn = time.monotonic(), -math.inf, -math.inf

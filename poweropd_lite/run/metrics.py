@@ -133,7 +133,7 @@ class Progress:
     def __init__(self, total: int, start: int) -> None:
         from tqdm import tqdm
 
-        self.total, self.live = total, sys.stderr.isatty()
+        self.total, self.live, self.unread = total, sys.stderr.isatty(), False
         self.every = max(1, total // 20)
         self.bar = tqdm(
             total=total, initial=start, desc="train", unit="step", disable=not self.live, dynamic_ncols=True
@@ -153,7 +153,7 @@ class Progress:
             self.bar.update()
         elif step % self.every == 0 or step == self.total:
             text = "  ".join(f"{k} {v}" for k, v in facts.items())
-            print(f"step {step}/{self.total}  {text}  ETA {clock(left)}", flush=True)
+            self._print(f"step {step}/{self.total}  {text}  ETA {clock(left)}")
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """An evaluation has no place in the line; `say` tells of it."""
@@ -168,7 +168,17 @@ class Progress:
         if self.live:
             self.bar.write(text)
         else:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        """Prints a line. Where its reader is gone (`| head`, a Ctrl-C that ends `| tee` too) it sets `unread`, at which the run ends
+        as at a signal: after the step in hand, saved.
+        """
+        try:
             print(text, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.unread = True
 
     def close(self) -> None:
         """Ends the bar."""

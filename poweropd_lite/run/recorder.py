@@ -1,6 +1,8 @@
 """The run's notebook: what each step and evaluation gave, on screen and in the run folder, and the closing summary."""
 
 import math
+import shlex
+import signal
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -10,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from poweropd_lite.base.config import Config
+from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.config_files import dump_yaml
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_json, write_text
 from poweropd_lite.base.memory import peak_gib
 from poweropd_lite.base.progress import clock, in_notebook
@@ -179,7 +182,7 @@ class Recorder:
         summary = self._summary(finished, weights)
         write_json(self.run.path / "summary.json", summary)
         self._print_summary(summary)
-        return Results(self.run.path, summary, finished, stop.signal)
+        return Results(self.run.path, summary, finished, stop.signal or signal.SIGPIPE * self.progress.unread)
 
     def _write_sample(self, kind: str, rollout: Rollout, rewards: Tensor | None = None) -> None:
         def decode(ids: Sequence[int]) -> str:
@@ -239,6 +242,10 @@ class Recorder:
 
     def _print_summary(self, summary: dict[str, Any]) -> None:
         config, path, seconds, finished = self.config, self.run.path, summary["seconds"], summary["finished"]
+
+        def typed(inside: str = "") -> str:
+            return shlex.quote(f"{path}{inside}")
+
         how = "finished" if finished else "gave up" if self.gave_up else "stopped"
         lines = [
             "",
@@ -260,7 +267,7 @@ class Recorder:
             elif line and not (summary["evaluation_before"] or summary["evaluation_after"]):  # which would not compare
                 lines.append(f"  {name:6}  {near(line)}, on the rollouts of step {line['step']}")
         if (largest := summary["largest_reward"]) is not None and largest < NOTHING_PAID:
-            advise = f"; what other rewards would pay: python -m poweropd_lite.advise --config {path}/config.yaml"
+            advise = f"; what other rewards would pay: python -m poweropd_lite.advise --config {typed('/config.yaml')}"
             lines.append(
                 f"  no token was paid more than {largest:.1g} in size, so that little can have been learnt"
                 + advise * self.session.config.loads_teacher
@@ -280,25 +287,34 @@ class Recorder:
         ]
         command, other = "python -m poweropd_lite", "log_ratio" if config.reward == "power" else "power"
         if not finished and not self.gave_up:
-            lines += [f"  go on:       train(resume='{path}')"] if in_notebook() else []
-            lines.append(f"  go on:       {command}.train --resume {path}")
+            lines += [f"  go on:       train(resume={str(path)!r})"] if in_notebook() else []
+            lines.append(f"  go on:       {command}.train --resume {typed()}")
         if finished and config.lr_schedule == "constant":
-            lines.append(f"  train on:    {command}.train --resume {path} --steps {2 * config.steps}")
+            lines.append(f"  train on:    {command}.train --resume {typed()} --steps {2 * config.steps}")
+        if finished and self._takes(other):
+            rest = f"--config {typed('/config.yaml')} --reward {other} --output {typed('-other')}"
+            both = f"{typed()} {typed('-other')}"
+            lines += [f"  compare:     {command}.train {rest}", f"               {command}.report {both}"]
+        lines.append(f"  see it:      {command}.report {typed()}")
+        lines.append(f"  talk to it:  {command}.chat {typed()}")
         if finished:
-            rest = f"--config {path}/config.yaml --reward {other} --output {path}-other"
-            lines += [f"  compare:     {command}.train {rest}", f"               {command}.report {path} {path}-other"]
-        lines.append(f"  see it:      {command}.report {path}")
-        lines.append(f"  talk to it:  {command}.chat {path}")
-        if finished:
-            lines.append(f"  evaluate:    {command}.evaluate --model {path}")
-            lines.append(f"  export:      {command}.export {path} --to gguf")
+            lines.append(f"  evaluate:    {command}.evaluate --model {typed()}")
+            lines.append(f"  export:      {command}.export {typed()} --to gguf")
         kind = "transformers.AutoModelForCausalLM" if config.full_finetune else "peft.AutoPeftModelForCausalLM"
-        whole = self.session.ready.pair.sides[0].whole
+        whole, weights = self.session.ready.pair.sides[0].whole, f"{path}/{summary['weights']}"
         if whole is None or config.full_finetune:
-            lines.append(f"  use it:      {kind}.from_pretrained('{path}/{summary['weights']}')")
+            lines.append(f"  use it:      {kind}.from_pretrained({weights!r})")
         else:
-            lines.append(f"  use it:      {command}.export {path} --to adapter (to load on the whole {whole})")
+            lines.append(f"  use it:      {command}.export {typed()} --to adapter (to load on the whole {whole})")
         print("\n".join(lines), flush=True)
+
+    def _takes(self, reward: str) -> bool:
+        """Whether the run's other settings are those of a run of `reward`, too."""
+        try:
+            load_config(self.run.path / "config.yaml", reward=reward)
+        except UserError:
+            return False
+        return True
 
     def _why_dropped(self, metrics: dict[str, float]) -> str:
         if not metrics["tokens/loss"]:

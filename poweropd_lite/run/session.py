@@ -234,8 +234,14 @@ def settle_held_out(
     unseen = kept + [
         prompt for problems in held_out for prompt in problems.prompts if problems.benchmark.name != HELD_OUT
     ]
-    if pair.apart is not None:  # of benchmarks, those that have what the teacher reads more
-        unseen = [prompt for prompt in unseen if prompt.teacher_ids]
+    if pair.apart is not None and config.kl_prompts:
+        count, unseen = len(unseen), [prompt for prompt in unseen if prompt.teacher_ids]
+        lack = "what the teacher reads more than the student"
+        if count and not unseen:
+            mend = "--hold-out N keeps prompts of the data for it"
+            say(f"none of {count} held-out prompts has {lack}: the KL to the teacher is not estimated; {mend}")
+        elif without := count - len(unseen):
+            say(f"{without} of {count} held-out prompts lack {lack}: their KL is not estimated")
     return prompts, held_out, unseen[: config.kl_prompts]
 
 

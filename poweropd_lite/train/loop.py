@@ -28,7 +28,7 @@ def run_loop(session: Session, state: RunState, record: Recorder, saved: Checkpo
     unsaved = False  # whether a checkpoint is due: none is written while steps are being dropped
     try:
         evaluate_if_due(session, state, record, stop)
-        while state.step < config.steps and not session.ranks.any(bool(stop)):
+        while state.step < config.steps and not session.ranks.any(bool(stop) or record.progress.unread):
             started = time.monotonic()
             session.set_learning_rate(state.step)
             session.engine.sync()

@@ -1,5 +1,6 @@
 """A run from its first line to its last: opened or made, prepared, loaded, trained (loop.py), handed over, summed up."""
 
+import shlex
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -72,7 +73,7 @@ def train(
             if ranks.rank:  # its books are thrown away
                 config = changed(config, output=held.enter_context(TemporaryDirectory(prefix="poweropd_lite-")))
             run = held.enter_context(new_run(config))
-        again = f"what was saved before stands: python -m poweropd_lite.train --resume {run.path} goes on from it"
+        again = f"what was saved before stands: python -m poweropd_lite.train --resume {shlex.quote(str(run.path))} goes on from it"
         held.enter_context(explained_faults(again))
         served = session.teacher if isinstance(session.teacher, ServedTeacher) else None
         inputs = Inputs(run, ready, served.said if served else ())  # of the hub's models once they are here

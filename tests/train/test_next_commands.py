@@ -1,0 +1,33 @@
+"""What a run's summary says to type next can be typed."""
+
+import shlex
+
+import pytest
+from conftest import quick_flags, run_python, run_train
+
+from poweropd_lite.base.config import load_config
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """A run whose folder a shell would cut in two, of a reward with settings that no other has."""
+    folder = tmp_path_factory.mktemp("next")
+    more = ["--reward", "f_fkl", "--reward-settings", '{"cap": 5.0}', "--output", "it's mine"]
+    done = run_train("--config", "bundled", *quick_flags(steps=1, eval_every=0), *more, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, dict(line.strip().split(":", 1) for line in done.stdout.split("next:\n")[1].splitlines())
+
+
+def test_a_folder_is_quoted_and_a_comparison_that_would_be_refused_is_not_offered(said):
+    folder, following = said
+    assert load_config(folder / "it's mine" / "config.yaml").reward_settings == {"cap": 5.0}
+    assert sorted(following) == ["evaluate", "export", "see it", "talk to it", "train on", "use it"]
+    for name, words in (("see it", ["it's mine"]), ("train on", ["--resume", "it's mine", "--steps", "2"])):
+        assert shlex.split(following[name])[3:] == words
+    assert following["use it"].strip() == """peft.AutoPeftModelForCausalLM.from_pretrained("it's mine/adapter")"""
+
+
+def test_the_command_that_trains_on_trains_on(said):
+    folder, following = said
+    done = run_python(*shlex.split(following["train on"])[1:], cwd=folder)
+    assert done.returncode == 0 and "finished at step 2 of 2" in done.stdout, done.stderr
