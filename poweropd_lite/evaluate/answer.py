@@ -45,6 +45,7 @@ class Manner:
     asking: PromptSettings
     longest: int  # tokens of an answer
     positions: int | None  # the longest text that all who answer can read
+    remote_code: bool  # whether Python code of the models may run
 
     @property
     def was_trained(self) -> bool:
@@ -66,16 +67,26 @@ class Manner:
         return prompt
 
 
-def find_manner(model: str, base: str | None, max_new_tokens: int | None, teacher: bool = False) -> Manner:
-    """Returns how to ask a model, and a run's teacher beside it; raises UserError where either is not there."""
+def find_manner(
+    model: str,
+    base: str | None,
+    max_new_tokens: int | None,
+    teacher: bool = False,
+    remote_code: bool | None = None,
+) -> Manner:
+    """Returns how to ask a model, and a run's teacher beside it; raises UserError where either is not there.
+
+    `remote_code` is whether Python code of the models may run; None: as the run trained, or not.
+    """
     import transformers
 
     hush_bitsandbytes()
     unsloth_fault()  # imports it if it is installed: a run that begins later in this process wants it first
     transformers.utils.logging.disable_progress_bar()
-    target = find_target(model, base)
+    target = find_target(model, base, bool(remote_code))
     trained = target.run or load_config(BUNDLED if target.is_bundled else None)
-    vocabulary = load_vocabulary(target)
+    remote_code = trained.trust_remote_code if remote_code is None else remote_code
+    vocabulary = load_vocabulary(target, remote_code)
     rooms = [vocabulary.positions]
     if teacher:
         if target.run is None:
@@ -90,7 +101,8 @@ def find_manner(model: str, base: str | None, max_new_tokens: int | None, teache
                 f"the teacher of {model} reads prompts of its own or is the student's base, and a talk gives it neither; "
                 "leave out --teacher"
             )
-        text = load_model_config(trained.teacher, "teacher", trained.trust_remote_code)[0].get_text_config()
+        with _of_the_run():
+            text = load_model_config(trained.teacher, "teacher", remote_code)[0].get_text_config()
         rooms.append(getattr(text, "max_position_embeddings", None))
     return Manner(
         target,
@@ -100,7 +112,18 @@ def find_manner(model: str, base: str | None, max_new_tokens: int | None, teache
         ),
         max_new_tokens or trained.max_new_tokens,
         min((room for room in rooms if room is not None), default=None),
+        remote_code,
     )
+
+
+@contextmanager
+def _of_the_run() -> Iterator[None]:
+    """Takes training's flags out of what is said of a teacher that can't be loaded: here --teacher takes no name."""
+    try:
+        yield
+    except UserError as error:
+        found, _, _ = str(error).partition("\n")
+        raise UserError(f"{found}\nit is the run's teacher; leave out --teacher") from error
 
 
 @dataclass(frozen=True)
@@ -160,7 +183,8 @@ def speaking(manner: Manner, before: bool, teacher: bool, kernels: str) -> Itera
     def engine(student: Student) -> LoopEngine:
         return LoopEngine(student, stops, print, kernels=kernels)
 
-    after = engine(load_target(target, bits, device, dtype))
+    how = bits, device, dtype, manner.remote_code
+    after = engine(load_target(target, *how))
     speakers: dict[str, Speaker] = {}
     if before:
         base = after
@@ -168,11 +192,12 @@ def speaking(manner: Manner, before: bool, teacher: bool, kernels: str) -> Itera
             student = Target(run.student, model_path(run.student, "student"))
             if run.adapter is not None:  # which the run began with
                 student = replace(student, adapter=(path := Path(run.adapter)), adapter_config=saved_settings(path))
-            base = engine(load_target(student, bits, device, dtype))
+            base = engine(load_target(student, *how))
         speakers["before"] = Speaker(base, manner, bare=base is after)
     speakers["after" if manner.was_trained else target.name] = Speaker(after, manner)
     if teacher and run is not None:
-        model = load_teacher(run.teacher, run.teacher_bits, device, dtype, run.trust_remote_code).model
+        with _of_the_run():
+            model = load_teacher(run.teacher, run.teacher_bits, device, dtype, manner.remote_code).model
         speakers["teacher"] = Speaker(engine(Student(model, device, model.dtype)), manner)
     try:
         yield speakers
@@ -212,8 +237,10 @@ class Conversation:
 
 def answers(model: str | Path, question: str, before: bool, **settings: Any) -> list[str]:
     """Returns what `ask` and `before_and_after` promise: the answer of before, if asked for, then the model's."""
-    config = load_eval_config(model=model, **{name: value for name, value in settings.items() if value is not None})
-    manner = find_manner(config.model, None, config.max_new_tokens)
+    asked = {name: value for name, value in settings.items() if value is not None}
+    config = load_eval_config(model=model, **asked)
+    remote_code = config.trust_remote_code if "trust_remote_code" in asked else None
+    manner = find_manner(config.model, config.base, config.max_new_tokens, remote_code=remote_code)
     prompt = manner.prompt([], question)
     with speaking(manner, before, False, config.kernels) as speakers:
         return [speaker.answer(prompt).text for speaker in speakers.values()]

@@ -40,6 +40,10 @@ class ChatConfig(BaseModel):
     )
     teacher: bool = Field(False, description="a run's teacher answers too, at the run's teacher_bits")
     base: str | None = Field(None, min_length=1, description="an adapter's base model; if not given, the one it names")
+    trust_remote_code: bool | None = Field(
+        None,
+        description="run Python code of a model; only for sources you trust; if not given, as the run trained, or not",
+    )
     single: bool = Field(
         False,
         description="every question stands alone: nothing said before is part of the next prompt",
@@ -61,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = checked(ChatConfig, given(args, ChatConfig))
     from poweropd_lite.evaluate.answer import Conversation, find_manner, speaking
 
-    manner = find_manner(args.model, asked.base, asked.max_new_tokens, asked.teacher)
+    manner = find_manner(args.model, asked.base, asked.max_new_tokens, asked.teacher, asked.trust_remote_code)
     before = asked.before and manner.was_trained
     with speaking(manner, before, asked.teacher, asked.kernels) as speakers:
         for note in manner.target.notes:

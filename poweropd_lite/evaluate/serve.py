@@ -86,7 +86,7 @@ def load_target(
     that is not known here.
     """
     options = {"quantization_config": nf4(dtype), "device_map": {"": device}} if bits == 4 else {}
-    model: Any = load_causal_lm(target.base, "model", dtype, remote_code, **options)
+    model: Any = load_causal_lm(target.base, target.role, dtype, remote_code, **options)
     if bits == 4:
         if fused := fused_experts(model):
             left = f"{len(fused)} fused parameters of experts, which 4 bits would leave as they are"

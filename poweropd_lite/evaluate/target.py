@@ -43,6 +43,11 @@ class Target:
         return "run" if self.run is not None else "adapter" if self.adapter else "model"
 
     @property
+    def role(self) -> str:
+        """What messages call `base`: an adapter's is typed as --base."""
+        return "base" if self.kind == "adapter" else "model"
+
+    @property
     def is_bundled(self) -> bool:
         return self.base in (model_path(BUNDLED, "student"), model_path(BUNDLED, "teacher"))
 
@@ -152,10 +157,11 @@ class Vocabulary:
 
 def load_vocabulary(target: Target, remote_code: bool = False) -> Vocabulary:
     """Returns a model's tokenizer, from its own folder or else its base's, its stop ids and its room."""
-    model_config, stops = load_model_config(target.base, "model", remote_code)
+    model_config, stops = load_model_config(target.base, target.role, remote_code)
     text = model_config.get_text_config()
     own = target.adapter is not None and (target.adapter / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(str(target.adapter) if own else target.base, "model", remote_code)
+    place, role = (str(target.adapter), "model") if own else (target.base, target.role)
+    tokenizer = load_tokenizer(place, role, remote_code)
     ids = {*stops, *_handed_over(target.adapter), tokenizer.eos_token_id, end_of_turn(tokenizer)} - {None}
     stop_ids = frozenset(i for i in ids if i < text.vocab_size)
     if not stop_ids:

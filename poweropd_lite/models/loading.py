@@ -6,6 +6,7 @@ makes a few rows at a time. A model whose logits are made in any other way than 
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,12 +290,18 @@ def check_head(model: "PreTrainedModel | PeftModel", name: str) -> None:
 @contextlib.contextmanager
 def explained_load(name: str, role: str, what: str) -> Iterator[None]:
     """Turns what the libraries raise for a model that can't be loaded into a UserError."""
-    mend = f"type --{role} with a hub id, a folder that save_pretrained wrote, or '{BUNDLED}'"
+    mend = f"a hub id, a folder that save_pretrained wrote, or '{BUNDLED}'"
+    mend = f"type {mend} in its place" if role == "model" else f"type --{role} with {mend}"
+    side = role.removesuffix("-tokenizer")  # a served teacher's tokenizer and config are read by that flag
+    found = f"no {what} for the {side} at '{name}'"
     try:
-        side = role.removesuffix("-tokenizer")  # a served teacher's tokenizer and config are read by that flag
-        with explained(f"no {what} for the {side} at '{name}'", model_path(name, role), mend):
+        with explained(found, model_path(name, role), mend):
             yield
     except UserError as error:
+        if "trust_remote_code=True" in str(error.__cause__):
+            found += ": it needs Python code that comes with it, which is not run unasked"
+            mend = "type --trust-remote-code (in Python trust_remote_code=True) if you trust its source"
+            raise UserError(f"{found}; {mend}") from error
         folder = Path(name)
         has = os.path.exists  # which is no error for a name too long
         run = next(
@@ -309,5 +316,5 @@ def explained_load(name: str, role: str, what: str) -> Iterator[None]:
         )
         raise UserError(
             f"{name} is {'a run' if run == folder else 'an adapter'}, not a whole model; make one of it first: "
-            f"python -m poweropd_lite.export {run or name} --to merged-16bit, and type --{role} with its folder{beside}"
+            f"python -m poweropd_lite.export {shlex.quote(str(run or name))} --to merged-16bit, and type --{role} with its folder{beside}"
         ) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poweropd_lite.base.config import BUNDLED
+from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.config_files import nearest
 from poweropd_lite.base.errors import UserError, cut
 from poweropd_lite.problems.apart import Apart
@@ -81,6 +81,17 @@ def find_benchmarks(text: str, folder: str | None = None, flag: str = "--benchma
         if sum(b.name == name for b in found) > 1:
             raise UserError(f"two benchmarks are named {name}; rename a file, for results go by name")
     return found
+
+
+def run_benchmarks(run: Config) -> list[str]:
+    """Returns the names that the benchmarks of a run's own evaluation have in results; [] where it has none."""
+    names = []
+    for word in filter(None, map(str.strip, (run.eval_benchmarks or "").split(","))):
+        try:
+            names += [benchmark.name for benchmark in find_benchmarks(word)]
+        except UserError:  # a file that is gone since
+            names.append(Path(word).stem)
+    return list(dict.fromkeys([*names, *([HELD_OUT] if run.hold_out else [])]))
 
 
 def _find(name: str, folder: str | None, flag: str) -> Benchmark:

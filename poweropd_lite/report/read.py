@@ -9,7 +9,7 @@ from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import parse_json, read_json
 from poweropd_lite.evaluate.tables import is_own
-from poweropd_lite.problems.benchmarks import HELD_OUT
+from poweropd_lite.problems.benchmarks import HELD_OUT, run_benchmarks
 
 Line = dict[str, Any]
 METRICS = {"step": int}  # what every line of a file has; metrics are numbers besides
@@ -165,24 +165,24 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
         how = "the folder that `python -m poweropd_lite.evaluate --model TEACHER` named, or its accuracy in percent"
         raise UserError(f"{given} holds no results of an evaluation; type --teacher with {how}") from None
     for run in runs:
-        theirs = [name.strip() for name in (run.config.eval_benchmarks or "").split(",") if name.strip()]
-        theirs = [Path(name).stem if Path(name).suffix in (".json", ".jsonl", ".parquet") else name for name in theirs]
-        theirs += [HELD_OUT] if run.config.hold_out else []
-        if theirs and sorted(theirs) != sorted(benchmarks):
+        theirs = run_benchmarks(run.config)
+        if theirs and set(theirs) != set(benchmarks):
             both = f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}"
-            raise UserError(f"{both}; evaluate the teacher on the same")
+            mend = "leave --teacher out, or type an accuracy in percent"  # no teacher is asked what a run keeps out
+            raise UserError(f"{both}; {mend if HELD_OUT in theirs else 'evaluate the teacher on the same'}")
     rows, scored = (
         results["benchmarks"],
         [run.config for run in runs if any("eval/greedy" in e for e in run.evaluations)],
     )
-    same = all(c.eval_samples == n and _same_problems(c.eval_problems, row) for c in scored for row in rows.values())
+    same = all(c.eval_samples == n and _same_problems(c, *row) for c in scored for row in rows.items())
     rough = "" if same else "; of other problems or samples than a run's, so shares of it are rough"
     counts = ", ".join(f"{row['problems']:,} of {name}" for name, row in rows.items())
     return Reference(accuracy, f"{'mean score' if own else f'Avg@{n}'} on {counts} ({given}{rough})", own)
 
 
-def _same_problems(asked: int, row: Line) -> bool:
-    """Whether a benchmark was evaluated on a run's own problems, which are the first `asked` of it."""
+def _same_problems(run: Config, name: str, row: Line) -> bool:
+    """Whether a benchmark was evaluated on a run's own problems, which are the first of it, or all that it kept out."""
+    asked = run.hold_out if name == HELD_OUT else run.eval_problems
     return asked == row["problems"] or (asked > row["problems"] and bool(row.get("whole")))
 
 

@@ -53,8 +53,8 @@ def figures(run: Run, teacher: Reference | None, level: float | None, curve: Ser
         f"{name} at the end": (after, unit),
     }
     if teacher is not None:
-        out["share of the teacher's accuracy"] = (None if after is None else after / teacher.accuracy, "%")
-        closed = None
+        share = after / teacher.accuracy if after is not None and teacher.accuracy else None
+        out["share of the teacher's accuracy"], closed = (share, "%"), None
         if after is not None and before not in (None, teacher.accuracy):
             closed = (after - before) / (teacher.accuracy - before)
         out["share of the gap to the teacher closed"] = (closed, "%")

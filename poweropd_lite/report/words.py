@@ -110,7 +110,7 @@ def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
         first, last = (_accuracy(runs, step) for step in (steps[0], steps[-1]))
         at = f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != min(taken) else ""
         text += f"{name} {_mean(first, unit)} -> {_mean(last, unit)}{at}"
-        if teacher is not None and teacher.own == (not unit):
+        if teacher is not None and teacher.accuracy and teacher.own == (not unit):
             text += f", {_mean({s: v / teacher.accuracy for s, v in last.items()}, '%')} of the teacher's"
     elif steps:
         text += f"{name} {_mean(_accuracy(runs, steps[0]), unit)} at step {steps[0]}"

@@ -13,10 +13,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from poweropd_lite import cli
+from poweropd_lite.base.config import Config
+from poweropd_lite.base.config_files import config_path, read_yaml
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.plan.settings import CannotPlan
-from poweropd_lite.reproduce import child
+from poweropd_lite.reproduce import child, grid
 from poweropd_lite.reproduce.grid import DONE, RUNNING, STAGES, WAITING, Stage, Task, as_flags, everything, in_order
 from poweropd_lite.reproduce.state import Forecast, Queue, json_or_none, write_pairs
 
@@ -24,10 +27,13 @@ GIB = 2**30
 POLL = 0.2  # seconds between looks at the processes, and at whether to stop
 
 
-def make_forecasts(queue: Queue, gpu: str | None, jobs: int, say: Callable[[str], None], stop: StopRequest) -> None:
+def make_forecasts(
+    queue: Queue, typed: list[str], gpu: str | None, jobs: int, say: Callable[[str], None], stop: StopRequest
+) -> None:
     """Asks plan about every pair and kind of run of which nothing is known yet; with `gpu`, about all, on that card.
 
-    Raises UserError for a pair that does not fit, and where plan refuses the models or their settings.
+    `typed` are the pairs as they stand in --pairs. Raises UserError for a pair that does not fit, and where plan refuses
+    the models or their settings.
     """
     tasks: dict[tuple[str, str], Task] = {}
     for task in in_order(queue.tasks.values()):
@@ -63,7 +69,8 @@ def make_forecasts(queue: Queue, gpu: str | None, jobs: int, say: Callable[[str]
             queue.forecasts.setdefault(pair, {})[kind] = made.result()
     for (pair, kind), task in tasks.items():
         if not stop and (forecast := queue.forecasts[pair][kind]):
-            check_fit(task, forecast, jobs)
+            flags = plan_flags(queue, task, typed, gpu) if forecast.fits is False else ""
+            check_fit(task, forecast, jobs, flags)
 
 
 def _scoring_flags(queue: Queue, pair: str) -> list[str]:
@@ -112,17 +119,27 @@ def _forecast(report: dict[str, Any], kind: str, scored: dict[str, Any] | None, 
     )
 
 
-def check_fit(task: Task, made: Forecast, jobs: int) -> None:
-    """Raises UserError for a pair that does not fit the machine, or not so many times side by side."""
+def plan_flags(queue: Queue, task: Task, typed: list[str], gpu: str | None) -> str:
+    """Returns the flags with which plan is asked about a run by hand: its pair as typed, else the queue's own file of it."""
+    own = queue.out / "pairs" / f"{task.pair}.yaml"
+    files = {config_path(item).stem: item for item in typed if item != "all"}
+    config = files.get(task.pair) or (str(own) if own.is_file() else task.pair)
+    there = {name: field.get_default(call_default_factory=True) for name, field in Config.model_fields.items()}
+    there |= read_yaml(config_path(config))
+    values = {name: value for name, value in grid.run_config(queue.pairs[task.pair], task) if value != there[name]}
+    return cli.as_flags({"config": config, **({"gpu": gpu} if gpu else {}), **values})
+
+
+def check_fit(task: Task, made: Forecast, jobs: int, flags: str) -> None:
+    """Raises UserError for a pair that does not fit the machine, or not so many times side by side; `flags` are plan's."""
     if made.usable_bytes is None:
         return
     needed, usable = made.needed_bytes / GIB, made.usable_bytes / GIB
     if made.fits is False:
-        mend = f"it does with {' '.join(as_flags(made.changes))}" if made.changes else "no setting makes it fit"
+        mend = f"it does with {cli.as_flags(made.changes)}" if made.changes else "no setting makes it fit"
         raise UserError(
             f"{task.pair} ({task.reward}) does not fit {made.machine}: it needs {needed:.1f} GiB, and {usable:.1f} can "
-            f"be used; {mend} (python -m poweropd_lite.plan --config {task.pair} --reward {task.reward} says more), or "
-            "leave it out of --pairs"
+            f"be used; {mend} (python -m poweropd_lite.plan {flags} says more), or leave it out of --pairs"
         )
     if jobs > 1 and jobs * needed > usable:
         raise UserError(

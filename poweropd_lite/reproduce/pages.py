@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from poweropd_lite.base.files import read_json
+from poweropd_lite.problems.benchmarks import run_benchmarks
 from poweropd_lite.reproduce import child
 from poweropd_lite.reproduce.grid import DONE, Task
 from poweropd_lite.reproduce.rows import pair_names
-from poweropd_lite.reproduce.state import Queue, json_or_none
+from poweropd_lite.reproduce.state import Queue, json_or_none, read_scores
 
 PAGE = "report"  # in the queue's folder; with several pairs it holds a folder a pair
 
@@ -31,6 +32,11 @@ def write_pages(queue: Queue, say: Callable[[str], None]) -> list[str]:
     for pair in (name for name in pair_names(queue) if name in runs):
         folder = Path(PAGE, pair) if several else Path(PAGE)
         teacher = next((t for t in queue.in_state(DONE) if t.role == "teacher" and pair in t.pairs), None)
+        scores, own = read_scores(queue, teacher) if teacher else None, run_benchmarks(queue.pairs[pair])
+        if own and scores and set(own) != (theirs := set(scores.benchmarks) - {"mean"}):
+            of = f"it was scored on {', '.join(sorted(theirs))}, and training's own evaluation is of {', '.join(own)}"
+            say(f"{queue.out / folder} is without the teacher: {of}")
+            teacher = None
         reason = _draw(queue, runs[pair], teacher, folder)
         if reason is None:
             found.append(f"{folder}/index.html")

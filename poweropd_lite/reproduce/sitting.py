@@ -43,7 +43,7 @@ def reproduce(say: Callable[[str], None], settings: dict[str, Any]) -> Reproduce
         with locked(out):  # which raises where another process holds it: before anything is planned
             pass
     with StopRequest("stopping: nothing was begun") as stop:
-        make_forecasts(asked, config.gpu, config.jobs, say, stop)
+        make_forecasts(asked, config.pairs or [], config.gpu, config.jobs, say, stop)
     if stop:
         end_cell(stop.signal)
         return _result(asked, stop.signal)

@@ -201,12 +201,13 @@ def read_steps(queue: Queue, task: Task) -> Steps | None:
     """Returns the steps that a run has taken; None for none."""
     file = queue.run_folder(task) / "metrics.jsonl"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    lines = [line for line in map(parse_json, text.splitlines()) if "optim/grad_norm" in line]
+    lines = [line for line in map(parse_json, text.splitlines()) if "tokens/loss" in line]
     if not lines:
         return None
+    norms = (float(line.get("optim/grad_norm", "nan")) for line in lines)  # none where no token was in the loss
     return Steps(
         seconds=[float(line["time/step"]) for line in lines],
-        norms=[norm for line in lines if math.isfinite(norm := float(line["optim/grad_norm"]))],
+        norms=[norm for norm in norms if math.isfinite(norm)],
         peak_gib=max(float(line["memory/peak_gib"]) for line in lines),
         planned_gib=lines[-1].get("memory/planned_gib"),
         dropped=sum(bool(line.get("optim/skipped")) for line in lines),

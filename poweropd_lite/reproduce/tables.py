@@ -143,7 +143,8 @@ def _notes(queue: Queue, block: Block) -> list[str]:
     if waiting := sum(len(row.waiting) for row in block.runs):
         notes.append(f"Not run yet: {waiting} of {sum(len(row.tasks) for row in block.runs)} runs.")
     dropped = {row.label: row.dropped for row in block.runs if row.dropped}
-    return notes + [f"{n} steps of {label} were dropped (loss or gradient not finite)." for label, n in dropped.items()]
+    where = "were dropped (optim/skipped in metrics.jsonl)"
+    return notes + [f"{n} steps of {label} {where}." for label, n in dropped.items()]
 
 
 def _csv_lines(block: Block) -> list[list[Any]]:

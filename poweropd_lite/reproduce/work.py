@@ -23,6 +23,7 @@ from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, WAITING, Task, a
 from poweropd_lite.reproduce.state import Queue, is_trained, json_or_none, read_scores
 
 NOTICE = "stopping: each run finishes its step or batch and saves (once more to stop at once)"
+OF_ADAPTER = ("lora_rank", "lora_alpha", "lora_targets", "modules_to_save")  # which a run with an adapter has from it
 PATIENCE = 10  # seconds for a process that is to end at once
 
 
@@ -179,7 +180,7 @@ def next_command(queue: Queue, task: Task) -> list[str]:
 def check_same_run(folder: Path, here: Config) -> None:
     """Raises UserError for a run folder whose settings are not those of `here`."""
     there = load_config(folder / "config.yaml")
-    names = [n for n in Config.model_fields if n not in marked("found") and getattr(there, n) != getattr(here, n)]
-    if names:
+    own = {*marked("found"), *(OF_ADAPTER if here.adapter else ())}
+    if names := [n for n in Config.model_fields if n not in own and getattr(there, n) != getattr(here, n)]:
         differing = "; ".join(f"{n} {getattr(there, n)} there, {getattr(here, n)} here" for n in names)
         raise UserError(f"{folder} holds another run ({differing}); move it away, and type --retry-failed")

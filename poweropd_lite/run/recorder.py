@@ -298,8 +298,9 @@ class Recorder:
         lines.append(f"  see it:      {command}.report {typed()}")
         lines.append(f"  talk to it:  {command}.chat {typed()}")
         if finished:
-            lines.append(f"  evaluate:    {command}.evaluate --model {typed()}")
-            lines.append(f"  export:      {command}.export {typed()} --to gguf")
+            trusted = " --trust-remote-code" * config.trust_remote_code  # which they ask for again
+            lines.append(f"  evaluate:    {command}.evaluate --model {typed()}{trusted}")
+            lines.append(f"  export:      {command}.export {typed()} --to gguf{trusted}")
         kind = "transformers.AutoModelForCausalLM" if config.full_finetune else "peft.AutoPeftModelForCausalLM"
         whole, weights = self.session.ready.pair.sides[0].whole, f"{path}/{summary['weights']}"
         if whole is None or config.full_finetune:

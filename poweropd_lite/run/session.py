@@ -236,12 +236,11 @@ def settle_held_out(
     ]
     if pair.apart is not None and config.kl_prompts:
         count, unseen = len(unseen), [prompt for prompt in unseen if prompt.teacher_ids]
-        lack = "what the teacher reads more than the student"
-        if count and not unseen:
-            mend = "--hold-out N keeps prompts of the data for it"
-            say(f"none of {count} held-out prompts has {lack}: the KL to the teacher is not estimated; {mend}")
-        elif without := count - len(unseen):
-            say(f"{without} of {count} held-out prompts lack {lack}: their KL is not estimated")
+        if without := count - len(unseen):
+            many = f"{without} of {count}" if unseen else f"all {count}"
+            found = f"{many} held-out prompts lack what the teacher reads more than the student, or it is too long"
+            none = "the KL to the teacher is not estimated; --hold-out N keeps prompts of the data for it"
+            say(f"{found}: {'their KL is not estimated' if unseen else none}")
     return prompts, held_out, unseen[: config.kl_prompts]
 
 

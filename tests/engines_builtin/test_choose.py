@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -14,8 +17,9 @@ from conftest import DATA, run_train
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.engines import choose as backends
-from poweropd_lite.engines.vllm import _adapter_folder
+from poweropd_lite.engines.vllm import VllmEngine, _adapter_folder
 from poweropd_lite.models.shape import cache_bytes, lora_rank_limit, read_shape, served_run
+from poweropd_lite.models.student import load_student
 
 CPU = torch.device("cpu")
 
@@ -89,16 +93,49 @@ def test_a_4_bit_student_trains(tmp_path):
     assert all(line["optim/grad_norm"] > 1e-3 and line["parity/gap_max"] < 1e-4 for line in steps)
 
 
-def test_adapters_for_vllm_go_where_there_is_room_and_those_of_killed_processes_go_away():
-    gone = Path(tempfile.mkdtemp(prefix="poweropd-adapters-999999999-"))  # beyond the largest process number
-    alive = Path(tempfile.mkdtemp(prefix=f"poweropd-adapters-{os.getppid()}-"))
+HOLDS = """
+import os, tempfile, time
+from poweropd_lite.engines.vllm import _adapter_folder
+tempfile.tempdir, os.getpid = os.getcwd(), lambda: 999999999  # of another container: beyond the largest number here
+folder = _adapter_folder(2**60)
+print(folder.name, flush=True)
+time.sleep(300)
+"""
+
+
+def test_adapters_for_vllm_go_where_there_is_room_and_those_of_killed_processes_go_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    unlocked = Path(tempfile.mkdtemp(prefix="poweropd-adapters-999999999-"))  # of a disk without locks, or just made
+    other = forked.start("-c", HOLDS, cwd=tmp_path)
+    held = Path(other.stdout.readline().strip())
+    assert held.parent == tmp_path and held.name.startswith("poweropd-adapters-999999999-")
+    (held / "step-1").mkdir()
     with _adapter_folder(2**60) as folder:  # more than any memory has
-        assert Path(folder).parent == Path(tempfile.gettempdir())
-    assert not gone.exists() and alive.exists()
-    alive.rmdir()
+        assert Path(folder).parent == tmp_path and (held / "step-1").is_dir()
+    other.kill()
+    assert other.wait() == -9 and held.is_dir()
+    with _adapter_folder(2**60) as folder, _adapter_folder(2**60) as second:
+        assert set(tmp_path.iterdir()) == {Path(folder), Path(second), unlocked}
+    assert list(tmp_path.iterdir()) == [unlocked]
     if Path("/dev/shm").exists():
         with _adapter_folder(0) as folder:
             assert Path(folder).parent == Path("/dev/shm")
+
+
+def test_an_adapter_sent_to_vllm_that_is_gone_already_ends_no_run(tmp_path, monkeypatch):
+    sent = []  # what vLLM is told: name, number, folder
+    for name in ("vllm", "vllm.lora", "vllm.lora.request"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(LoRARequest=lambda *told: sent.append(told)))
+    engine = object.__new__(VllmEngine)
+    engine.model = load_student(load_config("bundled"), CPU, torch.float32).model
+    engine.folder, engine.number, engine.asleep, engine.shared = tmp_path, 0, False, False
+    engine.sent = engine.sent_before = None
+    for number in range(1, 5):
+        engine.sync()
+        if number == 2:
+            shutil.rmtree(tmp_path / f"step-{os.getpid()}-1")
+    assert [Path(folder).name for *_, folder in sent] == [f"step-{os.getpid()}-{i}" for i in range(1, 5)]
+    assert {folder.name for folder in tmp_path.iterdir()} == {f"step-{os.getpid()}-{i}" for i in (3, 4)}
 
 
 def test_the_sizes_vllm_is_given():

@@ -183,6 +183,43 @@ def test_odd_names_and_other_sample_counts_stand_side_by_side(tmp_path):
     assert [t.get_text() for t in drawn["gradient"].legends[0].get_texts()] == ["two", r" _a\$^\$<b>", "clipped at 1"]
 
 
+def test_a_teacher_that_is_never_right_has_no_shares(tmp_path):
+    run = planted(tmp_path / "run", {0: 0.25, 100: 0.75})
+    results = {"n": 8, "mean": {"avg@8": 0.0}, "benchmarks": {"bundled": {"problems": 256}}}
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "results.json").write_text(json.dumps(results))
+    said = []
+    folder = report(run, teacher=tmp_path / "teacher", say=said.append)
+    assert said[:2] == [
+        "run (power 10), 0 of 100 steps: Avg@8 25.0% -> 75.0% (step 0 -> 100); it kept no rewards by token (made by an earlier version).",
+        f"Teacher: 0.0%, Avg@8 on 256 of bundled ({tmp_path}/teacher).",
+    ]
+    numbers = json.loads((folder / "report.json").read_text())
+    assert numbers["teacher"]["accuracy"] == 0.0
+    assert "share of the teacher's accuracy" not in {row["name"] for row in numbers["table"]}
+
+
+def test_a_teacher_is_compared_by_the_names_that_its_results_have(tmp_path):
+    """All seven by one word, a set of the hub, a file that is gone; prompts kept out are as many as hold_out says."""
+    seven = ("gsm8k", "math500", "amc23", "aime24", "aime25", "minerva", "olympiadbench")
+    cases = (
+        ({"eval_benchmarks": "all"}, dict.fromkeys(seven, 256)),
+        ({"eval_benchmarks": "HuggingFaceH4/MATH-500, math-ai/aime24:main:test"}, {"MATH-500": 256, "aime24": 256}),
+        ({"eval_benchmarks": "gone/my-test.jsonl"}, {"my-test": 256}),
+        ({"eval_benchmarks": None, "hold_out": 300}, {"held-out": 300}),
+    )
+    for i, (settings, counts) in enumerate(cases):
+        found = read_runs([planted(tmp_path / str(i), {0: 0.5}, **settings)])
+        rows = {name: {"problems": count} for name, count in counts.items()}
+        (tmp_path / "results.json").write_text(json.dumps({"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": rows}))
+        of = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        assert read_teacher(str(tmp_path), found).source == f"Avg@8 on {of} ({tmp_path})"
+    found = read_runs([planted(tmp_path / "both", {0: 0.5}, hold_out=300)])
+    both = "is of held-out, and .*both was evaluated on bundled, held-out; leave --teacher out, or type an accuracy"
+    with pytest.raises(UserError, match=both):
+        read_teacher(str(tmp_path), found)
+
+
 def test_a_teacher_of_other_benchmarks_is_refused(tmp_path):
     found = read_runs([planted(tmp_path / "run", {0: 0.5})])
     results = {"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": {"gsm8k": {"problems": 1319}}}

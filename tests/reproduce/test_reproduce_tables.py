@@ -1,6 +1,5 @@
 """The reproduce command's numbers: intervals against mpmath, tables and estimates by hand, what is refused."""
 
-import csv
 import json
 import os
 from dataclasses import replace
@@ -8,10 +7,11 @@ from pathlib import Path
 
 import mpmath
 import pytest
+from planted_queue import plant, planted, rows_of
 
 from poweropd_lite.base.config import marked
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import write_json, write_text
+from poweropd_lite.base.files import write_json
 from poweropd_lite.base.intervals import stat, t_quantile
 from poweropd_lite.base.progress import clock
 from poweropd_lite.reproduce.cost import make_costs
@@ -20,14 +20,9 @@ from poweropd_lite.reproduce.grid import DONE, FAILED, in_order, load_pairs, mod
 from poweropd_lite.reproduce.rows import make_blocks
 from poweropd_lite.reproduce.settings import INSTEAD, REWARDS, split_settings
 from poweropd_lite.reproduce.settle import set_right, settle
-from poweropd_lite.reproduce.state import Forecast, Queue, read_queue, read_results
+from poweropd_lite.reproduce.state import Forecast, read_queue, read_results
 from poweropd_lite.reproduce.tables import score_sheets, write_tables
 from poweropd_lite.rewards.table import REWARDS as TABLE
-
-
-def rows_of(file: Path) -> list[dict[str, str]]:
-    with open(file, newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 30, 101])
@@ -48,34 +43,6 @@ def test_intervals_by_hand():
     assert found.half == pytest.approx(4.30265 * (7 / 3) ** 0.5, rel=1e-5)
     assert stat({}) is None and stat({4: 2.0}).half is None
     assert stat({0: 5.0, 1: 5.0}).half == 0.0
-
-
-def planted(out: Path, **settings) -> Queue:
-    """A queue whose runs are all waiting."""
-    asked, training, given = split_settings(settings)
-    queue = settle(asked, training, given, None, out)
-    queue.save()
-    return queue
-
-
-def plant(queue: Queue, name: str, scores: dict[str, tuple[float, float, float]], mean=None, **metrics) -> None:
-    """Writes down a run as done: by benchmark Avg@8, Pass@8 (0 to 1) and length."""
-    task = queue.tasks[name]
-    folder = queue.scores_folder(task)
-    folder.mkdir(parents=True)
-    rows = {
-        b: {"avg@8": a, "pass@8": p, "length": x, "truncated": 0.25, "whole": True} for b, (a, p, x) in scores.items()
-    }
-    means = {"avg@8": mean[0], "pass@8": mean[1], "length": mean[2], "truncated": 0.25} if mean else {}
-    write_json(folder / "results.json", {"n": 8, "benchmarks": rows, "mean": means})
-    if task.role == "run":
-        steps = [
-            {"step": i + 1, "optim/grad_norm": norm, "time/step": seconds, "time/rollout": seconds / 2, "memory/peak_gib": metrics.get("peak", 9.5) + i,
-             "rollout/length": 100, "time/tokens_per_second": 1000.0}
-            for i, (norm, seconds) in enumerate(metrics.get("steps", [(0.5, 2.0)]))
-        ]  # fmt: skip
-        write_text(queue.out / "runs" / name / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in steps))
-    task.state = DONE
 
 
 ALL_SEVEN = ("gsm8k", "math500", "amc23", "aime24", "aime25", "minerva", "olympiadbench")
@@ -269,12 +236,12 @@ def test_pairs_of_ones_own(tmp_path):
 def test_a_pair_that_does_not_fit_is_refused_before_anything_starts():
     task = settle(*split_settings({"preset": "smoke"}), None, Path("nowhere")).tasks["bundled-power10-plain-seed0"]
     made = Forecast("a card", 30 * 2**30, 23 * 2**30, False, {"token_budget": 2048}, 1.0, 1.0, None)
-    with pytest.raises(UserError, match="needs 30.0 GiB, and 23.0 can be used; it does with --token-budget=2048"):
-        check_fit(task, made, 1)
+    with pytest.raises(UserError, match="needs 30.0 GiB, and 23.0 can be used; it does with --token-budget 2048"):
+        check_fit(task, made, 1, "--config bundled")
     made = replace(made, needed_bytes=10 * 2**30, fits=True, changes={})
-    check_fit(task, made, 2)
+    check_fit(task, made, 2, "")
     with pytest.raises(UserError, match="need 30.0 GiB by plan, and a card has 23.0; type --jobs 2"):
-        check_fit(task, made, 3)
+        check_fit(task, made, 3, "")
 
 
 def test_the_estimate_by_hand(tmp_path):

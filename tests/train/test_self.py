@@ -86,3 +86,28 @@ def test_no_second_model_is_loaded_planned_or_hashed(tmp_path, monkeypatch):
     assert all("teacher" not in items for items in found["phases"].values())
     card = training(prepare_job(ExportConfig(model="run", to="merged-16bit")))
     assert card["teacher"] == "self (the own base, adapter off)" and HINT in card["teacher's prompts"]
+
+
+def test_problems_without_what_the_teacher_reads_are_said_to_give_no_kl(tmp_path):
+    rows = [{"problem": f"Compute {i} + 2.", "answer": str(i + 2)} for i in range(4)]
+    rows[2]["hint"] = "Count on from 2."
+    data, some, none = (tmp_path / f"{name}.jsonl" for name in ("data", "some", "none"))
+    data.write_text("\n".join(json.dumps(row | {"hint": "Add them."}) for row in rows))
+    some.write_text("\n".join(map(json.dumps, rows)))
+    none.write_text("\n".join(map(json.dumps, rows[:2])))
+
+    def prepared(**settings):
+        said = []
+        how = {"teacher": "self", "teacher_prompt": "{prompt} {hint}", "data": str(data), "batch_size": 1}
+        ready = prepare(load_config("bundled", **how | settings), said.append)
+        about = [line for line in said if "KL" in line]
+        return [prompt.question for prompt in ready.unseen], len(ready.held_out[0].prompts), about
+
+    why = "held-out prompts lack what the teacher reads more than the student, or it is too long"
+    line = f"3 of 4 {why}: their KL is not estimated"
+    assert prepared(eval_benchmarks=str(some)) == (["Compute 2 + 2."], 4, [line])
+    line = f"all 2 {why}: the KL to the teacher is not estimated; --hold-out N keeps prompts of the data for it"
+    assert prepared(eval_benchmarks=str(none)) == ([], 2, [line])
+    assert prepared(eval_benchmarks=str(none), kl_prompts=0) == ([], 2, [])  # no KL was asked for
+    (kept,), _, about = prepared(eval_benchmarks=str(none), hold_out=1)
+    assert kept.startswith("Compute ") and about == [f"2 of 3 {why}: their KL is not estimated"]
