@@ -1,5 +1,6 @@
 """Settings that can't work together, each with what to type instead."""
 
+import shlex
 from typing import Any
 
 from poweropd_lite.base.fields import function_fault
@@ -52,7 +53,7 @@ def impossible(config: Any) -> list[str]:  # a Config, whose file imports this o
     if config.full_finetune and config.adapter is not None:
         problems.append(
             "full_finetune has no adapter to train on from; type --no-full-finetune, or merge it and take the result: "
-            f"python -m poweropd_lite.export {config.adapter} --to merged-16bit, and --student with its folder"
+            f"python -m poweropd_lite.export {shlex.quote(str(config.adapter))} --to merged-16bit, and --student with its folder"
         )
     if config.teacher == SELF and (config.full_finetune or config.modules_to_save):
         whole = "full_finetune" if config.full_finetune else "modules_to_save"

@@ -77,13 +77,20 @@ def write_manifest(folder: Path, files: Iterable[Path]) -> None:
     write_json(folder / MANIFEST, {"sha256": {file.name: digest(file) for file in sorted(files)}})
 
 
+def files_in(folder: Path) -> dict[str, Path]:
+    """Returns the files in a folder and in those inside it, by their path there, with / on any system."""
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
 def changed_since(folder: Path, needed: Iterable[str] = (), manifest: str = MANIFEST) -> str | None:
     """Returns which file of a folder is not what its manifest says, and how; None if all are. The manifest must list `needed`."""
     try:
         listed = read_json(folder / manifest)["sha256"]
         if missing := sorted(set(needed) - set(listed)):
             return f"{manifest} does not list {', '.join(missing)}"
-        wrong = [name for name, value in listed.items() if digest(folder / Path(name).name) != value]
+        if outside := [name for name in listed if Path(name).is_absolute() or ".." in Path(name).parts]:
+            return f"{manifest} lists {cut(outside[0])}, which is outside of the folder"
+        wrong = [name for name, value in listed.items() if digest(folder / name) != value]
     except FileNotFoundError as error:
         name = Path(error.filename).name
         return f"{name} is missing" + (

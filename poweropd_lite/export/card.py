@@ -4,6 +4,7 @@ Training and scores are the run's, or those in the export that this one is made 
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
             f"from transformers import {auto}, AutoTokenizer, GenerationConfig\n\n"
             f'base = {auto}.from_pretrained("{base}", dtype="auto")\n'
             f'model = PeftModel.from_pretrained(base, "{place}")\n{tokenizer}{own}{ask}'
-            f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {name}={place}`; it takes "
+            f"vLLM: `vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {most} --lora-modules {name}={place}`; it takes "
             "its stop "
             f'tokens from the base, so send `"stop_token_ids": {stops}` with each request, and give it the chat '
             "template here "

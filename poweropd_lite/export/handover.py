@@ -27,11 +27,23 @@ def check_place(out: Path, overwrite: bool) -> None:
         refuse_full(out, "--output", f"holds no export ({REPORT})", hidden_too=True)
     elif not overwrite:
         raise UserError(f"{out} holds an export already; type --overwrite to replace it, or --output with a new folder")
-    elif others := sorted(p.name for p in out.iterdir() if p.name != REPORT and files.get(p.name) != p.stat().st_size):
+    elif others := _others(out, files):
         raise UserError(
             f"{out} holds {len(others)} files that its export did not write, or that were changed since (for one "
             f"{others[0]}), which --overwrite would delete; move them, or type --output with a new folder"
         )
+
+
+def _others(out: Path, files: dict[str, int]) -> list[str]:
+    """What lies in an export's folder, by its path there, that is not as it wrote it: an empty folder and a link, too."""
+    folders = {parent.as_posix() for name in files for parent in Path(name).parents}
+    found = {path.relative_to(out).as_posix(): path for path in out.rglob("*")}
+    return sorted(
+        name
+        for name, path in found.items()
+        if name != REPORT
+        and (path.is_symlink() or (name not in folders if path.is_dir() else files.get(name) != path.stat().st_size))
+    )
 
 
 def _files_of_export(folder: Path) -> dict[str, int] | None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poweropd_lite.base.files import digest, write_json
+from poweropd_lite.base.files import digest, files_in, write_json
 from poweropd_lite.base.progress import Counting
 from poweropd_lite.engines.choose import hush_bitsandbytes
 from poweropd_lite.evaluate.agenda import versions
@@ -50,9 +50,9 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
         proof = _write(job, folder, source) | {"unrounded_merge": merge}
         report = _report(job, source, proof)
         write_card(job, folder, report)
-        files = sorted(file for file in folder.iterdir() if file.is_file())  # named chat templates are in a folder
-        report["sha256"] = {file.name: digest(file) for file in files if file.suffix != ".md"}
-        report["files"] = {file.name: file.stat().st_size for file in files}  # bytes
+        files = files_in(folder)
+        report["sha256"] = {name: digest(file) for name, file in files.items() if file.suffix != ".md"}
+        report["files"] = {name: file.stat().st_size for name, file in files.items()}  # bytes
         write_json(folder / REPORT, report)
     for note in report["notes"]:
         say(f"note: {note}")
@@ -62,9 +62,9 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
         f"{proof['verdict']}: log-probs within {difference['mean']:.1e} nats of the live model on average, "
         f"{difference['largest']:.1e} at most{left}"
     )
-    files = sorted(job.out.iterdir())
-    size = sum(file.stat().st_size for file in files) / 2**20
-    say(f"files   {job.out} ({size:,.1f} MiB): " + "  ".join(file.name for file in files))
+    files = files_in(job.out)
+    size = sum(file.stat().st_size for file in files.values()) / 2**20
+    say(f"files   {job.out} ({size:,.1f} MiB): " + "  ".join(files))
     say(f"next:   how to load it is in {job.out}/README.md")
     url = push(job, config.push, say) if config.push else None
     return Exported(job.out, report, url)

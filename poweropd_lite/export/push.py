@@ -2,16 +2,21 @@
 
 import glob
 import re
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.files import files_in
 from poweropd_lite.export.job import Job
 
 # What an export may write: with --overwrite, such files of an earlier one are replaced or removed, and no others.
 WRITTEN = re.compile(
     r"(README\.md|Modelfile|export\.json|reference\.json|(adapter_|generation_)?config\.json|adapter_model\.safetensors|"
-    r"tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|chat_template\.jinja|"
-    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|model-[\w.]+\.gguf|\.gitattributes)"
+    r"((video_)?pre)?processor_config\.json|tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|"
+    r"vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece(\.bpe)?)\.model|"
+    r"chat_template\.jinja|additional_chat_templates/[^/]+\.jinja|model(\.safetensors)?(-\d+-of-\d+)?\.safetensors|"
+    r"model\.safetensors\.index\.json|model-[\w.]+\.gguf|\.gitattributes)"
 )
 
 
@@ -37,8 +42,14 @@ def check_push(job: Job, name: str) -> None:
         raise UserError(f"{name} holds {len(there)} files already (for one {first}); type {new}, or --overwrite")
     if shown:
         raise UserError(f"{name} is there already and public; type --no-private to upload to it, or {new}")
-    if strange := sorted(file for file in there if not WRITTEN.fullmatch(file)):
+    if strange := sorted(file for file in there - _code(job) if not WRITTEN.fullmatch(file)):
         raise UserError(f"{name} holds files that no export writes (for one {strange[0]}); type {new}")
+
+
+def _code(job: Job) -> set[str]:
+    """The names of the base's Python files, which come along: any other's may be the user's."""
+    base = Path(job.target.base)
+    return {file.name for file in base.glob("*.py")} if base.is_dir() and job.config.trust_remote_code else set()
 
 
 def push(job: Job, name: str, say: Callable[[str], None]) -> str:
@@ -49,7 +60,7 @@ def push(job: Job, name: str, say: Callable[[str], None]) -> str:
 
     api = HfApi(token=job.token)
     say(f"uploading {job.out} to {name}")
-    kept = {".gitattributes", *(file.name for file in job.out.iterdir())}
+    kept = {".gitattributes", *files_in(job.out)}
     try:
         api.create_repo(name, private=job.config.private, exist_ok=True)
         done = api.upload_folder(
@@ -62,7 +73,7 @@ def push(job: Job, name: str, say: Callable[[str], None]) -> str:
     except (HfHubHTTPError, HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"the upload to {name} failed: {_reason(error, job)}\nThe export itself is whole, in {job.out}; to try "
-            f"again, type: hf upload {name} {job.out}{' --private' if job.config.private else ''}"
+            f"again, type: hf upload {name} {shlex.quote(str(job.out))}{' --private' if job.config.private else ''}"
         ) from None
     url = str(getattr(done, "repo_url", None) or done)
     say(f"uploaded to {url}")

@@ -130,4 +130,4 @@ def new_shard(path: Path, dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]
 
 
 def _bytes(rows: Tensor) -> bytes:
-    return rows.contiguous().view(torch.uint8).numpy().tobytes() if rows.numel() else b""
+    return rows.reshape(-1).view(torch.uint8).numpy().tobytes() if rows.numel() else b""

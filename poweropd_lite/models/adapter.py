@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER = "default"  # PEFT's own name for a model's first adapter
+MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base too
 
 
 def with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
@@ -27,9 +28,10 @@ def with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
     base.requires_grad_(False)
     with explained_adapter(config):
         model = get_peft_model(base, lora)
-    if hasattr(base.get_output_embeddings(), "lora_A"):
-        mend = "train the head whole: --modules-to-save lm_head" if config.adapter is None else "merge it into its base"
-        raise UserError(f"an adapter on the head is not supported; {mend}")
+    if hasattr(head := base.get_output_embeddings(), "lora_A"):
+        name = next(name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module is head)
+        mend = f"train the head whole: --modules-to-save {name}" if config.adapter is None else "merge it into its base"
+        raise UserError(f"an adapter on the head ({name}) is not supported; {mend}")
     return model
 
 
@@ -85,9 +87,9 @@ def adapter_modules(base: "PreTrainedModel", config: Config) -> tuple[list[str],
     """
     from transformers.pytorch_utils import Conv1D
 
-    modules = list(base.named_modules())
+    modules, head = list(base.named_modules()), base.get_output_embeddings()
     kinds = (torch.nn.Linear, Conv1D)  # GPT-2's
-    linear = sorted({name.rsplit(".", 1)[-1] for name, m in modules if isinstance(m, kinds)} - {"lm_head"})
+    linear = sorted({name.rsplit(".", 1)[-1] for name, m in modules if isinstance(m, kinds) and m is not head})
     targets = [t.strip() for t in config.lora_targets.split(",") if t.strip()]
     whole = [name.strip() for name in config.modules_to_save.split(",") if name.strip()]
     wanted = linear if targets == ["all-linear"] else targets

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.models.adapter import ADAPTER
+from poweropd_lite.models.adapter import ADAPTER, MOVES_BASE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -71,7 +71,7 @@ def changes_of(model: "PeftModel") -> dict[str, Change]:
         if getattr(config, setting, None):
             raise UserError(f"the adapter has {setting}: {reason}, which a merge here does not do; type --to adapter")
     start = str(config.init_lora_weights).lower()
-    if start.startswith(("pissa", "olora", "corda", "loftq")):
+    if start.startswith(MOVES_BASE):
         raise UserError(
             f"the adapter began with init_lora_weights {start}, which changes the base too; convert it with PEFT first (save_pretrained "
             "with path_initial_model_for_weight_conversion), or type --to adapter"

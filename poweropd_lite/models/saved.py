@@ -17,6 +17,7 @@ from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError, cut
 from poweropd_lite.base.explained import explained, not_downloaded
 from poweropd_lite.base.files import MANIFEST, changed_since, read_json
+from poweropd_lite.models.adapter import MOVES_BASE
 from poweropd_lite.models.loading import model_path
 from poweropd_lite.models.probe import REFERENCE
 from poweropd_lite.models.whole import own_name
@@ -33,7 +34,11 @@ _FOLLOWED = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     *("ensure_weight_tying", "fan_in_fan_out", "bias", "megatron_core", "qalora_group_size", "runtime_config"),
 }  # fmt: skip
-_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base too
+# Of MOVES_BASE those that PEFT does not do again when it loads such an adapter, and how each is made one of the base as it is.
+_NOT_AGAIN = {
+    "loftq": ("LoftQ", "replace_lora_weights_loftq"),
+    "lora_ga": ("LoRA-GA", "save_pretrained and path_initial_model_for_weight_conversion"),
+}
 
 
 def saved_settings(path: Path) -> dict[str, Any]:
@@ -48,10 +53,10 @@ def saved_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is an adapter of type {saved.get('peft_type')}, and only LoRA is supported")
     if not any((path / file).is_file() for file in ("adapter_model.safetensors", "adapter_model.bin")):
         raise UserError(f"{path} has no adapter_model.safetensors, so there are no weights to evaluate")
-    if str(saved.get("init_lora_weights")).lower() == "loftq":
+    if start := _NOT_AGAIN.get(str(saved.get("init_lora_weights")).lower()):
         raise UserError(
-            f"the adapter in {path} began with LoftQ, which changed its base, too: on the base as it is it means little; "
-            "save it with PEFT's replace_lora_weights_loftq, or merged into its own base, and type that"
+            f"the adapter in {path} began with {start[0]}, which changed its base, too: on the base as it is it means little; "
+            f"save it with PEFT's {start[1]}, or merged into its own base, and type that"
         )
     check_handed_over(path)
     return saved
@@ -190,7 +195,7 @@ def settle_adapter(config: Config, say: Callable[[str], None]) -> Config:
         return config
     path = Path(config.adapter)
     if (path / "adapter" / "adapter_config.json").is_file():
-        raise UserError(f"{path} is a run's folder; type --adapter {path / 'adapter'}")
+        raise UserError(f"{path} is a run's folder; type --adapter {shlex.quote(str(path / 'adapter'))}")
     if not (path / "adapter_config.json").is_file():
         raise UserError(
             f"--adapter {path} is no folder of an adapter (it has no adapter_config.json); type the folder that PEFT's "
@@ -221,7 +226,7 @@ def _unfit(saved: dict[str, Any]) -> str | None:
     if saved.get("bias", "none") != "none":
         return f"it trains biases (bias {saved['bias']}), which neither rollouts nor a merge follow"
     start = str(saved.get("init_lora_weights")).lower()
-    if start.startswith(_MOVES_BASE):
+    if start.startswith(MOVES_BASE):
         return (
             f"it began with init_lora_weights {start}, which changes the base too; convert it with PEFT first "
             "(save_pretrained with path_initial_model_for_weight_conversion)"

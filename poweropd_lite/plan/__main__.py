@@ -8,6 +8,7 @@ With a card and no config it is which of the paper's pairs the card holds: `pyth
 import contextlib
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     if out is not None and fitting is not None:
         _write(out, found, fitting)
         if not args.json:
-            print(f"wrote   {out}: {program(asked.gpus)} -m poweropd_lite.train --config {out}")
+            print(f"wrote   {out}: {program(asked.gpus)} -m poweropd_lite.train --config {shlex.quote(str(out))}")
         return 0
     if of_a_card:
         return 0 if found["recommended"] else 1

@@ -85,6 +85,16 @@ def test_an_adapter_of_another_base_model_is_refused(trained, tmp_path):
     assert done.returncode == 2 and "names /gone/model base model, which is not here; type --base" in done.stderr
 
 
+@pytest.mark.parametrize("start, name", [("loftq", "LoftQ"), ("lora_ga", "LoRA-GA")])
+def test_an_adapter_that_moved_its_base_is_not_scored_on_the_base_as_it_is(trained, tmp_path, start, name):
+    shutil.copytree(trained / "run" / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "manifest.json").unlink()
+    edit("adapter_config.json", lambda c: c | {"init_lora_weights": start})(tmp_path / "adapter")
+    done = run_evaluate("--model", "adapter", "--problems", "2", "--n", "1", cwd=tmp_path)
+    assert done.returncode == 2 and f"began with {name}, which changed its base, too" in done.stderr, done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
 def weights_of(folder, change):
     """Changes a weight in the one file of safetensors that a folder holds."""
     file = folder / ("model.safetensors" if (folder / "config.json").is_file() else "adapter_model.safetensors")

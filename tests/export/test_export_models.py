@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from poweropd_lite.export.gguf_vocab import pre_tokenizer
+from poweropd_lite.export.shards import new_shard, replace_rows
 from poweropd_lite.problems.prompts import prompt_text
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 256}  # fmt: skip
@@ -97,3 +98,13 @@ def test_smollm2_s_way_of_splitting_text_has_a_name_in_llama_cpp():
         steps = [Digits(individual), ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
         assert pre_tokenizer(tokenizer)[0] == name
+
+
+def test_a_tensor_without_a_dimension_is_written_and_written_over(tmp_path):
+    file = tmp_path / "model.safetensors"
+    with new_shard(file, torch.bfloat16, {"bound": (), "none": (0, 2), "pair": (2,)}) as append:
+        sizes = [append(torch.full(shape, 0.5, dtype=torch.bfloat16)) for shape in ((), (0, 2), (2,))]
+    assert sizes == [2, 0, 4]
+    replace_rows(file, "bound", [torch.tensor(3.0, dtype=torch.bfloat16)])
+    written = load_file(file)
+    assert written["bound"].shape == () and written["bound"] == 3.0 and written["pair"].tolist() == [0.5, 0.5]

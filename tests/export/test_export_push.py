@@ -10,7 +10,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from conftest import run_export
+from conftest import TINY, run_export
 
 TOKEN = "hf_secretsecretsecretsecretsecretsecret"
 
@@ -121,7 +121,8 @@ def hub(stand_in):
 
 
 def pushed(hub, folder: Path, *flags: str, token: str = TOKEN):
-    flags = ["a", "--to", "adapter", "--output", "out", "--push", "me/power10", *flags]
+    output = [] if "--output" in flags else ["--output", "out"]
+    flags = ["a", "--to", "adapter", *output, "--push", "me/power10", *flags]
     return hub.commands.run("-m", "poweropd_lite.export", *flags, cwd=folder, env=hub.env | {"HF_TOKEN": token})
 
 
@@ -161,6 +162,31 @@ def test_the_upload_is_the_export_and_the_token_stays_where_it_was(hub, adapter)
     assert not (adapter / "out").exists()
 
 
+def test_an_export_is_replaced_by_its_own_program_whatever_files_it_has(hub, adapter):
+    """A folder of chat templates; and of an earlier export into a whole, its processors, oddly named shards and base's code."""
+    (adapter / "a" / "additional_chat_templates").mkdir()
+    (adapter / "a" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages[0]['content'] }}")
+    shutil.copytree(TINY / "student", adapter / "student")
+    (adapter / "student" / "own.py").write_text("")
+    flags = ["--base", "student", "--trust-remote-code", "--overwrite"]
+    assert pushed(hub, adapter, *flags).returncode == 0
+    there = hub.repos["me/power10"]["files"]
+    assert set(there) > {"additional_chat_templates/tool_use.jinja", "chat_template.jinja", "export.json"}
+    written = set(there)
+    kinds = ("processor", "preprocessor", "video_preprocessor", "generation")
+    earlier = ["own.py", "model.safetensors-00001-of-00002.safetensors", "model-00001-of-00002.safetensors"]
+    earlier += ["additional_chat_templates/rag.jinja", "tokenizer.model", *(f"{kind}_config.json" for kind in kinds)]
+    there.update(dict.fromkeys(earlier, b"old"))
+    again = pushed(hub, adapter, *flags)
+    assert again.returncode == 0, again.stderr
+    assert set(there) == written and b"old" not in there.values()
+    for mine in ("mine.py", "additional_chat_templates/notes.txt", "templates/tool_use.jinja"):
+        there[mine] = b"mine"
+        done = pushed(hub, adapter, *flags)
+        assert done.returncode == 2 and f"no export writes (for one {mine})" in done.stderr
+        del there[mine]
+
+
 def test_a_token_that_is_not_taken_is_found_before_the_work(hub, adapter):
     done = pushed(hub, adapter, token="hf_wrong")
     assert done.returncode == 2 and "does not take the token" in done.stderr and "Traceback" not in done.stderr
@@ -176,6 +202,14 @@ def test_a_failed_upload_keeps_the_export_and_says_how_to_go_on(hub, adapter):
         and "hf upload me/power10 out" in done.stderr
     )
     assert TOKEN not in done.stderr and (adapter / "out" / "export.json").exists()
+
+
+def test_commands_for_a_folder_with_a_space_are_quoted(hub, adapter):
+    hub.full = True
+    shutil.copytree(TINY / "student", adapter / "my base" / "student")
+    done = pushed(hub, adapter, "--base", "my base/student", "--output", "my out")
+    assert "hf upload me/power10 'my out' --private" in done.stderr, done.stderr
+    assert "`vllm serve 'my base/student' --enable-lora" in (adapter / "my out" / "README.md").read_text()
 
 
 def test_offline_is_said(adapter, monkeypatch):

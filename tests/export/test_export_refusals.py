@@ -181,11 +181,23 @@ def test_a_merge_by_another_formula_is_not_handed_over(places, monkeypatch):
 
 @pytest.mark.parametrize("setting, value, words", [
     ("use_dora", True, "tensors differ"), ("bias", "all", "biases"), ("peft_type", "IA3", "only LoRA"), ("r", "four", "no adapter's"),
+    ("init_lora_weights", "lora_ga", "began with LoRA-GA, which changed its base, too"),
 ])  # fmt: skip
 def test_adapters_that_a_merge_can_t_express_are_refused(places, setting, value, words):
     file = places / "a" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {setting: value}))
     assert words in refused(places, "a", "--to", "merged-16bit", "--output", "out")
+
+
+@pytest.mark.parametrize("start", ["olora", "lora_ga"])
+def test_an_adapter_that_moved_its_base_is_not_merged_into_the_base_as_it_is(student_model, start):
+    from peft import LoraConfig, get_peft_model
+
+    from poweropd_lite.models.merge import changes_of
+
+    model = get_peft_model(student_model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start))
+    with pytest.raises(UserError, match=f"init_lora_weights {start}, which changes the base too"):
+        changes_of(model)
 
 
 def change_model(folder, change):
@@ -286,6 +298,33 @@ def test_nothing_of_the_user_s_is_deleted(places):
     assert "holds no export" in refused(places, "a", "--to", "adapter", "--output", "mine", "--overwrite")
     (places / "a" / "adapter_model.safetensors").write_bytes(b"cut")
     refused(places, "a", "--to", "adapter", "--output", "new/deep/out")
+
+
+def test_what_is_in_an_export_s_folders_is_its_own_or_the_user_s(places):
+    """A tokenizer with several chat templates keeps all but one of them in a folder."""
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (places / "a" / "additional_chat_templates").mkdir()
+    (places / "a" / "additional_chat_templates" / "tool_use.jinja").write_text(template)
+    flags = ["a", "--to", "adapter", "--output", "out", "--overwrite"]
+    assert run_export(*flags, cwd=places).returncode == 0
+    report = json.loads((places / "out" / "export.json").read_text())
+    name = "additional_chat_templates/tool_use.jinja"
+    assert report["files"][name] == (places / "out" / name).stat().st_size and name in report["sha256"]
+    again = run_export(*flags, cwd=places)
+    assert again.returncode == 0 and name in again.stdout, again.stderr
+    for mine in ("additional_chat_templates/thesis", "thesis/chapter"):
+        (places / "out" / mine).parent.mkdir(exist_ok=True)
+        (places / "out" / mine).write_text("mine")
+        assert f"(for one {mine.removesuffix('/chapter')})" in refused(places, *flags)
+        (places / "out" / mine).unlink()
+    assert "(for one thesis)" in refused(places, *flags)  # an empty folder
+    (places / "out" / "thesis").rmdir()
+    (places / "out" / name).write_text(template.replace("content", "CONTENT"))  # as long
+    wrong = refused(places, "out", "--to", "merged-16bit", "--output", "m")
+    assert f"{name} does not hold what export.json says" in wrong
+    listed = {"../a/adapter_config.json": "0" * 64}
+    (places / "out" / "export.json").write_text(json.dumps(report | {"sha256": listed}))
+    assert "outside of the folder" in refused(places, "out", "--to", "merged-16bit", "--output", "m")
 
 
 def test_what_came_to_lie_there_meanwhile_is_not_replaced(tmp_path):

@@ -12,7 +12,7 @@ from poweropd_lite.method.batch import Stops, micro_batches
 from poweropd_lite.method.logprobs import Sampling, kept_ids
 from poweropd_lite.method.rollout import Rollout
 from poweropd_lite.method.update import Objective, accumulate, token_logprobs
-from poweropd_lite.models.adapter import with_adapter
+from poweropd_lite.models.adapter import adapter_modules, with_adapter
 from poweropd_lite.models.loading import check_head, head_of
 from poweropd_lite.models.logits import logit_form
 from poweropd_lite.models.probe import probe
@@ -128,6 +128,24 @@ def test_a_head_that_is_switched_off_with_its_adapter_takes_its_bias_along():
         student.head.bias.add_(1.0)
     with student.without_adapter():
         torch.testing.assert_close(student.head.bias + 1.0, model.base_model.model.lm_head.modules_to_save.default.bias)
+
+
+def test_a_head_of_another_name_gets_no_adapter_and_is_named_where_one_is_asked_for():
+    """BioGPT's is output_projection."""
+    settings = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+    config = transformers.AutoConfig.for_model("biogpt", **settings)
+
+    def adapted(**flags):
+        model = with_adapter(transformers.AutoModelForCausalLM.from_config(config), load_config(lora_rank=2, **flags))
+        return {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
+
+    layers = {"fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj"}
+    assert adapter_modules(transformers.AutoModelForCausalLM.from_config(config), load_config()) == (sorted(layers), [])
+    assert adapted() == layers
+    mend = r"the head \(output_projection\) is not supported; train the head whole: --modules-to-save output_projection"
+    with pytest.raises(UserError, match=mend):
+        adapted(lora_targets="q_proj,output_projection")
+    assert adapted(lora_targets="q_proj", modules_to_save="output_projection") == {"q_proj", "output_projection"}
 
 
 def test_names_that_a_family_reads_and_names_that_it_does_not():

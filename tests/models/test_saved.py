@@ -126,6 +126,7 @@ def a_pickle(folder):
 BAD = {
     "another base": (settings(base_model_name_or_path="Qwen/Qwen3-4B"), "trained on Qwen/Qwen3-4B, .*is bundled"),
     "PiSSA": (settings(init_lora_weights="pissa_niter_4"), "pissa_niter_4, which changes the base"),
+    "LoRA-GA": (settings(init_lora_weights="lora_ga"), "began with LoRA-GA, which changed its base, too"),
     "biases": (settings(bias="all"), "trains biases"),
     "rows of the embedding": (settings(trainable_token_indices=[3]), "trainable_token_indices, which training here"),
     "another kind": (settings(peft_type="IA3"), "type IA3"),

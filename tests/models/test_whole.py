@@ -14,6 +14,7 @@ from conftest import DATA, TINY, run_evaluate, run_export, run_train
 from families import SMALL, make_family
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from wholes import VISION, WHOLES, make_whole
 
@@ -78,8 +79,6 @@ def test_a_language_model_is_saved_under_its_own_names(tmp_path):
 
 
 def test_what_the_files_lack_or_have_too_much_is_said(tmp_path, caplog):
-    from safetensors.torch import load_file, save_file
-
     folder = make_whole("gemma3", tmp_path)
     (file,) = [f for f in tmp_path.glob("*.safetensors") if "language_model.model.norm.weight" in load_file(f)]
     weights = load_file(file)
@@ -138,6 +137,13 @@ def make_pair(family: str, folder: Path) -> None:
         make_whole(family, folder / role, seed, **sizes)
         AutoTokenizer.from_pretrained(TINY / "student").save_pretrained(folder / role)
     (folder / "student/preprocessor_config.json").write_text('{"size": 16}')
+    # A tensor without a dimension, as layers that clip keep for a bound.
+    index = folder / "student/model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    file = folder / "student" / next(iter(listed["weight_map"].values()))
+    save_file(load_file(file) | {"vision_tower.bound": torch.tensor(0.5)}, file, {"format": "pt"})
+    listed["weight_map"]["vision_tower.bound"] = file.name
+    index.write_text(json.dumps(listed))
 
 
 def test_a_run_goes_back_into_the_whole(tmp_path):
@@ -197,6 +203,7 @@ def check_exports(folder: Path, source: str) -> None:
     changed = {name for name in before if not torch.equal(before[name][1], after[name][1])}
     assert {name for name in changed} == {theirs for theirs in before if is_adapted(theirs, trained)}
     assert all(before[name][0] == after[name][0] for name in before)  # in the same file
+    assert after["vision_tower.bound"][1].shape == () and after["vision_tower.bound"][1] == 0.5
     for name in ("config.json", "preprocessor_config.json", "model.safetensors.index.json"):
         assert (folder / "merged-16bit" / name).read_bytes() == (folder / "student" / name).read_bytes()
     assert "AutoModelForImageTextToText" in (folder / "adapter/README.md").read_text()

@@ -295,6 +295,7 @@ ADAPTERS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a generation config of texts": (adapter(lambda f: (f / "generation_config.json").write_text('{"eos_token_id": "x"}')), ("eos_token_id",)),
     "a tokenizer that is nothing": (adapter(lambda f: [(f / "tokenizer_config.json").write_text("{}"), (f / "tokenizer.json").write_text("")]), ("tokenizer",)),
     "a reference that is nothing": (adapter(lambda f: (f / "reference.json").write_text("")), ()),
+    "LoRA-GA": (adapter(init_lora_weights="lora_ga"), ("began with LoRA-GA, which changed its base",)),
 }  # fmt: skip
 WORKS = {  # by evaluate, what the table of exports refuses
     "a setting of another version", "a reference that is nothing", "an unknown task", "another task", "an unknown start",

@@ -3,9 +3,14 @@
 import shlex
 
 import pytest
+import torch
 from conftest import quick_flags, run_python, run_train
 
 from poweropd_lite.base.config import load_config
+from poweropd_lite.base.errors import UserError
+from poweropd_lite.models.loading import load_causal_lm
+from poweropd_lite.models.saved import settle_adapter
+from poweropd_lite.plan.__main__ import main as plan_command
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +36,20 @@ def test_the_command_that_trains_on_trains_on(said):
     folder, following = said
     done = run_python(*shlex.split(following["train on"])[1:], cwd=folder)
     assert done.returncode == 0 and "finished at step 2 of 2" in done.stdout, done.stderr
+
+
+def test_commands_in_refusals_and_beside_what_was_written_are_quoted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"poweropd_lite\.export 'my runs/a' --to merged-16bit, and --student"):
+        load_config("bundled", adapter="my runs/a", full_finetune=True)
+    (tmp_path / "my runs" / "adapter").mkdir(parents=True)
+    for name in ("config.yaml", "adapter/adapter_config.json"):
+        (tmp_path / "my runs" / name).write_text("{}")
+    with pytest.raises(UserError, match="type --adapter 'my runs/adapter'"):
+        settle_adapter(load_config("bundled", adapter="my runs"), print)
+    with pytest.raises(UserError, match=r"poweropd_lite\.export 'my runs' --to merged-16bit, and type --teacher"):
+        load_causal_lm("my runs", "teacher", torch.float32)
+    assert plan_command(["--config", "bundled", "--steps", "5", "--gpu", "cpu", "--output", "my plan.yaml"]) == 0
+    command = capsys.readouterr().out.split("my plan.yaml: ")[1]
+    assert shlex.split(command) == ["python", "-m", "poweropd_lite.train", "--config", "my plan.yaml"]
+    assert load_config("my plan.yaml").steps == 5
