@@ -55,27 +55,6 @@ Prepared.sample = sampled
 run_command(lambda: command.main(sys.argv[3:]))
 """
 
-# Runs the train command, writing into a pipe whose reader goes when the rollouts of the third step are sampled; a Ctrl-C may come with it.
-UNREAD = """
-import os, sys
-from poweropd_lite.cli import run_command
-from poweropd_lite.run.session import Prepared
-from poweropd_lite.train import __main__ as command
-reader, writer = os.pipe()
-os.dup2(writer, 1)
-number, left, real = int(sys.argv[1]), 2, Prepared.sample
-def sampled(*args):
-    global left
-    if left == 0:
-        os.close(reader)
-        if number:
-            os.kill(os.getpid(), number)
-    left -= 1
-    return real(*args)
-Prepared.sample = sampled
-run_command(lambda: command.main(sys.argv[2:]))
-"""
-
 
 def killed_at(call: str, end: str, folder: Path) -> list[str]:
     """Runs the command until it kills itself there; returns the names of the whole checkpoints it leaves."""
@@ -255,16 +234,6 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_over(tmp_path, four_ste
     done = run_train("--resume", "run", cwd=tmp_path)
     assert done.returncode == 2 and "a summary but no checkpoint" in done.stderr
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 1000
-
-
-@pytest.mark.parametrize(("number", "code"), [(0, 128 + 13), (signal.SIGINT, 130)])
-def test_a_reader_that_goes_ends_the_run_saved(number, code, tmp_path, uninterrupted):
-    """As `| head` does, and a Ctrl-C that ends `| tee`, too."""
-    done = forked.run("-c", UNREAD, str(int(number)), *FLAGS, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (code, "")
-    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")][-1] == "step_000003"
-    resume(tmp_path)
-    assert result(tmp_path / "run") == uninterrupted
 
 
 def test_a_failed_resume_gives_the_folder_back(tmp_path, four_steps):
