@@ -23,7 +23,8 @@ from poweropd_lite.checks.pair import load_pair
 from poweropd_lite.kernels.head import target_logprobs
 from poweropd_lite.method.logprobs import Sampling, score_tokens
 from poweropd_lite.models.loading import head_of, load_causal_lm
-from poweropd_lite.problems.rows import Source, rows
+from poweropd_lite.problems.prompts import template_options
+from poweropd_lite.problems.reading import hold_out, load_prompts
 from poweropd_lite.rewards.paper import power
 
 
@@ -68,7 +69,10 @@ def main(name: str, steps: int, output: str) -> None:
         raise SystemExit(f"{name} asks for the reward {config.reward}; this example has power alone")
     at_once = math.gcd(config.batch_size, 8)
     pair, dtype = load_pair(config), torch.bfloat16 if cuda else torch.float32
-    problems = [row["problem"] for _, row in rows(Source(config.data)) if isinstance(row, dict) and row.get("problem")]
+    prompts, _ = load_prompts(config, pair.tokenizer)
+    if config.hold_out:
+        prompts, _ = hold_out(prompts, config.hold_out, config.data)
+    asked = [[{"role": role, "content": text} for role, text in prompt.messages] for prompt in prompts]
     trainer = PowerTrainer(
         load_causal_lm(config.student, "student", dtype),
         load_causal_lm(config.teacher, "teacher", dtype),
@@ -86,13 +90,13 @@ def main(name: str, steps: int, output: str) -> None:
             top_k=config.top_k,
             top_p=config.top_p,
             seed=config.seed,
-            chat_template_kwargs={"enable_thinking": config.enable_thinking},
+            chat_template_kwargs=template_options(config),
             bf16=cuda,
             use_cpu=not cuda,
             logging_steps=1,
             report_to="none",
         ),
-        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": problem}]} for problem in problems]),
+        train_dataset=Dataset.from_list([{"prompt": messages} for messages in asked]),
         processing_class=pair.tokenizer,
         peft_config=LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear"),
     )

@@ -1,16 +1,21 @@
 """Whether what a run would train is there: asked of a student without its weights."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import Finding, UserError
+from poweropd_lite.base.teachers import called
 from poweropd_lite.checks.pair_checks import Side
 from poweropd_lite.models.adapter import adapter_modules, left_out, with_adapter
 from poweropd_lite.models.experts import experts_gib, fused_experts, is_mixture
 from poweropd_lite.models.saved import check_fit, saved_settings, saved_weights
 from poweropd_lite.models.shape import empty_model
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def check_modules(config: Config, student: Side) -> Finding:
@@ -40,17 +45,23 @@ def check_modules(config: Config, student: Side) -> Finding:
     return Finding("ok", "trained modules", found)
 
 
-def check_experts(config: Config, *sides: Side) -> list[Finding]:
+def check_experts(config: Config, student: Side, teacher: Side) -> list[Finding]:
     """Refuses bits in which a mixture's fused experts would silently stay in 16: a 4-bit student's, an 8-bit teacher's."""
+    return experts_left(config, student.config, teacher.config)
+
+
+def experts_left(config: Config, student: "PretrainedConfig", teacher: "PretrainedConfig") -> list[Finding]:
+    """Returns what check_experts does, of the two models' configs alone."""
     findings = []
-    for side, unpacked in zip(sides, (config.student_bits == 4, config.teacher_bits == 8), strict=True):
-        if unpacked and is_mixture(side.config):
-            model = empty_model(side.config, torch.bfloat16, config.trust_remote_code)
+    eight = config.loads_teacher and config.teacher_bits == 8
+    for role, model_config, unpacked in (("student", student, config.student_bits == 4), ("teacher", teacher, eight)):
+        if unpacked and is_mixture(model_config):
+            model = empty_model(model_config, torch.bfloat16, config.trust_remote_code)
             if names := fused_experts(model):
-                size, bits = experts_gib(model), getattr(config, f"{side.role}_bits")
-                found = f"{side.name} has {len(names)} fused parameters of experts, {size:.1f} GiB in 16 bits, which "
-                found += f"{side.role}_bits {bits} would leave as they are"
-                mend = f"type --{side.role}-bits {'16' if side.role == 'student' else '4 or 16'}"
+                size, bits = experts_gib(model), getattr(config, f"{role}_bits")
+                found = f"{called(config, role)} has {len(names)} fused parameters of experts, {size:.1f} GiB in 16 bits, which "
+                found += f"{role}_bits {bits} would leave as they are"
+                mend = f"type --{role}-bits {'16' if role == 'student' else '4 or 16'}"
                 evidence = {"parameters": len(names), "gib": size}
-                findings.append(Finding("refusal", f"{side.role}'s experts", found, mend, evidence))
+                findings.append(Finding("refusal", f"{role}'s experts", found, mend, evidence))
     return findings

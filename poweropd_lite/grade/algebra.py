@@ -56,7 +56,8 @@ def _same_values(ours: Any, theirs: Any, tolerance: float | None) -> bool | None
             continue  # a root or a logarithm of what was meant to be positive
         # (The difference itself, for it may be 1 of 2^1009: sympy takes as many digits as that needs.)
         gap = abs((ours - theirs).subs(point).evalf(20, maxn=700))
-        size = min(abs(values[0]), 1) if not names else abs(values[0])
+        size = max(map(abs, values))
+        size = min(size, 1) if not names else size
         if gap > max((float(ROUNDING) if rounded else 1e-20) * size, tolerance or 0):
             return False
         decided = True

@@ -16,6 +16,12 @@ from poweropd_lite.grade.parts import conditioned, has_inner_sides, lines, sides
 from poweropd_lite.grade.quantity import number, same_number, without_letter, without_unit
 
 _BASED = re.compile(r"(-?\d[0-9A-Fa-f]*)_(?:\{(\d+)\}|(\d+))")
+# 12 345 and 6.674 30, and no mixed number.
+_GROUPED = re.compile(r"(?:(?<![\d^_.])(?<![\d^_] )\d{1,3}(?: \d{3})+|\.\d{3}(?: \d{3})* \d{1,3})(?! ?[\d/])")
+_TWO_DIGITS = re.compile(r"(\\(?:frac|[dt]?binom) ?\d) (?=\d)")  # \frac 1 2
+_IDLE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
+# What math-verify adds or multiplies: 1 2 would be 3, and 1 2 3 be 6. (2^2 3 is a product.)
+_SIDE_BY_SIDE = re.compile(r"(?<![\d^_])\d+ \d")
 _CONDITION_WORD = re.compile(r"\b(?:if|when)\b")
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt|neq?)(?![a-z])")
 
@@ -197,27 +203,36 @@ def _is_plain(side: str) -> bool:
     return not re.search(r"[A-Za-z]", re.sub(r"\\(?!text)[A-Za-z]+", "", side))
 
 
+def _close(text: str) -> str:
+    """An expression without the spaces that mean nothing; 1 2 is not 12."""
+    return _IDLE_SPACE.sub("", text)
+
+
+def _joined(text: str) -> str:
+    return _TWO_DIGITS.sub(r"\1", _GROUPED.sub(lambda m: m[0].replace(" ", ""), text))
+
+
 def _same_leaf(gold: str, answer: str, tolerance: float | None) -> bool:
     if "\\text" in gold + answer and not re.search(r"\d", gold) and (words := same_words(gold, answer)) is not None:
         return words
-    gold, answer = without_unit(gold), without_unit(answer)
+    gold, answer = without_unit(_joined(gold)), without_unit(_joined(answer))
     if number(gold) is not None:  # the letter in 5 m is a unit then, and else a factor
         answer = without_letter(answer)
-    if gold.replace(" ", "") == answer.replace(" ", ""):
+    if _close(gold) == _close(answer):
         return True
     ours, theirs = number(gold), number(answer)
     if ours is not None and theirs is not None:
         return same_number(ours, theirs, tolerance)
-    based, said = (_BASED.fullmatch(text.replace(" ", "")) for text in (gold, answer))
+    based, said = (_BASED.fullmatch(_close(text)) for text in (gold, answer))
     if based:  # 52_8: a base that the question has named may be left out
-        digits, base = (said[1], said[2] or said[3]) if said else (answer.replace(" ", ""), based[2] or based[3])
+        digits, base = (said[1], said[2] or said[3]) if said else (_close(answer), based[2] or based[3])
         return (digits, base) == (based[1], based[2] or based[3])
-    if said:
+    if said or _SIDE_BY_SIDE.search(gold) or _SIDE_BY_SIDE.search(answer):
         return False
     g, a = sides(gold), sides(answer)
     if len(g) == len(a) == 2:
         if has_inner_sides(gold) or has_inner_sides(answer):  # P(X=2) = 1/2, which algebra can't read
-            return g[0].replace(" ", "") == a[0].replace(" ", "") and _same(g[1], a[1], tolerance)
+            return _close(g[0]) == _close(a[0]) and _same(g[1], a[1], tolerance)
         return same_equation(g, a)
     if _RELATION.search(gold) or _RELATION.search(answer):
         return verified(gold, answer)

@@ -16,7 +16,7 @@ from poweropd_lite.grade.judges import Question, judges
 from poweropd_lite.grade.normal import split_list, tidy
 from poweropd_lite.grade.quantity import number, same_number, without_unit
 
-GRADER = "2"  # changes when a verdict may; saved beside every score
+GRADER = "3"  # changes when a verdict may; saved beside every score
 
 LONGEST = 1000  # characters of an answer that is looked at; the longest of the seven benchmarks' has 301
 DEEPEST = 30  # brackets within brackets

@@ -115,4 +115,5 @@ def same_number(gold: Number, answer: Number, tolerance: float | None = None) ->
     gap = abs(gold.value - answer.value)
     if tolerance is not None and gap <= Fraction(repr(tolerance)):
         return True
-    return not (gold.exact and answer.exact) and gap <= ROUNDING * min(Fraction(1), abs(gold.value))
+    size = min(Fraction(1), max(abs(gold.value), abs(answer.value)))
+    return not (gold.exact and answer.exact) and gap <= ROUNDING * size

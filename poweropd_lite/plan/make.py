@@ -1,5 +1,6 @@
 """The plan of a run: what it holds on a machine, and where that is too much the smallest change that fits."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,17 @@ import torch
 
 from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.config_files import changed
-from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.errors import UserError, refuse
 from poweropd_lite.base.memory import peak_gib
 from poweropd_lite.base.ranks import settle
 from poweropd_lite.checks.machine import check_device, dtype_name
+from poweropd_lite.checks.modules import experts_left
 from poweropd_lite.engines.choose import hush_bitsandbytes, installed, part_fault
 from poweropd_lite.models.saved import saved_settings, settle_adapter
 from poweropd_lite.models.shape import is_the_papers
 from poweropd_lite.models.streamed import not_streamable
 from poweropd_lite.plan.auto import settled
-from poweropd_lite.plan.cards import Machine, find_machine
+from poweropd_lite.plan.cards import find_machine
 from poweropd_lite.plan.fit import differences, fit
 from poweropd_lite.plan.memory import GIB, MemoryPlan, plan_memory
 from poweropd_lite.plan.parallel import check_cards, of_one_card
@@ -39,8 +41,7 @@ def plan(
     machine = find_machine(asked.gpu, wants_card=is_the_papers(config.student))
     if asked.gpu is None and not machine.cuda and not config.student.startswith(BUNDLED):
         say("no CUDA here, so this machine's CPU is planned for; --gpu 24, or a card's name, plans a card")
-    if faults := _refusals(config, machine):
-        raise UserError("\n".join(faults))
+    refuse(check_device(config, machine.cuda, machine.bfloat16, machine.name))
     check_cards(config, asked.gpus, machine)
     whole = settle(config, asked.gpus)
     config = of_one_card(whole, asked.gpus)
@@ -54,15 +55,22 @@ def plan(
             of = changed(of, loader="unsloth")
         return plan_memory(of, traces, machine.cuda, *_engine(of, machine.cuda, here), runtime, machine.bfloat16)
 
+    models = copy.deepcopy((traces.student_config, traces.teacher_config))  # building one writes into its config
+
+    def runs(of: Config) -> bool:
+        found = [*check_device(of, machine.cuda, machine.bfloat16, machine.name), *experts_left(of, *models)]
+        return all(finding.level != "refusal" for finding in found)
+
     say(f"tracing {config.pair} on tensors without memory")
     try:
+        refuse(experts_left(config, *models))
         config = settled(config, memory, machine.gib if machine.cuda else None)
         found = memory(config)
         if config.teacher_offload and found.teacher.layer is None:
             raise UserError(not_streamable(config.teacher))
         fitting: Config | None = config
         if machine.gib is not None and found.needed > machine.gib * GIB:
-            fitting = fit(config, round(machine.gib * GIB), memory, say, lambda of: not _refusals(of, machine))
+            fitting = fit(config, round(machine.gib * GIB), memory, say, runs)
         changes = differences(config, fitting) if fitting else None
         if changes is not None:  # what is auto stays so, if it need not be changed
             fitting = changed(whole, **{name: after for name, (_, after) in changes.items()}) if changes else whole
@@ -74,11 +82,6 @@ def plan(
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         fault = f"{config.pair} can't be planned ({reason})"
         raise CannotPlan(f"{fault}; train runs without a plan, and says so") from error
-
-
-def _refusals(config: Config, machine: Machine) -> list[str]:
-    findings = check_device(config, machine.cuda, machine.bfloat16, machine.name)
-    return [str(finding) for finding in findings if finding.level == "refusal"]
 
 
 def _engine(config: Config, cuda: bool, here: bool) -> tuple[str, bool]:

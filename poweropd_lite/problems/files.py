@@ -13,7 +13,7 @@ from poweropd_lite.base.explained import explained, not_downloaded
 from poweropd_lite.base.files import digest
 
 SUFFIXES = (".jsonl", ".json", ".parquet")  # in small letters or large ones
-_SHARD = re.compile(r"[-_.]?\d+(?:-of-\d+)?$")  # train-00000-of-00002
+_SHARD = re.compile(r"(?:(.*?)[-_.])?(\d+)(-of-\d+)?")  # train-00000-of-00002, part-0001, 0000
 _KINDS = "a JSON, JSONL or Parquet file"
 
 
@@ -44,7 +44,7 @@ def shards(path: Path, flag: str = "--data") -> list[Path]:
     """Returns the one file, or the files of a folder, in order; raises UserError where they are none or of several sets."""
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-        sets = sorted({_SHARD.sub("", file.stem) + file.suffix for file in found})
+        sets = _sets(found)
         if not found:
             raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} file; type {flag} with one, or {_KINDS}")
         if len(sets) > 1:
@@ -58,6 +58,24 @@ def shards(path: Path, flag: str = "--data") -> list[Path]:
         mend = f"type {flag} with {_KINDS}: pandas.read_csv(...).to_json(..., orient='records', lines=True)"
         raise UserError(f"{path} is a table of a kind that is not read here; {mend}")
     return [path]
+
+
+def _sets(files: list[Path]) -> list[str]:
+    """The first file of each set. aime24 and aime25, data_v1 and data_v2 or math-100 and math-500 are two each."""
+    numbered: dict[tuple[str | None, str, bool], list[tuple[str, str]]] = {}
+    sets = []
+    for file in files:
+        if shard := _SHARD.fullmatch(file.stem):
+            key = shard[1], file.suffix, bool(shard[3])
+            numbered.setdefault(key, []).append((shard[2], file.name))
+        else:
+            sets.append(file.name)
+    for (_, _, of_so_many), group in numbered.items():
+        numbers, names = zip(*group, strict=True)
+        first, width = int(numbers[0]), len(numbers[0])
+        counted = [f"{first + i:0{width}}" for i in range(len(numbers))] == list(numbers)
+        sets += names[:1] if of_so_many or (counted and width > 1 and first < 2) else names
+    return sorted(sets)
 
 
 def row_count(path: Path) -> int:

@@ -6,5 +6,8 @@ from poweropd_lite.grade.grader import is_correct
 
 
 def accuracy(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> float:
-    """Returns 1.0 where the completion's final answer is `ground_truth`, else 0.0; verl's `reward.custom_reward_function`."""
-    return float(is_correct(solution_str, ground_truth))
+    """Returns 1.0 where the completion's final answer is `ground_truth`, else 0.0; verl's `reward.custom_reward_function`.
+
+    Of a `data_source` that names GSM8K it need not be boxed, as in evaluate.
+    """
+    return float(is_correct(solution_str, ground_truth, "gsm8k" if "gsm8k" in data_source.lower() else None))

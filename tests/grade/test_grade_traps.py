@@ -72,6 +72,28 @@ FAMILIES = {
         16,3,1,1 | 1,1,3,16 | 16,3,1 ;; 16,16,3,1
         1,2 | 2,1 | 1,2,2,1
     """,
+    "a space between digits makes two numbers, but between groups of three": r"""
+        12 | | 1 \quad 2 ;; 1\ \ 2 ;; 1 2
+        23 | | 2\,3
+        123 | | 1\;2\;3
+        3 | | 1 \quad 2
+        6 | 2\;\cdot\;3 | 1 2 3 ;; 2 3
+        0 | | 1 000
+        11/2, 3 | 5 1/2, 3 | 1 1/2, 3
+        12x | 12\, x | 1\,2x
+        12_8 | 12 _8 | 1 2_8
+        1000 | 1 000 ;; 1\,000 ;; 1\ 000 ;; 1 000 dollars | 1 0 0 0 ;; 10 00
+        12345 | 12\,345 ;; 12 345 | 123 45 ;; 1 2345
+        6.67430 | 6.674\,30 ;; 6.674 30 | 6.67 430
+        1000\pi | 1 000\pi | 1 0 00\pi
+        36 | 2^2 3^2 | 2 3
+        \frac{1}{2}\pi | \frac 1 2\pi | \frac 1 3\pi
+    """,
+    "a decimal as the gold answer": r"""
+        0.333333 | 1/3 ;; \frac13 | 0.33 ;; 1/4
+        0.333333x | \frac{x}{3} | \frac{x}{4}
+        0.33 | | 1/3
+    """,
     "wrappers and layout": r"""
         5 | \approx 5 ;; \boldsymbol{5} ;; \textcolor{red}{5} ;; \color{red}{5} ;; \underline{5} ;; \large 5 ;; \Large{5} ;; \begin{aligned} x &= 5 \end{aligned} | \boldsymbol{6}
         \frac{14}{3} | \mathbf{\frac{14}{3}} ;; 4 2/3 ;; 4\frac23 ;; 4 \frac{2}{3} | \mathbf{\frac{3}{14}}

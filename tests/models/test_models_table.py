@@ -153,6 +153,11 @@ def test_what_a_mixture_leaves_in_16_bits_is_refused_or_said(tmp_path):
     assert check_experts(load_config(teacher_bits=4), side, teacher) == []
     both = check_experts(load_config(student_bits=4, teacher_bits=8), side, teacher)
     assert [f.level for f in both] == ["refusal", "refusal"] and both[0].mend == "type --student-bits 16"
+    for unloaded in (
+        {"teacher": "self", "teacher_prompt": "{prompt}!"},
+        {"teacher": "http://localhost:8000", "teacher_name": "mix"},
+    ):
+        assert check_experts(load_config(student="mix", teacher_bits=8, **unloaded), side, teacher) == []
     assert both[0].evidence == {"parameters": 4, "gib": 2 * sum((4 * 2 * 64 * 64, 4 * 64 * 64) * 2) / 2**30}
 
 

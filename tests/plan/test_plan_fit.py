@@ -271,6 +271,41 @@ def test_what_train_refuses_is_not_planned():
     assert fitting is None or fitting.optimizer == "adamw"
 
 
+@pytest.fixture
+def wide(tmp_path):
+    """Configs of two models of 1 billion weights: one with 32 experts, one whose only expert is as wide as those."""
+    from transformers import AutoConfig
+
+    same = {"vocab_size": 96, "hidden_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 16}
+    widths = {
+        "qwen3_moe": {"moe_intermediate_size": 2560, "num_experts": 32, "num_experts_per_tok": 2},
+        "qwen3": {"intermediate_size": 32 * 2560},
+    }
+    for kind, width in widths.items():
+        AutoConfig.for_model(kind, **same, num_key_value_heads=2, **width).save_pretrained(tmp_path / kind)
+    return {kind: str(tmp_path / kind) for kind in widths}
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("qwen3", [16, 4]), ("qwen3_moe", None)])
+def test_4_bits_are_offered_to_a_student_whose_experts_they_reach(kind, bits, wide):
+    """4 x 32 x 3 x 1,024 x 2,560 weights in 16 bits are 1.9 GiB, and 2 GB are 1.8: in 4 bits they would fit."""
+    sizes = {"batch_size": 1, "max_prompt_tokens": 64, "max_new_tokens": 64, "lora_rank": 8, "eval_benchmarks": None}
+    sizes |= {"gradient_checkpointing": True, "token_budget": 128}
+    report, fitting = plan(load_config(student=wide[kind], teacher="bundled", **sizes), PlanConfig(gpu="2"), say=print)
+    assert report["phases"]["update"]["student"] > 1.87 * GIB > report["usable_bytes"]
+    assert (None if fitting is None else report["changes"]["student_bits"]) == bits
+
+
+@pytest.mark.parametrize(
+    ("role", "bits", "words"),
+    [("student", 4, "student_bits 4 .* type --student-bits 16"), ("teacher", 8, "8 .* type --teacher-bits 4 or 16")],
+)
+def test_bits_that_leave_experts_as_they_are_are_not_planned(role, bits, words, wide):
+    pair = {"student": "bundled", "teacher": "bundled", "engine": "loop", role: wide["qwen3_moe"], f"{role}_bits": bits}
+    with pytest.raises(UserError, match=f"qwen3_moe has 8 fused parameters of experts, 1.9 GiB in 16 bits, .*{words}"):
+        plan(load_config(**pair), PlanConfig(gpu="24"), say=print)
+
+
 def test_no_card_is_named_and_none_is_here(tmp_path):
     """What fits is then not known: the report says which sizes hold it, and a written config what it needs."""
     done = run_plan("--config", "qwen3-0.6b-4b", "--json", "--output", "any.yaml", cwd=tmp_path)

@@ -29,7 +29,51 @@ def test_a_folder_of_shards_is_read_in_the_order_of_its_names(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:1]), tmp_path / "train-00001-of-00003.parquet")
     assert digest_of(tmp_path) != before
     (tmp_path / "test-00000-of-00001.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match=r"several sets \(test.parquet, train.parquet\); type --data with one file"):
+    with pytest.raises(
+        UserError, match=r"several sets \(test-00000-of-00001.parquet, train-00000-of-00003.parquet\); type"
+    ):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-00000-of-00002", "train-00001-of-00002"],
+        ["part-0001", "part-0002"],
+        ["shard_00", "shard_01"],
+        ["0000", "0001"],
+        [f"a.{i:02}" for i in range(1, 12)],
+        ["data_v1"],
+    ],
+    ids=lambda names: names[0],
+)
+def test_names_that_count_up_are_shards(tmp_path, names):
+    for name, row in zip(names, LINES.splitlines() * 2, strict=False):
+        (tmp_path / f"{name}.jsonl").write_text(row)
+    assert read(tmp_path) == (ROWS * 2)[: len(names)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["aime24", "aime25"],
+        ["data_v1", "data_v2"],
+        ["math100", "math500"],
+        ["aime-24", "aime-25"],
+        ["math-100", "math-500"],
+        ["data-1", "data-2"],
+        ["part-00", "part-02"],
+        ["part-01", "part-002"],
+        ["train", "train-00"],
+        ["train-00", "train-00000-of-00001"],
+    ],
+    ids=lambda names: names[-1],
+)
+def test_names_of_several_sets_are_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / f"{name}.jsonl").write_text(LINES)
+    shown = ", ".join(sorted(f"{name}.jsonl" for name in names))
+    with pytest.raises(UserError, match=rf"holds several sets \({shown}\); type --data with one file of it"):
         read(tmp_path)
 
 

@@ -22,6 +22,7 @@ from poweropd_lite.method.update import Objective, accumulate
 from poweropd_lite.models.loading import load_causal_lm
 from poweropd_lite.models.student import Student
 from poweropd_lite.models.teacher import Teacher
+from poweropd_lite.problems.reading import hold_out, load_prompts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_power.py"
 
@@ -97,6 +98,32 @@ def test_trl_takes_our_step(case, example, rollouts, prompts, teacher_model, pai
     assert parameters.keys() == found.keys()
     for name, parameter in parameters.items():
         assert (found[name] - parameter.grad).norm() < near * parameter.grad.norm(), name
+
+
+def test_the_prompts_are_those_that_train_takes_of_the_config(example, pair, other, tmp_path, monkeypatch):
+    """The ids that TRL's trainer makes: columns, system prompt, suffix, template, length and held-out problems are the config's."""
+    asked = [f"What is {i} plus {i}?" for i in range(6)] + ["long " * 200]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps({"task": each, "problem": "?"}) + "\n" for each in asked))
+    template = "{{ mood }}" + pair.tokenizer.chat_template
+    student = other("student", lambda folder: (folder / "chat_template.jinja").write_text(template))
+    settings = {"student": student, "teacher": "bundled", "data": str(tmp_path / "my.jsonl"), "prompt_column": "task"}
+    settings |= {"system_prompt": "Add.", "prompt_suffix": " Box it.", "max_prompt_tokens": 128, "hold_out": 2}
+    settings |= {"enable_thinking": True, "template_kwargs": {"mood": "calm"}, "batch_size": 4, "max_new_tokens": 64}
+    (tmp_path / "own.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    trainers = []
+    monkeypatch.setattr(example.PowerTrainer, "train", lambda self: trainers.append(self))
+    monkeypatch.setattr(example.PowerTrainer, "save_model", lambda self: None)
+    example.main(str(tmp_path / "own.yaml"), 1, str(tmp_path / "out"))
+
+    rows = trainers[0].train_dataset["prompt"]
+    assert len(rows) == 4  # of seven one is too long and two are held out
+    assert {len(row) for row in rows} == {2} and {row[0]["content"] for row in rows} == {"Add."}
+    assert {row[1]["content"] for row in rows} < {f"{each} Box it." for each in asked[:6]}
+    ids, *_ = trainers[0]._tokenize_prompts(list(rows))
+    config = example.load_config(str(tmp_path / "own.yaml"))
+    prompts, _ = load_prompts(config, example.load_pair(config).tokenizer)
+    assert pair.tokenizer.decode(ids[0]).startswith("calm<|im_start|>system\nAdd.<|im_end|>")
+    assert [tuple(each) for each in ids] == [prompt.ids for prompt in hold_out(prompts, 2, config.data)[0]]
 
 
 def test_the_example_runs_as_its_docstring_says(tmp_path):

@@ -252,6 +252,9 @@ def test_verl_scores_a_completion_by_our_grader():
     score = load_extern_object(module_path=where.path, object_name=where.name)
     assert score("math", r"so it is \boxed{\frac{1}{2}}", "0.5", extra_info={}) == 1.0
     assert score("math", r"so it is \boxed{2}", "0.5", extra_info={}) == 0.0
+    said = "48 + 24 = 72\n#### 72"  # GSM8K's way, which evaluate takes of it alone
+    assert [score(name, said, "72") for name in ("openai/GSM8K", "gsm8k.jsonl", "math")] == [1.0, 1.0, 0.0]
+    assert score("openai/gsm8k", said, "24") == 0.0
 
 
 def test_verl_reads_the_problems_that_the_example_writes(tmp_path, pair):
