@@ -256,6 +256,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
         "mean": {measure: _difference(*shares[measure]) for measure in shares} if common else {},
         "kl": near,
         "differing": differing,
+        "runs": sum((path.parent.parent / "config.yaml").is_file() for path in paths),  # RUN/eval/step_...
         "left_out": sorted(set(complete[0]) ^ set(complete[1])),
     }
 

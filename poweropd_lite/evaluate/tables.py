@@ -136,6 +136,8 @@ def comparison_table(compared: dict[str, Any]) -> str:
             line += [shown(m["first"]), shown(m["second"]), difference]
         lines.append(line)
     notes = [f"{key} differs: {ours} and {theirs}" for key, (ours, theirs) in compared["differing"].items()]
+    if compared["runs"] == 2 and compared["benchmarks"]:
+        notes.append("one training run each: what another seed would change is not in these intervals")
     if compared["left_out"]:
         notes.append(f"only in one of them, so left out: {', '.join(compared['left_out'])}")
     tables = [aligned(lines)] if compared["benchmarks"] else []

@@ -159,6 +159,7 @@ def _what(job: Job, report: dict[str, Any]) -> str:
 
 def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
     place, base = job.config.push or ".", job.target.base
+    base = str(Path(base).resolve()) if Path(base).is_dir() else base  # "./mine" is elsewhere, seen from this folder
     name = re.sub(r"[^a-z0-9._-]+", "-", job.name.lower()).strip("-.") or "model"  # for a shell and Ollama
     inside = "" if job.config.push else "From inside this folder:\n\n"
     text = '"What is 12 * 7?"'

@@ -83,6 +83,10 @@ def _write(job: Job, folder: Path, source: Source) -> dict[str, Any]:
         else:
             said, rounded = export_4bit(job, folder, source, counting.show)
     proof = check_export(said, source.live, source.base, job.kind, source.notes, rounded, source.noise)
+    if proof["effect_kept"] is None and source.changes and not source.is_zero:
+        source.notes.append(
+            "the adapter moves no log-prob of the texts that were compared: what it learnt is not proven"
+        )
     return proof | {"tensors_read_back": checked}
 
 

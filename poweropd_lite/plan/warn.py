@@ -6,8 +6,9 @@ from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import Finding
 from poweropd_lite.base.progress import clock
 from poweropd_lite.checks.machine import check_device
-from poweropd_lite.plan.cards import Machine
+from poweropd_lite.plan.cards import CARDS, Machine
 
+COLAB_CARDS = ("t4", "l4", "a100-40gb", "a100-80gb", "h100", "rtxpro6000")  # that Colab has, or calls G4
 COLAB_HOURS = 12  # a session of Colab that nobody pays for lasts at most so long, by its FAQ; many end sooner
 
 
@@ -20,7 +21,7 @@ def warnings(config: Config, machine: Machine, seconds: dict[str, Any] | None) -
     ]
     if machine.gib is not None and machine.cuda and machine.capability is None and config.dtype == "auto":
         found.append(unknown_dtype(machine))
-    if seconds is not None and seconds["run"] > COLAB_HOURS * 3600:
+    if machine.card in map(CARDS.get, COLAB_CARDS) and seconds is not None and seconds["run"] > COLAB_HOURS * 3600:
         found.append(_session(config, machine, seconds))
     return found
 

@@ -16,6 +16,7 @@ from poweropd_lite.evaluate.chat import ChatConfig
 from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.evaluate.results import compare
 from poweropd_lite.evaluate.settings import EvalConfig
+from poweropd_lite.evaluate.tables import comparison_table
 from poweropd_lite.evaluate.target import end_of_turn
 from poweropd_lite.kernels import head
 from poweropd_lite.models.loading import load_tokenizer
@@ -274,6 +275,9 @@ def test_a_comparison_says_what_differs_and_takes_pass_at_the_smaller_n(evaluate
     flags = ["--model", "bundled-student", "--problems", "12", "--n", "2", "--temperature", "1.0", "--output", "hot"]
     assert run_evaluate(*flags, cwd=tmp_path).returncode == 0
     found = compare(evaluated / "evaluations" / "bundled-student", tmp_path / "hot")
+    one_each = "one training run each: what another seed would change is not in these intervals"
+    assert found["runs"] == 0 and one_each not in comparison_table(found)
+    assert one_each in comparison_table(found | {"runs": 2})
     assert found["differing"]["temperature"] == [0.6, 1.0] and found["differing"]["n"] == [4, 2] and found["k"] == 2
     results = json.loads((evaluated / "evaluations/bundled-student/results.json").read_text())
     assert found["benchmarks"]["bundled"]["pass"]["first"] == pytest.approx(results["benchmarks"]["bundled"]["pass@2"])

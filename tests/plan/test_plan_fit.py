@@ -20,7 +20,7 @@ from poweropd_lite.plan.memory import GIB
 from poweropd_lite.plan.pairs import plan_pairs, table
 from poweropd_lite.plan.scoring import plan_scoring
 from poweropd_lite.plan.settings import PlanConfig
-from poweropd_lite.plan.warn import reached
+from poweropd_lite.plan.warn import reached, warnings
 
 
 def test_appendix_b_to_the_digit_and_the_true_cost():
@@ -363,3 +363,10 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "--gpu" in done.stdout and "--token-budget" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("card", "sessions"), [("t4", 1), ("l4", 1), ("rtx3060", 0), ("rtx4090", 0)])
+def test_a_session_ends_on_cards_that_colab_has(card, sessions):
+    seconds = {"step": {"rollout": 60.0}, "evaluation": 0.0, "run": 90_000.0}
+    found = warnings(load_config("qwen3-0.6b-4b"), find_card(card), seconds)
+    assert sum(finding.check == "session" for finding in found) == sessions
