@@ -209,7 +209,8 @@ def test_commands_for_a_folder_with_a_space_are_quoted(hub, adapter):
     shutil.copytree(TINY / "student", adapter / "my base" / "student")
     done = pushed(hub, adapter, "--base", "my base/student", "--output", "my out")
     assert "hf upload me/power10 'my out' --private" in done.stderr, done.stderr
-    assert "`vllm serve 'my base/student' --enable-lora" in (adapter / "my out" / "README.md").read_text()
+    base = (adapter / "my base" / "student").resolve()
+    assert f"`vllm serve '{base}' --enable-lora" in (adapter / "my out" / "README.md").read_text()
 
 
 def test_offline_is_said(adapter, monkeypatch):
