@@ -72,20 +72,19 @@ def find_manner(
     base: str | None,
     max_new_tokens: int | None,
     teacher: bool = False,
-    remote_code: bool | None = None,
+    remote_code: bool = False,
 ) -> Manner:
     """Returns how to ask a model, and a run's teacher beside it; raises UserError where either is not there.
 
-    `remote_code` is whether Python code of the models may run; None: as the run trained, or not.
+    `remote_code` is whether Python code of the models may run: a run's own word for it is not taken, for it may be another's.
     """
     import transformers
 
     hush_bitsandbytes()
     unsloth_fault()  # imports it if it is installed: a run that begins later in this process wants it first
     transformers.utils.logging.disable_progress_bar()
-    target = find_target(model, base, bool(remote_code))
+    target = find_target(model, base, remote_code)
     trained = target.run or load_config(BUNDLED if target.is_bundled else None)
-    remote_code = trained.trust_remote_code if remote_code is None else remote_code
     vocabulary = load_vocabulary(target, remote_code)
     rooms = [vocabulary.positions]
     if teacher:
@@ -237,10 +236,8 @@ class Conversation:
 
 def answers(model: str | Path, question: str, before: bool, **settings: Any) -> list[str]:
     """Returns what `ask` and `before_and_after` promise: the answer of before, if asked for, then the model's."""
-    asked = {name: value for name, value in settings.items() if value is not None}
-    config = load_eval_config(model=model, **asked)
-    remote_code = config.trust_remote_code if "trust_remote_code" in asked else None
-    manner = find_manner(config.model, config.base, config.max_new_tokens, remote_code=remote_code)
+    config = load_eval_config(model=model, **{name: value for name, value in settings.items() if value is not None})
+    manner = find_manner(config.model, config.base, config.max_new_tokens, remote_code=config.trust_remote_code)
     prompt = manner.prompt([], question)
     with speaking(manner, before, False, config.kernels) as speakers:
         return [speaker.answer(prompt).text for speaker in speakers.values()]

@@ -1,6 +1,5 @@
 """One question to a run, an adapter or a model; to look at a student, not to score it (that is evaluate)."""
 
-from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from poweropd_lite.base.config import Config
@@ -13,7 +12,7 @@ def ask(
     question: str,
     *,
     base: str | Path | None = None,
-    trust_remote_code: bool | None = None,
+    trust_remote_code: bool = False,
     max_new_tokens: int | None = None,
     kernels: str | None = None,
 ) -> str:
@@ -21,8 +20,8 @@ def ask(
 
     `model` is what the evaluate command takes: a run folder, an adapter, a model's folder or hub id, bundled-student or
     bundled-teacher. It is loaded anew each time; `base` is an adapter's base model, else the one it names;
-    `trust_remote_code` whether Python code of a model may run, else as the run trained; `kernels` is the setting of
-    training. Raises UserError for a model or a question that can't be used.
+    `trust_remote_code` whether Python code of the models may run, whatever the run was trained with; `kernels` is the
+    setting of training. Raises UserError for a model or a question that can't be used.
     """
     from poweropd_lite.evaluate.answer import answers
 
@@ -35,7 +34,7 @@ def before_and_after(
     question: str,
     *,
     base: str | Path | None = None,
-    trust_remote_code: bool | None = None,
+    trust_remote_code: bool = False,
     max_new_tokens: int | None = None,
     kernels: str | None = None,
 ) -> tuple[str, str]:
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--before", action="store_true", help="print the answer of before the training as well")
     chat = {name: field.description for name, field in ChatConfig.model_fields.items()}
     parser.add_argument("--base", metavar="TEXT", help=chat["base"])
-    parser.add_argument("--trust-remote-code", action=BooleanOptionalAction, help=chat["trust_remote_code"])
+    parser.add_argument("--trust-remote-code", action="store_true", help=chat["trust_remote_code"])
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer; if not given, the run's own")
     kernels = Config.model_fields["kernels"]
     parser.add_argument("--kernels", metavar="{auto,off}", help=f"{kernels.description} (default: {kernels.default})")

@@ -40,10 +40,7 @@ class ChatConfig(BaseModel):
     )
     teacher: bool = Field(False, description="a run's teacher answers too, at the run's teacher_bits")
     base: str | None = Field(None, min_length=1, description="an adapter's base model; if not given, the one it names")
-    trust_remote_code: bool | None = Field(
-        None,
-        description="run Python code of a model; only for sources you trust; if not given, as the run trained, or not",
-    )
+    trust_remote_code: bool = Field(False, description="run Python code of the models; only for sources you trust")
     single: bool = Field(
         False,
         description="every question stands alone: nothing said before is part of the next prompt",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from poweropd_lite.models.streamed import decoder_layers
+from poweropd_lite.models.loading import model_body
 from poweropd_lite.models.student import Student
 
 LINES, WIDTH = 3, 683  # primes: their product divides the size of what is kept by token, and of no weight
@@ -21,8 +21,8 @@ LINES, WIDTH = 3, 683  # primes: their product divides the size of what is kept 
 def kept_less(student: Student) -> int:
     """Returns the bytes a token that all decoder layers of a student keep less when they are compiled.
 
-    `student` is on fake tensors (trace.fake_student), without checkpointing. Of layers that are not of one kind, or whose
-    graph can't be taken, it is 0: they run, or may run, as they are written.
+    `student` is on fake tensors (trace.fake_student), without checkpointing. Of layers that are not of one kind it is 0: they
+    run as they are written (compiled.py). Raises what a model's own code does where its graph can't be taken.
     """
     from functorch.compile import (  # type: ignore[import-untyped]
         aot_function,
@@ -31,7 +31,7 @@ def kept_less(student: Student) -> int:
         min_cut_rematerialization_partition,
     )
 
-    layers, calls = list(decoder_layers(student.model) or ()), list[tuple[tuple, dict]]()
+    layers, calls = list(getattr(model_body(student.model), "layers", ())), list[tuple[tuple, dict]]()
     if len({type(layer) for layer in layers}) != 1:
         return 0
     taken = [
@@ -45,16 +45,13 @@ def kept_less(student: Student) -> int:
     def as_it_is(graph: torch.fx.GraphModule, _: list) -> Callable:
         return make_boxed_func(graph.forward)
 
-    try:
-        first, (run, tensors) = _call(student, layers[0], calls[0]), _call(student, layers[-1], calls[-1])
-        compiled = aot_function(
-            run, as_it_is, as_it_is, min_cut_rematerialization_partition, decompositions=default_decompositions
-        )
-        # Of a frozen embedding, the first layer keeps nothing for its input as it is written, and as the others compiled.
-        written = _kept(*first) + (len(layers) - 1) * _kept(run, tensors)
-        return (written - len(layers) * _kept(compiled, tensors)) // (LINES * WIDTH)
-    except Exception:  # a mixture's graph hangs on numbers, and a model's own code raises what it likes
-        return 0
+    first, (run, tensors) = _call(student, layers[0], calls[0]), _call(student, layers[-1], calls[-1])
+    compiled = aot_function(
+        run, as_it_is, as_it_is, min_cut_rematerialization_partition, decompositions=default_decompositions
+    )
+    # Of a frozen embedding, the first layer keeps nothing for its input as it is written, and as the others compiled.
+    written = _kept(*first) + (len(layers) - 1) * _kept(run, tensors)
+    return (written - len(layers) * _kept(compiled, tensors)) // (LINES * WIDTH)
 
 
 def _call(student: Student, layer: Any, call: tuple[tuple, dict]) -> tuple[Callable, list[Tensor]]:

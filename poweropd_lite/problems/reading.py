@@ -221,10 +221,8 @@ def load_prompts(
     else:
         prompts, skipped, _ = usable(source, reader, limit, None, flags)
     if config.data != BUNDLED and (config.prompt_column is None or config.answer_column is None):
-        unnamed = " (--answer-column names one)" * (
-            not reader.turns and not any(answer for _, answer in reader.columns)
-        )
-        say(f"{config.data}: {reader.taken()}{unnamed}")
+        found = reader.turns or config.answer_column or any(answer for _, answer in reader.columns)
+        say(f"{config.data}: {reader.taken()}{'' if found else ' (--answer-column names one)'}")
     if config.hold_out:
         for oddity in reader.oddities(config.data, "--answer-column"):
             say(oddity)

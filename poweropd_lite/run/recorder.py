@@ -296,9 +296,9 @@ class Recorder:
             both = f"{typed()} {typed('-other')}"
             lines += [f"  compare:     {command}.train {rest}", f"               {command}.report {both}"]
         lines.append(f"  see it:      {command}.report {typed()}")
-        lines.append(f"  talk to it:  {command}.chat {typed()}")
+        trusted = " --trust-remote-code" * config.trust_remote_code  # which they ask for again
+        lines.append(f"  talk to it:  {command}.chat {typed()}{trusted}")
         if finished:
-            trusted = " --trust-remote-code" * config.trust_remote_code  # which they ask for again
             lines.append(f"  evaluate:    {command}.evaluate --model {typed()}{trusted}")
             lines.append(f"  export:      {command}.export {typed()} --to gguf{trusted}")
         kind = "transformers.AutoModelForCausalLM" if config.full_finetune else "peft.AutoPeftModelForCausalLM"

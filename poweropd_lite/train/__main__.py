@@ -40,7 +40,7 @@ def choose_config(config: str | None, flags: dict[str, Any]) -> Config:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 1 given up, 2 bad input, 130 or 143 stopped by a signal and saved."""
+    """The command line; returns the exit code: 0 done, 1 given up, 2 bad input, 130, 143 (a signal) or 141 (nobody reads its output) stopped and saved."""
     parser = config_parser(
         "python -m poweropd_lite.train",
         f"{__doc__.splitlines()[0]}\n\nDefaults below are those of a config that names its own models. A run that "

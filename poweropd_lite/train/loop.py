@@ -48,7 +48,7 @@ def run_loop(session: Session, state: RunState, record: Recorder, saved: Checkpo
             if unsaved and not state.skipped_in_a_row:
                 save(saved, state, record)
                 unsaved = False
-    except (RolloutMismatch, TeacherFault, FailedElsewhere):  # the step in hand is not taken
+    except (RolloutMismatch, TeacherFault, FailedElsewhere, BrokenPipeError):  # the step in hand is not taken
         save(saved, state, record)
         session.ranks.any(False)  # what started them ends those that stay
         raise

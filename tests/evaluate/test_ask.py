@@ -109,7 +109,7 @@ class Own(Qwen3ForCausalLM):
 """
 
 
-def test_models_with_code_of_their_own_are_asked_where_that_is_trusted(tmp_path, student_model, monkeypatch):
+def test_models_with_code_of_their_own_are_asked_where_that_is_trusted(tmp_path, student_model, monkeypatch, capsys):
     from peft import PeftModel
 
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -123,6 +123,9 @@ def test_models_with_code_of_their_own_are_asked_where_that_is_trusted(tmp_path,
     short = {"steps": 1, "batch_size": 4, "max_new_tokens": 24, "data": DATA, "eval_benchmarks": None, "lr": 0.03}
     own = {"student": "own_student", "teacher": "own_teacher", "trust_remote_code": True, "output": "run"}
     assert train(load_config("bundled", **short, **own)).finished
+    following = [line for line in capsys.readouterr().out.splitlines() if "poweropd_lite." in line]
+    asks = [line for line in following if any(name in line for name in (".chat ", ".evaluate ", ".export "))]
+    assert len(asks) == 3 and all(line.endswith(" --trust-remote-code") for line in asks)
     before = generated(student_model, TINY / "student", longest=24)
     after = generated(PeftModel.from_pretrained(student_model, "run/adapter").eval(), "run/adapter", longest=24)
     assert before != after  # a step that long
@@ -131,9 +134,11 @@ def test_models_with_code_of_their_own_are_asked_where_that_is_trusted(tmp_path,
         monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
         return run_here(command.main if command is chat else command, *flags)
 
-    # Of a run, as it was trained; of anything else, where it is asked for.
-    assert said(main, "run", QUESTION, "--before").stdout.endswith(f"before:\n{before}\n\nafter:\n{after}\n")
-    shown = said(chat, "run", "--teacher")
+    # Of a run too it is asked for anew: its folder may be somebody else's.
+    assert said(main, "run", QUESTION, "--before", "--trust-remote-code").stdout.endswith(
+        f"before:\n{before}\n\nafter:\n{after}\n"
+    )
+    shown = said(chat, "run", "--teacher", "--trust-remote-code")
     assert shown.returncode == 0, shown.stderr
     assert f"\n{before}\n" in shown.stdout and f"\n{after}\n" in shown.stdout and "\nteacher (" in shown.stdout
     alone = ["own_student", QUESTION, "--max-new-tokens", "24"]
@@ -148,13 +153,13 @@ def test_models_with_code_of_their_own_are_asked_where_that_is_trusted(tmp_path,
     for command, *flags in (
         (main, *alone),
         (chat, "own_student"),
-        (main, "run", QUESTION, "--no-trust-remote-code"),
-        (chat, "run", "--no-trust-remote-code"),
+        (main, "run", QUESTION),
+        (chat, "run"),
     ):
         shown = said(command, *flags)
         assert (shown.returncode, shown.stdout, shown.stderr) == (2, "", untrusted.format("model"))
 
     (tmp_path / "own_teacher").rename(tmp_path / "elsewhere")
-    shown = said(chat, "run", "--teacher")
+    shown = said(chat, "run", "--teacher", "--trust-remote-code")
     assert shown.returncode == 2 and "no model config for the teacher at 'own_teacher': " in shown.stderr
     assert shown.stderr.endswith("\nit is the run's teacher; leave out --teacher\n")

@@ -294,6 +294,9 @@ def test_a_zero_adapter_is_its_base_and_said_to_be(tmp_path):
     make_adapter(tmp_path / "a", std=0.0)
     done = run_export("a", "--to", "merged-16bit", "--output", "m", cwd=tmp_path)
     assert done.returncode == 0 and "the adapter is zero" in done.stdout, done.stderr
+    make_adapter(tmp_path / "b", std=1e-12)  # which no sum in float32 feels
+    said = run_export("b", "--to", "gguf", "--gguf-type", "f32", "--output", "g", cwd=tmp_path).stdout
+    assert "note: the adapter moves no log-prob of the texts that were compared" in said and "is zero" not in said
     base, written = load_file(Path(BASE) / "model.safetensors"), load_file(tmp_path / "m" / "model.safetensors")
     assert all(torch.equal(base[name], weight) for name, weight in written.items())
 

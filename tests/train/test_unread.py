@@ -25,8 +25,10 @@ def sampled(*args):
     global left
     if left == 0:
         os.close(reader)
-        if number:
+        if number > 0:
             os.kill(os.getpid(), number)
+        if number < 0:
+            print("a line of an engine", flush=True)
     left -= 1
     return real(*args)
 Prepared.sample = sampled
@@ -39,12 +41,14 @@ def what_was_learnt(run):
     return [line["loss"] for line in lines if "loss" in line], load_file(run / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize(("number", "code"), [(0, 128 + 13), (signal.SIGINT, 130)])
-def test_a_reader_that_goes_ends_the_run_saved(number, code, tmp_path):
-    """As `| head` does, and a Ctrl-C that ends `| tee`, too; resumed, it ends where an undisturbed run does."""
+@pytest.mark.parametrize(("number", "code", "steps"), [(0, 141, 3), (signal.SIGINT, 130, 3), (-1, 141, 2)])
+def test_a_reader_that_goes_ends_the_run_saved(number, code, steps, tmp_path):
+    """As `| head` does, and a Ctrl-C that ends `| tee`, too, or a line that is printed in the middle of a step, which is not
+    taken then; resumed, it ends where an undisturbed run does.
+    """
     done = forked.run("-c", UNREAD, str(int(number)), *FLAGS, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (code, "")
-    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step_000003"
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == f"step_{steps:06}"
     assert run_train("--resume", "run", cwd=tmp_path).returncode == 0
     whole = run_train(*FLAGS[:-1], "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
