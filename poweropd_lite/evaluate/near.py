@@ -157,4 +157,5 @@ def measure_near(near: Near, engine: Engine, how: Serving, folder: Path, tick: C
     except WaitStopped:
         return
     if found is not None:
-        write_json(folder / FILE, {**near.record, "about": near.about, **found[0].record()})
+        each = {"by_completion": found[0].by_completion}
+        write_json(folder / FILE, {**near.record, "about": near.about, **found[0].record(), **each})

@@ -23,6 +23,7 @@ from poweropd_lite.evaluate.scores import avg_at, interval, macro_interval, pair
 from poweropd_lite.grade import GRADER, Sample, Verdict, grade
 from poweropd_lite.grade.custom import Grader, Scored
 from poweropd_lite.grade.custom import score as score_all
+from poweropd_lite.run.closeness import difference_error
 
 CHUNK = 4096  # verdicts that are written down at once
 _VERDICT = {field.name for kind in (Verdict, Scored) for field in fields(kind)}
@@ -151,7 +152,7 @@ def results_of(path: Path, ks: list[int], names: list[str]) -> dict[str, Any]:
         "settings": settings,
         "benchmarks": benchmarks,
         "mean": mean,
-        **({"kl": near} if near else {}),
+        **({"kl": {key: value for key, value in near.items() if key != "by_completion"}} if near else {}),
     }
 
 
@@ -255,10 +256,17 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
         "benchmarks": rows,
         "mean": {measure: _difference(*shares[measure]) for measure in shares} if common else {},
         "kl": near,
+        "kl_error": _kl_error(near),
         "differing": differing,
         "runs": sum((path.parent.parent / "config.yaml").is_file() for path in paths),  # RUN/eval/step_...
         "left_out": sorted(set(complete[0]) ^ set(complete[1])),
     }
+
+
+def _kl_error(near: Sequence[dict[str, Any] | None]) -> float | None:
+    """The standard error of the difference of two KLs, completion by completion; None where one is not known."""
+    each = [of["by_completion"] for of in near if of and of["kl_error"] is not None and "by_completion" in of]
+    return difference_error(each[0], each[1]) if len(each) == 2 else None  # a file of before has no completions
 
 
 def _difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, Any]:

@@ -146,8 +146,8 @@ def comparison_table(compared: dict[str, Any]) -> str:
             [math.nan if near[key] is None else near[key] for near in compared["kl"]] for key in ("kl", "kl_error")
         )
         tables.append(
-            f"KL to {compared['kl'][0]['teacher']}, nats a token: first {kl[0]:.3f} ± {error[0]:.3f}, second {kl[1]:.3f} ± "
-            f"{error[1]:.3f}, difference {kl[0] - kl[1]:+.3f} ± {math.hypot(*error):.3f}"
+            f"KL to {compared['kl'][0]['teacher']}, nats a token (± one standard error): first {kl[0]:.3f} ± {error[0]:.3f}, "
+            f"second {kl[1]:.3f} ± {error[1]:.3f}, difference {kl[0] - kl[1]:+.3f} ± {number(compared['kl_error'], '.3f')}"
         )
     return "\n".join([f"first  {compared['first']}", f"second {compared['second']}", *tables, *notes])
 

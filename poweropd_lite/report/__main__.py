@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = checked(ReportConfig, given(args, ReportConfig))
     from poweropd_lite.report.write import report
 
-    report(args.runs, asked.output, asked.teacher, asked.baseline, asked.labels, asked.style)
+    report(args.runs, asked.output, asked.teacher, asked.baseline, asked.labels, asked.style, base=asked.base)
     return 0
 
 

@@ -11,7 +11,9 @@ BASE = "base (before training)"
 SPREAD = "Point: the mean over a setting's seeds; bar: from the lowest to the highest."
 
 
-def alpha_pictures(numbers: dict[str, Any], ours: Pen, teacher: Reference | None) -> Iterator[Drawn]:
+def alpha_pictures(
+    numbers: dict[str, Any], ours: Pen, teacher: Reference | None, base: Reference | None
+) -> Iterator[Drawn]:
     """Draws the end and the median gradient norm against alpha, where power runs have two alphas or more."""
     end, norms = numbers["end"], numbers["by_alpha"]["gradient"]
     if end and numbers["by_alpha"]["end"]["curves"]:
@@ -20,10 +22,14 @@ def alpha_pictures(numbers: dict[str, Any], ours: Pen, teacher: Reference | None
         if teacher is not None and share:
             axes.axhline(100 * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
         own = [of for of in numbers["accuracy"].values() if any(of["step"])]  # else the end is of the evaluate command
-        if share and own and len(before := bases(numbers["accuracy"])) == 1:
+        before = bases(numbers["accuracy"]) if own else {base.accuracy} if base is not None else set()
+        if share and len(before) == 1:
             axes.axhline(100 * min(before), color="0.6", linewidth=1, linestyle=":", label=BASE)
-        if not own_scores:
-            axes.set_ylim(0, 102 if share else None)
+        if share:  # as far as there is something to see: differences are read here
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(0, low - 2), min(102, high + 2))
+        elif not own_scores:
+            axes.set_ylim(bottom=0)
         title = "Mean score" if own_scores else "Accuracy" if share else "KL to the teacher"
         caption = f"{end['name']}, at the end. {SPREAD}"
         yield Drawn(

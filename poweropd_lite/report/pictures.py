@@ -45,9 +45,16 @@ NEAR = 10  # a clip at more than so many times the largest norm is said, not dra
 
 
 def pictures(
-    groups: Sequence[Group], numbers: dict[str, Any], teacher: Reference | None, style: str = "screen"
+    groups: Sequence[Group],
+    numbers: dict[str, Any],
+    teacher: Reference | None,
+    style: str = "screen",
+    base: Reference | None = None,
 ) -> Iterator[Drawn]:
-    """Draws the figures of the report's `numbers`, in the order of the page; matplotlib's settings are the style's."""
+    """Draws the figures of the report's `numbers`, in the order of the page; matplotlib's settings are the style's.
+
+    `base` is the student's before training, for runs whose own evaluations do not have it.
+    """
     ours = pen([group.label for group in groups], style)
     names = (score_names(group.config.eval_samples, bool(group.config.eval_grader))[0] for group in groups)
     name, unit = "/".join(dict.fromkeys(names)), unit_of(groups)
@@ -61,7 +68,7 @@ def pictures(
         yield _kl(kl, ours, bool(counts))
     if gradient := _there(numbers["gradient"]):
         yield _gradient(gradient, ours, {group.config.max_grad_norm for group in groups}, over)
-    yield from alpha_pictures(numbers, ours, teacher)
+    yield from alpha_pictures(numbers, ours, teacher, base)
     if evaluated:
         figure = _by_step(evaluated, ours, "length", "mean length, tokens", floor=0)
         yield Drawn(figure, "Length by step", f"Mean length of the answers sampled in evaluation.{over}", "length")
@@ -146,11 +153,13 @@ def _kl(found: Numbers, ours: Pen, several: bool) -> Drawn:
     axes.set(xlabel="step", ylabel="KL to the teacher, nats a token")
     axes.set_ylim(bottom=0)
     whole_ticks(axes, "x")
-    caption = (
-        "Line: on the training rollouts, a running mean over a twentieth of the steps. Points: on held-out prompts."
-    )
-    spread = " Of several seeds: the mean; band and bars from the lowest to the highest."
-    caption += spread if several else " Bars: 1.96 standard errors."
+    points = any(of["held_out"]["step"] for of in found.values())
+    caption = "Line: on the training rollouts, a running mean over a twentieth of the steps."
+    caption += " Points: on held-out prompts." * points
+    if several:
+        caption += f" Of several seeds: the mean; band{' and bars' * points} from the lowest to the highest."
+    elif points:
+        caption += " Bars: 1.96 standard errors."
     return Drawn(with_legend(figure, ours.look), "KL to the teacher by step", caption, "kl", main=True)
 
 
@@ -186,4 +195,5 @@ def _time(found: dict[str, dict[str, float]], ours: Pen, several: bool) -> Drawn
     axes.invert_yaxis()
     axes.set_xlabel(word)
     caption = "Seconds of all steps, and of the evaluations between them" + ("; means over seeds." if several else ".")
+    caption += " What else the machine did at the time is in them." * (len(names) > 1)
     return Drawn(with_legend(figure, ours.look), "Time by phase", caption, "time")

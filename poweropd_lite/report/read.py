@@ -55,7 +55,7 @@ class Evaluated(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """An accuracy that is not a run's own: the teacher's."""
+    """An accuracy that is not a run's own: the teacher's, or the untrained student's."""
 
     accuracy: float  # Avg@n, 0 to 1; or the mean score by a user's function
     source: str  # in words
@@ -141,8 +141,10 @@ def read_lines(path: Path, wanted: dict[str, Any]) -> list[Line]:
     return found
 
 
-def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
-    """Returns the teacher's accuracy: of the folder of its evaluation, or a percentage as it stands, such as 96.6.
+def read_reference(given: str, runs: Sequence[Run], role: str = "teacher") -> Reference:
+    """Returns a model's accuracy: of the folder of its evaluation, or a percentage as it stands, such as 96.6.
+
+    `role` is the flag with which it was given: teacher or base.
 
     Raises UserError for a folder that holds no results, or results of other benchmarks than the runs'.
     """
@@ -152,9 +154,9 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
         pass
     else:
         if not 0 < percent <= 100:
-            raise UserError(f"teacher: found {given}, but an accuracy is between 0 and 100, in percent, such as 96.6")
+            raise UserError(f"{role}: found {given}, but an accuracy is between 0 and 100, in percent, such as 96.6")
         if percent <= 1:
-            raise UserError(f"teacher: found {given}, but an accuracy is in percent; did you mean {100 * percent:g}?")
+            raise UserError(f"{role}: found {given}, but an accuracy is in percent; did you mean {100 * percent:g}?")
         return Reference(percent / 100, "as given")
     try:
         results = read_json(Path(given) / "results.json")
@@ -162,14 +164,14 @@ def read_teacher(given: str, runs: Sequence[Run]) -> Reference:
         accuracy, benchmarks = float(results["mean"][f"avg@{n}"]), list(results["benchmarks"])
         own = is_own(results)
     except (OSError, ValueError, KeyError, TypeError):
-        how = "the folder that `python -m poweropd_lite.evaluate --model TEACHER` named, or its accuracy in percent"
-        raise UserError(f"{given} holds no results of an evaluation; type --teacher with {how}") from None
+        how = f"the folder that `python -m poweropd_lite.evaluate --model {role.upper()}` named, or its accuracy in percent"
+        raise UserError(f"{given} holds no results of an evaluation; type --{role} with {how}") from None
     for run in runs:
         theirs = run_benchmarks(run.config)
         if theirs and set(theirs) != set(benchmarks):
             both = f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}"
-            mend = "leave --teacher out, or type an accuracy in percent"  # no teacher is asked what a run keeps out
-            raise UserError(f"{both}; {mend if HELD_OUT in theirs else 'evaluate the teacher on the same'}")
+            mend = f"leave --{role} out, or type an accuracy in percent"  # no model is asked what a run keeps out
+            raise UserError(f"{both}; {mend if HELD_OUT in theirs else f'evaluate the {role} on the same'}")
     rows, scored = (
         results["benchmarks"],
         [run.config for run in runs if any("eval/greedy" in e for e in run.evaluations)],

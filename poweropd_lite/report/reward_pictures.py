@@ -161,4 +161,6 @@ def landscape_picture(found: Numbers, look: Look) -> Drawn:
         bar = figure.colorbar(mesh, ax=panel, ticks=[0, top])
         bar.ax.set_yticklabels(["0", f"{top:.2g}"])
     _finish(axes, len(sizes), "teacher's p")
-    return Drawn(figure, "The reward's landscape", LANDSCAPE, "landscape")
+    others = [name.replace("_", " ") for name in sizes if name not in found["runs"]]
+    caption = LANDSCAPE + f" None of these runs: {', '.join(others)}." * bool(others)
+    return Drawn(figure, "The reward's landscape", caption, "landscape")

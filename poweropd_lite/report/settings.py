@@ -18,6 +18,11 @@ class ReportConfig(BaseModel):
         description="the folder of the teacher's evaluation, or its accuracy in percent, to be drawn as a line",
         json_schema_extra=section("report"),
     )
+    base: str | None = Field(
+        None,
+        min_length=1,
+        description="as --teacher, of the student before training; if not given, what the runs' own evaluations say",
+    )
     baseline: str | None = Field(
         None,
         min_length=1,

@@ -70,7 +70,11 @@ def _against(what: str, unit: str, values: dict[str, Seeds], base: str, one_seed
     few = [label for label in found if label not in known]
     text = f"{what}: {ends}."
     text += f" Against {base}: {'; '.join(parts)}." if parts else ""
-    text += f" No difference beyond noise between {base} and {_listed(_few(same), 'or')}." if same else ""
+    if same:
+        least = max(known[label].half or 0.0 for label in same)
+        seen = in_words(least, unit) if unit != "%" else f"{100 * least:.2g} points"
+        text += f" No difference beyond noise between {base} and {_listed(_few(same), 'or')}"
+        text += f" (one of less than {seen} would not be seen)."
     return text + (f" Of one seed, too few to tell: {', '.join(_few(few))}." if few else "")
 
 

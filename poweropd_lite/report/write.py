@@ -15,7 +15,7 @@ from poweropd_lite.report.ends import by_alpha, end_of, median_norms
 from poweropd_lite.report.groups import Group, differing_settings, group_runs, title
 from poweropd_lite.report.page import page
 from poweropd_lite.report.pictures import HEALTH, pictures
-from poweropd_lite.report.read import Reference, Run, read_runs, read_teacher
+from poweropd_lite.report.read import Reference, Run, read_reference, read_runs
 from poweropd_lite.report.series import (
     accuracy,
     by_step,
@@ -42,27 +42,31 @@ def report(
     labels: str | Sequence[str] | None = None,
     style: str = "screen",
     say: Callable[[str], None] = print,
+    base: str | float | Path | None = None,
 ) -> Path:
     """Makes the report of run folders, finished or not; returns its folder: index.html, report.json and the pictures.
 
     Runs that differ by seed alone are one curve. `output`: the folder, if not RUN/report for one run or a name under
     reports/ for several; an earlier one is replaced. `teacher`: the folder of the teacher's evaluation, or its accuracy
-    in percent. `baseline`: the name or folder of the run, or the label of the curve, that differences are taken from;
+    in percent; `base`: the same of the student before training, where the runs' own evaluations do not have it. `baseline`: the name or folder of the run, or the label of the curve, that differences are taken from;
     the first run's, if not given. `labels`: names of the curves, in the order of the page. `style`: "screen" or
     "paper". Raises UserError for what the user can mend.
     """
     looks = checked(ReportConfig, {"style": style}).style
     found = read_runs([runs] if isinstance(runs, str | Path) else runs)
     groups = group_runs(found, labels.split(",") if isinstance(labels, str) else labels)
-    base = _baseline(groups, found, baseline)
-    reference = None if teacher is None else read_teacher(str(teacher), found)
+    against = _baseline(groups, found, baseline)
+    reference, before = (
+        None if given is None else read_reference(str(given), found, role)
+        for given, role in ((teacher, "teacher"), (base, "base"))
+    )
     folder = _folder(found, output)
-    numbers = gather(groups, base, reference)
-    first, then = answer(groups, base), sentences(groups, reference)
+    numbers = gather(groups, against, reference)
+    first, then = answer(groups, against), sentences(groups, reference)
     numbers |= {"title": title(groups), "answer": [*first, *then]}
     shown = []
     with whole_folder(folder) as beside, matplotlib.rc_context(LOOKS[looks].rc):
-        for drawn in pictures(groups, numbers, reference, looks):
+        for drawn in pictures(groups, numbers, reference, looks, before):
             svg = rendered(drawn.figure, "svg")
             if drawn.file:
                 (beside / f"{drawn.file}.svg").write_bytes(svg)
@@ -107,7 +111,7 @@ def gather(groups: Sequence[Group], baseline: Group, teacher: Reference | None) 
         "density": {label: density(line) for label, line in firsts.items()},
         "density_at_the_end": {label: density(line) for label, line in lasts.items()},
         "positions": {label: positions(line) for label, line in firsts.items()},
-        "landscape": landscape(alphas),
+        "landscape": landscape(alphas) | {"runs": sorted({config.reward_label for config in configs})},
         "by_step": {key: {group.label: by_step(group.runs, key) for group in groups} for key in HEALTH},
         "seconds": {group.label: phases(group.runs) for group in groups},
     }

@@ -31,13 +31,17 @@ def write_pages(queue: Queue, say: Callable[[str], None]) -> list[str]:
     found = []
     for pair in (name for name in pair_names(queue) if name in runs):
         folder = Path(PAGE, pair) if several else Path(PAGE)
-        teacher = next((t for t in queue.in_state(DONE) if t.role == "teacher" and pair in t.pairs), None)
-        scores, own = read_scores(queue, teacher) if teacher else None, run_benchmarks(queue.pairs[pair])
+        base, teacher = (
+            next((t for t in queue.in_state(DONE) if t.role == role and pair in t.pairs), None)
+            for role in ("base", "teacher")
+        )
+        model, own = teacher or base, run_benchmarks(queue.pairs[pair])
+        scores = read_scores(queue, model) if model else None
         if own and scores and set(own) != (theirs := set(scores.benchmarks) - {"mean"}):
             of = f"it was scored on {', '.join(sorted(theirs))}, and training's own evaluation is of {', '.join(own)}"
-            say(f"{queue.out / folder} is without the teacher: {of}")
-            teacher = None
-        reason = _draw(queue, runs[pair], teacher, folder)
+            say(f"{queue.out / folder} is without teacher and base: {of}")
+            base = teacher = None
+        reason = _draw(queue, runs[pair], base, teacher, folder)
         if reason is None:
             found.append(f"{folder}/index.html")
         else:
@@ -45,13 +49,14 @@ def write_pages(queue: Queue, say: Callable[[str], None]) -> list[str]:
     return found
 
 
-def _draw(queue: Queue, tasks: list[Task], teacher: Task | None, folder: Path) -> str | None:
+def _draw(queue: Queue, tasks: list[Task], base: Task | None, teacher: Task | None, folder: Path) -> str | None:
     """Makes a page in `folder`; returns why it could not."""
     page, failure = queue.out / folder, queue.out / "logs" / f".{str(folder).replace('/', '-')}.json"
     folders = [str(queue.run_folder(task)) for task in tasks]
     flags = [*folders, "--output", str(page)]
-    flags += ["--teacher", str(queue.scores_folder(teacher))] if teacher else []
-    if _is_new(queue, page, tasks, teacher):
+    models = {"--base": base, "--teacher": teacher}
+    flags += [text for flag, task in models.items() if task for text in (flag, str(queue.scores_folder(task)))]
+    if _is_new(queue, page, tasks, base, teacher):
         return None
     process = None
     try:
@@ -70,12 +75,12 @@ def _draw(queue: Queue, tasks: list[Task], teacher: Task | None, folder: Path) -
     return " ".join(((json_or_none(failure) or {}).get("message") or f"report ended with code {code}").split())
 
 
-def _is_new(queue: Queue, page: Path, tasks: list[Task], teacher: Task | None) -> bool:
-    """Whether a page is of these very runs, and newer than what they and the teacher came to."""
+def _is_new(queue: Queue, page: Path, tasks: list[Task], base: Task | None, teacher: Task | None) -> bool:
+    """Whether a page is of these very runs, and newer than what they and the models came to."""
     try:
         numbers = read_json(page / "report.json")
         same = {run["name"] for run in numbers["runs"]} == {task.name for task in tasks}
-        results = [queue.scores_folder(t) / "results.json" for t in (*tasks, *([teacher] if teacher else []))]
+        results = [queue.scores_folder(t) / "results.json" for t in (*tasks, base, teacher) if t is not None]
         made = (page / "report.json").stat().st_mtime_ns
         return (
             same

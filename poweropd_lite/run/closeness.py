@@ -31,10 +31,13 @@ class Closeness:
     completions: int
     length: float = math.nan  # mean tokens of a completion, its stop token counted
     stop_share: float = math.nan  # share of completions that end by themselves
+    by_completion: tuple[tuple[float, int], ...] = ()  # of each, the sum of log q - log p and its tokens
 
     def record(self) -> dict[str, float | None]:
-        """Returns all of it by name, None for what is not known."""
-        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+        """Returns all of it but what is of single completions by name, None for what is not known."""
+        known = asdict(self)
+        del known["by_completion"]
+        return {name: value if math.isfinite(value) else None for name, value in known.items()}
 
 
 def closeness(log_p: Tensor, log_q: Tensor, lengths: Sequence[int]) -> Closeness:
@@ -44,12 +47,27 @@ def closeness(log_p: Tensor, log_q: Tensor, lengths: Sequence[int]) -> Closeness
     log ratios sum to S_i (delta method).
     """
     ratio, count = (log_q - log_p).double().cpu(), sum(lengths)
-    sizes = torch.tensor([n for n in lengths if n], dtype=torch.float64)
-    sums = torch.stack([part.sum() for part in ratio.split([n for n in lengths if n])])
-    kl, many = sums.sum().item() / count, len(sizes)
-    spread = (sums - kl * sizes).square().sum().item()
+    sums = [part.sum().item() for part in ratio.split(list(lengths))]
+    kl, many = math.fsum(sums) / count, sum(n > 0 for n in lengths)
+    spread = math.fsum((s - kl * n) ** 2 for s, n in zip(sums, lengths, strict=True))
     error = math.sqrt(spread * many / (many - 1)) / count if many > 1 else math.nan
-    return Closeness(kl, error, log_p.double().mean().item(), count, many)
+    each = tuple(zip(sums, lengths, strict=True))
+    return Closeness(kl, error, log_p.double().mean().item(), count, many, by_completion=each)
+
+
+def difference_error(first: Sequence[tuple[float, int]], second: Sequence[tuple[float, int]]) -> float:
+    """Returns the standard error of the difference of two estimates on the same B prompts, given `by_completion` of both.
+
+    sqrt(B / (B - 1) sum_i (e_i - f_i)^2), where e_i = (S_i - KL n_i) / N is what completion i adds to the first's error and
+    f_i to the second's: what a prompt does to both alike is no error of their difference. NaN of a single prompt.
+    """
+    added = []
+    for each in (first, second):
+        count = sum(n for _, n in each)
+        kl = math.fsum(s for s, _ in each) / count
+        added.append([(s - kl * n) / count for s, n in each])
+    spread, many = math.fsum((e - f) ** 2 for e, f in zip(*added, strict=True)), len(first)
+    return math.sqrt(spread * many / (many - 1)) if many > 1 else math.nan
 
 
 def shown(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> list[Rollout]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from poweropd_lite.base.config import Config, load_config
-from poweropd_lite.base.config_files import changed, dump_yaml
+from poweropd_lite.base.config_files import at_home, changed, dump_yaml
 from poweropd_lite.base.errors import UserError, cut
 from poweropd_lite.base.files import check_writable, free_folder, refuse_full, try_lock, write_text
 from poweropd_lite.base.teachers import moved
@@ -94,6 +94,15 @@ def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
         raise UserError(
             f"the run in {path} learns from {before.teacher}, and --resume takes another address of a served teacher alone; "
             "leave out --teacher"
+        )
+    home, there = at_home(before, path)
+    gone = [getattr(before, name) for name in there if name not in changes]
+    if gone := [named for named in gone if not os.path.exists(named)]:
+        again = (
+            f"cd {shlex.quote(str(home))} && python -m poweropd_lite.train --resume {shlex.quote(str(before.output))}"
+        )
+        raise UserError(
+            f"the run in {path} was trained in {home}, and finds {', '.join(gone)} from there alone; type {again}"
         )
     if config.steps != before.steps and config.lr_schedule != "constant":
         raise UserError(

@@ -259,13 +259,14 @@ class Recorder:
                 lines.append(
                     f"  {name:6}  {mean} {e['avg']:{form}}   {best} "
                     f"{e['any']:{form}}   greedy {e['greedy']:{form}}   {e['length']:5.1f} tokens   {e['stop_share']:6.1%} "
-                    "stop"
+                    "stop" + (f"   {near(e, whole=False)}" if "kl" in e else "")
                 )
             elif e:
-                many = len(self.session.ready.unseen)
-                lines.append(f"  {name:6}  {near(e)}, {ends(e)}, on {many} held-out prompts")
+                lines.append(f"  {name:6}  {near(e)}, {ends(e)}")
             elif line and not (summary["evaluation_before"] or summary["evaluation_after"]):  # which would not compare
                 lines.append(f"  {name:6}  {near(line)}, on the rollouts of step {line['step']}")
+        if summary["evaluation_before"] or summary["evaluation_after"]:
+            lines.append(f"  on      {self._asked(summary['evaluation_before'], summary['evaluation_after'])}")
         if (largest := summary["largest_reward"]) is not None and largest < NOTHING_PAID:
             advise = f"; what other rewards would pay: python -m poweropd_lite.advise --config {typed('/config.yaml')}"
             lines.append(
@@ -308,6 +309,18 @@ class Recorder:
         else:
             lines.append(f"  use it:      {command}.export {typed()} --to adapter (to load on the whole {whole})")
         print("\n".join(lines), flush=True)
+
+    def _asked(self, before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+        """On what was scored and the KL estimated, and by how much it changed: errors as if the two were independent."""
+        ready, known = self.session.ready, [record for record in (before, after) if record]
+        parts = [f"{len(of.prompts)} of {of.benchmark.name}" for of in ready.held_out]
+        if any("kl" in record for record in known):
+            parts.append(f"KL on {len(ready.unseen)} prompts, nats a token ± one standard error")
+            kls, errors = ([r[name] for r in known if r.get(name) is not None] for name in ("kl", "kl_error"))
+            if len(kls) == len(errors) == 2 and self.state.step:
+                less = "less" if kls[1] < kls[0] else "more"
+                parts[-1] += f": {abs(kls[1] - kls[0]):.3f} ± {math.hypot(*errors):.3f} {less}"
+        return "; ".join(parts)
 
     def _takes(self, reward: str) -> bool:
         """Whether the run's other settings are those of a run of `reward`, too."""

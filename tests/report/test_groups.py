@@ -17,7 +17,7 @@ from poweropd_lite.report import report
 from poweropd_lite.report.drawing import LOOKS
 from poweropd_lite.report.groups import _order, group_runs, settings, title
 from poweropd_lite.report.pictures import pictures
-from poweropd_lite.report.read import read_runs
+from poweropd_lite.report.read import Reference, read_runs
 from poweropd_lite.report.series import density, pooled, positions
 from poweropd_lite.report.words import answer, sentences
 from poweropd_lite.report.write import gather
@@ -85,14 +85,33 @@ def test_seeds_are_one_curve_with_the_mean_and_the_range_of_what_was_written(tmp
         assert sizes == {8.0}, (name, sizes)
 
 
+def test_accuracy_against_alpha_has_its_base_and_room_for_what_differs(tmp_path):
+    groups = group_runs(read_runs(grid(tmp_path)))
+    numbers = gather(groups, groups[0], None)
+
+    def drawn(base):
+        figure = next(d for d in pictures(groups, numbers, None, base=base) if d.file == "accuracy_alpha").figure
+        level = {line.get_label(): line.get_ydata()[0] for line in figure.axes[0].lines}
+        return level["base (before training)"], *figure.axes[0].get_ylim()
+
+    base, low, high = drawn(None)  # the runs' own, at step 0
+    assert base == 25.0 and 15 < low < 25 and 75 < high < 85  # seeds go up to 75
+    numbers["accuracy"] = {}  # they scored nothing: reproduce gives what it scored
+    assert drawn(Reference(0.4, "as given"))[0] == 40.0
+
+
 def test_differences_are_named_beyond_noise_alone(tmp_path):
-    """Of 5 from 1, seed by seed: 20, 22, 18 points; mean 20, sd 2, half 4.303 * 2 / sqrt(3) = 4.97."""
+    """Of 5 from 1, seed by seed: 20, 22, 18 points; mean 20, sd 2, half 4.303 * 2 / sqrt(3) = 4.97.
+
+    Of 10 from 1: 1, 1, -7 points; sd 4.62, half 11.5.
+    """
     groups = group_runs(read_runs(grid(tmp_path)))
     base = groups[0]
     said = answer(groups, base)
     assert said[0] == (
         "Avg@8 at the end: power 1 53% \u00b1 9, power 5 73% \u00b1 7 and power 10 51% \u00b1 4. "
-        "Against power 1: power 5 +20 \u00b1 5 points. No difference beyond noise between power 1 and power 10."
+        "Against power 1: power 5 +20 \u00b1 5 points. No difference beyond noise between power 1 and power 10 "
+        "(one of less than 11 points would not be seen)."
     )
     rows = {row["name"]: row for row in gather(groups, base, None)["table"]}
     end = rows["Avg@8 at the end"]

@@ -12,7 +12,7 @@ from poweropd_lite.report import report
 from poweropd_lite.report.groups import group_runs
 from poweropd_lite.report.page import STYLE, coloured
 from poweropd_lite.report.pictures import pictures
-from poweropd_lite.report.read import read_runs, read_teacher
+from poweropd_lite.report.read import read_reference, read_runs
 from poweropd_lite.report.series import by_step, density, first_step_at, landscape, phases, steps_to
 from poweropd_lite.report.words import answer, sentences
 from poweropd_lite.report.write import gather
@@ -39,7 +39,7 @@ def test_steps_to_an_accuracy_by_hand(tmp_path):
 def test_shares_of_the_teachers_accuracy_by_hand(tmp_path):
     runs = read_runs([planted(tmp_path / "run", {0: 0.3, 100: 0.75})])
     (group,) = group_runs(runs)
-    table = {row["name"]: row["values"] for row in gather([group], group, read_teacher("90%", runs))["table"]}
+    table = {row["name"]: row["values"] for row in gather([group], group, read_reference("90%", runs))["table"]}
     assert table["share of the teacher's accuracy"] == [pytest.approx(0.75 / 0.9)]
     assert table["share of the gap to the teacher closed"] == [pytest.approx(0.45 / 0.6)]
 
@@ -65,14 +65,14 @@ def test_runs_evaluated_differently_are_said_not_to_compare(tmp_path):
     assert "No line for the base" in accuracy_picture.caption
     results = {"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": {"bundled": {"problems": 256}}}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert "of other problems or samples" in read_teacher(str(tmp_path), found).source
-    assert "other" not in read_teacher(str(tmp_path), found[:1]).source
+    assert "of other problems or samples" in read_reference(str(tmp_path), found).source
+    assert "other" not in read_reference(str(tmp_path), found[:1]).source
     results["benchmarks"]["bundled"]["problems"] = 32  # a teacher of fewer problems than the run
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert "of other problems" in read_teacher(str(tmp_path), found[:1]).source
+    assert "of other problems" in read_reference(str(tmp_path), found[:1]).source
     results["benchmarks"]["bundled"]["whole"] = True  # there are no more
     (tmp_path / "results.json").write_text(json.dumps(results))
-    assert "other" not in read_teacher(str(tmp_path), found[:1]).source
+    assert "other" not in read_reference(str(tmp_path), found[:1]).source
     other = group_runs(read_runs([one, planted(tmp_path / "c", {0: 0.25}, eval_batch_size=4)]))
     assert not any("differently" in sentence for sentence in [*answer(other, other[0]), *sentences(other, None)])
 
@@ -213,11 +213,11 @@ def test_a_teacher_is_compared_by_the_names_that_its_results_have(tmp_path):
         rows = {name: {"problems": count} for name, count in counts.items()}
         (tmp_path / "results.json").write_text(json.dumps({"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": rows}))
         of = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        assert read_teacher(str(tmp_path), found).source == f"Avg@8 on {of} ({tmp_path})"
+        assert read_reference(str(tmp_path), found).source == f"Avg@8 on {of} ({tmp_path})"
     found = read_runs([planted(tmp_path / "both", {0: 0.5}, hold_out=300)])
     both = "is of held-out, and .*both was evaluated on bundled, held-out; leave --teacher out, or type an accuracy"
     with pytest.raises(UserError, match=both):
-        read_teacher(str(tmp_path), found)
+        read_reference(str(tmp_path), found)
 
 
 def test_a_teacher_of_other_benchmarks_is_refused(tmp_path):
@@ -228,7 +228,7 @@ def test_a_teacher_of_other_benchmarks_is_refused(tmp_path):
     with pytest.raises(
         UserError, match="is of gsm8k, and .*run was evaluated on bundled; evaluate the teacher on the same"
     ):
-        read_teacher(str(tmp_path / "teacher"), found)
+        read_reference(str(tmp_path / "teacher"), found)
 
 
 def test_control_and_bidi_characters_of_a_completion_are_left_out():

@@ -7,7 +7,7 @@ import torch
 from conftest import make_engine
 
 from poweropd_lite.models.teacher import Teacher, load_teacher
-from poweropd_lite.run.closeness import closeness, measure
+from poweropd_lite.run.closeness import closeness, difference_error, measure
 
 CPU = torch.device("cpu")
 
@@ -21,6 +21,15 @@ def test_the_estimate_and_its_error_by_hand():
     found = closeness(log_p, torch.tensor([-1.0, -1.0, -2.5]), [2, 0, 1])  # sums 4 and 0, KL 4/3
     assert found.kl_error == pytest.approx(math.sqrt(((4 - 8 / 3) ** 2 + (4 / 3) ** 2) * 2) / 3)
     assert closeness(log_p[:1], log_q[:1], [1]).record()["kl_error"] is None
+
+
+def test_the_error_of_a_difference_by_hand():
+    # First: S = 4, 2 of n = 2, 2: KL 1.5, e = 1/4, -1/4. Second: S = 3, 1 of 1, 1: KL 2, f = 1/2, -1/2.
+    assert difference_error([(4.0, 2), (2.0, 2)], [(3.0, 1), (1.0, 1)]) == math.sqrt(2 * (0.25**2 + 0.25**2))
+    # What both have in common is no error: here the second is twice the first, and the difference the first's own.
+    assert difference_error([(4.0, 2), (2.0, 2)], [(8.0, 2), (4.0, 2)]) == math.sqrt(2 * (0.25**2 + 0.25**2))
+    assert difference_error([(4.0, 2), (2.0, 2)], [(4.0, 2), (2.0, 2)]) == 0.0
+    assert math.isnan(difference_error([(4.0, 2)], [(3.0, 2)]))
 
 
 def test_the_error_is_that_of_many_repetitions():

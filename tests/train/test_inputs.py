@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import DATA, TINY, edit, quick_flags, run_train
 from safetensors.torch import load_file, save_file
+
+from poweropd_lite.base.config import load_config
+from poweropd_lite.evaluate.target import find_target
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,24 @@ def test_files_that_were_only_touched_or_moved_are_the_same(folder):
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "run/inputs.json").read_text())["changed"] == []
     assert "data: moved.jsonl" in (folder / "run/config.yaml").read_text()
+
+
+def test_a_run_of_relative_names_is_found_from_another_folder(folder, tmp_path_factory):
+    elsewhere, run = tmp_path_factory.mktemp("elsewhere"), folder / "run"
+    saved = json.loads((run / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert Path(saved).is_absolute() and Path(saved).name == "student"  # which PEFT opens from anywhere
+    (elsewhere / "problems.jsonl").write_text('{"problem": "another file", "answer": "0"}\n')  # no data of the run's
+    target = find_target(str(run))
+    assert target.base == target.run.student == str(folder / "student")
+    assert (target.run.teacher, target.run.data) == (str(folder / "teacher"), str(folder / "problems.jsonl"))
+    refused = run_train("--resume", str(run), "--steps", "3", cwd=elsewhere)
+    mend = f"type cd {folder} && python -m poweropd_lite.train --resume run"
+    assert refused.returncode == 2 and "finds student, teacher from there alone" in refused.stderr
+    assert mend in refused.stderr
+    (folder / "run").rename(folder / "moved")  # where it was trained is not known any more
+    assert (
+        load_config(folder / "moved/config.yaml").student == find_target(str(folder / "moved")).run.student == "student"
+    )
 
 
 def test_the_flag_is_for_a_resume_alone(tmp_path):

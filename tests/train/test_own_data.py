@@ -1,10 +1,13 @@
 """One's own data without answers, from training to comparison: what is held out, the KL to the teacher, and no flag twice."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from conftest import DATA, quick_flags, run_evaluate, run_export, run_train
+
+from poweropd_lite.run.closeness import difference_error
 
 
 def lines(path):
@@ -34,7 +37,10 @@ def test_ten_prompts_are_never_trained_on_and_the_kl_to_the_teacher_is_said(runs
     for name, record in (("before", before), ("after", after)):
         text = f"KL to the teacher {record['kl']:.3f} ± {record['kl_error']:.3f} nats a token, its log p"
         ends = f"{record['length']:.0f} tokens, {record['stop_share']:.1%} stop"
-        assert f"{name:6}  {text} {record['teacher_logprob']:.3f}, {ends}, on 10 held-out prompts" in said
+        assert f"{name:6}  {text} {record['teacher_logprob']:.3f}, {ends}\n" in said
+    error = math.hypot(before["kl_error"], after["kl_error"])
+    less = f"KL on 10 prompts, nats a token ± one standard error: {before['kl'] - after['kl']:.3f} ± {error:.3f} less"
+    assert f"  on      {less}\n" in said
     assert summary["accuracy_before"] is None and after["kl"] < before["kl"]
     metrics = lines(runs / "power" / "metrics.jsonl")
     steps = [line for line in metrics if "loss" in line]
@@ -66,7 +72,9 @@ def test_evaluate_takes_the_run_s_own_prompts_and_says_the_same(runs):
         json.loads((runs / reward / "eval" / "step_000002" / "kl.json").read_text())
         for reward in ("power", "log_ratio")
     )
-    error = (first["kl_error"] ** 2 + second["kl_error"] ** 2) ** 0.5
+    assert first["kl"] == pytest.approx(sum(s for s, _ in first["by_completion"]) / first["tokens"])
+    error = difference_error(first["by_completion"], second["by_completion"])
+    assert 0 < error < math.hypot(first["kl_error"], second["kl_error"])  # prompts and random numbers are the same
     assert f"difference {first['kl'] - second['kl']:+.3f} ± {error:.3f}" in compared.stdout
 
 
