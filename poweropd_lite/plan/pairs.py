@@ -31,7 +31,8 @@ def plan_pairs(
         if fits is not None:
             fitting[name] = fits
             after = plan(fits, asked, lambda _: None)[0]  # of traces that were made: its time is another
-        pairs.append({"config": name, "changes": found["changes"], "plan": found, "changed": after})
+        steps = load_config(name, **flags).steps
+        pairs.append({"config": name, "steps": steps, "changes": found["changes"], "plan": found, "changed": after})
     whole = [pair["config"] for pair in pairs if pair["plan"]["fits"]]
     best = whole[-1] if whole else next(iter(fitting), None)
     out: dict[str, Any] = {key: pairs[0]["plan"][key] for key in ("machine", "usable_bytes", "gpus")}
@@ -67,6 +68,7 @@ def table(r: dict[str, Any]) -> str:
     why = "none fits as it is, and this one is cut least" if chosen["changes"] else "the largest that fits as it is"
     lines.append(f"take    {name}: {why}")
     if seconds := chosen["changed"]["seconds"]:
+        lines.append(f"        the run: {chosen['steps']:,} steps and {seconds['evaluations']} evaluations")
         lines.append(
             "        times are estimates, not measured: {compute_share:.0%} of {tflops:g} TFLOP/s and {bandwidth_share:.0%} "
             "of {bandwidth:,g} GB/s; take them for lower bounds".format(**seconds["assumed"], **seconds["card"])

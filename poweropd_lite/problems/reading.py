@@ -213,7 +213,7 @@ def load_prompts(
     columns = (None, None) if config.data == BUNDLED else (config.prompt_column, config.answer_column)
     reader, flags = (
         Reader(tokenizer, config, *columns, teacher=teacher, keeps_rows=keep_rows),
-        "--data, --prompt-column and --max-prompt-tokens",
+        "--data, --prompt-column, --answer-column and --max-prompt-tokens",
     )
     prompts: Sequence[Prompt]
     if limit is None and config.data != BUNDLED and is_large(Path(config.data)):

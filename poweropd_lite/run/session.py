@@ -42,6 +42,7 @@ from poweropd_lite.rewards.reward import Reward
 from poweropd_lite.run.bounds import Bounds
 from poweropd_lite.run.closeness import shown
 
+SMALL = 100_000_000  # weights of a student
 LOSS_SCALE, SCALE_GROWS = 16.0, 100  # float16's, at first, and after so many steps without an overflow it is doubled
 
 
@@ -302,6 +303,12 @@ def load_session(ready: Prepared, say: Callable[[str], None], ranks: Alone = ALO
         f"{called(config, 'student')} ({kind}: {trained}) <- {called(config, 'teacher')} ({how_kept(config)}), "
         f"{len(ready.prompts):,} prompts{evaluated}, on {device_name(device)}"
     )
+    weights = sum(p.numel() for p in student.model.parameters())
+    if config.lr is None and weights < SMALL:
+        small = f"lr {config.learning_rate:g}, the default, is for students of {SMALL:,} weights and more, and this one has "
+        say(
+            f"{small}{weights:,}: it may learn next to nothing; configs/bundled.yaml has what suits small ones (--lr 2e-3)"
+        )
     loader, sampler = ready.loader, ready.engine
     say(f"student loaded by {loader.name} ({loader.why}); rollouts by {sampler.name} ({sampler.why})")
     return Session(ready, student, engine, teacher, optimizer, loss_scaler(device, dtype), ranks)

@@ -113,9 +113,10 @@ def test_the_card_of_a_run_without_accuracies_has_its_kl(runs):
 
 def test_a_student_that_is_its_teacher_is_said_to_have_been_paid_nothing(tmp_path):
     pair = ["--config", "bundled", "--student", "bundled-teacher", "--teacher-bits", "32"]
-    flags = quick_flags(steps=1, eval_benchmarks="none", eval_every=0, batch_size=2, output="run")
+    flags = quick_flags(steps=1, eval_benchmarks="none", eval_every=0, batch_size=2, output="run", lr="none")
     done = run_train(*pair, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "lr 5e-06, the default, is for students of 100,000,000 weights and more, and this one has" in done.stdout
     (line,) = lines(tmp_path / "run" / "metrics.jsonl")
     largest = max(abs(line["reward/min"]), abs(line["reward/max"]))
     assert largest < 1e-3 and f"no token was paid more than {largest:.1g} in size" in done.stdout

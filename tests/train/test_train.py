@@ -193,6 +193,7 @@ def test_an_ignored_alpha_is_said(tmp_path):
     done = run_train("--config", "bundled", *flags, "--output", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "note: alpha 3 is ignored: reward tanh has no exponent" in done.stdout
+    assert "is for students of" not in done.stdout  # its lr is of its config
     assert done.stdout.count("is ignored") == 2 and "note: horizon 9 is ignored: tanh does not read it" in done.stdout
 
 
