@@ -10,7 +10,7 @@ from poweropd_lite.base.tables import score_names
 from poweropd_lite.report.ends import Seeds, differences, end_of, kl_ends, median_norms
 from poweropd_lite.report.groups import Group, differing_settings
 from poweropd_lite.report.read import Reference, Run
-from poweropd_lite.report.series import accuracy, pooled, unit_of
+from poweropd_lite.report.series import accuracy, pooled, unit_of, with_finite
 from poweropd_lite.report.table import difference_in_words, in_words
 
 # What decides which of a run's own prompts are held out.
@@ -151,6 +151,11 @@ def _kl(runs: Sequence[Run]) -> str:
         found = [kl_ends(each, key) for each in lines]
         if all(found):
             first, last = ({run.config.seed: e[i] for run, e in zip(runs, found, strict=True) if e} for i in (0, 1))
-            change = _mean(first, "") + (f" -> {_mean(last, '')}" if first != last else "")
-            return f"KL to the teacher on {where} {change} nats a token"
+            texts, note = [_mean(first, ""), _mean(last, "")], ""
+            errors = [line["eval/kl_error"] for line in with_finite(lines[0], ["eval/kl", "eval/kl_error"])]
+            if len(runs) == 1 and errors:
+                pairs = zip(found[0] or (), (errors[0], errors[-1]), strict=True)
+                texts, note = [f"{kl:.3f} \u00b1 {error:.3f}" for kl, error in pairs], " (\u00b1 one standard error)"
+            change = " -> ".join(texts if first != last else texts[:1])
+            return f"KL to the teacher on {where} {change} nats a token{note}"
     return ""

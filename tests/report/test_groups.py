@@ -176,7 +176,7 @@ def test_without_accuracy_the_kl_to_the_teacher_is_the_answer(tmp_path):
             file.write("".join(json.dumps(line) + "\n" for line in held_out))
     runs = read_runs([tmp_path / "seed0", tmp_path / "seed1"])
     (both,), (alone,) = group_runs(runs), group_runs(runs[:1])
-    assert sentences([alone], None)[0].startswith("seed0 (power 10), 40 of 40 steps: KL to the teacher on held-out prompts 2.5 -> 1 nats a token;")  # fmt: skip
+    assert sentences([alone], None)[0].startswith("seed0 (power 10), 40 of 40 steps: KL to the teacher on held-out prompts 2.500 ± 0.050 -> 1.000 ± 0.050 nats a token (± one standard error);")  # fmt: skip
     numbers = gather([alone], alone, None)
     kl = {picture.file: picture.figure for picture in pictures([alone], numbers, None)}["kl"].axes[0]
     smooth = [np.mean([2.0 - s / 40 for s in range(max(1, at - 1), min(40, at + 1) + 1)]) for at in range(1, 41)]
