@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poweropd_lite.kernels.packed import Packed, pack
 from poweropd_lite.kernels.products import Head
 from poweropd_lite.models.adapter import ADAPTER, has_dora
 from poweropd_lite.models.loading import head_of, model_body, weight_of
@@ -241,6 +242,7 @@ class Projection:
         self.owned = full and (dtype == torch.float32 or any(w.dtype != dtype for w in weights))
         # [in, out]: on a CPU a few rows times this are up to twice as fast as times [out, in]. Empty until `sync`.
         self.weight = torch.empty(0)
+        self.packed: Packed | None = None  # the same, where that is faster
         self.bias: Tensor | None = None
         self.down: Tensor | None = None  # the adapter's A matrices, where they are not merged [sum of ranks, in]
 
@@ -251,6 +253,7 @@ class Projection:
         if len(self.bases) == 1 and not self.adapted[0] and self.bases[0].weight.dtype == self.dtype:
             self.weight, self.bias = self.bases[0].weight.T, self.bases[0].bias
             return
+        self.packed = None
         if not self.weight.numel():
             size = self.bases[0].in_features, sum(base.out_features for base in self.bases)
             self.weight = torch.empty(size, dtype=self.dtype, device=self.bases[0].weight.device)
@@ -262,13 +265,15 @@ class Projection:
                 a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
                 columns.addmm_(a.T, b.T, alpha=module.scaling[ADAPTER])
             start += base.out_features
+        if (packed := pack(self.weight)) is not None:
+            self.packed, self.weight = packed, torch.empty(0)
         if any(base.bias is not None for base in self.bases):
             zero = torch.zeros(1, dtype=self.dtype, device=self.weight.device)
             parts = [zero.expand(b.out_features) if b.bias is None else b.bias.to(self.dtype) for b in self.bases]
             self.bias = torch.cat(parts)
 
     def release(self) -> None:
-        self.weight, self.down = torch.empty(0), None
+        self.weight, self.packed, self.down = torch.empty(0), None, None
 
     def _sync_adapter(self) -> None:
         adapted = [m for m, yes in zip(self.modules, self.adapted, strict=True) if yes]
@@ -281,6 +286,8 @@ class Projection:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
+        if self.packed is not None:
+            return self.packed.product(x, self.bias)
         if self.owned:
             return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
         outs = [base(x) for base in self.bases]
