@@ -11,7 +11,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from poweropd_lite.base.errors import UserError, cut
-from poweropd_lite.base.teachers import BUNDLED, SELF
 
 Settings = TypeVar("Settings", bound=BaseModel)
 # Shipped configs of the paper's four pairs as LoRA, from the least memory to the most.
@@ -113,27 +112,6 @@ def checked(kind: type[Settings], values: dict[str, Any], where: str = "") -> Se
 def changed(settings: Settings, **values: Any) -> Settings:
     """Returns `settings` with some values changed, checked anew as a whole; raises UserError as `checked` does."""
     return checked(type(settings), {**settings.model_dump(exclude_unset=True), **values})
-
-
-def at_home(config: Any, run: Path) -> tuple[Path, dict[str, str]]:
-    """Returns where a run was trained, and by setting the files and folders that its config names relatively, from here.
-
-    Where it was trained is its folder less its `output`. Nothing is found where that does not tell, or is here.
-    """
-    output, whole = Path(config.output or "/"), run.resolve()
-    count = len(output.parts)
-    if output.is_absolute() or whole.parts[-count:] != output.parts or (home := whole.parents[count - 1]) == Path.cwd():
-        return Path.cwd(), {}
-    named = {name: getattr(config, name) for name in ("student", "teacher", "teacher_tokenizer", "data", "adapter")}
-    found = {name: str(home / value) for name, value in named.items() if value and _is_at(home, value)}
-    scored = [word.strip() for word in (config.eval_benchmarks or "").split(",")]
-    if any(_is_at(home, word) for word in scored):
-        found["eval_benchmarks"] = ",".join(str(home / word) if _is_at(home, word) else word for word in scored)
-    return home, found
-
-
-def _is_at(home: Path, name: str) -> bool:
-    return name not in ("", BUNDLED, SELF) and not os.path.isabs(name) and os.path.exists(home / name)
 
 
 def _explain(fault: Any, fields: dict[str, Any]) -> str:

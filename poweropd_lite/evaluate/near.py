@@ -4,6 +4,7 @@ What training's own evaluation estimates (run/closeness.py), on the same random 
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -52,7 +53,8 @@ class Near:
         """What tells this estimate from another of the same model."""
         unanswered = [replace(prompt, answer=None, tolerance=None) for prompt in self.prompts]
         bits = None if self.pair.served else self.pair.teacher_bits
-        teacher = {"teacher": called(self.pair, "teacher"), "bits": bits}
+        name = called(self.pair, "teacher")
+        teacher = {"teacher": os.path.abspath(name) if os.path.isdir(name) else name, "bits": bits}
         shown = sha256(json.dumps([prompt.teacher_ids for prompt in self.prompts]).encode()).hexdigest()[:16]
         apart = {"teacher_prompts": shown} if any(prompt.teacher_ids for prompt in self.prompts) else {}
         return teacher | problems_record(unanswered, self.pair.max_new_tokens) | apart
@@ -125,15 +127,17 @@ def read_near(folder: Path) -> dict[str, Any] | None:
     """Returns the estimate that is in an evaluation's folder, if there is one that can be read."""
     try:
         found = read_json(folder / FILE)
+        if "by_completion" in found:
+            found["by_completion"] = [(float(total), int(tokens)) for total, tokens in found["by_completion"]]
         return found if {"kl", "kl_error", "teacher_logprob", "teacher", "hash"} <= set(found) else None
     except (OSError, ValueError, TypeError):  # it is made anew
         return None
 
 
 def is_there(near: Near, folder: Path) -> bool:
-    """Whether an evaluation's folder has this estimate already."""
+    """Whether an evaluation's folder has this estimate already, with its completions (of an earlier version it has none)."""
     found = read_near(folder) or {}
-    return near.record.items() <= found.items()
+    return near.record.items() <= found.items() and "by_completion" in found
 
 
 def measure_near(near: Near, engine: Engine, how: Serving, folder: Path, tick: Callable[[int], bool]) -> None:

@@ -4,6 +4,7 @@ Needs no model: grading can be done again, with another grader or the released c
 """
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -264,9 +265,14 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
 
 
 def _kl_error(near: Sequence[dict[str, Any] | None]) -> float | None:
-    """The standard error of the difference of two KLs, completion by completion; None where one is not known."""
-    each = [of["by_completion"] for of in near if of and of["kl_error"] is not None and "by_completion" in of]
-    return difference_error(each[0], each[1]) if len(each) == 2 else None  # a file of before has no completions
+    """The standard error of the difference of two KLs, prompt by prompt; None where one of the two has none."""
+    known = [of for of in near if of and of["kl_error"] is not None]
+    if len(known) < 2:
+        return None
+    each = [of["by_completion"] for of in known if "by_completion" in of]
+    if len(each) < 2 or len(each[0]) != len(each[1]):  # of an earlier version: as if the two were independent
+        return math.hypot(*(of["kl_error"] for of in known))
+    return difference_error(each[0], each[1])
 
 
 def _difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from poweropd_lite.base.tables import aligned, number, percent, score_names
@@ -62,7 +63,11 @@ def near_line(near: dict[str, Any]) -> str:
     of = f"{near['completions']} completions, {near['tokens']:,} tokens, at temperature 1"
     if near.get("length") is not None:  # a file of before has none
         of += f"; {near['length']:.0f} tokens each, {percent(near['stop_share'])} stop"
-    return f"KL to {near['teacher']} ({kept}): {kl} ± {error} nats a token, its log p {logprob} ({of})"
+    return f"KL to {_short(near['teacher'])} ({kept}): {kl} ± {error} nats a token, its log p {logprob} ({of})"
+
+
+def _short(model: str) -> str:
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def is_own(results: dict[str, Any]) -> bool:
@@ -146,7 +151,7 @@ def comparison_table(compared: dict[str, Any]) -> str:
             [math.nan if near[key] is None else near[key] for near in compared["kl"]] for key in ("kl", "kl_error")
         )
         tables.append(
-            f"KL to {compared['kl'][0]['teacher']}, nats a token (± one standard error): first {kl[0]:.3f} ± {error[0]:.3f}, "
+            f"KL to {_short(compared['kl'][0]['teacher'])}, nats a token (± one standard error): first {kl[0]:.3f} ± {error[0]:.3f}, "
             f"second {kl[1]:.3f} ± {error[1]:.3f}, difference {kl[0] - kl[1]:+.3f} ± {number(compared['kl_error'], '.3f')}"
         )
     return "\n".join([f"first  {compared['first']}", f"second {compared['second']}", *tables, *notes])

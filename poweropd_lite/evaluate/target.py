@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poweropd_lite.base.config import BUNDLED, Config, load_config
-from poweropd_lite.base.config_files import at_home, changed
+from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import read_json
 from poweropd_lite.models.loading import load_model_config, load_tokenizer, model_path
 from poweropd_lite.models.probe import REFERENCE
 from poweropd_lite.models.saved import EXPORT, bare, check_handed_over, saved_settings
 from poweropd_lite.problems.prompts import end_of_turn
+from poweropd_lite.run.folder import whole_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +102,7 @@ def _whole(name: str, asked_base: str | None, model: str | None = None) -> Targe
 
 def _run(path: Path, asked_base: str | None, name: str | None = None) -> Target:
     run, name = load_config(path / "config.yaml"), name or str(path)
-    run = changed(run, **at_home(run, path)[1])
+    run = changed(run, **whole_names(path, run))
     if asked_base is not None:
         raise UserError(f"{path} is a run, whose config.yaml names its base model ({run.student}); leave out --base")
     if (path / "adapter" / "adapter_config.json").is_file():

@@ -1,6 +1,5 @@
 """The LoRA adapter: which modules get one, and PEFT's way of putting it on."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,6 @@ def with_adapter(base: "PreTrainedModel", config: Config) -> "PeftModel":
     base.requires_grad_(False)
     with explained_adapter(config):
         model = get_peft_model(base, lora)
-    if (folder := base.name_or_path) and os.path.isdir(folder):  # saved, it is to be opened from anywhere
-        lora.base_model_name_or_path = os.path.abspath(folder)
     if hasattr(head := base.get_output_embeddings(), "lora_A"):
         name = next(name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module is head)
         mend = f"train the head whole: --modules-to-save {name}" if config.adapter is None else "merge it into its base"

@@ -26,13 +26,15 @@ def plan_pairs(
     pairs: list[dict[str, Any]] = []
     fitting: dict[str, Config] = {}
     for name in names:
-        found, fits = plan(load_config(name, **flags), asked, say)
+        config = load_config(name, **flags)
+        found, fits = plan(config, asked, say)
         after = found
         if fits is not None:
             fitting[name] = fits
             after = plan(fits, asked, lambda _: None)[0]  # of traces that were made: its time is another
-        steps = load_config(name, **flags).steps
-        pairs.append({"config": name, "steps": steps, "changes": found["changes"], "plan": found, "changed": after})
+        pairs.append(
+            {"config": name, "steps": config.steps, "changes": found["changes"], "plan": found, "changed": after}
+        )
     whole = [pair["config"] for pair in pairs if pair["plan"]["fits"]]
     best = whole[-1] if whole else next(iter(fitting), None)
     out: dict[str, Any] = {key: pairs[0]["plan"][key] for key in ("machine", "usable_bytes", "gpus")}

@@ -22,7 +22,7 @@ def alpha_pictures(
         if teacher is not None and share:
             axes.axhline(100 * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
         own = [of for of in numbers["accuracy"].values() if any(of["step"])]  # else the end is of the evaluate command
-        before = bases(numbers["accuracy"]) if own else {base.accuracy} if base is not None else set()
+        before = before_training(numbers["accuracy"] if own else {}, base, end["unit"])
         if share and len(before) == 1:
             axes.axhline(100 * min(before), color="0.6", linewidth=1, linestyle=":", label=BASE)
         if share:  # as far as there is something to see: differences are read here
@@ -47,6 +47,13 @@ def alpha_pictures(
             log_scale(axes, above)
         caption = f"Median over a run's steps, before the clip, on log scales. {SPREAD}"
         yield Drawn(with_legend(figure, ours.look), "Gradient norm against alpha", caption, "gradient_alpha", main=True)
+
+
+def before_training(found: Numbers, base: Reference | None, unit: str) -> set[float]:
+    """Returns what settings, by label, had before training: one number where they began alike, or `base` where it is given."""
+    if base is None:
+        return bases(found)
+    return {base.accuracy} if base.own == (not unit) else set()
 
 
 def _against(found: dict[str, Numbers], ours: Pen, up: str, scale: float) -> tuple[Any, Any]:

@@ -23,11 +23,11 @@ from poweropd_lite.report.drawing import (
     whole_ticks,
     with_legend,
 )
-from poweropd_lite.report.end_pictures import BASE, alpha_pictures
+from poweropd_lite.report.end_pictures import BASE, alpha_pictures, before_training
 from poweropd_lite.report.groups import Group
 from poweropd_lite.report.read import Reference
 from poweropd_lite.report.reward_pictures import landscape_picture, reward_pictures
-from poweropd_lite.report.series import bases, unit_of
+from poweropd_lite.report.series import unit_of
 
 CUT = "The student's own probability of the ids that top-k and top-p leave it; 1: nothing was cut off."
 APART = "Mean difference of the two programs' log-probs of the same tokens."
@@ -53,7 +53,7 @@ def pictures(
 ) -> Iterator[Drawn]:
     """Draws the figures of the report's `numbers`, in the order of the page; matplotlib's settings are the style's.
 
-    `base` is the student's before training, for runs whose own evaluations do not have it.
+    `base` is the student's before training, instead of what the runs' own evaluations say.
     """
     ours = pen([group.label for group in groups], style)
     names = (score_names(group.config.eval_samples, bool(group.config.eval_grader))[0] for group in groups)
@@ -63,7 +63,7 @@ def pictures(
     over = seeds if counts else ""
     evaluated = _there(numbers["accuracy"])
     if evaluated:
-        yield _accuracy(evaluated, ours, name, unit, teacher, over)
+        yield _accuracy(evaluated, ours, name, unit, teacher, base, over)
     if kl := {name: of for name, of in numbers["kl"].items() if of["train"]["step"] or of["held_out"]["step"]}:
         yield _kl(kl, ours, bool(counts))
     if gradient := _there(numbers["gradient"]):
@@ -89,11 +89,13 @@ def _there(found: Numbers) -> Numbers:
     return {name: numbers for name, numbers in found.items() if numbers["step"]}
 
 
-def _accuracy(found: Numbers, ours: Pen, name: str, unit: str, teacher: Reference | None, over: str) -> Drawn:
+def _accuracy(
+    found: Numbers, ours: Pen, name: str, unit: str, teacher: Reference | None, base: Reference | None, over: str
+) -> Drawn:
     """Avg@k, or a user's mean score, by step, with the base (before training) and the teacher as lines."""
     scale = 100 if unit else 1
     figure, axes = plot(found, "avg", ours, "step", f"{name}, %" if unit else name, scale=scale, few=math.inf)
-    before = bases(found)
+    before = before_training(found, base, unit)
     if len(before) == 1:
         axes.axhline(scale * min(before), color="0.6", linewidth=1, linestyle=":", label=BASE)
     if teacher is not None and teacher.own != bool(unit):

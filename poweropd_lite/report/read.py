@@ -153,9 +153,9 @@ def read_reference(given: str, runs: Sequence[Run], role: str = "teacher") -> Re
     except ValueError:
         pass
     else:
-        if not 0 < percent <= 100:
+        if not (role == "base" or percent) or not 0 <= percent <= 100:
             raise UserError(f"{role}: found {given}, but an accuracy is between 0 and 100, in percent, such as 96.6")
-        if percent <= 1:
+        if percent <= 1 and role == "teacher":
             raise UserError(f"{role}: found {given}, but an accuracy is in percent; did you mean {100 * percent:g}?")
         return Reference(percent / 100, "as given")
     try:

@@ -21,7 +21,7 @@ class ReportConfig(BaseModel):
     base: str | None = Field(
         None,
         min_length=1,
-        description="as --teacher, of the student before training; if not given, what the runs' own evaluations say",
+        description="as --teacher, of the student before training, for its line; if not given, what the runs' own evaluations say",
     )
     baseline: str | None = Field(
         None,

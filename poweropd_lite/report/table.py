@@ -159,6 +159,12 @@ def _to_digit_of(half: float, value: float) -> str:
     return f"{round(value, digits):,.{max(0, digits)}f}"
 
 
+def noise_in_words(half: float, unit: str) -> str:
+    """Returns half of a difference's interval as it is shown: "11 points"."""
+    scale, size = (100, "points") if unit == "%" else (1, unit)
+    return f"{_to_digit_of(scale * half, scale * half)} {size}".strip()
+
+
 def difference_in_words(value: float | None, unit: str, noise: float | None) -> str:
     """Returns a difference as it is shown, shares in percentage points; nothing if noise may be all of it."""
     if value is None or noise is None or abs(value) <= noise:

@@ -11,7 +11,7 @@ from poweropd_lite.report.ends import Seeds, differences, end_of, kl_ends, media
 from poweropd_lite.report.groups import Group, differing_settings
 from poweropd_lite.report.read import Reference, Run
 from poweropd_lite.report.series import accuracy, pooled, unit_of, with_finite
-from poweropd_lite.report.table import difference_in_words, in_words
+from poweropd_lite.report.table import difference_in_words, in_words, noise_in_words
 
 # What decides which of a run's own prompts are held out.
 OF_HELD_OUT = (
@@ -71,10 +71,10 @@ def _against(what: str, unit: str, values: dict[str, Seeds], base: str, one_seed
     text = f"{what}: {ends}."
     text += f" Against {base}: {'; '.join(parts)}." if parts else ""
     if same:
-        least = max(known[label].half or 0.0 for label in same)
-        seen = in_words(least, unit) if unit != "%" else f"{100 * least:.2g} points"
-        text += f" No difference beyond noise between {base} and {_listed(_few(same), 'or')}"
-        text += f" (one of less than {seen} would not be seen)."
+        halves = [half for label in same if (half := known[label].half)]
+        sizes = dict.fromkeys(noise_in_words(half, unit) for half in (min(halves), max(halves))) if halves else ()
+        noise = f" (noise: \u00b1 {' to '.join(sizes)})" if halves else ""
+        text += f" No difference beyond noise between {base} and {_listed(_few(same), 'or')}{noise}."
     return text + (f" Of one seed, too few to tell: {', '.join(_few(few))}." if few else "")
 
 
@@ -91,11 +91,12 @@ def _listed(parts: Sequence[str], word: str = "and") -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
 
 
-def sentences(groups: Sequence[Group], teacher: Reference | None) -> list[str]:
-    """Returns what came out of each setting, in a sentence, and what the teacher comes to."""
+def sentences(groups: Sequence[Group], teacher: Reference | None, base: Reference | None = None) -> list[str]:
+    """Returns what came out of each setting, in a sentence, and what the teacher and the untrained student come to."""
     out = [_sentence(group, teacher, alone=len(groups) == 1) for group in groups]
-    if teacher is not None:
-        out.append(f"Teacher: {in_words(teacher.accuracy, '' if teacher.own else '%')}, {teacher.source}.")
+    for name, model in (("Teacher", teacher), ("Before training", base)):
+        if model is not None:
+            out.append(f"{name}: {in_words(model.accuracy, '' if model.own else '%')}, {model.source}.")
     return out
 
 
@@ -152,10 +153,10 @@ def _kl(runs: Sequence[Run]) -> str:
         if all(found):
             first, last = ({run.config.seed: e[i] for run, e in zip(runs, found, strict=True) if e} for i in (0, 1))
             texts, note = [_mean(first, ""), _mean(last, "")], ""
-            errors = [line["eval/kl_error"] for line in with_finite(lines[0], ["eval/kl", "eval/kl_error"])]
-            if len(runs) == 1 and errors:
-                pairs = zip(found[0] or (), (errors[0], errors[-1]), strict=True)
-                texts, note = [f"{kl:.3f} \u00b1 {error:.3f}" for kl, error in pairs], " (\u00b1 one standard error)"
+            ends = with_finite(lines[0], ["eval/kl"])
+            if len(runs) == 1 and ends and with_finite([ends[0], ends[-1]], ["eval/kl_error"]) == [ends[0], ends[-1]]:
+                texts = [f"{end['eval/kl']:.3f} \u00b1 {end['eval/kl_error']:.3f}" for end in (ends[0], ends[-1])]
+                note = " (\u00b1 one standard error)"
             change = " -> ".join(texts if first != last else texts[:1])
             return f"KL to the teacher on {where} {change} nats a token{note}"
     return ""

@@ -48,7 +48,7 @@ def report(
 
     Runs that differ by seed alone are one curve. `output`: the folder, if not RUN/report for one run or a name under
     reports/ for several; an earlier one is replaced. `teacher`: the folder of the teacher's evaluation, or its accuracy
-    in percent; `base`: the same of the student before training, where the runs' own evaluations do not have it. `baseline`: the name or folder of the run, or the label of the curve, that differences are taken from;
+    in percent; `base`: the same of the student before training, instead of what the runs' own evaluations say. `baseline`: the name or folder of the run, or the label of the curve, that differences are taken from;
     the first run's, if not given. `labels`: names of the curves, in the order of the page. `style`: "screen" or
     "paper". Raises UserError for what the user can mend.
     """
@@ -61,8 +61,8 @@ def report(
         for given, role in ((teacher, "teacher"), (base, "base"))
     )
     folder = _folder(found, output)
-    numbers = gather(groups, against, reference)
-    first, then = answer(groups, against), sentences(groups, reference)
+    numbers = gather(groups, against, reference, before)
+    first, then = answer(groups, against), sentences(groups, reference, before)
     numbers |= {"title": title(groups), "answer": [*first, *then]}
     shown = []
     with whole_folder(folder) as beside, matplotlib.rc_context(LOOKS[looks].rc):
@@ -82,7 +82,9 @@ def report(
     return folder
 
 
-def gather(groups: Sequence[Group], baseline: Group, teacher: Reference | None) -> dict[str, Any]:
+def gather(
+    groups: Sequence[Group], baseline: Group, teacher: Reference | None, base: Reference | None = None
+) -> dict[str, Any]:
     """Returns the numbers of the page as JSON: the table, and those under every figure, by the setting's label."""
     firsts = {g.label: line for g in groups if (line := pooled(g.runs, min))}
     lasts = {g.label: line for g in groups if (line := pooled(g.runs, max))}
@@ -99,6 +101,7 @@ def gather(groups: Sequence[Group], baseline: Group, teacher: Reference | None) 
         ],
         "baseline": baseline.label,
         "teacher": teacher and {"accuracy": teacher.accuracy, "source": teacher.source},
+        "base": base and {"accuracy": base.accuracy, "source": base.source},
         "table": table(groups, baseline, teacher),
         "settings": differing_settings(configs),
         "end": end and asdict(end),

@@ -84,7 +84,7 @@ def _is_new(queue: Queue, page: Path, tasks: list[Task], base: Task | None, teac
         made = (page / "report.json").stat().st_mtime_ns
         return (
             same
-            and (numbers["teacher"] is None) == (teacher is None)
+            and [numbers[role] is None for role in ("base", "teacher")] == [base is None, teacher is None]
             and all(r.stat().st_mtime_ns < made for r in results)
         )
     except (OSError, ValueError, KeyError, TypeError):

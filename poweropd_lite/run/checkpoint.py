@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,19 @@ def set_aside(path: Path) -> Path:
     return path.rename(free_folder(path.parent, f"damaged_{path.name}"))
 
 
+def _same_files(then: Any, now: Any) -> bool:
+    """Whether two settings name files alike, one from where it was trained: what is in them, inputs.json compares."""
+    if not (isinstance(then, str) and isinstance(now, str)):
+        return False
+    pairs = list(zip_longest(then.split(","), now.split(","), fillvalue=""))
+    for pair in pairs:
+        relative, whole = sorted((Path(word.strip()) for word in pair), key=Path.is_absolute)
+        parts = [part for part in relative.parts if part != ".."]
+        if relative != whole and not (whole.is_absolute() and parts and list(whole.parts[-len(parts) :]) == parts):
+            return False
+    return True
+
+
 def load_checkpoint(path: Path, student: Student, optimizer: Optimizer, scaler: GradScaler, config: Config) -> RunState:
     """Restores weights, optimizer and random states from `path`; returns the run's state.
 
@@ -174,7 +188,8 @@ def load_checkpoint(path: Path, student: Student, optimizer: Optimizer, scaler: 
     now, may_change = config.model_dump(), set(marked("resume", "sitting"))
     if not moved(str(then.get("teacher")), config.teacher):
         may_change.remove("teacher")
-    if changed := sorted(key for key in now if key not in may_change and now[key] != then.get(key, now[key])):
+    fixed = (key for key in now if key not in may_change and now[key] != then.get(key, now[key]))
+    if changed := sorted(key for key in fixed if not _same_files(then[key], now[key])):
         was = ", ".join(f"{key} {then[key]} (now {now[key]})" for key in changed)
         raise UserError(f"{path} was made with {was}; put config.yaml back, or start a new run")
     parameters = student.trainable()

@@ -48,8 +48,8 @@ def closeness(log_p: Tensor, log_q: Tensor, lengths: Sequence[int]) -> Closeness
     """
     ratio, count = (log_q - log_p).double().cpu(), sum(lengths)
     sums = [part.sum().item() for part in ratio.split(list(lengths))]
-    kl, many = math.fsum(sums) / count, sum(n > 0 for n in lengths)
-    spread = math.fsum((s - kl * n) ** 2 for s, n in zip(sums, lengths, strict=True))
+    kl, many = sum(sums) / count, sum(n > 0 for n in lengths)
+    spread = sum((s - kl * n) ** 2 for s, n in zip(sums, lengths, strict=True))
     error = math.sqrt(spread * many / (many - 1)) / count if many > 1 else math.nan
     each = tuple(zip(sums, lengths, strict=True))
     return Closeness(kl, error, log_p.double().mean().item(), count, many, by_completion=each)
@@ -64,9 +64,12 @@ def difference_error(first: Sequence[tuple[float, int]], second: Sequence[tuple[
     added = []
     for each in (first, second):
         count = sum(n for _, n in each)
-        kl = math.fsum(s for s, _ in each) / count
+        kl = sum(s for s, _ in each) / count
         added.append([(s - kl * n) / count for s, n in each])
-    spread, many = math.fsum((e - f) ** 2 for e, f in zip(*added, strict=True)), len(first)
+    spread, many = (
+        sum((e - f) ** 2 for e, f in zip(*added, strict=True)),
+        sum(n + m > 0 for (_, n), (_, m) in zip(first, second, strict=True)),
+    )
     return math.sqrt(spread * many / (many - 1)) if many > 1 else math.nan
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from poweropd_lite.base.config import Config, load_config
-from poweropd_lite.base.config_files import at_home, changed, dump_yaml
+from poweropd_lite.base.config_files import changed, dump_yaml
 from poweropd_lite.base.errors import UserError, cut
-from poweropd_lite.base.files import check_writable, free_folder, refuse_full, try_lock, write_text
-from poweropd_lite.base.teachers import moved
+from poweropd_lite.base.files import check_writable, free_folder, read_json, refuse_full, try_lock, write_text
+from poweropd_lite.base.teachers import BUNDLED, SELF, moved
 from poweropd_lite.run.checkpoint import checkpoints, recover
+
+INPUTS = "inputs.json"  # what a run was fed, and where
+FILES = ("student", "teacher", "teacher_tokenizer", "data", "adapter")  # settings that may name some
 
 
 class RunFolder:
@@ -78,6 +81,29 @@ def new_run(config: Config) -> RunFolder:
     return run
 
 
+def whole_names(run: Path, config: Config) -> dict[str, str]:
+    """Returns by setting the files and folders that a run's config names relatively, by their whole paths.
+
+    They are looked for in the folder in which it was trained last; {} where that is not known, or is this one.
+    """
+    try:
+        home = os.path.normpath(run.absolute() / str(read_json(run / INPUTS)["home"]))
+    except (OSError, ValueError, LookupError, TypeError):  # a run of an earlier version has none
+        return {}
+    if home == os.getcwd():
+        return {}
+
+    def whole(name: str) -> str:
+        known = name in ("", BUNDLED, SELF) or os.path.isabs(name)
+        return name if known or not os.path.exists(path := os.path.normpath(os.path.join(home, name))) else path
+
+    found = {name: whole(value) for name in FILES if (value := getattr(config, name))}
+    words = [word.strip() for word in (config.eval_benchmarks or "").split(",")]  # a known name has no dot and no slash
+    if (scored := [whole(word) if set("./") & set(word) else word for word in words]) != words:
+        found["eval_benchmarks"] = ",".join(scored)
+    return {name: value for name, value in found.items() if value != getattr(config, name)}
+
+
 def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
     """Locks the folder of an earlier run; returns it and its config, with `changes` in place of its own.
 
@@ -89,20 +115,11 @@ def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:
         hint = f"did you mean --resume {inside[0]}?" if inside else "type --resume with one"
         raise UserError(f"{cut(str(path))} is not a run folder (it has no config.yaml); {hint}")
     before = load_config(path / "config.yaml")
-    config = load_config(path / "config.yaml", **changes)
-    if config.teacher != before.teacher and not moved(before.teacher, config.teacher):
+    config = load_config(path / "config.yaml", **{**whole_names(path, before), **changes})
+    if changes.get("teacher", before.teacher) != before.teacher and not moved(before.teacher, config.teacher):
         raise UserError(
             f"the run in {path} learns from {before.teacher}, and --resume takes another address of a served teacher alone; "
             "leave out --teacher"
-        )
-    home, there = at_home(before, path)
-    gone = [getattr(before, name) for name in there if name not in changes]
-    if gone := [named for named in gone if not os.path.exists(named)]:
-        again = (
-            f"cd {shlex.quote(str(home))} && python -m poweropd_lite.train --resume {shlex.quote(str(before.output))}"
-        )
-        raise UserError(
-            f"the run in {path} was trained in {home}, and finds {', '.join(gone)} from there alone; type {again}"
         )
     if config.steps != before.steps and config.lr_schedule != "constant":
         raise UserError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,13 +19,11 @@ from poweropd_lite.models.served import SAME, apart
 from poweropd_lite.problems.files import digest_of
 from poweropd_lite.problems.prompts import Prompt, TemplateFault
 from poweropd_lite.problems.stored import ids_digests
-from poweropd_lite.run.folder import RunFolder
+from poweropd_lite.run.folder import INPUTS, RunFolder
 from poweropd_lite.run.session import Prepared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-INPUTS = "inputs.json"
 
 
 class Inputs:
@@ -62,7 +61,8 @@ class Inputs:
         if self.differences and step:
             print("\n".join(f"accepted: {change}" for change in self.differences))
             self.changed.append({"step": step, "what": self.differences})
-        write_json(self.file, {"fed": self.fed, "changed": self.changed})
+        home = os.path.relpath(os.getcwd(), self.file.parent)  # from the run: both may be moved together
+        write_json(self.file, {"fed": self.fed, "changed": self.changed, "home": home})
 
 
 def _fed(ready: Prepared, said: Sequence[float], before: dict[str, Any] | None) -> dict[str, Any]:

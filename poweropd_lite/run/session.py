@@ -303,15 +303,21 @@ def load_session(ready: Prepared, say: Callable[[str], None], ranks: Alone = ALO
         f"{called(config, 'student')} ({kind}: {trained}) <- {called(config, 'teacher')} ({how_kept(config)}), "
         f"{len(ready.prompts):,} prompts{evaluated}, on {device_name(device)}"
     )
-    weights = sum(p.numel() for p in student.model.parameters())
+    weights = _weights(student.model)
     if config.lr is None and weights < SMALL:
-        small = f"lr {config.learning_rate:g}, the default, is for students of {SMALL:,} weights and more, and this one has "
         say(
-            f"{small}{weights:,}: it may learn next to nothing; configs/bundled.yaml has what suits small ones (--lr 2e-3)"
+            f"lr {config.learning_rate:g}, the default, is for students of {SMALL:,} weights and more, and this one has {weights:,}: "
+            f"it may learn next to nothing; the bundled pair's is {3e-4 if config.full_finetune else 2e-3:g} (configs/bundled.yaml)"
         )
     loader, sampler = ready.loader, ready.engine
     say(f"student loaded by {loader.name} ({loader.why}); rollouts by {sampler.name} ({sampler.why})")
     return Session(ready, student, engine, teacher, optimizer, loss_scaler(device, dtype), ranks)
+
+
+def _weights(model: torch.nn.Module) -> int:
+    """How many numbers a model's matrices have, an adapter's left out and 4-bit ones counted as what they stand for."""
+    own = [p for name, p in model.named_parameters() if "lora_" not in name]
+    return sum(math.prod(state.shape) if (state := getattr(p, "quant_state", None)) else p.numel() for p in own)
 
 
 def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:

@@ -111,7 +111,7 @@ def test_differences_are_named_beyond_noise_alone(tmp_path):
     assert said[0] == (
         "Avg@8 at the end: power 1 53% \u00b1 9, power 5 73% \u00b1 7 and power 10 51% \u00b1 4. "
         "Against power 1: power 5 +20 \u00b1 5 points. No difference beyond noise between power 1 and power 10 "
-        "(one of less than 11 points would not be seen)."
+        "(noise: \u00b1 11 points)."
     )
     rows = {row["name"]: row for row in gather(groups, base, None)["table"]}
     end = rows["Avg@8 at the end"]

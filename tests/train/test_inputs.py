@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.evaluate.target import find_target
+from poweropd_lite.run.folder import whole_names
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +103,30 @@ def test_files_that_were_only_touched_or_moved_are_the_same(folder):
 
 def test_a_run_of_relative_names_is_found_from_another_folder(folder, tmp_path_factory):
     elsewhere, run = tmp_path_factory.mktemp("elsewhere"), folder / "run"
-    saved = json.loads((run / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
-    assert Path(saved).is_absolute() and Path(saved).name == "student"  # which PEFT opens from anywhere
     (elsewhere / "problems.jsonl").write_text('{"problem": "another file", "answer": "0"}\n')  # no data of the run's
     target = find_target(str(run))
     assert target.base == target.run.student == str(folder / "student")
     assert (target.run.teacher, target.run.data) == (str(folder / "teacher"), str(folder / "problems.jsonl"))
-    refused = run_train("--resume", str(run), "--steps", "3", cwd=elsewhere)
-    mend = f"type cd {folder} && python -m poweropd_lite.train --resume run"
-    assert refused.returncode == 2 and "finds student, teacher from there alone" in refused.stderr
-    assert mend in refused.stderr
-    (folder / "run").rename(folder / "moved")  # where it was trained is not known any more
-    assert (
-        load_config(folder / "moved/config.yaml").student == find_target(str(folder / "moved")).run.student == "student"
-    )
+    done = run_train("--resume", str(run), "--steps", "3", cwd=elsewhere)
+    assert done.returncode == 0 and "resuming" in done.stdout, done.stderr
+    assert json.loads((run / "inputs.json").read_text())["changed"] == []
+    assert resume(folder, "--steps", "4").returncode == 0  # at home again
+    run.rename(folder / "moved")
+    assert find_target(str(folder / "moved")).run.student == str(folder / "student")
+
+
+def test_benchmarks_are_found_from_another_folder_too(tmp_path, monkeypatch):
+    (tmp_path / "math500").mkdir()  # a known name stays one
+    (tmp_path / "own.jsonl").write_text("")
+    (tmp_path / "run").mkdir()
+    config = load_config("bundled", eval_benchmarks="math500, own.jsonl,none.jsonl")
+    assert whole_names(tmp_path / "run", config) == {}  # where it was trained is not known
+    (tmp_path / "run/inputs.json").write_text(json.dumps({"home": ".."}))
+    assert whole_names(tmp_path / "run", config) == {"eval_benchmarks": f"math500,{tmp_path}/own.jsonl,none.jsonl"}
+    (tmp_path / "copy").symlink_to(tmp_path / "run")
+    assert whole_names(tmp_path / "copy", config)["eval_benchmarks"].startswith(f"math500,{tmp_path}/own.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert whole_names(Path("run"), config) == {}
 
 
 def test_the_flag_is_for_a_resume_alone(tmp_path):
