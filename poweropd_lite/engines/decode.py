@@ -102,7 +102,11 @@ class FastDecoder:
         head = head_of(self.student.model).learnt()
         # On a card the logits are a half-precision product: one cast here, not one a token.
         half = head.weight.is_cuda and self.dtype != torch.float32
-        self.head = head._replace(weight=head.weight.to(self.dtype)) if half else head
+        self.head = (
+            head._replace(weight=head.weight.to(self.dtype))
+            if half
+            else head._replace(packed=pack(head.weight.T.detach()))
+        )
 
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
         lines, width = ids.shape

@@ -27,15 +27,13 @@ class Packed(NamedTuple):
         return torch.ops.mkldnn._linear_pointwise(rows, self.matrix, bias, "none", [], "")[: len(x)]
 
 
+def packs(elements: int) -> bool:
+    """Whether a float32 matrix of so many elements is faster packed on this machine's CPU."""
+    here = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+    return elements >= LEAST and here and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # which torch's compiler uses
+
+
 def pack(matrix: Tensor) -> Packed | None:
-    """Returns a float32 matrix [in, out] packed, a copy; None for a small one, and where it is no faster or can't be."""
-    plain = (
-        type(matrix) is Tensor and matrix.device.type == "cpu"
-    )  # no tensor without numbers, of a student that is planned
-    if not plain or matrix.dtype != torch.float32 or matrix.numel() < LEAST:
-        return None
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
-        return None
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # which is torch's own compiler's
-        return None
-    return Packed(torch.ops.mkldnn._reorder_linear_weight(matrix.T))
+    """Returns a matrix [in, out] of a CPU packed, a copy; None for one that is no faster so, and one that is only planned."""
+    plain = type(matrix) is Tensor and matrix.device.type == "cpu" and matrix.dtype == torch.float32
+    return Packed(torch.ops.mkldnn._reorder_linear_weight(matrix.T)) if plain and packs(matrix.numel()) else None

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from poweropd_lite.kernels.packed import Packed
+
 LOGIT_ELEMENTS = 3 << 23  # 96 MiB of float32 logits a chunk: 165 rows of Qwen3's vocabulary
 FUSED_ELEMENTS = 5 << 24  # with head.py's kernels, a row each for a card's processors: 512 of them
 _HALF = (torch.bfloat16, torch.float16)
@@ -23,6 +25,7 @@ class Head(NamedTuple):
     bias: Tensor | None = None  # b [V]
     scale: float = 1.0
     cap: float | None = None
+    packed: Packed | None = None  # W^T, beside it, for a CPU's products of few rows
 
     @property
     def wide(self) -> torch.dtype:
@@ -89,6 +92,9 @@ def float_logits(hidden: Tensor, head: Head) -> Tensor:
 
 def write_logits(hidden: Tensor, head: Head, out: Tensor) -> None:
     """Writes the logits of hidden [C, D] to `out` [C, V], float32 or float64."""
+    if head.packed is not None:
+        head.bend(out.copy_(head.packed.product(hidden.to(out.dtype), head.bias)))
+        return
     _products(hidden, head.weight, out)
     head.bend(out if head.bias is None else out.add_(head.bias))
 

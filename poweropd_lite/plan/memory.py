@@ -14,6 +14,7 @@ from poweropd_lite.base.config import Config
 from poweropd_lite.base.memory import machine_bytes, peak_gib
 from poweropd_lite.base.teachers import SELF
 from poweropd_lite.kernels import head
+from poweropd_lite.kernels.packed import packs
 from poweropd_lite.kernels.products import FUSED_ELEMENTS, LOGIT_ELEMENTS, row_chunks
 from poweropd_lite.models.logits import logit_form
 from poweropd_lite.models.shape import BESIDE_WEIGHTS, Shape, cache_bytes, served_run
@@ -93,7 +94,7 @@ def plan_memory(
         others = config.batch_size * (config.max_prompt_tokens + config.max_new_tokens) / math.prod(scored) - 1
         scoring, waiting = traces.streamed(config, teacher_dtype, *scored)
         waiting = math.ceil(max(0.0, others) * waiting)
-    rollout, evaluation, always = _engine_bytes(config, traces, student, engine, shared)
+    rollout, evaluation, always = _engine_bytes(config, traces, student, engine, shared, cuda)
     resident["engine"] = always
     said = config.batch_size * config.max_new_tokens * teacher.head[1] * teacher_dtype.itemsize
     kept = {"teacher's hidden states": said} if reads_rows(config) else {}
@@ -154,7 +155,7 @@ def teacher_compute(config: Config, dtype: torch.dtype) -> torch.dtype:
 
 
 def _engine_bytes(
-    config: Config, traces: Traces, student: Traced, engine: str, shared: bool
+    config: Config, traces: Traces, student: Traced, engine: str, shared: bool, cuda: bool
 ) -> tuple[dict[str, int], dict[str, int], int]:
     """Returns what the engine needs in rollouts, in evaluation, and all the time."""
     dtype = traces.dtype
@@ -166,11 +167,14 @@ def _engine_bytes(
         awake = {"keys and values": cache, "vLLM": weights + BESIDE_WEIGHTS - VLLM_ASLEEP}
         return awake, awake, VLLM_ASLEEP
 
+    elements = math.prod(student.shape.head)
+    packed = 4 * elements if not cuda and dtype == torch.float32 and packs(elements) else 0
+
     def decoding(lines: int, new: int) -> dict[str, int]:
         lines = min(lines, config.decode_batch_size or lines)
         cache = student.shape.cache_bytes(lines, config.max_prompt_tokens + new, dtype.itemsize)
         whole = traces.rollout(config, lines, config.max_prompt_tokens, new)
-        return {"keys and values": cache, "decoding": max(0, whole - cache)}
+        return {"keys and values": cache, "decoding": max(0, whole - cache), "head's copy": packed}
 
     new = config.max_new_tokens
     return decoding(config.batch_size, new), decoding(config.eval_batch_size, config.eval_max_new_tokens or new), 0
