@@ -185,7 +185,7 @@ def _add_fields(parser: Parser, kind: type[BaseModel], taken: set[str]) -> None:
 def given(
     args: argparse.Namespace, kind: type[BaseModel] = Config, beside: type[BaseModel] | None = None
 ) -> dict[str, Any]:
-    """Returns the fields of `kind` that were given as flags, as they were typed; `none` unsets a field that may be unset.
+    """Returns the fields of `kind` that were given as flags, as they were typed; `none` of a field that may be unset as None.
 
     Those that `beside` has too are left out: they are its own.
     """

@@ -99,6 +99,8 @@ def checked(kind: type[Settings], values: dict[str, Any], where: str = "") -> Se
     if unknown:
         lines = [f"unknown setting '{cut(key)}'{where}{nearest(key, fields)}" for key in unknown[:_NAMED]]
         raise UserError("\n".join([*lines, *([f"and {len(unknown) - _NAMED:,} more"] if unknown[_NAMED:] else [])]))
+    unset = {key for key, value in values.items() if value == "none" and type(None) in get_args(fields[key].annotation)}
+    values = {key: None if key in unset else value for key, value in values.items()}  # as on the command line
     for key, value in values.items():  # YAML's yes and no, which would count as 1 and 0
         takes = fields[key].annotation
         if isinstance(value, bool) and bool not in (takes, *get_args(takes)) and "off" not in get_args(takes):

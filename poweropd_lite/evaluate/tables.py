@@ -141,7 +141,7 @@ def comparison_table(compared: dict[str, Any]) -> str:
             line += [shown(m["first"]), shown(m["second"]), difference]
         lines.append(line)
     notes = [f"{key} differs: {ours} and {theirs}" for key, (ours, theirs) in compared["differing"].items()]
-    if compared["runs"] == 2 and compared["benchmarks"]:
+    if compared["runs"] == 2:
         notes.append("one training run each: what another seed would change is not in these intervals")
     if compared["left_out"]:
         notes.append(f"only in one of them, so left out: {', '.join(compared['left_out'])}")
@@ -150,10 +150,12 @@ def comparison_table(compared: dict[str, Any]) -> str:
         kl, error = (
             [math.nan if near[key] is None else near[key] for near in compared["kl"]] for key in ("kl", "kl_error")
         )
-        tables.append(
-            f"KL to {_short(compared['kl'][0]['teacher'])}, nats a token (± one standard error): first {kl[0]:.3f} ± {error[0]:.3f}, "
-            f"second {kl[1]:.3f} ± {error[1]:.3f}, difference {kl[0] - kl[1]:+.3f} ± {number(compared['kl_error'], '.3f')}"
-        )
+        text = f"KL to {_short(compared['kl'][0]['teacher'])}, nats a token, less is nearer: first {kl[0]:.3f} ± {error[0]:.3f}, "
+        text += f"second {kl[1]:.3f} ± {error[1]:.3f} (± one standard error)"
+        if (of_both := compared["kl_error"]) is not None:
+            low, high = (kl[0] - kl[1] + sign * 1.96 * of_both for sign in (-1, 1))
+            text += f", difference {kl[0] - kl[1]:+.3f} ({low:+.3f} to {high:+.3f}, 95%)"
+        tables.append(text)
     return "\n".join([f"first  {compared['first']}", f"second {compared['second']}", *tables, *notes])
 
 

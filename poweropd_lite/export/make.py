@@ -85,7 +85,7 @@ def _write(job: Job, folder: Path, source: Source) -> dict[str, Any]:
     proof = check_export(said, source.live, source.base, job.kind, source.notes, rounded, source.noise)
     if proof["effect_kept"] is None and source.changes and not source.is_zero:
         source.notes.append(
-            "the adapter moves no log-prob of the texts that were compared: what it learnt is not proven"
+            "the adapter moves no log-prob of the texts that were compared: that it learnt anything can't be seen in them"
         )
     return proof | {"tensors_read_back": checked}
 

@@ -105,7 +105,7 @@ def score_tokens(
     have drawn, plus the token itself; that set is a constant to the gradient. With a plain `sampling` they are equal.
     Given `weigh`, `score` is multiplied by weigh(log q of some rows, which rows), and only its sum has a right gradient.
     """
-    value, extras = _Rows.apply(hidden, *head.learnt(), _ScoreRows(ids, sampling, score), weigh)
+    value, extras = _Rows.apply(hidden, *head.learnt()[:4], _ScoreRows(ids, sampling, score), weigh)
     return TokenScores(value, *extras.unbind(-1))
 
 
@@ -119,7 +119,7 @@ def reverse_kl(
     [N] only choose whose log-probs are reported. `weigh` as in `score_tokens`; `measure` takes the place of reverse KL.
     """
     rows = _KLRows(ids, teacher_ids, teacher_hidden, teacher_head, sampling, measure)
-    value, extras = _Rows.apply(hidden, *head.learnt(), rows, weigh)
+    value, extras = _Rows.apply(hidden, *head.learnt()[:4], rows, weigh)
     return TokenKL(value, *extras.unbind(-1))
 
 

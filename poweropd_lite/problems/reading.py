@@ -206,8 +206,7 @@ def load_prompts(
 ) -> tuple[Sequence[Prompt], list[Skipped]]:
     """Returns the usable training prompts (the first `limit`, if given) and the rows among them that can't be used.
 
-    With `keep_rows` prompts have their rows. Those of a large file are made once and kept (stored.py). `say` gets which columns were taken, where the config does not
-    name them. Raises UserError when the data can't be read or has no usable row.
+    With `keep_rows` prompts have their rows. Those of a large file are made once and kept (stored.py). `say` gets which columns were taken. Raises UserError when the data can't be read or has no usable row.
     """
     source = Source(config.data, config.data_subset, config.data_split)
     columns = (None, None) if config.data == BUNDLED else (config.prompt_column, config.answer_column)
@@ -220,7 +219,7 @@ def load_prompts(
         prompts, skipped = _kept(source, reader, flags, say)
     else:
         prompts, skipped, _ = usable(source, reader, limit, None, flags)
-    if config.data != BUNDLED and (config.prompt_column is None or config.answer_column is None):
+    if config.data != BUNDLED:
         found = reader.turns or config.answer_column or any(answer for _, answer in reader.columns)
         say(f"{config.data}: {reader.taken()}{'' if found else ' (--answer-column names one)'}")
     if config.hold_out:

@@ -32,7 +32,7 @@ from poweropd_lite.report.series import unit_of
 CUT = "The student's own probability of the ids that top-k and top-p leave it; 1: nothing was cut off."
 APART = "Mean difference of the two programs' log-probs of the same tokens."
 STOPS = "Share of a step's rollouts that end with a stop token."
-RATE = "Sampled tokens by seconds of the whole step."
+RATE = "Sampled tokens by seconds of the whole step. What else the machine did at the time is in them."
 HEALTH: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # by metric: file, title, caption, how it is drawn
     "rollout/length": ("rollout_length", "Tokens a completion", "Mean length of a step's rollouts.", {"floor": 0}),
     "rollout/stop_share": ("stop_share", "Completions that stop", STOPS, {"floor": 0}),

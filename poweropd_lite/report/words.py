@@ -26,7 +26,8 @@ OF_HELD_OUT = (
 MOST_NAMED = 5  # settings in a sentence; the list below it has them all
 ONE_SEED = (
     "With one seed a setting, what noise alone does is not known, and no difference is named: train more seeds "
-    "(--seed 1), or compare answers problem by problem (python -m poweropd_lite.evaluate --compare {} {})."
+    "(--seed 1), or evaluate each (python -m poweropd_lite.evaluate --model RUN) and compare them problem by problem (python -m "
+    "poweropd_lite.evaluate --compare {} {})."
 )
 
 

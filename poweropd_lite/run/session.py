@@ -210,7 +210,10 @@ def settle_held_out(
     held_out: list[Problems] = []
     kept: list[Prompt] = []
     if config.hold_out:
+        count = len(prompts)
         prompts, kept = hold_out(prompts, config.hold_out, config.data)
+        if copies := count - len(prompts) - len(kept):
+            say(f"{copies:,} copies of held-out prompts are not trained on either")
         own = of_held_out(kept, config.data)
         held_out += [own] if own.prompts else []
         if not own.prompts and not config.kl_prompts:

@@ -87,6 +87,8 @@ def train(
         inputs.keep(state.step)
         if saved.saved:
             print(f"resuming {run.path} at step {state.step} of {config.steps}")
+            if state.step >= config.steps:
+                print(f"it has taken all its steps: --steps {2 * config.steps} goes on")
             if state.processes != ranks.count:
                 was = f"processes: {ranks.count}, where it had {state.processes} so far"
                 print(f"{was}: the data and the draws stay the same, sums are rounded otherwise")

@@ -75,7 +75,10 @@ def test_evaluate_takes_the_run_s_own_prompts_and_says_the_same(runs):
     assert first["kl"] == pytest.approx(sum(s for s, _ in first["by_completion"]) / first["tokens"])
     error = difference_error(first["by_completion"], second["by_completion"])
     assert 0 < error < math.hypot(first["kl_error"], second["kl_error"])  # prompts and random numbers are the same
-    assert f"difference {first['kl'] - second['kl']:+.3f} ± {error:.3f}" in compared.stdout
+    apart = first["kl"] - second["kl"]
+    interval = f"({apart - 1.96 * error:+.3f} to {apart + 1.96 * error:+.3f}, 95%)"
+    assert f"difference {apart:+.3f} {interval}" in compared.stdout
+    assert "one training run each" in compared.stdout
 
 
 def test_held_out_problems_with_answers_are_graded_too_as_evaluate_grades_them(tmp_path):
