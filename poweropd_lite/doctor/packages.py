@@ -39,8 +39,9 @@ def check_versions() -> Finding:
     if faults := [fault for name in (*PACKAGES, *BESIDES) for fault in _unmet(name)]:
         mend = "pip install -r requirements.txt has versions that go together"
         return Finding("warning", "packages", "; ".join(faults), mend, {"faults": faults})
-    count = sum(installed(name) is not None for name in PACKAGES)
-    return Finding("ok", "packages", f"{count} of {len(PACKAGES)} packages are here, in versions that go together")
+    absent = [name for name in PACKAGES if installed(name) is None]
+    count = f"{len(PACKAGES) - len(absent)} of {len(PACKAGES)} packages are here, in versions that go together"
+    return Finding("ok", "packages", count + (f"; not here: {', '.join(absent)}" if absent else ""))
 
 
 def _unmet(package: str) -> list[str]:

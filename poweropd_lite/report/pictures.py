@@ -140,7 +140,8 @@ def _gradient(found: Numbers, ours: Pen, clips: set[float], over: str) -> Drawn:
 def _kl(found: Numbers, ours: Pen, several: bool) -> Drawn:
     """The KL to the teacher: in training a thin line, on held-out prompts points with bars."""
     figure, axes = new_figure(ours.look)
-    for name, of in found.items():
+    width = max((step for of in found.values() for kind in of.values() for step in kind["step"]), default=0)
+    for i, (name, of) in enumerate(found.items()):
         train, held_out, ink = of["train"], of["held_out"], ours.ink[name]
         axes.plot(train["step"], train["smooth"], linewidth=0.9, label=label(name), **ink)
         band(axes, train, "kl", ink["color"])
@@ -151,13 +152,22 @@ def _kl(found: Numbers, ours: Pen, several: bool) -> Drawn:
                 low, high = held_out["kl_low"], held_out["kl_high"]
                 bars = [[m - v for m, v in zip(held_out["kl"], low, strict=True)]]
                 bars += [[v - m for m, v in zip(held_out["kl"], high, strict=True)]]
-            axes.errorbar(held_out["step"], held_out["kl"], bars, fmt="o", markersize=4, capsize=2, color=ink["color"])
+            apart = 0.008 * width * (i - (len(found) - 1) / 2)  # so that no setting hides another
+            axes.errorbar(
+                [step + apart for step in held_out["step"]],
+                held_out["kl"],
+                bars,
+                fmt="o",
+                markersize=4,
+                capsize=2,
+                color=ink["color"],
+            )
     axes.set(xlabel="step", ylabel="KL to the teacher, nats a token")
     axes.set_ylim(bottom=0)
     whole_ticks(axes, "x")
     points = any(of["held_out"]["step"] for of in found.values())
     caption = "Line: on the training rollouts, a running mean over a twentieth of the steps."
-    caption += " Points: on held-out prompts." * points
+    caption += f" Points: on held-out prompts{', set a little apart' * (len(found) > 1)}." * points
     if several:
         caption += f" Of several seeds: the mean; band{' and bars' * points} from the lowest to the highest."
     elif points:
