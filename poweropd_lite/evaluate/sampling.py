@@ -51,6 +51,7 @@ class Scores:
     """One benchmark's scores. Shares are 0 to 1, a user's scores as they are, lengths tokens."""
 
     avg: float  # Avg@n: share of right answers among all samples; or the mean of a user's function
+    avg_error: float | None  # its standard error, over problems; None of a single one
     any: float  # Pass@n: share of problems with at least one right sample; or the mean of the best of each
     length: float  # mean tokens of an answer
     stop_share: float  # share of answers that end by themselves; the rest is truncated
@@ -142,6 +143,7 @@ def score(answers: dict[Key, Answer], verdicts: Verdicts, problems: int, n: int)
     has_answer = [v.answer is not None for v in verdicts.values() if isinstance(v, Verdict)]
     return Scores(
         avg=float(mean.mean()),
+        avg_error=float(mean.std(ddof=1)) / math.sqrt(problems) if problems > 1 else None,
         any=float(best.mean()),
         length=sum(a.tokens for a in answers.values()) / count,
         stop_share=sum(not a.truncated for a in answers.values()) / count,
@@ -168,6 +170,8 @@ class TrainingEvaluation:
             means = [name for name in each[0] if name != "undecided" and each[0][name] is not None]
             facts = {name: sum(b[name] for b in each) / len(each) for name in means}
             facts["undecided"] = sum(b["undecided"] for b in each)
+            errors = [b["avg_error"] for b in each]
+            facts["avg_error"] = None if None in errors else math.hypot(*errors) / len(each)
         if self.near is not None:
             known = self.near.record()
             facts |= {name: known[name] for name in ("kl", "kl_error", "teacher_logprob")}

@@ -313,14 +313,21 @@ class Recorder:
     def _asked(self, before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
         """On what was scored and the KL estimated, and by how much it changed: errors as if the two were independent."""
         ready, known = self.session.ready, [record for record in (before, after) if record]
-        parts = [f"{len(of.prompts)} of {of.benchmark.name}" for of in ready.held_out]
-        if any("kl" in record for record in known):
-            parts.append(f"KL on {len(ready.unseen)} prompts, nats a token ± one standard error")
-            kls, errors = ([r[name] for r in known if r.get(name) is not None] for name in ("kl", "kl_error"))
-            if len(kls) == len(errors) == 2 and self.state.step:
-                less = "less" if kls[1] < kls[0] else "more"
-                parts[-1] += f": {abs(kls[1] - kls[0]):.3f} ± {math.hypot(*errors):.3f} {less}"
-        return "; ".join(parts)
+        shares = self.config.eval_grader is None
+        name, _ = score_names(self.config.eval_samples, not shares)
+        on = " and ".join(f"{len(of.prompts)} of {of.benchmark.name}" for of in ready.held_out)
+        asked = [(f"{name} of {on}", "avg", 100 if shares else 1, ".1f" if shares else ".3f", " points" * shares)]
+        asked += [(f"KL on {len(ready.unseen)} prompts", "kl", 1, ".3f", " nats a token")]
+        parts = []
+        for what, key, scale, form, unit in asked:
+            pairs: list[tuple[float, Any]] = [(r[key], r.get(f"{key}_error")) for r in known if r.get(key) is not None]
+            if len(pairs) == 2 and self.state.step and None not in pairs[0] + pairs[1]:
+                change = scale * (pairs[1][0] - pairs[0][0])
+                what += f": {change:+{form}} ± {scale * math.hypot(pairs[0][1], pairs[1][1]):{form}}{unit}"
+            parts += [what] if pairs else []
+        return (
+            f"{'; '.join(parts)} (± one standard error)" if any(" ± " in part for part in parts) else "; ".join(parts)
+        )
 
     def _takes(self, reward: str) -> bool:
         """Whether the run's other settings are those of a run of `reward`, too."""
