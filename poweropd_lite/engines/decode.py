@@ -99,14 +99,12 @@ class FastDecoder:
     def sync(self) -> None:
         for layer in self.layers:
             layer.sync()
-        head = head_of(self.student.model).learnt()
-        # On a card the logits are a half-precision product: one cast here, not one a token.
-        half = head.weight.is_cuda and self.dtype != torch.float32
-        self.head = (
-            head._replace(weight=head.weight.to(self.dtype))
-            if half
-            else head._replace(packed=pack(head.weight.T.detach()))
-        )
+        self.head = head = head_of(self.student.model).learnt()  # the copy of before is given back first
+        if head.weight.is_cuda and self.dtype != torch.float32:
+            # On a card the logits are a half-precision product: one cast here, not one a token.
+            self.head = head._replace(weight=head.weight.to(self.dtype))
+        elif (packed := pack(head.weight.T.detach())) is not None:
+            self.head = head._replace(packed=packed)
 
     def prefill(self, ids: Tensor, valid: Tensor, length: int) -> Tensor:
         lines, width = ids.shape

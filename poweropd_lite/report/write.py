@@ -48,9 +48,10 @@ def report(
 
     Runs that differ by seed alone are one curve. `output`: the folder, if not RUN/report for one run or a name under
     reports/ for several; an earlier one is replaced. `teacher`: the folder of the teacher's evaluation, or its accuracy
-    in percent; `base`: the same of the student before training, instead of what the runs' own evaluations say. `baseline`: the name or folder of the run, or the label of the curve, that differences are taken from;
-    the first run's, if not given. `labels`: names of the curves, in the order of the page. `style`: "screen" or
-    "paper". Raises UserError for what the user can mend.
+    in percent; `base`: the same of the student before training, instead of what the runs' own evaluations say.
+    `baseline`: the name or folder of the run, or the label of the curve, that differences are taken from; the first
+    run's, if not given. `labels`: names of the curves, in the order of the page. `style`: "screen" or "paper". Raises
+    UserError for what the user can mend.
     """
     looks = checked(ReportConfig, {"style": style}).style
     found = read_runs([runs] if isinstance(runs, str | Path) else runs)

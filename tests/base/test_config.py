@@ -9,6 +9,7 @@ import torch
 
 from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.config_files import config_folder, dump_yaml, shipped_configs
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.checks.machine import compute_dtype
 from poweropd_lite.cli import config_parser, given
 from poweropd_lite.run.session import learning_rate
@@ -60,6 +61,17 @@ def test_a_saved_config_reads_back_equal(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(dump_yaml(config))
     assert load_config(path) == config
+
+
+def test_none_unsets_a_setting_in_a_file_as_on_the_command_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text("student: a\nteacher: b\neval_benchmarks: none\nlr: none\nweight: none\n")
+    config = load_config(tmp_path / "mine.yaml")
+    assert (
+        config.eval_benchmarks is None and config.lr is None and config.weight == "none"
+    )  # which is a choice of its own
+    (tmp_path / "mine.yaml").write_text("student: a\nteacher: b\nsteps: none\n")
+    with pytest.raises(UserError, match="steps: found 'none'"):
+        load_config(tmp_path / "mine.yaml")
 
 
 def test_every_field_has_a_sentence_and_a_flag():

@@ -98,6 +98,7 @@ def test_accuracy_against_alpha_has_its_base_and_room_for_what_differs(tmp_path)
     assert base == 25.0 and 15 < low < 25 and 75 < high < 85  # seeds go up to 75
     numbers["accuracy"] = {}  # they scored nothing: reproduce gives what it scored
     assert drawn(Reference(0.4, "as given"))[0] == 40.0
+    assert sentences(groups, None, Reference(0.4, "as given"))[-1] == "Before training: 40.0%, as given."
 
 
 def test_differences_are_named_beyond_noise_alone(tmp_path):

@@ -110,7 +110,8 @@ def test_a_run_of_relative_names_is_found_from_another_folder(folder, tmp_path_f
     done = run_train("--resume", str(run), "--steps", "3", cwd=elsewhere)
     assert done.returncode == 0 and "resuming" in done.stdout, done.stderr
     assert json.loads((run / "inputs.json").read_text())["changed"] == []
-    assert resume(folder, "--steps", "4").returncode == 0  # at home again
+    again = resume(folder, "--steps", "3")  # at home again
+    assert again.returncode == 0 and "it has taken all its steps: --steps 6 goes on" in again.stdout
     run.rename(folder / "moved")
     assert find_target(str(folder / "moved")).run.student == str(folder / "student")
 
