@@ -135,7 +135,9 @@ class FastDecoder:
         return self._forward(token[:, None], position[:, None], column, mask.shape[-1], mask[:, None, None])
 
     def keep(self, lines: Tensor) -> None:
-        for to, line in enumerate(lines.tolist()):  # moved down in place: another cache's pages cost more than the lines
+        for to, line in enumerate(
+            lines.tolist()
+        ):  # moved down in place: another cache's pages cost more than the lines
             if to < line:
                 self.keys[:, to], self.values[:, to] = self.keys[:, line], self.values[:, line]
         self.keys, self.values = self.keys[:, : len(lines)], self.values[:, : len(lines)]

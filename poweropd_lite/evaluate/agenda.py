@@ -25,10 +25,11 @@ from poweropd_lite.evaluate.paper import paper_row
 from poweropd_lite.evaluate.sampling import Key
 from poweropd_lite.evaluate.serve import Serving, served_bits, vllm_unfit_for
 from poweropd_lite.evaluate.settings import EvalConfig
-from poweropd_lite.evaluate.target import Target, Vocabulary, find_target, fingerprint, load_vocabulary
+from poweropd_lite.evaluate.target import Target, Vocabulary, asked_as, find_target, fingerprint, load_vocabulary
 from poweropd_lite.grade.custom import Grader
 from poweropd_lite.models.shape import read_config, read_shape
-from poweropd_lite.problems.benchmarks import Problems, find_benchmarks
+from poweropd_lite.problems.benchmarks import HELD_OUT, Problems, find_benchmarks
+from poweropd_lite.run.folder import held_out_by
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     if config.benchmarks:
         find_benchmarks(config.benchmarks, config.benchmark_folder)  # an unknown one is refused at once
     target = find_target(config.model, config.base, config.trust_remote_code)
-    grader = _grader(config, target)
+    asker = asked_as(target, config.problems_of)  # whose problems, and how they are put
+    grader = _grader(config, asker)
 
     import transformers
 
@@ -93,7 +95,7 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     # One thread is the faster at the bundled pair's size.
     if threads := config.threads if config.threads is not None else int(target.is_bundled):
         torch.set_num_threads(threads)
-    names, run = named(config, target, device), target.run
+    names, run = named(config, asker, device), asker.run
     if config.benchmarks is None and names is not None:
         whose = ", as the run was scored on" if run and run.eval_benchmarks else ""
         say(f"benchmarks: {names}{whose} (--benchmarks takes others)")
@@ -102,18 +104,20 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     vocabulary = load_vocabulary(target, config.trust_remote_code)
     if not vocabulary.tokenizer.chat_template:
         say(f"{target.name} has no chat template: problems are put as plain text")
-    asking = _prompt_settings(config, target, vocabulary.positions, say)
-    asked = load_asked(config, target, benchmarks, vocabulary.tokenizer, asking, say, grader is not None)
+    asking = _prompt_settings(config, asker, vocabulary.positions, say)
+    asked = load_asked(config, asker, benchmarks, vocabulary.tokenizer, asking, say, grader is not None)
     if grader is not None and not asked.sets:
         raise UserError(
-            f"{target.name} kept no prompts of its own to score by {grader.name}; type --benchmarks with a file"
+            f"{asker.run_folder or target.name} kept no prompts of its own to score by {grader.name}; type --benchmarks with a file"
         )
     sets = [(problems, _longest(problems, config, asked, vocabulary, say)) for problems in asked.sets]
-    near = settle_near(config, target, asked, vocabulary.positions, say)
+    near = settle_near(config, asker, asked, vocabulary.positions, say)
 
     room = max(max(len(p.ids) for p in s.prompts) + most for s, most in sets) if sets else 1
     room = max(room, near.room if near else 1)
-    dtype, bits = compute_dtype(config.dtype, device), served_bits(target, config.bits)
+    dtype, bits = compute_dtype(config.dtype, device), served_bits(target, config.bits, run)
+    if bits == 4 and config.bits is None and target.run is None and run is not None:
+        say(f"{target.name} in 4 bits, as it taught {config.problems_of} (--bits 16 for the whole one)")
     engine = choose_sampler(
         config.engine,
         device,
@@ -145,7 +149,11 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
         "grader": grader and grader.name,
         "grader_sha256": grader and grader.sha256,
     }
-    row = paper_row(run) if run and grader is None else None
+    own = target.run
+    row = paper_row(own) if own and grader is None else None
+    kept = {}
+    if run and asker.run_folder and any(s.benchmark.name == HELD_OUT for s in asked.sets):
+        kept = {"held_out": held_out_by(asker.run_folder, run)}
     problems = {s.benchmark.name: problems_record(s.prompts, most) for s, most in sets}
     return Agenda(
         config=config,
@@ -162,7 +170,8 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
             "model": target.name,
             "kind": target.kind,
             "base": target.base,
-            "title": f"{run.pair}, {run.reward_label}" if run else target.name,
+            "title": f"{own.pair}, {own.reward_label}" if own else target.name,
+            **kept,
             "whole": {s.benchmark.name: s.whole for s in asked.sets},
             "sources": {s.benchmark.name: s.benchmark.source.data for s in asked.sets},
             "paper": asdict(row) if row else None,

@@ -24,6 +24,7 @@ from poweropd_lite.evaluate.serve import Serving
 from poweropd_lite.evaluate.settings import EvalConfig
 from poweropd_lite.evaluate.target import Target
 from poweropd_lite.method.rollout import Engine
+from poweropd_lite.models.loading import model_path
 from poweropd_lite.models.served import ServedTeacher, WaitStopped, connect
 from poweropd_lite.models.teacher import Teacher, load_teacher
 from poweropd_lite.problems.apart import is_apart
@@ -101,7 +102,7 @@ def settle_near(
         **served,
         **limits,
         student=target.base,
-        teacher=target.base if own == SELF else own or config.teacher,
+        teacher=model_path(run.student, "student") if run and own == SELF else own or config.teacher,
         teacher_bits=config.teacher_bits or (_bits(run) if run and own else 4),
         teacher_offload=bool(run and own and run.teacher_offload and config.teacher_bits != 8),
         max_prompt_tokens=prompt,

@@ -1,5 +1,6 @@
 """A model that was found, brought to where it can be sampled: by vLLM, which loads it itself, or the built-in loop."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from poweropd_lite.base.config import Config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.explained import explained
 from poweropd_lite.engines.choose import Choice, vllm_unfit
@@ -16,7 +18,15 @@ from poweropd_lite.evaluate.target import Target
 from poweropd_lite.kernels import head
 from poweropd_lite.method.rollout import Engine
 from poweropd_lite.models.experts import fused_experts
-from poweropd_lite.models.loading import check_blocks, check_finite, check_head, load_causal_lm, nf4, stay_unpacked
+from poweropd_lite.models.loading import (
+    check_blocks,
+    check_finite,
+    check_head,
+    load_causal_lm,
+    model_path,
+    nf4,
+    stay_unpacked,
+)
 from poweropd_lite.models.saved import fill_adapter, largest_rank, names_a_whole, saved_weights
 from poweropd_lite.models.shape import Served
 from poweropd_lite.models.student import Student
@@ -40,9 +50,15 @@ class Serving:
     remote_code: bool = False
 
 
-def served_bits(target: Target, asked: int | None) -> int:
-    """Returns the bits of the weights: as asked, or as the run trained, or 16."""
-    return asked or (target.run.student_bits if target.run else 16)
+def served_bits(target: Target, asked: int | None, asker: Config | None = None) -> int:
+    """Returns the bits of the weights: as asked, or as the run trained, or 16; 4 if it taught `asker`, another run, in 4."""
+    taught = asker is not None and target.kind == "model" and _same(target.base, model_path(asker.teacher, "teacher"))
+    default = 4 if taught and asker is not None and asker.teacher_bits == 4 else 16
+    return asked or (target.run.student_bits if target.run else default)
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or (os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
 
 
 def adapter_rank(target: Target) -> int | None:

@@ -26,7 +26,9 @@ class EvalConfig(BaseModel):
     )
     base: str | None = Field(None, min_length=1, description="an adapter's base model; if not given, the one it names")
     bits: Annotated[Literal[4, 16], BeforeValidator(as_literal)] | None = Field(
-        None, description="of the weights: 16 is the compute dtype, 4 is NF4; if not given, as the run trained, or 16"
+        None,
+        description="of the weights: 16 is the compute dtype, 4 is NF4; if not given, as the run trained, or 16; of the "
+        "teacher of --problems-of 4 where it taught in 4",
     )
     dtype: Dtype = Field("auto", description="it computes in; auto: bfloat16 where the card has it, float32 on a CPU")
     engine: Literal["auto", "vllm", "loop"] = Field("auto", description="what samples; auto: vLLM where it runs")
@@ -49,6 +51,12 @@ class EvalConfig(BaseModel):
         "bundled, a JSON, JSONL or Parquet file of problems and answers, a hub id (ID:SUBSET:SPLIT); if not given, all "
         "those that the run was scored on, and what it held out; else all with CUDA, bundled without",
         json_schema_extra=section("benchmarks"),
+    )
+    problems_of: str | None = Field(
+        None,
+        min_length=1,
+        description="a run folder: this model is asked what that run was scored on, its held-out prompts too, as the run "
+        "was; such as its teacher, or its student before training",
     )
     benchmark_folder: str | None = Field(None, description="of copies, such as math500.jsonl, read instead of the hub")
     problems: int | None = Field(
@@ -126,6 +134,8 @@ def load_eval_config(**settings: Any) -> EvalConfig:
     _ = config.ks
     if fault := function_fault(config.grader):
         raise UserError(f"grader: {fault}")
+    if config.problems_of and config.benchmarks:
+        raise UserError("--problems-of and --benchmarks both say which problems; leave one out")
     if config.grader and config.official_grading:
         raise UserError("--official-grading is of maths, and --grader scores in its place; leave one out")
     return config

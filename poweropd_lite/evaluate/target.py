@@ -94,6 +94,21 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
     return _whole(name, asked_base)
 
 
+def asked_as(target: Target, run: str | None) -> Target:
+    """Returns `target` as if it were of another run: whose problems it is asked, and how; itself where `run` is None.
+
+    Raises UserError for a folder that is no run.
+    """
+    if run is None:
+        return target
+    path = Path(run)
+    if not (path / "config.yaml").is_file():
+        what = "it has no config.yaml" if path.is_dir() else "there is no such folder"
+        raise UserError(f"--problems-of {run} is no run: {what}; type the folder that train wrote")
+    config = load_config(path / "config.yaml")
+    return replace(target, run=changed(config, **whole_names(path, config)), run_folder=path)
+
+
 def _whole(name: str, asked_base: str | None, model: str | None = None) -> Target:
     if asked_base is not None:
         raise UserError(f"{name} is a whole model, and --base is for adapters; leave it out")

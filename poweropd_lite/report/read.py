@@ -10,6 +10,7 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import parse_json, read_json
 from poweropd_lite.evaluate.tables import is_own
 from poweropd_lite.problems.benchmarks import HELD_OUT, run_benchmarks
+from poweropd_lite.run.folder import held_out_by
 
 Line = dict[str, Any]
 METRICS = {"step": int}  # what every line of a file has; metrics are numbers besides
@@ -170,8 +171,12 @@ def read_reference(given: str, runs: Sequence[Run], role: str = "teacher") -> Re
         theirs = run_benchmarks(run.config)
         if theirs and set(theirs) != set(benchmarks):
             both = f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}"
-            mend = f"leave --{role} out, or type an accuracy in percent"  # no model is asked what a run keeps out
-            raise UserError(f"{both}; {mend if HELD_OUT in theirs else f'evaluate the {role} on the same'}")
+            raise UserError(f"{both}; evaluate the {role} on the same: --model {role.upper()} --problems-of {run.path}")
+        if HELD_OUT in theirs and results.get("held_out") != held_out_by(run.path, run.config):
+            found = f"{given} is of other held-out prompts than those of {run.path}"
+            raise UserError(
+                f"{found}; evaluate the {role} on the same: --model {role.upper()} --problems-of {run.path}"
+            )
     rows, scored = (
         results["benchmarks"],
         [run.config for run in runs if any("eval/greedy" in e for e in run.evaluations)],

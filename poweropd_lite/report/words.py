@@ -12,17 +12,8 @@ from poweropd_lite.report.groups import Group, differing_settings
 from poweropd_lite.report.read import Reference, Run
 from poweropd_lite.report.series import accuracy, pooled, unit_of, with_finite
 from poweropd_lite.report.table import difference_in_words, in_words, noise_in_words
+from poweropd_lite.run.folder import OF_HELD_OUT
 
-# What decides which of a run's own prompts are held out.
-OF_HELD_OUT = (
-    "data",
-    "data_subset",
-    "data_split",
-    "prompt_column",
-    "prompt_suffix",
-    "system_prompt",
-    "max_prompt_tokens",
-)
 MOST_NAMED = 5  # settings in a sentence; the list below it has them all
 ONE_SEED = (
     "With one seed a setting, what noise alone does is not known, and no difference is named: train more seeds "
@@ -36,7 +27,7 @@ def answer(groups: Sequence[Group], baseline: Group) -> list[str]:
     if len(groups) < 2:
         return []
     scored = [group.config for group in groups if accuracy(group.runs)["step"]] or [group.config for group in groups]
-    apart = {*marked("scores"), *(OF_HELD_OUT if any(config.hold_out for config in scored) else ())}
+    apart = {*marked("scores"), *(("data", *OF_HELD_OUT) if any(config.hold_out for config in scored) else ())}
     if differing := [name for name in differing_settings(scored) if name in apart]:
         return [f"Evaluated differently ({', '.join(differing)}): the accuracies of these runs do not compare."]
     out, end = [], end_of(groups)
@@ -44,7 +35,8 @@ def answer(groups: Sequence[Group], baseline: Group) -> list[str]:
     one_seed = ONE_SEED.format(*(shlex.quote(str(group.runs[0].path)) for group in (baseline, other)))
     if end is not None:
         at_end = "" if end.unit == "nats" else " at the end"
-        out.append(_against(f"{end.name}{at_end}", end.unit, end.values, baseline.label, one_seed))
+        against = _against(f"{end.name}{at_end}", end.unit, end.values, baseline.label, one_seed)
+        out.append(against + _best(end.values, end.unit == "nats", baseline.label))
     norms = median_norms(groups)
     if any(of.half is not None for of in differences(norms, baseline.label).values()):
         out.append(_against("Median gradient norm", "", norms, baseline.label, one_seed))
@@ -77,6 +69,19 @@ def _against(what: str, unit: str, values: dict[str, Seeds], base: str, one_seed
         noise = f" (noise: \u00b1 {' to '.join(sizes)})" if halves else ""
         text += f" No difference beyond noise between {base} and {_listed(_few(same), 'or')}{noise}."
     return text + (f" Of one seed, too few to tell: {', '.join(_few(few))}." if few else "")
+
+
+def _best(values: dict[str, Seeds], least: bool, base: str) -> str:
+    """Which of three settings or more has the best mean, and which can't be told from it; "" if that is the baseline, of
+    which it is said, and where one seed leaves noise unknown.
+    """
+    best = (min if least else max)(values, key=lambda label: statistics.fmean(values[label].values()))
+    found = differences(values, best)
+    if len(values) < 3 or best == base or any(of.half is None for of in found.values()):
+        return ""
+    same = [label for label, of in found.items() if not of.beyond_noise]
+    told = f"not to be told from {_listed(_few(same), 'or')}" if same else "beyond noise against all others"
+    return f" {'Lowest' if least else 'Highest'} mean: {best}, {told}."
 
 
 def _few(labels: Sequence[str]) -> Sequence[str]:

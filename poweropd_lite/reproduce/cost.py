@@ -91,7 +91,9 @@ def cost_sheet(costs: list[Cost]) -> Sheet:
     if (most := max((cost.side_by_side for cost in costs), default=1)) > 1:
         slower = f"Up to {most} runs were at work side by side, each slower for it and not all alike"
         notes.append(f"{slower}: rows are comparable where nothing ran beside (--jobs 1).")
+    title = "Seconds and memory of an update"
     if any(cost.paper_gib for cost in costs):
+        title = "Table 4: what an update costs"
         notes.append("The paper's are of full fine-tuning with a 16-bit teacher on its own cards; these are not.")
     about = (
         "TFLOPs by plan (docs/plan.md), for completions as long as the config allows; seconds are the median over all "
@@ -100,4 +102,4 @@ def cost_sheet(costs: list[Cost]) -> Sheet:
     )
     head = ["pair", "reward", "TFLOPs an update, the paper's way", "this program's"]
     head += ["seconds a step", "peak GiB", "paper"]
-    return Sheet("Table 4: what an update costs", about, head, rows, notes)
+    return Sheet(title, about, head, rows, notes)

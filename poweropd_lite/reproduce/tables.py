@@ -17,6 +17,7 @@ from poweropd_lite.reproduce.sheets import Sheet, csv_text, markdown, page
 from poweropd_lite.reproduce.state import MEASURES, Queue, read_results
 
 TITLE = "PowerOPD on one card: the paper's tables, measured"
+OWN_TITLE = "Rewards compared, measured"  # of pairs that the paper has no table of
 PAPER_TABLES = {"qwen3-0.6b-base": "Table 2: ", "qwen3-1.7b-base": "Table 3: "}  # by student
 COLUMN_TITLES = dict(zip(COLUMNS, ("no truncation", "truncated, score full", "truncated, score sampled"), strict=True))
 CSV_HEAD = (
@@ -31,14 +32,17 @@ def write_tables(queue: Queue) -> tuple[str, ...]:
     blocks, costs = make_blocks(queue, results), make_costs(queue, results.steps)
     scores, cost = score_sheets(queue, blocks), cost_sheet(costs)
     steps = ", ".join(sorted({f"{pair.steps:,} steps" for pair in queue.pairs.values()}))
-    about = f"{steps} a run. The paper is arXiv 2606.17199; what is not comparable to it is in docs/reproduce.md. "
+    title, about = OWN_TITLE, f"{steps} a run. "
+    if any(block.in_paper for block in blocks):
+        title = TITLE
+        about += "The paper is arXiv 2606.17199; what is not comparable to it is in docs/reproduce.md. "
     about += "tables.csv has every number, cost.md what the runs took."
     texts = {
-        "tables.md": markdown(scores, TITLE, about),
+        "tables.md": markdown(scores, title, about),
         "tables.csv": csv_text(CSV_HEAD, [line for block in blocks for line in _csv_lines(block)], digits=10),
         "cost.md": markdown([cost], "What an update costs", "Measured on the machine that ran the queue."),
         "cost.csv": csv_text([part.name for part in fields(Cost)], map(astuple, costs), digits=6),
-        "tables.html": page([*scores, cost], TITLE, about),
+        "tables.html": page([*scores, cost], title, about),
     }
     for name, text in texts.items():
         write_text(queue.out / name, text)

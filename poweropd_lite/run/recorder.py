@@ -20,6 +20,7 @@ from poweropd_lite.base.memory import peak_gib
 from poweropd_lite.base.progress import clock, in_notebook
 from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.base.tables import score_names
+from poweropd_lite.base.teachers import called
 from poweropd_lite.method.batch import loss_lengths
 from poweropd_lite.method.rollout import Rollout
 from poweropd_lite.run.bounds import FARTHEST, LARGEST
@@ -301,6 +302,9 @@ class Recorder:
         lines.append(f"  talk to it:  {command}.chat {typed()}{trusted}")
         if finished:
             lines.append(f"  evaluate:    {command}.evaluate --model {typed()}{trusted}")
+            if config.hold_out and config.loads_teacher and summary["accuracy_after"] is not None:
+                teacher = shlex.quote(called(config, "teacher"))
+                lines.append(f"  its teacher: {command}.evaluate --model {teacher} --problems-of {typed()}{trusted}")
             lines.append(f"  export:      {command}.export {typed()} --to gguf{trusted}")
         kind = "transformers.AutoModelForCausalLM" if config.full_finetune else "peft.AutoPeftModelForCausalLM"
         whole, weights = self.session.ready.pair.sides[0].whole, f"{path}/{summary['weights']}"

@@ -315,6 +315,17 @@ def test_versions_that_do_not_go_together(monkeypatch):
     monkeypatch.undo()
     assert check_versions().level == "ok"
     real = importlib.metadata.version
+
+    def without_unsloth(name):
+        if name in ("unsloth", "unsloth-cpu"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name) if "vllm" not in name else "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", without_unsloth)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: [])
+    assert check_versions().found == "7 of 8 packages are here, in versions that go together; not here: unsloth"
+    monkeypatch.undo()
+    real = importlib.metadata.version
     for package, version in (
         ("transformers", "5.2.0"),
         ("bitsandbytes", "0.43.0"),

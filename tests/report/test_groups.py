@@ -112,8 +112,14 @@ def test_differences_are_named_beyond_noise_alone(tmp_path):
     assert said[0] == (
         "Avg@8 at the end: power 1 53% \u00b1 9, power 5 73% \u00b1 7 and power 10 51% \u00b1 4. "
         "Against power 1: power 5 +20 \u00b1 5 points. No difference beyond noise between power 1 and power 10 "
-        "(noise: \u00b1 11 points)."
+        "(noise: \u00b1 11 points). Highest mean: power 5, beyond noise against all others."
     )
+    assert "mean:" not in answer(groups, groups[1])[0]  # where it is the baseline, that says it
+    nearer = group_runs(read_runs([run.path for group in groups[:2] for run in group.runs] + [
+        planted(tmp_path / f"log{seed}", {0: 0.25, 10: avg}, reward="log_ratio", seed=seed, steps=10)
+        for seed, avg in enumerate((0.69, 0.76, 0.77))
+    ]))  # fmt: skip
+    assert answer(nearer, nearer[0])[0].endswith("Highest mean: log_ratio, not to be told from power 5.")
     rows = {row["name"]: row for row in gather(groups, base, None)["table"]}
     end = rows["Avg@8 at the end"]
     assert end["values"] == pytest.approx([0.53, 0.73, 0.5133333333333333])
@@ -192,6 +198,12 @@ def test_without_accuracy_the_kl_to_the_teacher_is_the_answer(tmp_path):
     seeds = {p.file: p.figure for p in pictures([both], gather([both], both, None), None)}["kl"].axes[0]
     (bars,) = [one for one in seeds.containers if isinstance(one, ErrorbarContainer)]
     assert bars.lines[2][0].get_segments()[1][:, 1] == pytest.approx([1.0, 1.2])
+    config = json.loads((tmp_path / "seed1" / "config.yaml").read_text()) | {"reward": "log_ratio"}
+    (tmp_path / "seed1" / "config.yaml").write_text(json.dumps(config))
+    two = group_runs(read_runs([run.path for run in runs]))  # points of one step stand 0.8% of the axis apart
+    drawn = {p.file: p.figure for p in pictures(two, gather(two, two[0], None), None)}["kl"].axes[0]
+    last = [one.lines[0].get_xdata()[-1] for one in drawn.containers if isinstance(one, ErrorbarContainer)]
+    assert last == pytest.approx([39.84, 40.16])
 
 
 @pytest.mark.parametrize("style", LOOKS)

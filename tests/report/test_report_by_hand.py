@@ -16,6 +16,7 @@ from poweropd_lite.report.read import read_reference, read_runs
 from poweropd_lite.report.series import by_step, density, first_step_at, landscape, phases, steps_to
 from poweropd_lite.report.words import answer, sentences
 from poweropd_lite.report.write import gather
+from poweropd_lite.run.folder import held_out_by
 
 
 def test_steps_to_an_accuracy_by_hand(tmp_path):
@@ -211,11 +212,12 @@ def test_a_teacher_is_compared_by_the_names_that_its_results_have(tmp_path):
     for i, (settings, counts) in enumerate(cases):
         found = read_runs([planted(tmp_path / str(i), {0: 0.5}, **settings)])
         rows = {name: {"problems": count} for name, count in counts.items()}
-        (tmp_path / "results.json").write_text(json.dumps({"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": rows}))
+        kept = {"held_out": held_out_by(found[0].path, found[0].config)} if "hold_out" in settings else {}
+        (tmp_path / "results.json").write_text(json.dumps({"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": rows} | kept))
         of = ", ".join(f"{count} of {name}" for name, count in counts.items())
         assert read_reference(str(tmp_path), found).source == f"Avg@8 on {of} ({tmp_path})"
     found = read_runs([planted(tmp_path / "both", {0: 0.5}, hold_out=300)])
-    both = "is of held-out, and .*both was evaluated on bundled, held-out; leave --teacher out, or type an accuracy"
+    both = "is of held-out, and .*both was evaluated on bundled, held-out; evaluate the teacher on the same: --model TEACHER --problems-of"
     with pytest.raises(UserError, match=both):
         read_reference(str(tmp_path), found)
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import DATA, TINY, quick_flags, run_evaluate, run_export, run_train
+from conftest import DATA, TINY, quick_flags, run_evaluate, run_export, run_python, run_train
 from safetensors.torch import load_file
 
 from poweropd_lite.run.closeness import difference_error
@@ -88,9 +88,13 @@ def test_held_out_problems_with_answers_are_graded_too_as_evaluate_grades_them(t
         [{"role": "user", "content": row["problem"]}, {"role": "assistant", "content": f"\\boxed{{{row['answer']}}}"}]
         for row in rows
     ]
-    (tmp_path / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in [*talks, *talks]))
     flags = quick_flags(data="talks.jsonl", eval_benchmarks="none", steps=1, output="run")
-    assert run_train(*flags, "--hold-out", "6", cwd=tmp_path).returncode == 0
+    trained = run_train(*flags, "--hold-out", "6", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "6 copies of held-out prompts are not trained on either" in trained.stdout
+    typed = "python -m poweropd_lite.evaluate --model bundled-teacher --problems-of run"
+    assert f"  its teacher: {typed}\n" in trained.stdout
     done = run_evaluate("--model", "run", "--n", "2", "--teacher", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     after = json.loads((tmp_path / "run" / "summary.json").read_text())["evaluation_after"]
@@ -103,6 +107,39 @@ def test_held_out_problems_with_answers_are_graded_too_as_evaluate_grades_them(t
     assert again.returncode == 0 and regraded["benchmarks"] == results["benchmarks"] and regraded["kl"] == results["kl"]
     ignored = run_evaluate("--model", "run", "--max-prompt-tokens", "100", cwd=tmp_path)
     assert ignored.returncode == 2 and "so --max-prompt-tokens would be ignored" in ignored.stderr
+    the_teacher_and_the_untrained_student_are_asked_the_same(tmp_path)
+
+
+def the_teacher_and_the_untrained_student_are_asked_the_same(folder):
+    """From another folder, and the page's lines are theirs; the student's score is what the run itself found at step 0."""
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for model in ("bundled-student", "bundled-teacher"):
+        done = run_evaluate("--model", model, "--problems-of", "../run", "--n", "2", cwd=elsewhere)
+        assert done.returncode == 0, done.stderr
+        assert ("in 4 bits, as it taught ../run" in done.stdout) == (model == "bundled-teacher")
+    found = [
+        json.loads((elsewhere / "evaluations" / f"bundled-{m}" / "results.json").read_text())
+        for m in ("student", "teacher")
+    ]
+    assert [of["settings"]["bits"] for of in found] == [16, 4] and found[0]["held_out"]["hold_out"] == 6
+    scores = [of["benchmarks"]["held-out"]["avg@2"] for of in found]
+    before = json.loads((folder / "run" / "summary.json").read_text())["accuracy_before"]
+    assert scores[0] == before != scores[1]
+    lines = ["--teacher", "elsewhere/evaluations/bundled-teacher", "--base", "elsewhere/evaluations/bundled-student"]
+    page = run_python("-m", "poweropd_lite.report", "run", *lines, cwd=folder)
+    assert page.returncode == 0, page.stderr
+    assert f"Teacher: {scores[1]:.1%}, Avg@2 on 6 of held-out" in page.stdout
+    flags = quick_flags(data="talks.jsonl", eval_benchmarks="none", steps=1, output="other", system_prompt="Be brief.")
+    assert run_train(*flags, "--hold-out", "6", cwd=folder).returncode == 0
+    other = run_python("-m", "poweropd_lite.report", "other", *lines[:2], cwd=folder)
+    assert other.returncode == 2 and "is of other held-out prompts than those of other" in other.stderr
+    for wrong, why in (
+        (["--problems-of", "elsewhere"], "--problems-of elsewhere is no run: it has no config.yaml"),
+        (["--problems-of", "run", "--benchmarks", "bundled"], "--problems-of and --benchmarks both say which problems"),
+    ):
+        done = run_evaluate("--model", "bundled-student", *wrong, cwd=folder)
+        assert done.returncode == 2 and why in done.stderr
 
 
 def test_the_card_of_a_run_without_accuracies_has_its_kl(runs):
