@@ -21,7 +21,7 @@ from poweropd_lite.base.stop import StopRequest
 from poweropd_lite.plan.settings import CannotPlan
 from poweropd_lite.reproduce import child, grid
 from poweropd_lite.reproduce.grid import DONE, RUNNING, STAGES, WAITING, Stage, Task, as_flags, everything, in_order
-from poweropd_lite.reproduce.state import Forecast, Queue, json_or_none, write_pairs
+from poweropd_lite.reproduce.state import Forecast, Queue, json_or_none, read_steps, write_pairs
 
 GIB = 2**30
 POLL = 0.2  # seconds between looks at the processes, and at whether to stop
@@ -151,7 +151,8 @@ def check_fit(task: Task, made: Forecast, jobs: int, flags: str) -> None:
 def seconds_left(queue: Queue, elapsed: dict[str, float]) -> float | None:
     """Returns the seconds that the rest of a queue takes, one task after another; None where nothing tells.
 
-    A stage takes the mean of the finished ones of its kind (training, evaluation); before there is one, what plan says.
+    A stage takes the mean of the finished ones of its kind (training, evaluation); before there is one, what plan says or,
+    of a machine of which it knows no speed, as many steps like the median of those that runs in hand have taken.
     `elapsed` has by name for how long a process is at a task's stage.
     """
     left = 0.0
@@ -173,5 +174,9 @@ def _planned_seconds(queue: Queue, task: Task, stage: Stage) -> float | None:
     found = queue.forecasts.get(task.pair, {})
     if stage == "evaluate":
         return next((made.evaluation_seconds for made in found.values() if made and made.evaluation_seconds), None)
-    made = found.get(task.kind)
-    return queue.pairs[task.pair].steps * made.step_seconds if made and made.step_seconds else None
+    made, seconds = found.get(task.kind), []
+    if made is None or not made.step_seconds:
+        in_hand = [one for one in queue.in_state(RUNNING) if one.role == "run" and one.pair == task.pair]
+        seconds = [second for one in in_hand if (steps := read_steps(queue, one)) for second in steps.seconds]
+    step = made.step_seconds if made and made.step_seconds else statistics.median(seconds) if seconds else None
+    return queue.pairs[task.pair].steps * step if step else None

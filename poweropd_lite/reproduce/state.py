@@ -201,7 +201,8 @@ def read_steps(queue: Queue, task: Task) -> Steps | None:
     """Returns the steps that a run has taken; None for none."""
     file = queue.run_folder(task) / "metrics.jsonl"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    lines = [line for line in map(parse_json, text.splitlines()) if "tokens/loss" in line]
+    whole = text[: text.rfind("\n") + 1]  # a run in hand may be at its last line
+    lines = [line for line in map(parse_json, whole.splitlines()) if "tokens/loss" in line]
     if not lines:
         return None
     norms = (float(line.get("optim/grad_norm", "nan")) for line in lines)  # none where no token was in the loss

@@ -16,7 +16,17 @@ from poweropd_lite.base.intervals import stat, t_quantile
 from poweropd_lite.base.progress import clock
 from poweropd_lite.reproduce.cost import make_costs
 from poweropd_lite.reproduce.forecast import check_fit, seconds_left
-from poweropd_lite.reproduce.grid import DONE, FAILED, in_order, load_pairs, model_flags, model_tasks, run_config
+from poweropd_lite.reproduce.grid import (
+    DONE,
+    FAILED,
+    RUNNING,
+    WAITING,
+    in_order,
+    load_pairs,
+    model_flags,
+    model_tasks,
+    run_config,
+)
 from poweropd_lite.reproduce.rows import make_blocks
 from poweropd_lite.reproduce.settings import INSTEAD, REWARDS, split_settings
 from poweropd_lite.reproduce.settle import set_right, settle
@@ -248,6 +258,17 @@ def test_the_estimate_by_hand(tmp_path):
     """Two runs and two models: 100 steps of 2 s and 50 s an evaluation by plan; then means of what is finished."""
     queue = planted(tmp_path, pairs="bundled", rewards="clip,tanh", seeds="0", steps=100)
     assert seconds_left(queue, {}) is None
+    # Of a machine that plan does not know: the base was scored in 20 s, and a run is at its fourth step, half written.
+    queue.tasks["bundled-student"].state, queue.tasks["bundled-student"].seconds = DONE, {"evaluate": 20.0}
+    first = queue.tasks["bundled-clip-plain-seed0"]
+    assert seconds_left(queue, {}) is None
+    first.state = RUNNING
+    queue.run_folder(first).mkdir(parents=True)
+    step = '{"step": 1, "tokens/loss": 9, "time/step": %s, "memory/peak_gib": 1}\n'
+    (queue.run_folder(first) / "metrics.jsonl").write_text("".join(step % s for s in (9, 3, 2)) + '{"step": 4, "tok')
+    assert seconds_left(queue, {first.name: 40.0}) == 300 - 40 + 300 + 3 * 20
+    first.state = queue.tasks["bundled-student"].state = WAITING
+    queue.tasks["bundled-student"].seconds = {}
     queue.forecasts = {"bundled": {"sampled": Forecast("a card", 1, 2, True, {}, 1.0, 1.0, 2.0)}}
     assert seconds_left(queue, {}) is None  # a card of which plan knows the speed, but not yet of an evaluation
     queue.forecasts = {"bundled": {"sampled": Forecast("a card", 1, 2, True, {}, 1.0, 1.0, 2.0, 50.0)}}
