@@ -54,7 +54,7 @@ def _dtype(config: Config, cuda: bool, bfloat16: bool, name: str) -> Finding:
         return Finding("refusal", "compute dtype", found, "type --dtype float32, or --no-full-finetune")
     found = "this run computes in float16 with a loss scale, which is untested with Qwen3"
     found += "" if config.dtype == "float16" else f": {name} has no bfloat16"
-    mend = "--dtype float32 if memory allows (plan says), or a card of compute capability 8.0 or more, such as an L4"
+    mend = "--dtype float32 if memory and time allow (plan says), or a card of compute capability 8.0 or more, such as an L4"
     return Finding("warning", "compute dtype", found, mend)
 
 

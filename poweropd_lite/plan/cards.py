@@ -2,11 +2,13 @@
 
 Figures of products and bandwidth are those of NVIDIA's data sheets (T4, V100, P100, A10, A100, A6000, RTX 6000 Ada, L4,
 L40S, H100, H200, B200, and the server edition of RTX PRO 6000, which is the card of Google's G4) and architecture white
-papers (GA102 for RTX 30, Ada for RTX 40, RTX Blackwell for RTX 50): without sparsity, and for GeForce cards with float32
-sums, which there is half of the rate with float16 sums. float16 and bfloat16 have one rate where a card has both. A P100
-has no tensor cores: its products with float32 sums run at its float32 rate. Of memory it is what CUDA reports, a little
-less than is sold, and less again where error correction takes a part (A10, L4, L40S, RTX 6000 Ada). NVLink's rate is half of what the data sheets give for both ways (V100, A100,
-H100, H200, B200: the boards that have it between all cards of a machine; bridges of two cards are left out).
+papers (GA102 for RTX 30, Ada for RTX 40, RTX Blackwell for RTX 50): without sparsity, and for GeForce cards with
+float32 sums, which there is half of the rate with float16 sums. float16 and bfloat16 have one rate where a card has
+both. A P100 has no tensor cores: its products with float32 sums run at its float32 rate. In float32 all run at that of
+their plain cores: torch rounds no product to TF32 unless told to. Of memory it is what CUDA reports, a little less than
+is sold, and less again where error correction takes a part (A10, L4, L40S, RTX 6000 Ada). NVLink's rate is half of what
+the data sheets give for both ways (V100, A100, H100, H200, B200: the boards that have it between all cards of a
+machine; bridges of two cards are left out).
 
 What a step costs beside its products was found on one H100 (benchmarks/gpu/results/h100-kernels), and is scaled by the
 two figures for any other card: an estimate, and on cards that 70 W hold back (T4, L4) a lower bound. `--compute-share`
@@ -46,6 +48,7 @@ class Card:
 
     gib: float  # memory that a program can use of it
     tflops: float  # dense bfloat16 products with float32 sums (float16 where there is no bfloat16), 1e12 a second
+    float32: float  # products in float32, which no tensor core makes, 1e12 a second
     bandwidth: float  # of its memory, 1e9 bytes a second
     capability: float  # CUDA's compute capability
     nvlink: float = 0.0  # to the machine's other cards, one way, 1e9 bytes a second; 0: it has PCIe alone
@@ -68,31 +71,31 @@ class Machine:
 
 
 CARDS = {
-    "rtx4060": Card(7.6, 30.2, 272, 8.9),
-    "rtx5060": Card(7.5, 38.4, 448, 12.0),
-    "rtx3060": Card(11.6, 25.5, 360, 8.6),
-    "rtx4070": Card(11.6, 58.3, 504, 8.9),
-    "rtx5070": Card(11.5, 61.7, 672, 12.0),
-    "t4": Card(14.6, 65, 320, 7.5),
-    "p100": Card(15.8, 9.3, 732, 6.0),
-    "v100": Card(15.7, 125, 900, 7.0, 150),
-    "rtx4080": Card(15.6, 97.5, 717, 8.9),
-    "rtx5080": Card(15.4, 112.6, 960, 12.0),
-    "rtx3090": Card(23.5, 71, 936, 8.6),
-    "rtx4090": Card(23.5, 165, 1008, 8.9),
-    "a10": Card(22.0, 125, 600, 8.6),
-    "l4": Card(22.0, 121, 300, 8.9),
-    "rtx5090": Card(31.3, 209, 1792, 12.0),
-    "a100-40gb": Card(39.4, 312, 1555, 8.0, 300),
-    "a6000": Card(47.4, 155, 768, 8.6),
-    "l40s": Card(44.4, 362, 864, 8.9),
-    "rtx6000-ada": Card(44.4, 364, 960, 8.9),
-    "a100-80gb": Card(79.1, 312, 2039, 8.0, 300),
-    "h100": Card(79.1, 989, 3350, 9.0, 450),
-    "h100-pcie": Card(79.1, 756, 2000, 9.0),
-    "rtxpro6000": Card(94.9, 480, 1597, 12.0),
-    "h200": Card(139.8, 989, 4800, 9.0, 450),
-    "b200": Card(178.3, 2250, 8000, 10.0, 900),
+    "rtx4060": Card(7.6, 30.2, 15.1, 272, 8.9),
+    "rtx5060": Card(7.5, 38.4, 19.2, 448, 12.0),
+    "rtx3060": Card(11.6, 25.5, 12.7, 360, 8.6),
+    "rtx4070": Card(11.6, 58.3, 29.1, 504, 8.9),
+    "rtx5070": Card(11.5, 61.7, 30.9, 672, 12.0),
+    "t4": Card(14.6, 65, 8.1, 320, 7.5),
+    "p100": Card(15.8, 9.3, 9.3, 732, 6.0),
+    "v100": Card(15.7, 125, 15.7, 900, 7.0, 150),
+    "rtx4080": Card(15.6, 97.5, 48.7, 717, 8.9),
+    "rtx5080": Card(15.4, 112.6, 56.3, 960, 12.0),
+    "rtx3090": Card(23.5, 71, 35.6, 936, 8.6),
+    "rtx4090": Card(23.5, 165, 82.6, 1008, 8.9),
+    "a10": Card(22.0, 125, 31.2, 600, 8.6),
+    "l4": Card(22.0, 121, 30.3, 300, 8.9),
+    "rtx5090": Card(31.3, 209, 104.8, 1792, 12.0),
+    "a100-40gb": Card(39.4, 312, 19.5, 1555, 8.0, 300),
+    "a6000": Card(47.4, 155, 38.7, 768, 8.6),
+    "l40s": Card(44.4, 362, 91.6, 864, 8.9),
+    "rtx6000-ada": Card(44.4, 364, 91.1, 960, 8.9),
+    "a100-80gb": Card(79.1, 312, 19.5, 2039, 8.0, 300),
+    "h100": Card(79.1, 989, 67, 3350, 9.0, 450),
+    "h100-pcie": Card(79.1, 756, 51, 2000, 9.0),
+    "rtxpro6000": Card(94.9, 480, 120, 1597, 12.0),
+    "h200": Card(139.8, 989, 67, 4800, 9.0, 450),
+    "b200": Card(178.3, 2250, 75, 8000, 10.0, 900),
 }
 OTHER_NAMES = {"a100": "a100-40gb", "g4": "rtxpro6000"}  # of two sizes the smaller; Google's machine for its card
 SIZES = (12, 16, 24, 40, 80)  # GB, of the cards that people have
@@ -157,20 +160,21 @@ def step_seconds(
 ) -> dict[str, float]:
     """Returns the estimated seconds of a step's rollouts, scores, update and optimizer."""
     flops, student, teacher = step_flops(config, plan.student, plan.teacher, lengths), plan.student.shape, plan.teacher
-    rate, bandwidth = card.tflops * 1e12 * compute_share, card.bandwidth * 1e9 * bandwidth_share
+    rate, bandwidth = products(config, card) * 1e12 * compute_share, card.bandwidth * 1e9 * bandwidth_share
+    size = itemsize(config)
     new = config.batch_size * lengths.completion
     read, learnt = LOGIT_PASSES[_kernels(config, card)]
     batches = max(1, -(-config.batch_size * lengths.total // config.teacher_tokens_at_once))
-    # A 4-bit matrix is read, written in 16 bits and read again, once a micro-batch.
+    # A 4-bit matrix is read, written in the compute dtype and read again, once a micro-batch.
     unpacking = (
-        batches * 4.5 * (teacher.linear_elements + sum(teacher.experts)) / bandwidth
+        batches * (0.5 + 2 * size) * (teacher.linear_elements + sum(teacher.experts)) / bandwidth
         if (config.student_bits if config.teacher == SELF else config.teacher_bits) == 4
         else 0.0
     )
 
     def moved(shape: Shape, passes: float) -> float:
         """Seconds that a step's activations take on their way between its products."""
-        return passes * 2 * config.batch_size * lengths.total * shape.linear_widths / bandwidth
+        return passes * size * config.batch_size * lengths.total * shape.linear_widths / bandwidth
 
     def logits(shape: Shape, passes: float) -> float:
         return passes * 4 * new * shape.head[0] / bandwidth
@@ -187,13 +191,23 @@ def step_seconds(
     }
 
 
+def itemsize(config: Config) -> int:
+    """Returns the bytes of a number in the compute dtype: auto takes one of two on any card."""
+    return 4 if config.dtype == "float32" else 2
+
+
+def products(config: Config, card: Card) -> float:
+    """Returns a card's products in the compute dtype, 1e12 a second."""
+    return card.float32 if itemsize(config) == 4 else card.tflops
+
+
 def _kernels(config: Config, card: Card) -> bool:
     return config.kernels != "off" and card.capability >= BFLOAT16
 
 
 def fused_decoder(config: Config, card: Card) -> bool:
-    """Whether a student is decoded by our kernels, which a base in 4 bits is not."""
-    return _kernels(config, card) and config.student_bits == 16
+    """Whether a student is decoded by our kernels, which a base in 4 bits, or one in float32, is not."""
+    return _kernels(config, card) and config.student_bits == 16 and itemsize(config) == 2
 
 
 def decode_seconds(
@@ -202,8 +216,9 @@ def decode_seconds(
     """Returns the seconds of reading weights, keys and values for every token of `lines` completions at once."""
     shape = plan.student.shape
     parts = -(-lines // (config.decode_batch_size or lines))
-    weights = shape.weight_bytes(4 if config.student_bits == 4 else 16) + 4 * plan.student.adapter
-    cache = shape.cache_bytes(lines, lengths.prompt + lengths.completion // 2, 2)
+    size = itemsize(config)
+    weights = shape.weight_bytes(4 if config.student_bits == 4 else 8 * size, size) + 4 * plan.student.adapter
+    cache = shape.cache_bytes(lines, lengths.prompt + lengths.completion // 2, size)
     return lengths.completion * ((parts * weights + cache) / bandwidth + parts * TOKEN_OVERHEAD[kernels])
 
 

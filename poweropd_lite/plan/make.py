@@ -75,7 +75,13 @@ def plan(
         if changes is not None:  # what is auto stays so, if it need not be changed
             fitting = changed(whole, **{name: after for name, (_, after) in changes.items()}) if changes else whole
         engine, _ = _engine(config, machine.cuda, here)
-        return report(config, found, machine, dtype, engine, asked, changes, whole.batch_size), fitting
+        out = report(config, found, machine, dtype, engine, asked, changes, whole.batch_size)
+        if changes and fitting:
+            one = of_one_card(fitting, asked.gpus)
+            then = report(one, memory(one), machine, dtype, engine, asked, {}, whole.batch_size)
+            took = then["seconds"] or {"step": {}, "run": 0.0}
+            out["then"] = {"needed_bytes": then["needed_bytes"], "step": took["step"], "run": took["run"]}
+        return out, fitting
     except UserError:
         raise
     except Exception as error:  # a model's own code on tensors without memory

@@ -18,6 +18,7 @@ from poweropd_lite.plan.cards import (
     evaluations,
     find_card,
     fused_decoder,
+    products,
     step_seconds,
 )
 from poweropd_lite.plan.flops import TERA, Lengths, paper_update, step_flops
@@ -61,6 +62,7 @@ def report(
         "needed_bytes": plan.needed,
         "sizes": {**config.sizes, "said": said_sizes(config)},
         "fits": None if machine.gib is None else changes == {},
+        "then": None,  # with these changes: what it needs, and takes
         "changes": changes and {name: list(pair) for name, pair in changes.items()},
         "lengths": {"prompt": lengths.prompt, "completion": lengths.completion},
         "tflops": {k: v / TERA for k, v in step_flops(config, plan.student, plan.teacher, lengths).items()},
@@ -85,7 +87,7 @@ def report(
             "evaluations": times,
             "run": config.steps * sum(step.values()) + times * scoring,
             "benchmarks": asdict(all_seven),
-            "card": {"tflops": card.tflops, "bandwidth": card.bandwidth},
+            "card": {"tflops": products(config, card), "bandwidth": card.bandwidth},
             "assumed": {"compute_share": asked.compute_share, "bandwidth_share": asked.bandwidth_share},
         }
     out["warnings"] = [finding.as_json() for finding in warnings(config, machine, out["seconds"])]
@@ -148,6 +150,9 @@ def words(r: dict[str, Any], steps: int) -> str:
     if r["changes"]:
         flags = as_flags({name: after for name, (_, after) in r["changes"].items()})
         lines.append(f"change  {flags}   (--output FILE makes a config of it)")
+        then = r["then"]
+        took = f"; about {sum(then['step'].values()):.1f} s a step, {clock(then['run'])} in all" if then["step"] else ""
+        lines.append(f"        it needs {_gib(then['needed_bytes'])} GiB then{took}")
     elif r["changes"] is None:
         lines.append("change  no setting here makes it fit; take a smaller student or teacher, or a larger card")
     for warning in r["warnings"]:

@@ -12,7 +12,7 @@ from poweropd_lite.base.config import load_config
 from poweropd_lite.engines.choose import answers_at_once
 from poweropd_lite.models.shape import read_shape
 from poweropd_lite.plan.cards import CARDS, Machine, find_card, known_card, step_seconds
-from poweropd_lite.plan.flops import Lengths
+from poweropd_lite.plan.flops import Lengths, step_flops
 from poweropd_lite.plan.memory import GIB, plan_memory
 from poweropd_lite.plan.scoring import plan_scoring
 from poweropd_lite.plan.settings import PlanConfig
@@ -70,6 +70,7 @@ def test_figures_of_a_geforce_card_are_those_of_its_parts(name, cores, ghz, bits
     bytes times the rate of a pin.
     """
     assert CARDS[name].tflops == pytest.approx(2 * 2 * cores * ghz / 1e3, rel=0.005)
+    assert CARDS[name].float32 == pytest.approx(2 * cores * ghz / 1e3, rel=0.005)
     assert CARDS[name].bandwidth == pytest.approx(bits / 8 * gbps, rel=0.001)
 
 
@@ -135,6 +136,22 @@ def test_a_card_without_our_kernels_waits_for_more_of_them(qwen):
     once = 4 * 32 * 1024 * 151_936 / (0.6 * 320e9)
     for phase, more in [("update", 6 * once), ("score", once), ("rollout", 1024 * 3e-3), ("optimizer", 0.0)]:
         assert without[phase] - with_them[phase] == pytest.approx(more), phase
+
+
+def test_in_float32_a_t4_multiplies_an_eighth_as_fast_and_moves_twice_the_bytes(qwen):
+    """8.1 TFLOP/s for 65. Half of the share of them takes as long again; of twice the bandwidth the rest takes half."""
+    halves, wholes = (load_config("qwen3-0.6b-4b", dtype=dtype) for dtype in ("auto", "float32"))
+    lengths, t4 = Lengths(128, 1024), CARDS["t4"]
+    flops = step_flops(wholes, qwen.student, qwen.teacher, lengths)["score"]
+    for config, rate in ((halves, 65), (wholes, 8.1)):
+        slow, fast, wide = (step_seconds(config, qwen, t4, lengths, *s) for s in ((0.35, 0.6), (0.7, 0.6), (0.7, 0.3)))
+        assert slow["score"] - fast["score"] == pytest.approx(flops / (rate * 1e12 * 0.7))
+        moved = wide["score"] - fast["score"]  # at 192 GB/s: the teacher's matrices, activations and float32 logits
+        linear, size = qwen.teacher.linear_elements, 2 if rate == 65 else 4
+        activations = 1.6 * size * 32 * 1152 * qwen.teacher.linear_widths
+        batches = -(-32 * 1152 // config.teacher_tokens_at_once)
+        by_hand = batches * (0.5 + 2 * size) * linear + activations + 3 * 4 * 32 * 1024 * 151_936
+        assert moved == pytest.approx(by_hand / (0.6 * 320e9)), rate
 
 
 def test_the_hours_of_a_reproduction_by_hand(qwen, monkeypatch):

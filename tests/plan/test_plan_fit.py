@@ -132,6 +132,10 @@ def test_a_card_that_holds_no_pair_as_it_is():
         assert after.needed < 11.5 * GIB < before.needed
         assert pair["plan"]["peak_bytes"] == before.peak and pair["changed"]["peak_bytes"] == after.peak
         assert pair["changes"] == {"decode_batch_size": [None, lines]}
+        then = pair["plan"]["then"]
+        assert then["needed_bytes"] == pair["changed"]["needed_bytes"]
+        if seconds := pair["changed"]["seconds"]:
+            assert (then["step"], then["run"]) == (seconds["step"], seconds["run"])
         assert f"with --decode-batch-size {lines}" in table(report)
     assert report["recommended"] == "qwen3-0.6b-4b" and fitting == load_config("qwen3-0.6b-4b", decode_batch_size=16)
     assert report["train"] == "python -m poweropd_lite.train --config qwen3-0.6b-4b --decode-batch-size 16"
