@@ -72,6 +72,8 @@ def vllm_unfit_for(target: Target, bits: int) -> str | None:
         return (
             "the adapter's weights are named as in a whole checkpoint of text and images, and vLLM would pass them by"
         )
+    if bits == 4:
+        return "weights in 4 bits are evaluated by the built-in loop"
     saved = target.adapter_config
     targets = saved.get("target_modules") or []
     named = targets if isinstance(targets, list) else [targets]

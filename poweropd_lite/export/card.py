@@ -149,9 +149,8 @@ def _what(job: Job, report: dict[str, Any]) -> str:
     what = f"{kinds[job.config.to]}, of {_origin(job)}{f' at revision {job.revision}' if job.revision else ''}."
     if rows := report["training"]:
         formula = " (p^alpha - q^alpha)" if rows["reward"].startswith("power") else ""
-        what += (
-            f" Trained by on-policy distillation from {rows['teacher']} with reward {rows['reward']}{formula}, as in "
-            "[PowerOPD](https://arxiv.org/abs/2606.17199)."
+        what += f" Trained by on-policy distillation from {rows['teacher']} with reward {rows['reward']}{formula}" + (
+            ", as in [PowerOPD](https://arxiv.org/abs/2606.17199)." if formula else "."
         )
     notes = "".join(f"\n\nNote: {note}." for note in report["notes"])
     return f"{what} Made by poweropd_lite {report['versions']['poweropd_lite']}.{notes}"
@@ -193,13 +192,15 @@ def _loading(job: Job, folder: Path, report: dict[str, Any]) -> str:
     if job.config.to == "gguf":
         file, text = next(folder.glob("*.gguf")).name, ".get_text_config()" if job.whole else ""
         # transformers reads a Mistral's file as a Llama's.
-        own = "LlamaConfig" if job.model_config.get_text_config().model_type == "mistral" else "AutoConfig"
+        kind = job.model_config.get_text_config().model_type
+        own = "LlamaConfig" if kind == "mistral" else "AutoConfig"
+        why = " (without the config it takes 128 for the size of a head)" * kind.startswith("qwen3")
         return (
             f"{inside}llama.cpp: `llama-cli -m {file} -cnv --jinja`; Python: `llama_cpp.Llama('{file}')`.\n\n"
             f"Ollama: `ollama create {name} -f Modelfile` with the [Modelfile](Modelfile) here, then `ollama run "
             f"{name}`.\n\n"
             f'transformers: `AutoModelForCausalLM.from_pretrained("{place}", gguf_file="{file}", '
-            f'config={own}.from_pretrained("{base}"){text})` (without the config it takes 128 for the size of a head).'
+            f'config={own}.from_pretrained("{base}"){text})`{why}.'
         )
     return (
         f"{inside}```python\nfrom transformers import {auto}, AutoTokenizer\n\n"

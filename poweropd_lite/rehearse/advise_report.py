@@ -43,7 +43,8 @@ def _instead(report: Advice) -> str:
     powers = [label for label, row in rows.items() if row["alpha"] is not None]
     apart = next(rows[label]["mean_abs"] for label in powers if rows[label]["alpha"] == 1)
     if apart < ALIKE:
-        return f"student and teacher say nearly the same (p - q is {apart:.1g} on average); choose another teacher"
+        nearly = f"student and teacher say nearly the same (p - q is {apart:.1g} on average)"
+        return f"{nearly}; choose another teacher, or of so small differences --reward log_ratio, which pays their logs"
     for labels in (powers, [label for label, row in rows.items() if row["reward"] in PROPOSED]):
         best = max(labels, key=lambda label: rows[label]["live_share"])
         row = rows[best]

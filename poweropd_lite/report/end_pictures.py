@@ -63,7 +63,7 @@ def _against(found: dict[str, Numbers], ours: Pen, up: str, scale: float) -> tup
         mean, low, high = (scaled(of[key], scale) for key in ("mean", "low", "high"))
         bars = [[m - v for m, v in zip(mean, low, strict=True)], [v - m for m, v in zip(mean, high, strict=True)]]
         color = INK[i % len(INK)]
-        axes.plot(of["alpha"], mean, ":", linewidth=0.8, color=color)  # for the eye: nothing was run between
+        axes.plot(of["alpha"], mean, linewidth=0.6, alpha=0.5, color=color)  # for the eye: nothing was run between
         axes.plot(of["alpha"], mean, "o", markersize=4, color=color, label=label(name))
         axes.errorbar(of["alpha"], mean, bars, fmt="none", capsize=2.5, ecolor=color)
     for name, level in found["levels"].items():

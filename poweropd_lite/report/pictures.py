@@ -71,7 +71,12 @@ def pictures(
     yield from alpha_pictures(numbers, ours, teacher, base)
     if evaluated:
         figure = _by_step(evaluated, ours, "length", "mean length, tokens", floor=0)
-        yield Drawn(figure, "Length by step", f"Mean length of the answers sampled in evaluation.{over}", "length")
+        yield Drawn(
+            with_legend(figure, ours.look),
+            "Length by step",
+            f"Mean length of the answers sampled in evaluation.{over}",
+            "length",
+        )
     if len(groups) > 1 and numbers["steps_to"]["levels"]:
         yield _steps_to(numbers["steps_to"], ours, name, unit)
     yield from reward_pictures(numbers, ours)
@@ -79,7 +84,9 @@ def pictures(
         if key == "sampling/kept_mass" and not any(g.config.top_k or g.config.top_p < 1 for g in groups):
             continue  # nothing is cut off but rows that no token has
         if found := _there(numbers["by_step"][key]):
-            yield Drawn(_by_step(found, ours, key, title.lower(), **how), title, caption + over, file)
+            yield Drawn(
+                with_legend(_by_step(found, ours, key, title.lower(), **how), ours.look), title, caption + over, file
+            )
     if taken := {group.label: numbers["seconds"][group.label] for group in groups if any(r.steps for r in group.runs)}:
         yield _time(taken, ours, bool(counts))
     yield landscape_picture(numbers["landscape"], ours.look)
@@ -101,7 +108,8 @@ def _accuracy(
     if teacher is not None and teacher.own != bool(unit):
         axes.axhline(scale * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
     if unit:
-        axes.set_ylim(0, 102)
+        highest = axes.get_ylim()[1]
+        axes.set_ylim(0, 102 if highest > 50 else highest)
     no_line = " No line for the base: the runs differ in what they had before training."
     caption, title = ("Avg@k on", "Accuracy") if unit else ("What a function of one's own gives on", "Mean score")
     caption += " the held-out problems." + over + (no_line if len(before) > 1 else "")
@@ -119,7 +127,7 @@ def _by_step(found: Numbers, ours: Pen, key: str, up: str, log: bool = False, fl
         log_scale(axes, seen)
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
-    return with_legend(figure, ours.look) if not log else figure
+    return figure
 
 
 def _gradient(found: Numbers, ours: Pen, clips: set[float], over: str) -> Drawn:

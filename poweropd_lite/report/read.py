@@ -61,6 +61,11 @@ class Reference:
     accuracy: float  # Avg@n, 0 to 1; or the mean score by a user's function
     source: str  # in words
     own: bool = False  # by a user's function
+    interval: tuple[float, float] | None = None  # its 95%, where it is known
+
+    def above(self, before: float | None) -> bool:
+        """Whether it is known to be more than what a student began with: else a share of it says nothing."""
+        return bool(self.accuracy) and (self.interval is None or before is None or before < self.interval[0])
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -163,7 +168,8 @@ def read_reference(given: str, runs: Sequence[Run], role: str = "teacher") -> Re
         results = read_json(Path(given) / "results.json")
         n = results["n"]
         accuracy, benchmarks = float(results["mean"][f"avg@{n}"]), list(results["benchmarks"])
-        own = is_own(results)
+        own, bounds = is_own(results), results["mean"].get(f"avg@{n}_interval")
+        interval = None if bounds is None else (float(bounds[0]), float(bounds[1]))
     except (OSError, ValueError, KeyError, TypeError):
         how = f"the folder that `python -m poweropd_lite.evaluate --model {role.upper()}` named, or its accuracy in percent"
         raise UserError(f"{given} holds no results of an evaluation; type --{role} with {how}") from None
@@ -184,7 +190,7 @@ def read_reference(given: str, runs: Sequence[Run], role: str = "teacher") -> Re
     same = all(c.eval_samples == n and _same_problems(c, *row) for c in scored for row in rows.items())
     rough = "" if same else "; of other problems or samples than a run's, so shares of it are rough"
     counts = ", ".join(f"{row['problems']:,} of {name}" for name, row in rows.items())
-    return Reference(accuracy, f"{'mean score' if own else f'Avg@{n}'} on {counts} ({given}{rough})", own)
+    return Reference(accuracy, f"{'mean score' if own else f'Avg@{n}'} on {counts} ({given}{rough})", own, interval)
 
 
 def _same_problems(run: Config, name: str, row: Line) -> bool:

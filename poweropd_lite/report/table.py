@@ -23,6 +23,8 @@ EXTREMES: dict[str, Callable[[list[float]], float]] = {
     "memory measured, peak": max,
     "memory planned, peak": max,
 }
+# What runs beside one another do to each other is no difference of their settings.
+OF_THE_MACHINE = ("seconds a step, median", "tokens a second, median", "time in all", "memory measured, peak")
 # "name", "unit"; by setting "values" (None where there is none), "halves" of their 95% intervals over "seeds" that have
 # a value, and "differences" from the baseline with the "noise" (half of an interval too) that they have to exceed
 Row = dict[str, Any]
@@ -53,9 +55,10 @@ def figures(run: Run, teacher: Reference | None, level: float | None, curve: Ser
         f"{name} at the end": (after, unit),
     }
     if teacher is not None:
-        share = after / teacher.accuracy if after is not None and teacher.accuracy else None
+        above = teacher.above(before)
+        share = after / teacher.accuracy if after is not None and above else None
         out["share of the teacher's accuracy"], closed = (share, "%"), None
-        if after is not None and before not in (None, teacher.accuracy):
+        if after is not None and above and before not in (None, teacher.accuracy):
             closed = (after - before) / (teacher.accuracy - before)
         out["share of the gap to the teacher closed"] = (closed, "%")
     if level is not None:
@@ -108,7 +111,7 @@ def table(groups: Sequence[Group], baseline: Group, teacher: Reference | None) -
         stats = [stat(each) if is_mean else None for each in seeds]
         row |= {"halves": [one and one.half for one in stats], "seeds": [len(each) for each in seeds]}
         by_label = {group.label: each for group, each in zip(groups, seeds, strict=True) if each and is_mean}
-        found = differences(by_label, baseline.label)
+        found = {} if name in OF_THE_MACHINE else differences(by_label, baseline.label)
         for key, take in (("differences", lambda of: of.value), ("noise", lambda of: of.half)):
             row[key] = [take(found[group.label]) if group.label in found else None for group in groups]
         if any(value is not None for value in row["values"]):
@@ -133,7 +136,7 @@ def in_words(value: Any, unit: str, half: float | None = None) -> str:
     if unit == "clock":
         return clock(value)
     if unit == "%":
-        if not half:
+        if not half or 100 * half < 0.05:
             return percent(value)
         shown = [f"{x:.{0 if 100 * half >= 2 else 1}f}" for x in (100 * value, 100 * half)]
         return f"{shown[0]}% \u00b1 {shown[1]}"

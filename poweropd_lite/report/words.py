@@ -65,7 +65,8 @@ def _against(what: str, unit: str, values: dict[str, Seeds], base: str, one_seed
     text += f" Against {base}: {'; '.join(parts)}." if parts else ""
     if same:
         halves = [half for label in same if (half := known[label].half)]
-        sizes = dict.fromkeys(noise_in_words(half, unit) for half in (min(halves), max(halves))) if halves else ()
+        sizes = [*dict.fromkeys(noise_in_words(half, unit) for half in (min(halves), max(halves)))] if halves else []
+        sizes[:-1] = [size.split()[0] for size in sizes[:-1]]  # the unit once
         noise = f" (noise: \u00b1 {' to '.join(sizes)})" if halves else ""
         text += f" No difference beyond noise between {base} and {_listed(_few(same), 'or')}{noise}."
     return text + (f" Of one seed, too few to tell: {', '.join(_few(few))}." if few else "")
@@ -102,8 +103,19 @@ def sentences(groups: Sequence[Group], teacher: Reference | None, base: Referenc
     out = [_sentence(group, teacher, alone=len(groups) == 1) for group in groups]
     for name, model in (("Teacher", teacher), ("Before training", base)):
         if model is not None:
-            out.append(f"{name}: {in_words(model.accuracy, '' if model.own else '%')}, {model.source}.")
+            unit = "" if model.own else "%"
+            low_high = f" (95%: {_bounds(model.interval, unit)})" if model.interval else ""
+            out.append(f"{name}: {in_words(model.accuracy, unit)}{low_high}, {model.source}.")
+    starts = [value for group in groups for value in accuracy(group.runs)["avg"][:1]]
+    if teacher is not None and starts and not all(map(teacher.above, starts)):
+        out.append(
+            "The teacher is not known to do these problems better than its student did: shares of it are left out."
+        )
     return out
+
+
+def _bounds(interval: tuple[float, float], unit: str) -> str:
+    return " to ".join(in_words(value, unit).removesuffix("%") for value in interval)
 
 
 def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
@@ -121,7 +133,7 @@ def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
         first, last = (_accuracy(runs, step) for step in (steps[0], steps[-1]))
         at = f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != min(taken) else ""
         text += f"{name} {_mean(first, unit)} -> {_mean(last, unit)}{at}"
-        if teacher is not None and teacher.accuracy and teacher.own == (not unit):
+        if teacher is not None and teacher.own == (not unit) and all(map(teacher.above, first.values())):
             text += f", {_mean({s: v / teacher.accuracy for s, v in last.items()}, '%')} of the teacher's"
     elif steps:
         text += f"{name} {_mean(_accuracy(runs, steps[0]), unit)} at step {steps[0]}"

@@ -141,6 +141,12 @@ class Recorder:
         if state.step == 1 or state.step % self.config.sample_every == 0:
             self._write_sample("train", rollouts[0], rewards)
         self._write_tokens(rollouts, rewards)
+        largest = max(abs(metrics.get(end, math.inf)) for end in ENDS)
+        if state.step == 1 and largest < NOTHING_PAID and not dropped:
+            little = (
+                f"no token of step 1 was paid more than {largest:.1g} in size: if it stays so, little can be learnt"
+            )
+            self.progress.say(little + self._advise())
         if dropped:
             self.progress.say(f"step {state.step} dropped: {self._why_dropped(metrics)}")
         if many := too_many_dropped(state, self.config.steps):
@@ -161,7 +167,7 @@ class Recorder:
         self.progress.evaluated(state.step, metrics)
         form = ".3f" if config.eval_grader else ".1%"
         more = "".join(f"; {name} {one['avg']:{form}}" for name, one in record.get("benchmarks", {}).items())
-        more += f"; {record['undecided']} answers could not be graded" if record.get("undecided") else ""
+        more += f"; answers that could not be graded: {record['undecided']}" if record.get("undecided") else ""
         more += f", the first: {record['fault']}" if "fault" in record else ""
         parts = []
         if "avg" in record:
@@ -269,10 +275,8 @@ class Recorder:
         if summary["evaluation_before"] or summary["evaluation_after"]:
             lines.append(f"  on      {self._asked(summary['evaluation_before'], summary['evaluation_after'])}")
         if (largest := summary["largest_reward"]) is not None and largest < NOTHING_PAID:
-            advise = f"; what other rewards would pay: python -m poweropd_lite.advise --config {typed('/config.yaml')}"
             lines.append(
-                f"  no token was paid more than {largest:.1g} in size, so that little can have been learnt"
-                + advise * self.session.config.loads_teacher
+                f"  no token was paid more than {largest:.1g} in size, so that little can have been learnt{self._advise()}"
             )
         if summary["dropped_steps"]:
             lines.append(f"  {summary['dropped_steps']} steps were dropped (optim/skipped in metrics.jsonl)")
@@ -313,6 +317,11 @@ class Recorder:
         else:
             lines.append(f"  use it:      {command}.export {typed()} --to adapter (to load on the whole {whole})")
         print("\n".join(lines), flush=True)
+
+    def _advise(self) -> str:
+        """The command that says what other rewards would pay; of a pair that it does not replay nothing."""
+        command = f"python -m poweropd_lite.advise --config {shlex.quote(f'{self.run.path}/config.yaml')}"
+        return f"; what other rewards would pay: {command}" * self.config.loads_teacher
 
     def _asked(self, before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
         """On what was scored and the KL estimated, and by how much it changed: errors as if the two were independent."""

@@ -250,3 +250,34 @@ def test_runs_that_tell_the_chat_template_different_things_are_apart_and_in_orde
     told = [load_config("bundled", template_kwargs=each) for each in ({"effort": "low"}, {}, {"effort": "high"})]
     parts = [_order(config, ["template_kwargs"]) for config in told]
     assert sorted(parts) == [parts[2], parts[0], parts[1]] and len({tuple(settings(c).values()) for c in told}) == 3
+
+
+def test_what_runs_beside_one_another_do_to_each_other_is_no_difference_and_every_figure_has_its_legend(tmp_path):
+    """Of two settings one is ten tokens a second faster with every seed, and has other norms: of these a difference is said."""
+    runs = []
+    for alpha, speed in ((1, 100.0), (10, 110.0)):
+        for seed in (0, 1, 2):
+            more = {
+                "time/tokens_per_second": speed + seed / 10,
+                "parity/gap": 1e-6,
+                "optim/grad_norm": alpha + seed / 10,
+            }
+            runs.append(planted(tmp_path / f"{alpha}-{seed}", {}, [(1, more), (2, more)], alpha=alpha, seed=seed, eval_benchmarks=None))  # fmt: skip
+    groups = group_runs(read_runs(runs))
+    numbers = gather(groups, groups[0], None)
+    rows = {row["name"]: row for row in numbers["table"]}
+    assert rows["tokens a second, median"]["values"] == pytest.approx([100.1, 110.1])
+    assert rows["tokens a second, median"]["differences"] == [None, None]
+    assert rows["median gradient norm"]["differences"][1] == pytest.approx(9)
+    drawn = {picture.file: picture.figure for picture in pictures(groups, numbers, None)}
+    for file in ("gap", "tokens_per_second", "gradient"):
+        assert [t.get_text() for t in drawn[file].legends[0].get_texts()][:2] == ["power 1", "power 10"], file
+
+
+def test_noise_of_two_sizes_has_its_unit_once(tmp_path):
+    ends = {"a": (0.5, 0.6, 0.55), "b": (0.52, 0.58, 0.6), "c": (0.6, 0.5, 0.48)}
+    runs = [planted(tmp_path / f"{name}{seed}", {0: 0.25, 10: avg}, alpha=i + 1, seed=seed) for i, (name, all_) in enumerate(ends.items()) for seed, avg in enumerate(all_)]  # fmt: skip
+    groups = group_runs(read_runs(runs), list(ends))
+    halves = [4.302652729911275 * np.std(np.subtract(ends[x], ends["a"]), ddof=1) / 3**0.5 for x in "bc"]
+    assert sorted(100 * half for half in halves) == pytest.approx([8.7, 26.8], abs=0.1)  # shown to the first digit
+    assert "(noise: \u00b1 9 to 30 points)" in answer(groups, groups[0])[0]

@@ -45,6 +45,30 @@ def test_shares_of_the_teachers_accuracy_by_hand(tmp_path):
     assert table["share of the gap to the teacher closed"] == [pytest.approx(0.45 / 0.6)]
 
 
+def test_no_share_of_a_teacher_that_may_be_no_better_than_its_student_was(tmp_path):
+    """0.9% (0.0 to 2.6) over a student of 0.8%: 1.2% is no 133% of it. The picture's axis goes as far as there is something."""
+    runs = read_runs([planted(tmp_path / "run", {0: 0.008, 100: 0.012})])
+    (group,) = group_runs(runs)
+    mean = {"avg@8": 0.009, "avg@8_interval": [0.0, 0.026]}
+    results = {"n": 8, "mean": mean, "benchmarks": {"bundled": {"problems": 256}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    teacher = read_reference(str(tmp_path), runs)
+    numbers = gather([group], group, teacher)
+    assert not any("share" in row["name"] for row in numbers["table"])
+    first, second, third = sentences([group], teacher)
+    assert "0.8% -> 1.2% (" in first and "of the teacher's" not in first
+    assert second.startswith("Teacher: 0.9% (95%: 0.0 to 2.6), Avg@8 on 256 of bundled")
+    assert (
+        third == "The teacher is not known to do these problems better than its student did: shares of it are left out."
+    )
+    axes = {p.file: p.figure for p in pictures([group], numbers, teacher)}["accuracy"].axes[0]
+    assert 1.2 < axes.get_ylim()[1] < 1.5
+    mean["avg@8_interval"] = [0.0085, 0.026]  # above what the student began with
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    better = read_reference(str(tmp_path), runs)
+    assert "133.3% of the teacher's" in sentences([group], better)[0] and len(sentences([group], better)) == 2
+
+
 def test_a_density_counts_what_lies_outside_of_it():
     """Ten tokens: two in the bin from 0 to 0.5, four in the next, three below, one above. 2 / (10 * 0.5) = 0.4."""
     line = {"step": 1, "low": 0.0, "high": 1.0, "counts": [2, 4], "below": 3, "above": 1, "not_finite": 5}

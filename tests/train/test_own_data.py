@@ -129,7 +129,7 @@ def the_teacher_and_the_untrained_student_are_asked_the_same(folder):
     lines = ["--teacher", "elsewhere/evaluations/bundled-teacher", "--base", "elsewhere/evaluations/bundled-student"]
     page = run_python("-m", "poweropd_lite.report", "run", *lines, cwd=folder)
     assert page.returncode == 0, page.stderr
-    assert f"Teacher: {scores[1]:.1%}, Avg@2 on 6 of held-out" in page.stdout
+    assert f"Teacher: {scores[1]:.1%} (95%: " in page.stdout and "), Avg@2 on 6 of held-out" in page.stdout
     flags = quick_flags(data="talks.jsonl", eval_benchmarks="none", steps=1, output="other", system_prompt="Be brief.")
     assert run_train(*flags, "--hold-out", "6", cwd=folder).returncode == 0
     other = run_python("-m", "poweropd_lite.report", "other", *lines[:2], cwd=folder)
@@ -164,6 +164,7 @@ def test_a_student_that_is_its_teacher_is_said_to_have_been_paid_nothing(tmp_pat
     assert small in done.stdout  # without the adapter's
     (line,) = lines(tmp_path / "run" / "metrics.jsonl")
     largest = max(abs(line["reward/min"]), abs(line["reward/max"]))
+    assert done.stdout.count(f"no token of step 1 was paid more than {largest:.1g} in size: if it stays so") == 1
     assert largest < 1e-3 and f"no token was paid more than {largest:.1g} in size" in done.stdout
     mistyped = run_evaluate("--model", f"{tmp_path.name}/rnu", cwd=tmp_path.parent)  # no hub id: runs are beside it
     assert mistyped.returncode == 2 and f"no folder {tmp_path.name}/rnu" in mistyped.stderr
