@@ -162,7 +162,7 @@ def seconds_left(queue: Queue, elapsed: dict[str, float]) -> float | None:
         for task in queue.in_state(WAITING, RUNNING):
             if task.stage not in (stage, "train"):  # it is past it
                 continue
-            seconds = statistics.fmean(taken) if taken else _planned_seconds(queue, task, stage)
+            seconds = statistics.fmean(taken) if taken else _planned_seconds(queue, task, stage, elapsed)
             if seconds is None:
                 return None
             here = elapsed.get(task.name, 0.0) if stage == task.stage else 0.0
@@ -170,13 +170,16 @@ def seconds_left(queue: Queue, elapsed: dict[str, float]) -> float | None:
     return left
 
 
-def _planned_seconds(queue: Queue, task: Task, stage: Stage) -> float | None:
+def _planned_seconds(queue: Queue, task: Task, stage: Stage, elapsed: dict[str, float]) -> float | None:
     found = queue.forecasts.get(task.pair, {})
     if stage == "evaluate":
         return next((made.evaluation_seconds for made in found.values() if made and made.evaluation_seconds), None)
-    made, seconds = found.get(task.kind), []
-    if made is None or not made.step_seconds:
-        in_hand = [one for one in queue.in_state(RUNNING) if one.role == "run" and one.pair == task.pair]
-        seconds = [second for one in in_hand if (steps := read_steps(queue, one)) for second in steps.seconds]
-    step = made.step_seconds if made and made.step_seconds else statistics.median(seconds) if seconds else None
-    return queue.pairs[task.pair].steps * step if step else None
+    made, count = found.get(task.kind), queue.pairs[task.pair].steps
+    if made and made.step_seconds:
+        return count * made.step_seconds
+    likely = []
+    for one in queue.in_state(RUNNING):
+        if one.role == "run" and one.pair == task.pair and (steps := read_steps(queue, one)):
+            loading = max(0.0, one.seconds.get(stage, 0.0) + elapsed.get(one.name, 0.0) - sum(steps.seconds))
+            likely.append(loading + count * statistics.median(steps.seconds))
+    return statistics.fmean(likely) if likely else None

@@ -266,7 +266,8 @@ def test_the_estimate_by_hand(tmp_path):
     queue.run_folder(first).mkdir(parents=True)
     step = '{"step": 1, "tokens/loss": 9, "time/step": %s, "memory/peak_gib": 1}\n'
     (queue.run_folder(first) / "metrics.jsonl").write_text("".join(step % s for s in (9, 3, 2)) + '{"step": 4, "tok')
-    assert seconds_left(queue, {first.name: 40.0}) == 300 - 40 + 300 + 3 * 20
+    # 26 of its 40 s went by before its steps; 100 steps take 3 s each, and the other run the same.
+    assert seconds_left(queue, {first.name: 40.0}) == 326 - 40 + 326 + 3 * 20
     first.state = queue.tasks["bundled-student"].state = WAITING
     queue.tasks["bundled-student"].seconds = {}
     queue.forecasts = {"bundled": {"sampled": Forecast("a card", 1, 2, True, {}, 1.0, 1.0, 2.0)}}
