@@ -28,6 +28,7 @@ from poweropd_lite.evaluate.settings import EvalConfig
 from poweropd_lite.evaluate.target import Target, Vocabulary, asked_as, find_target, fingerprint, load_vocabulary
 from poweropd_lite.grade.custom import Grader
 from poweropd_lite.models.shape import read_config, read_shape
+from poweropd_lite.problems.apart import is_apart
 from poweropd_lite.problems.benchmarks import HELD_OUT, Problems, find_benchmarks
 from poweropd_lite.run.folder import held_out_by
 
@@ -118,6 +119,8 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     dtype, bits = compute_dtype(config.dtype, device), served_bits(target, config.bits, run)
     if bits == 4 and config.bits is None and target.run is None and run is not None:
         say(f"{target.name} in 4 bits, as it taught {config.problems_of} (--bits 16 for the whole one)")
+    if config.problems_of is not None and run is not None and is_apart(run):
+        say(f"the teacher of {config.problems_of} reads prompts of its own; here all are put as to its student")
     engine = choose_sampler(
         config.engine,
         device,
@@ -163,7 +166,7 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
         serving=Serving(engine, device, dtype, bits, room, size, config.kernels, seed, config.trust_remote_code),
         near=near,
         grader=grader,
-        path=_output(config.output, target, wanted, problems),
+        path=_output(config, target, wanted, problems),
         settings=wanted,
         about={  # what does not change a sample
             "batch_size": size,
@@ -231,13 +234,16 @@ def versions(*packages: str) -> dict[str, str]:
     return {"poweropd_lite": poweropd_lite.__version__, "python": platform.python_version(), **others}
 
 
-def _output(output: str | None, target: Target, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
+def _output(config: EvalConfig, target: Target, wanted: dict[str, Any], problems: dict[str, dict]) -> Path:
+    output = config.output
     if output is not None:
         check_writable(Path(output), "--output")
         if not (Path(output) / SETTINGS).exists():
             refuse_full(Path(output), "--output", "holds no evaluation")
         return Path(output)
-    if target.run_folder is None:
+    if (
+        target.run_folder is None or config.problems_of is not None
+    ):  # another run's problems are no score of a run's own
         path = Path(target.name)
         name = path.resolve().name if path.is_dir() else path.name
         return folder_for(Path("evaluations"), name or "model", wanted, problems)

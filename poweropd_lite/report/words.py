@@ -106,8 +106,9 @@ def sentences(groups: Sequence[Group], teacher: Reference | None, base: Referenc
             unit = "" if model.own else "%"
             low_high = f" (95%: {_bounds(model.interval, unit)})" if model.interval else ""
             out.append(f"{name}: {in_words(model.accuracy, unit)}{low_high}, {model.source}.")
-    starts = [value for group in groups for value in accuracy(group.runs)["avg"][:1]]
-    if teacher is not None and starts and not all(map(teacher.above, starts)):
+    alike = [group for group in groups if teacher is not None and teacher.own == (not unit_of([group]))]
+    starts = [value for group in alike for value in accuracy(group.runs)["avg"][:1]]
+    if teacher is not None and not all(map(teacher.above, starts)):
         out.append(
             "The teacher is not known to do these problems better than its student did: shares of it are left out."
         )

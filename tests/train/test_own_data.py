@@ -134,6 +134,10 @@ def the_teacher_and_the_untrained_student_are_asked_the_same(folder):
     assert run_train(*flags, "--hold-out", "6", cwd=folder).returncode == 0
     other = run_python("-m", "poweropd_lite.report", "other", *lines[:2], cwd=folder)
     assert other.returncode == 2 and "is of other held-out prompts than those of other" in other.stderr
+    # A run that is asked another's prompts: not among its own evaluations.
+    done = run_evaluate("--model", "other", "--problems-of", "run", "--n", "1", "--problems", "2", cwd=folder)
+    assert done.returncode == 0 and (folder / "evaluations" / "other" / "results.json").is_file(), done.stderr
+    assert not (folder / "other" / "eval").exists()
     for wrong, why in (
         (["--problems-of", "elsewhere"], "--problems-of elsewhere is no run: it has no config.yaml"),
         (["--problems-of", "run", "--benchmarks", "bundled"], "--problems-of and --benchmarks both say which problems"),
