@@ -140,7 +140,10 @@ def comparison_table(compared: dict[str, Any]) -> str:
             difference = f"{scale * m['difference']:{form}} ({low:{form}} to {high:{form}})"
             line += [shown(m["first"]), shown(m["second"]), difference]
         lines.append(line)
-    notes = [f"{key} differs: {ours} and {theirs}" for key, (ours, theirs) in compared["differing"].items()]
+    notes = [
+        f"{'bits of the weights' if key == 'bits' else key} differs: {ours} and {theirs}"
+        for key, (ours, theirs) in compared["differing"].items()
+    ]
     if compared["runs"] == 2:
         notes.append("one training run each: what another seed would change is not in these intervals")
     if compared["left_out"]:

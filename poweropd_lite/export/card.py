@@ -216,7 +216,7 @@ def _proof(report: dict[str, Any]) -> str:
     if share is not None:
         moved = f" The adapter moves them by {effect['mean']:.2g} on average; {share:.1%} of that is kept ({slope})."
     return (
-        "Before it was handed over, next-token log-probs on fixed texts were compared with the trained model's, in "
+        "Before it was handed over, log-probs of the likeliest next tokens of fixed texts were compared with the trained model's, in "
         f"float32 arithmetic: {found['mean']:.2g} nats apart on average, {found['largest']:.2g} at most "
         f"({limit['mean']:.1g} and {limit['largest']:.1g} are allowed for {proof['kind']}).{moved} A program that "
         "computes in 16 bits adds its own rounding. All figures: `export.json`."

@@ -37,6 +37,8 @@ def answer(groups: Sequence[Group], baseline: Group) -> list[str]:
         at_end = "" if end.unit == "nats" else " at the end"
         against = _against(f"{end.name}{at_end}", end.unit, end.values, baseline.label, one_seed)
         out.append(against + _best(end.values, end.unit == "nats", baseline.label))
+        if lacking := [group.label for group in groups if group.label not in end.values]:
+            out[-1] += f" Not known of {_listed(_few(lacking))}."
     norms = median_norms(groups)
     if any(of.half is not None for of in differences(norms, baseline.label).values()):
         out.append(_against("Median gradient norm", "", norms, baseline.label, one_seed))

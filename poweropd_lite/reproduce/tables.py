@@ -113,7 +113,7 @@ def _columns_sheet(queue: Queue, blocks: list[Block]) -> Sheet:
     student, teacher = short_names(first.pair)
     n = next((block.n for block in blocks if block.n), queue.scoring["n"])
     return Sheet(
-        f"{student} <- {teacher}{_own_name(queue, first)}: what sampling does",
+        f"{student} <- {teacher}{_own_name(queue, first)}: {'what sampling does' if len(blocks) > 1 else 'how runs ended'}",
         f"Final Avg@{n} in % / share of answers that stop / largest gradient norm of any step.",
         ["reward", *(COLUMN_TITLES[block.column] for block in blocks)],
         [("measured", [f"`{label}`", *(cells.get(label, "-") for cells in columns)]) for label in labels],

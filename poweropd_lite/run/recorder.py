@@ -297,7 +297,7 @@ class Recorder:
             lines.append(f"  go on:       {command}.train --resume {typed()}")
         if finished and config.lr_schedule == "constant":
             lines.append(f"  train on:    {command}.train --resume {typed()} --steps {2 * config.steps}")
-        if finished and self._takes(other):
+        if finished and not path.name.endswith("-other") and self._takes(other):  # that one was the comparison
             rest = f"--config {typed('/config.yaml')} --reward {other} --output {typed('-other')}"
             both = f"{typed()} {typed('-other')}"
             lines += [f"  compare:     {command}.train {rest}", f"               {command}.report {both}"]

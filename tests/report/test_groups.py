@@ -281,3 +281,6 @@ def test_noise_of_two_sizes_has_its_unit_once(tmp_path):
     halves = [4.302652729911275 * np.std(np.subtract(ends[x], ends["a"]), ddof=1) / 3**0.5 for x in "bc"]
     assert sorted(100 * half for half in halves) == pytest.approx([8.7, 26.8], abs=0.1)  # shown to the first digit
     assert "(noise: \u00b1 9 to 30 points)" in answer(groups, groups[0])[0]
+    unscored = planted(tmp_path / "d", {}, lines(9), alpha=9, steps=10, eval_benchmarks=None)
+    more = group_runs(read_runs([*runs, unscored]), [*ends, "d"])
+    assert answer(more, more[0])[0].endswith(" Not known of d.")

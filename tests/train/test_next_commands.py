@@ -32,6 +32,11 @@ def test_a_folder_is_quoted_and_a_comparison_that_would_be_refused_is_not_offere
     assert following["use it"].strip() == """peft.AutoPeftModelForCausalLM.from_pretrained("it's mine/adapter")"""
 
 
+def test_the_other_half_of_a_comparison_offers_no_third(tmp_path):
+    done = run_train("--config", "bundled", *quick_flags(steps=1, eval_every=0), "--output", "a-other", cwd=tmp_path)
+    assert done.returncode == 0 and "compare:" not in done.stdout and "see it:" in done.stdout
+
+
 def test_the_command_that_trains_on_trains_on(said):
     folder, following = said
     done = run_python(*shlex.split(following["train on"])[1:], cwd=folder)
