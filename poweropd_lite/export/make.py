@@ -57,7 +57,7 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
     for note in report["notes"]:
         say(f"note: {note}")
     difference, effect, share = proof["difference"], proof["adapter_effect"], proof["effect_kept"]
-    left = "" if share is None else f"; the adapter's effect is {effect['mean']:.1e}, {share:.1%} of it kept"
+    left = "" if share is None else f"; the adapter's effect is {effect['mean']:.1e} nats, {share:.1%} of it kept"
     say(
         f"{proof['verdict']}: log-probs within {difference['mean']:.1e} nats of the live model on average, "
         f"{difference['largest']:.1e} at most{left}"

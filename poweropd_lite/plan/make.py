@@ -21,7 +21,7 @@ from poweropd_lite.models.streamed import not_streamable
 from poweropd_lite.plan.auto import settled
 from poweropd_lite.plan.cards import find_machine
 from poweropd_lite.plan.fit import differences, fit
-from poweropd_lite.plan.memory import GIB, MemoryPlan, plan_memory
+from poweropd_lite.plan.memory import GIB, LOADED_LATER, MemoryPlan, plan_memory
 from poweropd_lite.plan.parallel import check_cards, of_one_card
 from poweropd_lite.plan.report import report
 from poweropd_lite.plan.settings import CannotPlan, PlanConfig
@@ -50,7 +50,7 @@ def plan(
     here = machine.cuda and torch.cuda.is_available() and asked.gpu is None
 
     def memory(of: Config) -> MemoryPlan:
-        runtime = None if machine.cuda else round(peak_gib() * GIB)
+        runtime = None if machine.cuda else round(peak_gib() * GIB) + LOADED_LATER
         if here and of.loader == "auto" and installed("unsloth"):  # whose layers are not compiled by us
             of = changed(of, loader="unsloth")
         return plan_memory(of, traces, machine.cuda, *_engine(of, machine.cuda, here), runtime, machine.bfloat16)

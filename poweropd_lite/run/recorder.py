@@ -330,7 +330,8 @@ class Recorder:
         name, _ = score_names(self.config.eval_samples, not shares)
         on = " and ".join(f"{len(of.prompts)} of {of.benchmark.name}" for of in ready.held_out)
         asked = [(f"{name} of {on}", "avg", 100 if shares else 1, ".1f" if shares else ".3f", " points" * shares)]
-        asked += [(f"KL on {len(ready.unseen)} prompts", "kl", 1, ".3f", " nats a token")]
+        there, few = sum(len(of.prompts) for of in ready.held_out), len(ready.unseen)
+        asked += [(f"KL on {'the first ' * (few < there)}{few} prompts", "kl", 1, ".3f", " nats a token")]
         parts = []
         for what, key, scale, form, unit in asked:
             pairs: list[tuple[float, Any]] = [(r[key], r.get(f"{key}_error")) for r in known if r.get(key) is not None]
