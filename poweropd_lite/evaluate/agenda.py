@@ -155,7 +155,7 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     own = target.run
     row = paper_row(own) if own and grader is None else None
     kept = {}
-    if run and asker.run_folder and any(s.benchmark.name == HELD_OUT for s in asked.sets):
+    if run and asker.run_folder and asked.known and any(s.benchmark.name == HELD_OUT for s in asked.sets):
         kept = {"held_out": held_out_by(asker.run_folder, run)}
     problems = {s.benchmark.name: problems_record(s.prompts, most) for s, most in sets}
     return Agenda(

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from poweropd_lite.problems.benchmarks import ALL, HELD_OUT, Benchmark, Problems
 from poweropd_lite.problems.files import SUFFIXES, digest_of
 from poweropd_lite.problems.prompts import Prompt
 from poweropd_lite.problems.reading import hold_out, load_prompts, say_skipped
+from poweropd_lite.problems.stored import ids_digests
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +41,7 @@ class Asked:
     prompts: Sequence[Prompt]  # of the sets, and those that have no answer: what the KL to a teacher is estimated on
     about: str  # of these prompts
     longest: dict[str, int] = field(default_factory=dict)  # of an answer, where a run says it, by benchmark
+    known: bool = True  # to be what a run held out: all others are, id for id, what it was trained on
 
 
 def named(config: EvalConfig, target: Target, device: torch.device) -> str | None:
@@ -91,13 +94,19 @@ def load_asked(
     if not run.evaluates:
         looked_at = prompts[: config.problems or LOOKED_AT]
         return Asked([], looked_at, f"the first {len(looked_at)} prompts of {run.data}, which were trained on")
-    kept = hold_out(prompts, run.hold_out, run.data)[1][: config.problems]
+    rest, kept = hold_out(prompts, run.hold_out, run.data)
+    known, kept = _trained_on(target, rest), kept[: config.problems]
+    if config.problems_of is not None and not known:
+        say(
+            f"these are not known to be the prompts that {config.problems_of} held out: its data, or this model's template, "
+            "gives others; some may have been trained on"
+        )
     if (scored := of_held_out(kept, run.data)).prompts:
         sets.append(scored)
         longest[HELD_OUT] = _longest(run)
     near = [*kept, *whole][: run.kl_prompts or None]
     of = f" of {run.data}" if not of_sets else ""
-    return Asked(sets, near, f"{len(near)} prompts{of} that were not trained on", longest)
+    return Asked(sets, near, f"{len(near)} prompts{of} that were not trained on", longest, known)
 
 
 def run_apart(run: Config | None, tokenizer: "PreTrainedTokenizerBase") -> Apart | None:
@@ -112,6 +121,18 @@ def run_apart(run: Config | None, tokenizer: "PreTrainedTokenizerBase") -> Apart
 
 def _longest(run: Config) -> int:
     return run.eval_max_new_tokens or run.max_new_tokens
+
+
+def _trained_on(target: Target, prompts: Sequence[Prompt]) -> bool:
+    """Whether these prompts are, id for id, those that the run was trained on."""
+    digest = sha256()
+    for each in ids_digests(prompts):
+        digest.update(each)
+    try:
+        assert target.run_folder is not None
+        return bool(read_json(target.run_folder / "inputs.json")["fed"]["prompts"]["sha256"] == digest.hexdigest())
+    except (OSError, ValueError, LookupError, TypeError):  # a run of an earlier version
+        return False
 
 
 def _say_if_changed(target: Target, say: Callable[[str], None]) -> None:

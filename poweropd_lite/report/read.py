@@ -65,7 +65,8 @@ class Reference:
 
     def above(self, before: float | None) -> bool:
         """Whether it is known to be more than what a student began with: else a share of it says nothing."""
-        return bool(self.accuracy) and (self.interval is None or before is None or before < self.interval[0])
+        least = self.accuracy if self.interval is None else self.interval[0]
+        return bool(self.accuracy) and (before is None or before < least)
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -179,7 +180,7 @@ def read_reference(given: str, runs: Sequence[Run], role: str = "teacher") -> Re
             both = f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}"
             raise UserError(f"{both}; evaluate the {role} on the same: --model {role.upper()} --problems-of {run.path}")
         if HELD_OUT in theirs and results.get("held_out") != held_out_by(run.path, run.config):
-            found = f"{given} is of other held-out prompts than those of {run.path}"
+            found = f"{given} is not known to be of the prompts that {run.path} held out"
             raise UserError(
                 f"{found}; evaluate the {role} on the same: --model {role.upper()} --problems-of {run.path}"
             )

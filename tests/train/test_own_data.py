@@ -133,7 +133,7 @@ def the_teacher_and_the_untrained_student_are_asked_the_same(folder):
     flags = quick_flags(data="talks.jsonl", eval_benchmarks="none", steps=1, output="other", system_prompt="Be brief.")
     assert run_train(*flags, "--hold-out", "6", cwd=folder).returncode == 0
     other = run_python("-m", "poweropd_lite.report", "other", *lines[:2], cwd=folder)
-    assert other.returncode == 2 and "is of other held-out prompts than those of other" in other.stderr
+    assert other.returncode == 2 and "is not known to be of the prompts that other held out" in other.stderr
     # A run that is asked another's prompts: not among its own evaluations.
     done = run_evaluate("--model", "other", "--problems-of", "run", "--n", "1", "--problems", "2", cwd=folder)
     assert done.returncode == 0 and (folder / "evaluations" / "other" / "results.json").is_file(), done.stderr
