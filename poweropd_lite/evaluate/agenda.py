@@ -118,7 +118,7 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     room = max(room, near.room if near else 1)
     dtype, bits = compute_dtype(config.dtype, device), served_bits(target, config.bits, run)
     if bits == 4 and config.bits is None and target.run is None and run is not None:
-        say(f"{target.name} in 4 bits, as it taught {config.problems_of} (--bits 16 for the whole one)")
+        say(f"{target.name} in 4 bits, as {config.problems_of} had it (--bits 16 for the whole one)")
     if config.problems_of is not None and run is not None and is_apart(run):
         say(f"the teacher of {config.problems_of} reads prompts of its own; here all are put as to its student")
     engine = choose_sampler(

@@ -51,10 +51,15 @@ class Serving:
 
 
 def served_bits(target: Target, asked: int | None, asker: Config | None = None) -> int:
-    """Returns the bits of the weights: as asked, or as the run trained, or 16; 4 if it taught `asker`, another run, in 4."""
-    taught = asker is not None and target.kind == "model" and _same(target.base, model_path(asker.teacher, "teacher"))
-    default = 4 if taught and asker is not None and asker.teacher_bits == 4 else 16
-    return asked or (target.run.student_bits if target.run else default)
+    """Returns the bits of the weights: as asked, or as the run trained, or 16; 4 where `asker`, another run, had them in 4."""
+    default = 16
+    if target.run is not None:
+        default = target.run.student_bits
+    elif asker is not None and target.kind == "model":
+        pairs = ((asker.student, "student", asker.student_bits), (asker.teacher, "teacher", asker.teacher_bits))
+        had = [bits for name, role, bits in pairs if _same(target.base, model_path(name, role))]
+        default = 4 if 4 in had else 16
+    return asked or default
 
 
 def _same(one: str, other: str) -> bool:

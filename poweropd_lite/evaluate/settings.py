@@ -28,7 +28,7 @@ class EvalConfig(BaseModel):
     bits: Annotated[Literal[4, 16], BeforeValidator(as_literal)] | None = Field(
         None,
         description="of the weights: 16 is the compute dtype, 4 is NF4; if not given, as the run trained, or 16; of the "
-        "teacher of --problems-of 4 where it taught in 4",
+        "models of --problems-of 4 where that run had them in 4",
     )
     dtype: Dtype = Field("auto", description="it computes in; auto: bfloat16 where the card has it, float32 on a CPU")
     engine: Literal["auto", "vllm", "loop"] = Field("auto", description="what samples; auto: vLLM where it runs")

@@ -117,7 +117,7 @@ def the_teacher_and_the_untrained_student_are_asked_the_same(folder):
     for model in ("bundled-student", "bundled-teacher"):
         done = run_evaluate("--model", model, "--problems-of", "../run", "--n", "2", cwd=elsewhere)
         assert done.returncode == 0, done.stderr
-        assert ("in 4 bits, as it taught ../run" in done.stdout) == (model == "bundled-teacher")
+        assert ("in 4 bits, as ../run had it" in done.stdout) == (model == "bundled-teacher")
     found = [
         json.loads((elsewhere / "evaluations" / f"bundled-{m}" / "results.json").read_text())
         for m in ("student", "teacher")
