@@ -57,7 +57,7 @@ class Decoder(Protocol):
         """
 
     def keep(self, lines: Tensor) -> None:
-        """Keeps only these lines of the cache [K] int64, in order."""
+        """Keeps only these lines of the cache, [K] int64, ascending."""
 
     def drop_cache(self) -> None:
         """Frees the cache."""
@@ -135,9 +135,8 @@ class FastDecoder:
         return self._forward(token[:, None], position[:, None], column, mask.shape[-1], mask[:, None, None])
 
     def keep(self, lines: Tensor) -> None:
-        for to, line in enumerate(
-            lines.tolist()
-        ):  # moved down in place: another cache's pages cost more than the lines
+        # Moved down in place, in ascending order: another cache's pages cost more than the lines.
+        for to, line in enumerate(lines.tolist()):
             if to < line:
                 self.keys[:, to], self.values[:, to] = self.keys[:, line], self.values[:, line]
         self.keys, self.values = self.keys[:, : len(lines)], self.values[:, : len(lines)]

@@ -154,10 +154,9 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
     }
     own = target.run
     row = paper_row(own) if own and grader is None else None
-    kept = {}
-    if run and asker.run_folder and asked.known and any(s.benchmark.name == HELD_OUT for s in asked.sets):
-        kept = {"held_out": held_out_by(asker.run_folder, run)}
     problems = {s.benchmark.name: problems_record(s.prompts, most) for s, most in sets}
+    if config.problems_of and run and asker.run_folder and asked.known and HELD_OUT in problems:
+        problems[HELD_OUT]["of"] = held_out_by(asker.run_folder, run)
     return Agenda(
         config=config,
         target=target,
@@ -174,7 +173,6 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
             "kind": target.kind,
             "base": target.base,
             "title": f"{own.pair}, {own.reward_label}" if own else target.name,
-            **kept,
             "whole": {s.benchmark.name: s.whole for s in asked.sets},
             "sources": {s.benchmark.name: s.benchmark.source.data for s in asked.sets},
             "paper": asdict(row) if row else None,
@@ -241,9 +239,7 @@ def _output(config: EvalConfig, target: Target, wanted: dict[str, Any], problems
         if not (Path(output) / SETTINGS).exists():
             refuse_full(Path(output), "--output", "holds no evaluation")
         return Path(output)
-    if (
-        target.run_folder is None or config.problems_of is not None
-    ):  # another run's problems are no score of a run's own
+    if target.run_folder is None or config.problems_of is not None:  # others' problems are no score of a run's own
         path = Path(target.name)
         name = path.resolve().name if path.is_dir() else path.name
         return folder_for(Path("evaluations"), name or "model", wanted, problems)

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from poweropd_lite.problems.benchmarks import ALL, HELD_OUT, Benchmark, Problems
 from poweropd_lite.problems.files import SUFFIXES, digest_of
 from poweropd_lite.problems.prompts import Prompt
 from poweropd_lite.problems.reading import hold_out, load_prompts, say_skipped
-from poweropd_lite.problems.stored import ids_digests
+from poweropd_lite.problems.stored import digest_of_ids
+from poweropd_lite.run.folder import held_out_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,8 +95,8 @@ def load_asked(
         looked_at = prompts[: config.problems or LOOKED_AT]
         return Asked([], looked_at, f"the first {len(looked_at)} prompts of {run.data}, which were trained on")
     rest, kept = hold_out(prompts, run.hold_out, run.data)
-    known, kept = _trained_on(target, rest), kept[: config.problems]
-    if config.problems_of is not None and not known:
+    known, kept = config.problems_of is None or _trained_on(target, rest), kept[: config.problems]
+    if not known:
         say(
             f"these are not known to be the prompts that {config.problems_of} held out: its data, or this model's template, "
             "gives others; some may have been trained on"
@@ -125,14 +125,8 @@ def _longest(run: Config) -> int:
 
 def _trained_on(target: Target, prompts: Sequence[Prompt]) -> bool:
     """Whether these prompts are, id for id, those that the run was trained on."""
-    digest = sha256()
-    for each in ids_digests(prompts):
-        digest.update(each)
-    try:
-        assert target.run_folder is not None
-        return bool(read_json(target.run_folder / "inputs.json")["fed"]["prompts"]["sha256"] == digest.hexdigest())
-    except (OSError, ValueError, LookupError, TypeError):  # a run of an earlier version
-        return False
+    of = held_out_by(target.run_folder, target.run) if target.run_folder and target.run else None
+    return of is not None and of["trained_on"] == digest_of_ids(prompts)
 
 
 def _say_if_changed(target: Target, say: Callable[[str], None]) -> None:

@@ -119,6 +119,7 @@ def results_of(path: Path, ks: list[int], names: list[str]) -> dict[str, Any]:
             "problems": count,
             "longest": about["benchmarks"][name]["longest"],
             "whole": about["whole"].get(name),
+            **{key: of for key, of in about["benchmarks"][name].items() if key == "of"},  # whose held-out prompts
             f"avg@{n}": scores.avg,
             f"avg@{n}_interval": interval(averages[-1]),
             f"{top}@{n}": scores.any,

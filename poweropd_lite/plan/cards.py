@@ -25,7 +25,7 @@ from poweropd_lite.base.memory import machine_bytes
 from poweropd_lite.base.teachers import SELF
 from poweropd_lite.models.shape import Shape
 from poweropd_lite.plan.flops import Lengths, step_flops
-from poweropd_lite.plan.memory import GIB, MemoryPlan
+from poweropd_lite.plan.memory import GIB, MemoryPlan, teacher_compute
 from poweropd_lite.problems.benchmarks import find_benchmarks
 from poweropd_lite.rewards.table import passes
 
@@ -160,28 +160,29 @@ def step_seconds(
 ) -> dict[str, float]:
     """Returns the estimated seconds of a step's rollouts, scores, update and optimizer."""
     flops, student, teacher = step_flops(config, plan.student, plan.teacher, lengths), plan.student.shape, plan.teacher
-    rate, bandwidth = products(config, card) * 1e12 * compute_share, card.bandwidth * 1e9 * bandwidth_share
-    size = itemsize(config)
+    bandwidth, size = card.bandwidth * 1e9 * bandwidth_share, itemsize(config)
+    theirs = teacher_compute(config, torch.float32 if size == 4 else torch.bfloat16).itemsize
+    rate, score_rate = (products(card, each) * 1e12 * compute_share for each in (size, theirs))
     new = config.batch_size * lengths.completion
     read, learnt = LOGIT_PASSES[_kernels(config, card)]
     batches = max(1, -(-config.batch_size * lengths.total // config.teacher_tokens_at_once))
     # A 4-bit matrix is read, written in the compute dtype and read again, once a micro-batch.
     unpacking = (
-        batches * (0.5 + 2 * size) * (teacher.linear_elements + sum(teacher.experts)) / bandwidth
+        batches * (0.5 + 2 * theirs) * (teacher.linear_elements + sum(teacher.experts)) / bandwidth
         if (config.student_bits if config.teacher == SELF else config.teacher_bits) == 4
         else 0.0
     )
 
-    def moved(shape: Shape, passes: float) -> float:
+    def moved(shape: Shape, passes: float, size: int) -> float:
         """Seconds that a step's activations take on their way between its products."""
         return passes * size * config.batch_size * lengths.total * shape.linear_widths / bandwidth
 
     def logits(shape: Shape, passes: float) -> float:
         return passes * 4 * new * shape.head[0] / bandwidth
 
-    scores = flops["score"] / rate + logits(teacher, read) + moved(teacher, FORWARD_PASSES) + unpacking
+    scores = flops["score"] / score_rate + logits(teacher, read) + moved(teacher, FORWARD_PASSES, theirs) + unpacking
     forwards = passes(config) + config.recomputes
-    update = logits(student, learnt) + moved(student, forwards * FORWARD_PASSES + BACKWARD_PASSES)
+    update = logits(student, learnt) + moved(student, forwards * FORWARD_PASSES + BACKWARD_PASSES, size)
     return {
         "rollout": flops["rollout"] / rate
         + decode_seconds(config, plan, lengths, config.batch_size, bandwidth, fused_decoder(config, card)),
@@ -196,9 +197,9 @@ def itemsize(config: Config) -> int:
     return 4 if config.dtype == "float32" else 2
 
 
-def products(config: Config, card: Card) -> float:
-    """Returns a card's products in the compute dtype, 1e12 a second."""
-    return card.float32 if itemsize(config) == 4 else card.tflops
+def products(card: Card, size: int) -> float:
+    """Returns a card's products of numbers of `size` bytes, 1e12 a second."""
+    return card.float32 if size == 4 else card.tflops
 
 
 def _kernels(config: Config, card: Card) -> bool:

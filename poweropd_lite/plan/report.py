@@ -18,6 +18,7 @@ from poweropd_lite.plan.cards import (
     evaluations,
     find_card,
     fused_decoder,
+    itemsize,
     products,
     step_seconds,
 )
@@ -87,7 +88,7 @@ def report(
             "evaluations": times,
             "run": config.steps * sum(step.values()) + times * scoring,
             "benchmarks": asdict(all_seven),
-            "card": {"tflops": products(config, card), "bandwidth": card.bandwidth},
+            "card": {"tflops": products(card, itemsize(config)), "bandwidth": card.bandwidth},
             "assumed": {"compute_share": asked.compute_share, "bandwidth_share": asked.bandwidth_share},
         }
     out["warnings"] = [finding.as_json() for finding in warnings(config, machine, out["seconds"])]

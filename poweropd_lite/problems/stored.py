@@ -92,6 +92,14 @@ def ids_digests(prompts: Sequence[Prompt]) -> Iterator[bytes]:
     return prompts.digests(0) if isinstance(prompts, Stored) else (prompt.ids_digest for prompt in prompts)
 
 
+def digest_of_ids(prompts: Sequence[Prompt]) -> str:
+    """Returns the SHA-256 of what is read of all prompts, in order: by it inputs.json knows what a run was trained on."""
+    of_all = hashlib.sha256()
+    for each in ids_digests(prompts):
+        of_all.update(each)
+    return of_all.hexdigest()
+
+
 def messages_digests(prompts: Sequence[Prompt]) -> Iterator[bytes]:
     """Yields every prompt's `messages_digest`."""
     return prompts.digests(1) if isinstance(prompts, Stored) else (prompt.messages_digest for prompt in prompts)

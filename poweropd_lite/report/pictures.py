@@ -109,7 +109,7 @@ def _accuracy(
         axes.axhline(scale * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
     if unit:
         highest = axes.get_ylim()[1]
-        axes.set_ylim(0, 102 if highest > 50 else highest)
+        axes.set_ylim(0, 102 if highest > 50 else max(highest, 1))  # all may be 0
     no_line = " No line for the base: the runs differ in what they had before training."
     caption, title = ("Avg@k on", "Accuracy") if unit else ("What a function of one's own gives on", "Mean score")
     caption += " the held-out problems." + over + (no_line if len(before) > 1 else "")

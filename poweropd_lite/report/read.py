@@ -63,11 +63,6 @@ class Reference:
     own: bool = False  # by a user's function
     interval: tuple[float, float] | None = None  # its 95%, where it is known
 
-    def above(self, before: float | None) -> bool:
-        """Whether it is known to be more than what a student began with: else a share of it says nothing."""
-        least = self.accuracy if self.interval is None else self.interval[0]
-        return bool(self.accuracy) and (before is None or before < least)
-
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Returns the runs in the folders `paths`, named apart; raises UserError for a folder that is no run."""
@@ -179,7 +174,8 @@ def read_reference(given: str, runs: Sequence[Run], role: str = "teacher") -> Re
         if theirs and set(theirs) != set(benchmarks):
             both = f"{given} is of {', '.join(benchmarks)}, and {run.path} was evaluated on {', '.join(theirs)}"
             raise UserError(f"{both}; evaluate the {role} on the same: --model {role.upper()} --problems-of {run.path}")
-        if HELD_OUT in theirs and results.get("held_out") != held_out_by(run.path, run.config):
+        of = results["benchmarks"][HELD_OUT].get("of") if HELD_OUT in theirs else None
+        if HELD_OUT in theirs and (of is None or of != held_out_by(run.path, run.config)):
             found = f"{given} is not known to be of the prompts that {run.path} held out"
             raise UserError(
                 f"{found}; evaluate the {role} on the same: --model {role.upper()} --problems-of {run.path}"

@@ -11,7 +11,7 @@ from poweropd_lite.base.tables import percent, score_names
 from poweropd_lite.report.ends import differences
 from poweropd_lite.report.groups import Group
 from poweropd_lite.report.read import Reference, Run
-from poweropd_lite.report.series import Series, accuracy, first_step_at, phases, with_finite
+from poweropd_lite.report.series import Series, accuracy, first_step_at, phases, unit_of, with_finite
 
 DECIMALS = {"tokens": ".1f", "steps": ".0f", "GiB": ".2f"}  # of others, three digits
 EACH = "each"  # the unit of what is no mean: where seeds differ, all of them are shown
@@ -55,10 +55,9 @@ def figures(run: Run, teacher: Reference | None, level: float | None, curve: Ser
         f"{name} at the end": (after, unit),
     }
     if teacher is not None:
-        above = teacher.above(before)
-        share = after / teacher.accuracy if after is not None and above else None
+        share = after / teacher.accuracy if after is not None and teacher.accuracy else None
         out["share of the teacher's accuracy"], closed = (share, "%"), None
-        if after is not None and above and before not in (None, teacher.accuracy):
+        if after is not None and before not in (None, teacher.accuracy):
             closed = (after - before) / (teacher.accuracy - before)
         out["share of the gap to the teacher closed"] = (closed, "%")
     if level is not None:
@@ -96,11 +95,19 @@ def figures(run: Run, teacher: Reference | None, level: float | None, curve: Ser
     }
 
 
+def is_above(teacher: Reference, groups: Sequence[Group]) -> bool:
+    """Whether a teacher is known to be more than what any run began with: else shares of it say nothing."""
+    least = teacher.accuracy if teacher.interval is None else teacher.interval[0]
+    found = [accuracy([run]) for group in groups if teacher.own == (not unit_of([group])) for run in group.runs]
+    return teacher.accuracy > 0 and all(of["avg"][0] < least for of in found if 0 in of["step"])
+
+
 def table(groups: Sequence[Group], baseline: Group, teacher: Reference | None) -> list[Row]:
     """Returns the rows of the page's table, by setting; the baseline, texts and extremes have no differences."""
     level = max(accuracy(baseline.runs)["avg"][1:], default=None) if len(groups) > 1 else None  # alone: its last step
+    shared = teacher if teacher is not None and is_above(teacher, groups) else None
     columns = [
-        {run.config.seed: figures(run, teacher, level, accuracy(group.runs)) for run in group.runs} for group in groups
+        {run.config.seed: figures(run, shared, level, accuracy(group.runs)) for run in group.runs} for group in groups
     ]
     rows = []
     for name in dict.fromkeys(name for column in columns for of in column.values() for name in of):

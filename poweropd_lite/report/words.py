@@ -11,9 +11,18 @@ from poweropd_lite.report.ends import Seeds, differences, end_of, kl_ends, media
 from poweropd_lite.report.groups import Group, differing_settings
 from poweropd_lite.report.read import Reference, Run
 from poweropd_lite.report.series import accuracy, pooled, unit_of, with_finite
-from poweropd_lite.report.table import difference_in_words, in_words, noise_in_words
-from poweropd_lite.run.folder import OF_HELD_OUT
+from poweropd_lite.report.table import difference_in_words, in_words, is_above, noise_in_words
 
+# What decides which of a run's own prompts are held out.
+OF_HELD_OUT = (
+    "data",
+    "data_subset",
+    "data_split",
+    "prompt_column",
+    "prompt_suffix",
+    "system_prompt",
+    "max_prompt_tokens",
+)
 MOST_NAMED = 5  # settings in a sentence; the list below it has them all
 ONE_SEED = (
     "With one seed a setting, what noise alone does is not known, and no difference is named: train more seeds "
@@ -27,7 +36,7 @@ def answer(groups: Sequence[Group], baseline: Group) -> list[str]:
     if len(groups) < 2:
         return []
     scored = [group.config for group in groups if accuracy(group.runs)["step"]] or [group.config for group in groups]
-    apart = {*marked("scores"), *(("data", *OF_HELD_OUT) if any(config.hold_out for config in scored) else ())}
+    apart = {*marked("scores"), *(OF_HELD_OUT if any(config.hold_out for config in scored) else ())}
     if differing := [name for name in differing_settings(scored) if name in apart]:
         return [f"Evaluated differently ({', '.join(differing)}): the accuracies of these runs do not compare."]
     out, end = [], end_of(groups)
@@ -102,15 +111,14 @@ def _listed(parts: Sequence[str], word: str = "and") -> str:
 
 def sentences(groups: Sequence[Group], teacher: Reference | None, base: Reference | None = None) -> list[str]:
     """Returns what came out of each setting, in a sentence, and what the teacher and the untrained student come to."""
-    out = [_sentence(group, teacher, alone=len(groups) == 1) for group in groups]
+    shared = teacher if teacher is not None and is_above(teacher, groups) else None
+    out = [_sentence(group, shared, alone=len(groups) == 1) for group in groups]
     for name, model in (("Teacher", teacher), ("Before training", base)):
         if model is not None:
             unit = "" if model.own else "%"
             low_high = f" (95%: {_bounds(model.interval, unit)})" if model.interval else ""
             out.append(f"{name}: {in_words(model.accuracy, unit)}{low_high}, {model.source}.")
-    alike = [group for group in groups if teacher is not None and teacher.own == (not unit_of([group]))]
-    starts = [value for group in alike for value in accuracy(group.runs)["avg"][:1]]
-    if teacher is not None and not all(map(teacher.above, starts)):
+    if teacher is not shared:
         out.append(
             "The teacher is not known to do these problems better than its student did: shares of it are left out."
         )
@@ -136,7 +144,7 @@ def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
         first, last = (_accuracy(runs, step) for step in (steps[0], steps[-1]))
         at = f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != min(taken) else ""
         text += f"{name} {_mean(first, unit)} -> {_mean(last, unit)}{at}"
-        if teacher is not None and teacher.own == (not unit) and all(map(teacher.above, first.values())):
+        if teacher is not None and teacher.own == (not unit):
             text += f", {_mean({s: v / teacher.accuracy for s, v in last.items()}, '%')} of the teacher's"
     elif steps:
         text += f"{name} {_mean(_accuracy(runs, steps[0]), unit)} at step {steps[0]}"

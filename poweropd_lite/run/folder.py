@@ -15,8 +15,6 @@ from poweropd_lite.base.teachers import BUNDLED, SELF, moved
 from poweropd_lite.run.checkpoint import checkpoints, recover
 
 INPUTS = "inputs.json"  # what a run was fed, and where
-# What decides which of a run's own prompts are held out.
-OF_HELD_OUT = ("data_subset", "data_split", "prompt_column", "prompt_suffix", "system_prompt", "max_prompt_tokens")
 FILES = ("student", "teacher", "teacher_tokenizer", "data", "adapter")  # settings that may name some
 
 
@@ -106,13 +104,15 @@ def whole_names(run: Path, config: Config) -> dict[str, str]:
     return {name: value for name, value in found.items() if value != getattr(config, name)}
 
 
-def held_out_by(run: Path, config: Config) -> dict[str, Any]:
-    """Returns what decides which prompts a run held out: of two runs alike in this they are the same."""
+def held_out_by(run: Path, config: Config) -> dict[str, Any] | None:
+    """Returns what tells the prompts that a run held out: how many, and the digest of all others, which it was trained on.
+
+    None where that is not known.
+    """
     try:
-        data = dict(read_json(run / INPUTS)["fed"]["data"])
+        return {"hold_out": config.hold_out, "trained_on": str(read_json(run / INPUTS)["fed"]["prompts"]["sha256"])}
     except (OSError, ValueError, LookupError, TypeError):  # a run of an earlier version
-        data = {"name": config.data}
-    return {"data": data, "hold_out": config.hold_out, **{name: getattr(config, name) for name in OF_HELD_OUT}}
+        return None
 
 
 def open_run(folder: str | Path, **changes: Any) -> tuple[RunFolder, Config]:

@@ -17,8 +17,8 @@ from poweropd_lite.models.loading import model_path
 from poweropd_lite.models.probe import probe_texts
 from poweropd_lite.models.served import SAME, apart
 from poweropd_lite.problems.files import digest_of
-from poweropd_lite.problems.prompts import Prompt, TemplateFault
-from poweropd_lite.problems.stored import ids_digests
+from poweropd_lite.problems.prompts import TemplateFault
+from poweropd_lite.problems.stored import digest_of_ids
 from poweropd_lite.run.folder import INPUTS, RunFolder
 from poweropd_lite.run.session import Prepared
 
@@ -70,7 +70,7 @@ def _fed(ready: Prepared, said: Sequence[float], before: dict[str, Any] | None) 
     served = {"served": [round(x, 5) for x in said]} if config.served else {}
     return served | {
         "data": _data(config),
-        "prompts": {"count": len(ready.prompts), "sha256": _of_prompts(ready.prompts)},
+        "prompts": {"count": len(ready.prompts), "sha256": digest_of_ids(ready.prompts)},
         "probes": {  # fixed texts in each model's own template
             "student": _probed(pair.tokenizer),
             "teacher": _probed(pair.teacher_tokenizer),
@@ -104,13 +104,6 @@ def _probed(tokenizer: "PreTrainedTokenizerBase") -> str | None:
         return _of_ids(probe_texts(tokenizer))
     except TemplateFault:  # a teacher's, which is not needed: prompts follow the student's
         return None
-
-
-def _of_prompts(prompts: Sequence[Prompt]) -> str:
-    of_all = hashlib.sha256()
-    for each in ids_digests(prompts):
-        of_all.update(each)
-    return of_all.hexdigest()
 
 
 def _of_ids(rows: Sequence[Sequence[int]]) -> str:

@@ -143,9 +143,7 @@ class Recorder:
         self._write_tokens(rollouts, rewards)
         largest = max(abs(metrics.get(end, math.inf)) for end in ENDS)
         if state.step == 1 and largest < NOTHING_PAID and not dropped:
-            little = (
-                f"no token of step 1 was paid more than {largest:.1g} in size: if it stays so, little can be learnt"
-            )
+            little = f"no token of step 1 was paid more than {largest:.1g} in size"
             self.progress.say(little + self._advise())
         if dropped:
             self.progress.say(f"step {state.step} dropped: {self._why_dropped(metrics)}")
@@ -275,9 +273,7 @@ class Recorder:
         if summary["evaluation_before"] or summary["evaluation_after"]:
             lines.append(f"  on      {self._asked(summary['evaluation_before'], summary['evaluation_after'])}")
         if (largest := summary["largest_reward"]) is not None and largest < NOTHING_PAID:
-            lines.append(
-                f"  no token was paid more than {largest:.1g} in size, so that little can have been learnt{self._advise()}"
-            )
+            lines.append(f"  no token was paid more than {largest:.1g} in size{self._advise()}")
         if summary["dropped_steps"]:
             lines.append(f"  {summary['dropped_steps']} steps were dropped (optim/skipped in metrics.jsonl)")
         if times := summary["out_of_memory"]:

@@ -154,6 +154,16 @@ def test_in_float32_a_t4_multiplies_an_eighth_as_fast_and_moves_twice_the_bytes(
         assert moved == pytest.approx(by_hand / (0.6 * 320e9)), rate
 
 
+def test_a_teacher_is_timed_in_what_it_computes_in(qwen):
+    """Whole in 16 bits it scores in bfloat16 beside a student in float32; in 32 bits in float32 beside one in bfloat16."""
+    h100, shares = CARDS["h100"], ((0.35, 0.6), (0.7, 0.6))
+    for settings, rate in (({"teacher_bits": 16, "dtype": "float32"}, 989), ({"teacher_bits": 32}, 67)):
+        config = load_config("qwen3-0.6b-4b", **settings)
+        slow, fast = (step_seconds(config, qwen, h100, Lengths(128, 1024), *share)["score"] for share in shares)
+        flops = step_flops(config, qwen.student, qwen.teacher, Lengths(128, 1024))["score"]
+        assert slow - fast == pytest.approx(flops / (rate * 1e12 * 0.7)), rate
+
+
 def test_the_hours_of_a_reproduction_by_hand(qwen, monkeypatch):
     """5.1 h of training; MATH-500 four times is 2,000 of the seven benchmarks' 22,928 answers, and the same last ones."""
     monkeypatch.syspath_prepend(BENCHMARKS)

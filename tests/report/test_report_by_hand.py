@@ -67,6 +67,11 @@ def test_no_share_of_a_teacher_that_may_be_no_better_than_its_student_was(tmp_pa
     (tmp_path / "results.json").write_text(json.dumps(results))
     better = read_reference(str(tmp_path), runs)
     assert "133.3% of the teacher's" in sentences([group], better)[0] and len(sentences([group], better)) == 2
+    # One of two that began above its least: no share of either, in the sentences and in the table.
+    both = group_runs(read_runs([runs[0].path, planted(tmp_path / "far", {0: 0.009, 100: 0.02}, alpha=1)]))
+    said, rows = sentences(both, better), gather(both, both[0], better)["table"]
+    assert len(said) == 4 and not any("of the teacher's" in line for line in said[:2])
+    assert not any("share" in row["name"] for row in rows)
 
 
 def test_a_density_counts_what_lies_outside_of_it():
@@ -236,8 +241,10 @@ def test_a_teacher_is_compared_by_the_names_that_its_results_have(tmp_path):
     for i, (settings, counts) in enumerate(cases):
         found = read_runs([planted(tmp_path / str(i), {0: 0.5}, **settings)])
         rows = {name: {"problems": count} for name, count in counts.items()}
-        kept = {"held_out": held_out_by(found[0].path, found[0].config)} if "hold_out" in settings else {}
-        (tmp_path / "results.json").write_text(json.dumps({"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": rows} | kept))
+        if "hold_out" in settings:
+            (found[0].path / "inputs.json").write_text('{"fed": {"prompts": {"sha256": "abc"}}}')
+            rows["held-out"]["of"] = held_out_by(found[0].path, found[0].config)
+        (tmp_path / "results.json").write_text(json.dumps({"n": 8, "mean": {"avg@8": 0.7}, "benchmarks": rows}))
         of = ", ".join(f"{count} of {name}" for name, count in counts.items())
         assert read_reference(str(tmp_path), found).source == f"Avg@8 on {of} ({tmp_path})"
     found = read_runs([planted(tmp_path / "both", {0: 0.5}, hold_out=300)])
