@@ -24,6 +24,10 @@ class UserError(Exception):
         return [f"error: {self}"]
 
 
+class NotDownloaded(UserError):
+    """What only the hub has, when the hub can't be asked: whether it is right is not known."""
+
+
 def printable(text: str) -> str:
     """Returns a text without characters that a terminal or a page would obey: control and bidi ones, half characters."""
     return _UNPRINTABLE.sub("", text).encode("utf-8", "replace").decode()

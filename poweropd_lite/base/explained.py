@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from poweropd_lite.base.errors import UserError, cut
+from poweropd_lite.base.errors import NotDownloaded, UserError, cut
 from poweropd_lite.base.hub import settle_hub
 
 _PLAIN = (OSError, ValueError, RuntimeError, ImportError)  # whose text says enough without the kind's name
@@ -40,9 +40,21 @@ def explained(what: str, where: str | None, mend: str) -> Iterator[None]:
             raise
         text = " ".join(str(error).split())
         why = text if text and isinstance(error, _PLAIN) else f"{type(error).__name__}: {text}".rstrip(": ")
+        if not here and _only_on_the_hub(error):
+            reason = f"{unreachable}, and it was not downloaded before" if unreachable else cut(why, 400)
+            raise NotDownloaded(f"{what}: {reason}\n{mend}") from error
         stand_in = not_downloaded(Path(where)) if here and where is not None else None
         why = stand_in or cut(f"{unreachable}; {why}" if unreachable else why, 400)
         raise UserError(f"{what}: {why}\n{mend}") from error
+
+
+def _only_on_the_hub(error: BaseException | None) -> bool:
+    """Whether the hub's library looked for something in its cache alone, and did not find it."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while error is not None and not isinstance(error, LocalEntryNotFoundError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def not_downloaded(path: Path) -> str | None:

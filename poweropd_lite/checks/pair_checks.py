@@ -75,23 +75,33 @@ def check_attention(student: Side) -> Finding:
     return Finding("ok", "attention", found + "own forward, each with the state that it needs", evidence=evidence)
 
 
-def check_length(config: Config, side: Side) -> Finding:
-    """The longest rollout against a model's positions; the teacher reads no evaluation."""
-    longest = config.longest_rollout if side.role == "student" else config.max_prompt_tokens + config.max_new_tokens
-    room, check = getattr(side.config.get_text_config(), "max_position_embeddings", None), f"{side.role}'s context"
-    evidence = {"longest": longest, "positions": room}
-    if room is not None and longest > room:
+def check_length(config: Config, *models: Side) -> Finding:
+    """The longest rollout against the positions of every model; the teacher reads no evaluation."""
+    read = {"student": config.longest_rollout, "teacher": config.max_prompt_tokens + config.max_new_tokens}
+    rooms = {side.role: getattr(side.config.get_text_config(), "max_position_embeddings", None) for side in models}
+    evidence = {"longest": {role: read[role] for role in rooms}, "positions": rooms}
+    names = {side.role: f"the {side.role} {side.name}" for side in models}
+    short = {role: room for role, room in rooms.items() if room is not None and read[role] > room}
+    if short:
+        longest = max(read[role] for role in short)
         found = f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + "
-        found += f"{longest - config.max_prompt_tokens} new), but the {side.role} {side.name} has {room} positions"
-        return Finding("refusal", check, found, f"type {_lengths_within(config, longest, room)}", evidence)
-    has = f"{room:,} positions" if room is not None else "no limit in its config"
-    return Finding("ok", check, f"the longest rollout has {longest:,} tokens; {has}", evidence=evidence)
+        found += f"{longest - config.max_prompt_tokens} new), but "
+        found += " and ".join(f"{names[role]} has {room} positions" for role, room in short.items())
+        flags = _lengths_within(config, {role: read[role] - room for role, room in short.items()}, short)
+        return Finding("refusal", "context", found, f"type {flags}", evidence)
+    has = ", ".join(
+        f"{names[role]} has {f'{n:,} positions' if n else 'no limit in its config'}" for role, n in rooms.items()
+    )
+    return Finding("ok", "context", f"the longest rollout has {max(read.values()):,} tokens; {has}", evidence=evidence)
 
 
-def _lengths_within(config: Config, longest: int, room: int) -> str:
-    """The flags that leave a rollout of `longest` tokens `room`: a shorter prompt, or where that is under a quarter a shorter answer too."""
-    prompt = max(room - (longest - config.max_prompt_tokens), min(config.max_prompt_tokens, room // 4))
-    lengths = {"max_prompt_tokens": prompt, "max_new_tokens": room - prompt, "eval_max_new_tokens": room - prompt}
+def _lengths_within(config: Config, over: dict[str, int], rooms: dict[str, int]) -> str:
+    """The flags after which no model has to read more than its room: a shorter prompt, or where that is under a quarter shorter answers too."""
+    room = min(rooms.values())
+    prompt = max(config.max_prompt_tokens - max(over.values()), min(config.max_prompt_tokens, room // 4))
+    lengths = {"max_prompt_tokens": prompt, "max_new_tokens": room - prompt}
+    if "student" in rooms:
+        lengths["eval_max_new_tokens"] = rooms["student"] - prompt
     return as_flags({name: n for name, n in lengths.items() if (getattr(config, name) or 0) > n})
 
 
@@ -102,7 +112,7 @@ def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
         *(check_part(config, side) for side in models if side.whole or no_language_model(side.config)),
         *check_bits(config, *models),
         check_attention(student),
-        *(check_length(config, side) for side in (student, teacher)),
+        check_length(config, *models),
     ]
     vocabulary = check_same_ids(student, teacher)
     findings.append(vocabulary)

@@ -19,7 +19,7 @@ from poweropd_lite.doctor.settings import DoctorConfig
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 sound, 1 something is refused, 2 bad input."""
+    """The command line; returns the exit code: 0 nothing is refused, 1 something is refused, 2 bad input."""
     parser = config_parser(
         "python -m poweropd_lite.doctor",
         f"{__doc__.splitlines()[0]}\n\n"
@@ -68,10 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print("\n".join(line for finding in findings for line in finding.shown()))
         counts = ", ".join(f"{n} {level}{'s' * (level != 'ok' and n != 1)}" for level, n in report["counts"].items())
-        print(f"{'sound' if report['sound'] else 'refused'}: {counts}")
+        verdict = {True: "sound", False: "refused", None: "nothing refused, models not looked at"}[report["sound"]]
+        print(f"{verdict}: {counts}")
         if report["sound"]:
             print(f"next    python -m poweropd_lite.train {as_flags(how)}")
-    return 0 if report["sound"] else 1
+    return 1 if report["sound"] is False else 0
 
 
 if __name__ == "__main__":

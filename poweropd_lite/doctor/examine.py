@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from poweropd_lite.base.config import BUNDLED, Config
-from poweropd_lite.base.errors import Finding, UserError
+from poweropd_lite.base.errors import Finding, NotDownloaded, UserError
 from poweropd_lite.checks.grader import check_grader
 from poweropd_lite.checks.machine import check_machine, check_tracker, compute_dtype
 from poweropd_lite.checks.modules import check_experts, check_modules
@@ -30,6 +30,7 @@ from poweropd_lite.problems.reading import hold_out, load_prompts
 from poweropd_lite.problems.rows import Source, rows
 
 SOLUTIONS = ("solution", "completion", "response", "answer")  # columns of a data set that hold worked answers
+UNREAD = "models"  # the check that stands for all of them where they can't be read
 RENDERED = 100  # prompts that are put in the teacher's own form, too
 
 
@@ -39,7 +40,7 @@ def examine(
     """Returns what was found of a run's models, of the first `count` rows of its data, and of this machine.
 
     `of_card` is what was found of a card that is not here, and stands in this machine's place. Raises UserError for
-    models that can't be read; beside `of_card`, which needs none, that is a refusal.
+    models that can't be read; beside `of_card`, which needs none, that is a refusal, or where only the hub could tell a warning.
     """
     try:
         config = settle_adapter(config, say)
@@ -47,7 +48,10 @@ def examine(
     except UserError as error:
         if of_card is None:
             raise
-        findings = [Finding("refusal", "models", str(error))]
+        findings = [Finding("refusal", UNREAD, str(error))]
+        if isinstance(error, NotDownloaded):
+            why = str(error).split("\n")[0]
+            findings = [Finding("warning", UNREAD, f"not looked at: {why}", "ask again where the hub can be reached")]
     if of_card is not None:
         return [*findings, *of_card, *check_tracker(config), check_versions()]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -205,11 +209,12 @@ def _backends(config: Config, device: torch.device) -> Finding:
 
 
 def as_json(config: Config, findings: list[Finding]) -> dict[str, Any]:
-    """Returns the findings as JSON."""
+    """Returns the findings as JSON; `sound` is null where nothing was refused and the models could not be looked at."""
+    unread = any(f.check == UNREAD for f in findings)
     counts = {level: sum(f.level == level for f in findings) for level in ("ok", "warning", "refusal")}
     about = {name: getattr(config, name) for name in ("student", "teacher", "data")}
     return about | {
-        "sound": not counts["refusal"],
+        "sound": False if counts["refusal"] else None if unread else True,
         "counts": counts,
         "findings": [finding.as_json() for finding in findings],
     }

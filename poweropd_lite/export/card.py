@@ -3,6 +3,7 @@
 Training and scores are the run's, or those in the export that this one is made of.
 """
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -22,8 +23,13 @@ LICENCES = {"qwen/qwen3": "apache-2.0", "bundled": "apache-2.0"}  # of models th
 
 
 def base_name(model: str) -> str:
-    """Returns what to call a model: its hub id or folder; "bundled" rather than this machine's folder of a shipped one."""
-    return "bundled" if Path(model).parts[-3:-1] == ("poweropd_lite", "tiny") else model
+    """Returns what to call a model: its hub id, or the name of a folder of this machine; "bundled" for a shipped one."""
+    return "bundled" if Path(model).parts[-3:-1] == ("poweropd_lite", "tiny") else _elsewhere(model)
+
+
+def _elsewhere(name: str) -> str:
+    """A hub id as it is; of a file or folder its last name, for whoever reads a card has no such path."""
+    return Path(name).resolve().name if os.path.exists(name) else name
 
 
 def training(job: Job) -> dict[str, Any] | None:
@@ -41,10 +47,10 @@ def training(job: Job) -> dict[str, Any] | None:
     steps = _read(job.target.run_folder, "summary.json").get("steps", "unknown")
     return {
         "base": base_name(job.target.base if job.target.adapter else run.student),
-        "teacher": f"{name_of(run, 'teacher')} ({how_kept(run)})",
+        "teacher": f"{_elsewhere(name_of(run, 'teacher'))} ({how_kept(run)})",
         "reward": run.reward_label.replace("power ", "power, alpha "),
         "score": run.score,
-        "data": f"{run.data}{f' ({run.data_split})' if '/' in run.data else ''}",
+        "data": _elsewhere(run.data) + f" ({run.data_split})" * ("/" in run.data and not os.path.exists(run.data)),
         "steps": f"{steps} of {run.batch_size} rollouts, at most {run.max_new_tokens} new tokens each",
         "sampling": f"temperature {run.temperature:g}, top-k {run.top_k}, top-p {run.top_p:g}",
         "thinking": "on" if run.enable_thinking else "off (enable_thinking=False)",
@@ -71,7 +77,7 @@ def evaluation(job: Job) -> str | None:
     summary = _read(folder, "summary.json")
     before, after = (summary.get(f"evaluation_{name}") for name in ("before", "after"))
     if before and after and "avg" in before and "avg" in after:
-        own = [f"{run.hold_out} of {run.data} that were not trained on"] if run.hold_out else []
+        own = [f"{run.hold_out} of {_elsewhere(run.data)} that were not trained on"] if run.hold_out else []
         mean, best = score_names(k, bool(run.eval_grader))
         by = f", scored by {run.eval_grader}" if run.eval_grader else ""
         own += [f"{run.eval_problems} problems of {run.eval_benchmarks} at most"] if run.eval_benchmarks else []
@@ -229,7 +235,7 @@ def _known_licence(model: str) -> str | None:
 
 def _licence(job: Job) -> str:
     run, models = job.target.run, {"base": _origin(job)}
-    models |= {"teacher": name_of(run, "teacher"), "data": run.data} if run is not None else {}
+    models |= {"teacher": _elsewhere(name_of(run, "teacher")), "data": _elsewhere(run.data)} if run is not None else {}
     if models.get("teacher") == SELF:
         del models["teacher"]
     theirs = "see its own card; its terms hold for what is derived from it"

@@ -59,7 +59,7 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
     difference, effect, share = proof["difference"], proof["adapter_effect"], proof["effect_kept"]
     left = "" if share is None else f"; the adapter's effect is {effect['mean']:.1e} nats, {share:.1%} of it kept"
     say(
-        f"{proof['verdict']}: log-probs within {difference['mean']:.1e} nats of the live model on average, "
+        f"{proof['verdict']}: the likeliest tokens' log-probs within {difference['mean']:.1e} nats of the live model's on average, "
         f"{difference['largest']:.1e} at most{left}"
     )
     files = files_in(job.out)

@@ -64,7 +64,8 @@ def check_output(config: Config) -> None:
 def new_run(config: Config) -> RunFolder:
     """Makes and locks the folder of a new run and writes config.yaml into it.
 
-    Without `config.output` it is runs/REWARD-seedN, with a number behind it if that is taken.
+    Without `config.output` it is runs/REWARD-seedN, behind the name of the data where that is a file or folder, with a number
+    behind it if that is taken.
     """
     check_output(config)
     if config.output is not None:
@@ -74,8 +75,9 @@ def new_run(config: Config) -> RunFolder:
         except OSError as error:
             raise UserError(f"can't make the run folder {path}: {error.strerror}; type another --output") from None
     else:
-        reward = re.sub(r"[^\w.=-]", "-", config.reward_label.replace(" ", ""))
-        path = free_folder(Path("runs"), f"{reward}-seed{config.seed}")
+        data = f"{Path(config.data).stem}-" if config.data != BUNDLED and os.path.exists(config.data) else ""
+        words = re.sub(r"[^\w.=-]", "-", data + config.reward_label.replace(" ", ""))
+        path = free_folder(Path("runs"), f"{words[:100]}-seed{config.seed}")
     run = RunFolder(path)
     write_text(path / "config.yaml", dump_yaml(changed(config, output=str(path))))
     return run

@@ -180,12 +180,16 @@ def test_thinking_mode_on_one_side(other):
 def test_a_teacher_that_is_shorter_in_context(other):
     teacher = other("teacher", edit("config.json", lambda c: {**c, "max_position_embeddings": 200}))
     found = findings(teacher=teacher)
-    finding = one(found, "teacher's context", "refusal")
-    assert finding.evidence == {"longest": 240, "positions": 200} and finding.mend == "type --max-prompt-tokens 88"
-    assert one(findings(teacher=teacher, max_prompt_tokens=88), "teacher's context", "ok")
-    assert one(found, "student's context", "ok").evidence == {"longest": 240, "positions": 512}
-    long = one(findings(teacher=teacher, max_new_tokens=300), "teacher's context", "refusal")
+    finding = one(found, "context", "refusal")
+    lengths = {"longest": {"student": 240, "teacher": 240}, "positions": {"student": 512, "teacher": 200}}
+    assert finding.evidence == lengths and finding.mend == "type --max-prompt-tokens 88"
+    assert one(findings(teacher=teacher, max_prompt_tokens=88), "context", "ok")
+    long = one(findings(teacher=teacher, max_new_tokens=300), "context", "refusal")
     assert long.mend == "type --max-prompt-tokens 50 --max-new-tokens 150"
+    both = one(findings(teacher=teacher, max_new_tokens=300, eval_max_new_tokens=500), "context", "refusal")
+    assert "a rollout may be 628 tokens long (128 prompt + 500 new), but the student" in both.found
+    assert " has 512 positions and the teacher " in both.found and both.found.endswith(" has 200 positions")
+    assert both.mend == "type --max-prompt-tokens 50 --max-new-tokens 150 --eval-max-new-tokens 462"
 
 
 def test_a_stop_id_outside_the_vocabulary(other, tmp_path):

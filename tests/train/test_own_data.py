@@ -8,7 +8,9 @@ import pytest
 from conftest import DATA, TINY, quick_flags, run_evaluate, run_export, run_python, run_train
 from safetensors.torch import load_file
 
+from poweropd_lite.base.config import load_config
 from poweropd_lite.run.closeness import difference_error
+from poweropd_lite.run.folder import new_run
 
 
 def lines(path):
@@ -22,7 +24,8 @@ def runs(tmp_path_factory):
     questions = [{"question": row["problem"]} for row in lines(Path(DATA))][:60]
     (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     for reward in ("power", "log_ratio"):
-        flags = quick_flags(data="mine.jsonl", reward=reward, output=reward, eval_benchmarks="none", steps=2)
+        data = "mine.jsonl" if reward == "power" else str(folder / "mine.jsonl")
+        flags = quick_flags(data=data, reward=reward, output=reward, eval_benchmarks="none", steps=2)
         done = run_train(*flags, "--hold-out", "10", cwd=folder)
         assert done.returncode == 0, done.stderr
         (folder / f"{reward}.txt").write_text(done.stdout)
@@ -65,7 +68,7 @@ def test_evaluate_takes_the_run_s_own_prompts_and_says_the_same(runs):
         near = json.loads((runs / reward / "eval" / "step_000002" / "kl.json").read_text())
         for name in ("kl", "kl_error", "teacher_logprob", "length", "stop_share"):
             assert near[name] == pytest.approx(after[name], abs=1e-5)
-        assert "10 prompts of mine.jsonl that were not trained on" in done.stdout and near["completions"] == 10
+        assert "mine.jsonl that were not trained on" in done.stdout and near["completions"] == 10
     again = run_evaluate("--model", "power", cwd=runs)
     assert "every sample is in power/eval/step_000002 already" in again.stdout
     compared = run_evaluate("--compare", "power", "log_ratio", cwd=runs)
@@ -164,9 +167,17 @@ def test_the_card_of_a_run_without_accuracies_has_its_kl(runs):
     assert done.returncode == 0, done.stderr
     summary = json.loads((runs / "log_ratio" / "summary.json").read_text())
     before, after = (summary[f"evaluation_{name}"]["kl"] for name in ("before", "after"))
-    assert (
-        f"not trained on: {before:.3f} before training, {after:.3f} after" in (runs / "card" / "README.md").read_text()
-    )
+    card = (runs / "card" / "README.md").read_text()
+    assert f"not trained on: {before:.3f} before training, {after:.3f} after" in card
+    assert "| data | mine.jsonl |" in card and str(runs) not in card  # a path of this machine tells its reader nothing
+
+
+def test_a_run_of_a_file_is_named_after_it(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    made = [
+        new_run(load_config("bundled", data=data)).path for data in ("bundled", "mine.jsonl", str(runs / "mine.jsonl"))
+    ]
+    assert [path.name for path in made] == ["power10-seed0", "mine-power10-seed0", "mine-power10-seed0-2"]
 
 
 def test_a_student_that_is_its_teacher_is_said_to_have_been_paid_nothing(tmp_path):
