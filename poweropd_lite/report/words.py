@@ -122,6 +122,10 @@ def sentences(groups: Sequence[Group], teacher: Reference | None, base: Referenc
         out.append(
             "The teacher is not known to do these problems better than its student did: shares of it are left out."
         )
+    if any(run.scored for group in groups for run in group.runs) and not any(accuracy(g.runs)["step"] for g in groups):
+        out.append(
+            "No accuracy by step: scored after training alone (train's --eval-benchmarks and --eval-every score on the way)."
+        )
     return out
 
 

@@ -205,6 +205,8 @@ def test_odd_names_and_other_sample_counts_stand_side_by_side(tmp_path):
     # The run is at step 1: what evaluate found elsewhere says where.
     assert rows["Avg@4 on gsm8k by evaluate at step 100"] == [0.375, None]
     page = (folder / "index.html").read_text()
+    never = "No accuracy by step: scored after training alone"
+    assert never not in page and sentences(group_runs(read_runs([two])), None)[-1].startswith(never)
     assert "<th>eval_samples 2</th>" in page and "two (eval_samples 2), 1 of 100 steps" in page
     folder = report([one, two], output=tmp_path / "out", labels=["two", "_a$^$<b>"])
     assert "<th>_a$^$&lt;b&gt;</th>" in (folder / "index.html").read_text()
