@@ -11,6 +11,7 @@ from test_plan import PAIRS, TINY, memory_of, run_plan
 
 from poweropd_lite.base.config import load_config
 from poweropd_lite.base.errors import UserError
+from poweropd_lite.base.progress import clock
 from poweropd_lite.models.shape import read_shape
 from poweropd_lite.plan import memory, plan
 from poweropd_lite.plan.cards import CARDS, Machine, find_card
@@ -177,6 +178,11 @@ def test_a_t4_is_warned_of_float16_and_of_the_end_of_a_session(monkeypatch):
     done = run_plan("--config", "bundled", "--gpu", "t4")
     assert done.returncode == 0 and "\nwarning compute dtype: this run computes" in done.stdout
     assert "warning session" not in done.stdout  # 100 steps
+    report, _ = plan(
+        load_config("qwen3-1.7b-4b"), PlanConfig(gpu="t4"), say=print
+    )  # fits with a change, and is slower then
+    assert report["then"]["run"] > report["seconds"]["run"]
+    assert f"takes about {clock(report['then']['run'])} on t4" in report["warnings"][1]["found"]
 
 
 @pytest.mark.parametrize(
