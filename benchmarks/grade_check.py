@@ -53,7 +53,9 @@ def main() -> None:
     args = parser.parse_args()
     rng, started = random.Random(args.seed), time.monotonic()
     pairs: list[tuple[str, Sample, bool]] = []  # what it is, the sample, the right verdict
-    for file in sorted(Path(args.folder).glob("*.jsonl")):
+    if not (files := sorted(Path(args.folder).glob("*.jsonl"))):
+        parser.error(f"{args.folder} holds no JSONL file")
+    for file in files:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         columns = [next(c for c in ANSWER_COLUMNS if c in row) for row in rows]
         golds = [gold_answer(row[c], c) or "" for row, c in zip(rows, columns, strict=True)]

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 
+from poweropd_lite.base.errors import UserError
 from poweropd_lite.grade import Sample, grade
 from poweropd_lite.grade.answers import boxed_answer
 from poweropd_lite.problems.rows import Source, rows
@@ -21,7 +22,12 @@ def main() -> None:
     parser.add_argument("--data", default="HuggingFaceH4/MATH-500", help="a file or hub id with answer and solution")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    table = [row for _, row in rows(Source(args.data, split="test")) if isinstance(row, dict) and row.get("solution")]
+    try:
+        table = [
+            row for _, row in rows(Source(args.data, split="test")) if isinstance(row, dict) and row.get("solution")
+        ]
+    except UserError as error:
+        parser.error(str(error))
     golds = [str(row["answer"]) for row in table]
     texts = [row["solution"] for row in table]
     grade([Sample("\\boxed{x+1}", "1+x")])  # starts the processes

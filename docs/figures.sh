@@ -32,8 +32,8 @@ with open("questions.jsonl", "w") as file:
 PY
 run no_answers --data questions.jsonl --hold-out 40 --eval-benchmarks none --steps 8
 go no_answers_evaluate python -m poweropd_lite.evaluate --model runs/no_answers
-run short --steps 30 --eval-benchmarks none
-go ask python -m poweropd_lite.ask runs/short "Compute 12 + 30 - 7." --before
+run thirty --steps 30 --eval-benchmarks none
+go ask python -m poweropd_lite.ask runs/thirty "Compute 12 + 30 - 7." --before
 
 # your_task.md, beyond maths: a function of one's own scores.
 cp "$here/../examples/grade_summary.py" .
@@ -54,6 +54,10 @@ go plan python -m poweropd_lite.plan
 go plan_12 python -m poweropd_lite.plan --gpu 12
 go audit python -m poweropd_lite.audit --alpha 10
 go advise python -m poweropd_lite.advise --alpha 10
+go export_merged python -m poweropd_lite.export runs/power10-seed0 --to merged-16bit
+learnt=(--config bundled --student runs/power10-seed0/export/merged-16bit)
+go audit_learnt python -m poweropd_lite.audit "${learnt[@]}"
+go advise_learnt python -m poweropd_lite.advise "${learnt[@]}"
 
 # report.md: seven rewards, and tokens of a run of 30 steps.
 for reward in clip tanh zscore full_kl; do run "$reward" --reward "$reward"; done

@@ -46,10 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from poweropd_lite.doctor.card import check_card
         from poweropd_lite.doctor.examine import as_json, examine
-        from poweropd_lite.engines.choose import hush_bitsandbytes
         from poweropd_lite.plan.cards import find_card
 
-        hush_bitsandbytes()
         of_card = None
         if doctor.gpu is not None:
             plan = f"python -m poweropd_lite.plan {as_flags({**how, 'gpu': doctor.gpu})}"

@@ -36,9 +36,8 @@ def _a_run_here() -> list[str]:
     import torch  # here and not above: where it is missing, that is to be said
 
     from poweropd_lite.checks.machine import compute_dtype, has_bfloat16
-    from poweropd_lite.engines.choose import choose_engine, choose_loader, hush_bitsandbytes
+    from poweropd_lite.engines.choose import choose_engine, choose_loader
 
-    hush_bitsandbytes()
     config = load_config()
     loader = choose_loader(config)  # before transformers is used, as in a run
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

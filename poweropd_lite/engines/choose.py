@@ -6,7 +6,6 @@ they are taken or refused with the reason.
 
 import importlib.metadata
 import importlib.util
-import logging
 import platform
 import sys
 import types
@@ -100,10 +99,10 @@ def answers_at_once(engine: str, device: str, shape: Shape, bits: int, length: i
 
 def _choose(what: str, asked: str, fast: str, own: str, fault_of_fast: Callable[[], str | None]) -> Choice:
     if asked == own:
-        return Choice(own, "as asked")
+        return Choice(own, "as set")
     fault = fault_of_fast()
     if fault is None:
-        return Choice(fast, "as asked" if asked == fast else "it is installed and runs here")
+        return Choice(fast, "as set" if asked == fast else "it is installed and runs here")
     if asked == fast:
         raise UserError(f"{what} {fast} can't run: {fault}; type --{what} {own}")
     return Choice(own, fault)
@@ -207,11 +206,6 @@ def unsloth_fault() -> str | None:
         if empty:
             del sys.modules["vllm._C"]
     return None
-
-
-def hush_bitsandbytes() -> None:
-    """At its import bitsandbytes advises an optional CPU kernel, which nothing here uses."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_engine(

@@ -17,7 +17,7 @@ from poweropd_lite.base.files import check_writable, read_json, refuse_full
 from poweropd_lite.base.memory import machine_bytes
 from poweropd_lite.checks.grader import check_grader
 from poweropd_lite.checks.machine import compute_dtype
-from poweropd_lite.engines.choose import answers_at_once, choose_sampler, hush_bitsandbytes, installed, part_fault
+from poweropd_lite.engines.choose import answers_at_once, choose_sampler, installed, part_fault
 from poweropd_lite.evaluate.asked import Asked, load_asked, named
 from poweropd_lite.evaluate.folder import SETTINGS, folder_for, problems_record
 from poweropd_lite.evaluate.near import Near, settle_near
@@ -88,7 +88,6 @@ def make_agenda(config: EvalConfig, say: Callable[[str], None]) -> Agenda:
 
     import transformers
 
-    hush_bitsandbytes()
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":  # as in session.py: it would plan anew for each of the many lengths

@@ -18,7 +18,7 @@ from poweropd_lite.base.config import BUNDLED, load_config
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.teachers import SELF
 from poweropd_lite.checks.machine import compute_dtype
-from poweropd_lite.engines.choose import hush_bitsandbytes, unsloth_fault
+from poweropd_lite.engines.choose import unsloth_fault
 from poweropd_lite.engines.loop import LoopEngine
 from poweropd_lite.evaluate.agenda import PromptSettings
 from poweropd_lite.evaluate.sampling import as_answer, sample_answers
@@ -80,7 +80,6 @@ def find_manner(
     """
     import transformers
 
-    hush_bitsandbytes()
     unsloth_fault()  # imports it if it is installed: a run that begins later in this process wants it first
     transformers.utils.logging.disable_progress_bar()
     target = find_target(model, base, remote_code)

@@ -15,7 +15,7 @@ from poweropd_lite.base.config import BUNDLED, Config, load_config
 from poweropd_lite.base.config_files import changed
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import read_json
-from poweropd_lite.models.loading import load_model_config, load_tokenizer, model_path
+from poweropd_lite.models.loading import is_missing_folder, load_model_config, load_tokenizer, model_path
 from poweropd_lite.models.probe import REFERENCE
 from poweropd_lite.models.saved import EXPORT, bare, check_handed_over, saved_settings
 from poweropd_lite.problems.prompts import end_of_turn
@@ -80,9 +80,7 @@ def find_target(name: str, asked_base: str | None = None, remote_code: bool = Fa
         if files := sorted(path.glob("*.gguf")):
             what, mend = f"holds a GGUF file ({files[0].name}), which llama.cpp reads", "what it was made of"
         raise UserError(f"{path} {what}; type {mend} in its place")
-    # runs/mistyped is no hub id where runs/ holds runs.
-    beside = len(path.parts) == 2 and any(path.parent.glob("*/config.yaml"))
-    if path.exists() or beside or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
+    if path.exists() or is_missing_folder(name):
         raise UserError(f"no folder {name}; type a run folder, an adapter, a model or a hub id")
     try:
         load_model_config(name, "model", remote_code)

@@ -8,7 +8,6 @@ from typing import Any
 
 from poweropd_lite.base.files import digest, files_in, write_json
 from poweropd_lite.base.progress import Counting
-from poweropd_lite.engines.choose import hush_bitsandbytes
 from poweropd_lite.evaluate.agenda import versions
 from poweropd_lite.export.card import base_name, evaluation, training, write_card
 from poweropd_lite.export.folders import export_4bit, export_adapter, export_merged
@@ -36,7 +35,6 @@ def export(config: ExportConfig, say: Callable[[str], None] = print) -> Exported
     job = prepare_job(config)
     import transformers
 
-    hush_bitsandbytes()
     transformers.utils.logging.disable_progress_bar()
     if config.push:
         check_push(job, config.push)

@@ -43,6 +43,14 @@ def model_path(name: str, role: str) -> str:
     return str(Path(__file__).parent.parent / "tiny" / shipped[name]) if name in shipped else name
 
 
+def is_missing_folder(name: str) -> bool:
+    """Whether a name is a path to nothing: no hub id has such a form, or runs lie where it points."""
+    path = Path(name)
+    beside = len(path.parts) == 2 and any(path.parent.glob("*/config.yaml"))
+    typed = beside or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    return typed and not os.path.exists(name)  # which is no error for a name too long
+
+
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Writes a tokenizer with its chat template; raises UserError if the disk won't take it."""
     try:
@@ -294,6 +302,8 @@ def explained_load(name: str, role: str, what: str) -> Iterator[None]:
     mend = f"type {mend} in its place" if role == "model" else f"type --{role} with {mend}"
     side = role.removesuffix("-tokenizer")  # a served teacher's tokenizer and config are read by that flag
     found = f"no {what} for the {side} at '{name}'"
+    if is_missing_folder(model_path(name, role)):
+        raise UserError(f"{found}: there is no such folder\n{mend}")
     try:
         with explained(found, model_path(name, role), mend):
             yield

@@ -14,7 +14,7 @@ from poweropd_lite.base.memory import peak_gib
 from poweropd_lite.base.ranks import settle
 from poweropd_lite.checks.machine import check_device, dtype_name
 from poweropd_lite.checks.modules import experts_left
-from poweropd_lite.engines.choose import hush_bitsandbytes, installed, part_fault
+from poweropd_lite.engines.choose import installed, part_fault
 from poweropd_lite.models.saved import saved_settings, settle_adapter
 from poweropd_lite.models.shape import is_the_papers
 from poweropd_lite.models.streamed import not_streamable
@@ -36,7 +36,6 @@ def plan(
     Of several cards (`asked.gpus`) the report is that of each; the config has the whole step's batch.
     Raises UserError for models whose configs can't be read, cards that are not known, and what train refuses there.
     """
-    hush_bitsandbytes()
     asked, config = asked or PlanConfig(), settle_adapter(config, say)
     machine = find_machine(asked.gpu, wants_card=is_the_papers(config.student))
     if asked.gpu is None and not machine.cuda and not config.student.startswith(BUNDLED):

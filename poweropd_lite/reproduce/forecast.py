@@ -148,20 +148,21 @@ def check_fit(task: Task, made: Forecast, jobs: int, flags: str) -> None:
         )
 
 
-def seconds_left(queue: Queue, elapsed: dict[str, float]) -> float | None:
+def seconds_left(queue: Queue, elapsed: dict[str, float], planned: bool = False) -> float | None:
     """Returns the seconds that the rest of a queue takes, one task after another; None where nothing tells.
 
-    A stage takes the mean of the finished ones of its kind (training, evaluation); before there is one, what plan says or,
-    of a machine of which it knows no speed, as many steps like the median of those that runs in hand have taken.
-    `elapsed` has by name for how long a process is at a task's stage.
+    A stage takes the mean of the finished ones of its kind (training, evaluation) and pair; before there is one, or with
+    `planned`, for another machine than theirs, what plan says or, of a machine of which it knows no speed, as many steps like
+    the median of those that runs in hand have taken. `elapsed` has by name for how long a process is at a task's stage.
     """
     left = 0.0
     for stage in STAGES:
         over = [task for task in queue.tasks.values() if task.state == DONE or stage != task.stage]
-        taken = [task.seconds[stage] for task in over if stage in task.seconds]
+        over = [] if planned else [task for task in over if stage in task.seconds]
         for task in queue.in_state(WAITING, RUNNING):
             if task.stage not in (stage, "train"):  # it is past it
                 continue
+            taken = [other.seconds[stage] for other in over if set(other.pairs) & set(task.pairs)]
             seconds = statistics.fmean(taken) if taken else _planned_seconds(queue, task, stage, elapsed)
             if seconds is None:
                 return None

@@ -9,6 +9,7 @@ from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import check_writable
 from poweropd_lite.base.progress import clock
 from poweropd_lite.base.stop import StopRequest, end_cell
+from poweropd_lite.cli import as_flags
 from poweropd_lite.reproduce.forecast import make_forecasts, seconds_left
 from poweropd_lite.reproduce.grid import DONE, FAILED, RUNNING, STATES, WAITING, State
 from poweropd_lite.reproduce.pages import write_pages
@@ -39,6 +40,8 @@ def reproduce(say: Callable[[str], None], settings: dict[str, Any]) -> Reproduce
             raise UserError(f"{out} holds no queue yet; type --output with a folder that a queue was run in")
         return _finish(there, 0, say)
     asked = settle(config, training, given, there, out)
+    if there is not None and there.training:
+        say(f"{out} goes on with the settings that it was begun with: {as_flags(there.training)}")
     if (out / ".lock").exists():
         with locked(out):  # which raises where another process holds it: before anything is planned
             pass
@@ -48,7 +51,7 @@ def reproduce(say: Callable[[str], None], settings: dict[str, Any]) -> Reproduce
         end_cell(stop.signal)
         return _result(asked, stop.signal)
     if config.dry_run:
-        _say_size(asked, config.jobs, say)
+        _say_size(asked, config.jobs, say, planned=config.gpu is not None)
         return _result(asked)
     with locked(out):  # read once more, for another process may have come between
         queue = settle(config, training, given, read_queue(out) if (out / "queue.json").exists() else None, out)
@@ -69,12 +72,12 @@ def _result(queue: Queue, stopped: int = 0) -> Reproduced:
     return Reproduced(queue.out, {name: task.state for name, task in queue.tasks.items()}, stopped)
 
 
-def _say_size(queue: Queue, jobs: int, say: Callable[[str], None]) -> None:
+def _say_size(queue: Queue, jobs: int, say: Callable[[str], None], planned: bool = False) -> None:
     runs = sum(task.role == "run" for task in queue.tasks.values())
     counts = {state: len(queue.in_state(state)) for state in STATES}
     text = "".join(f"; {count} {state}" for state, count in counts.items() if count and state != WAITING)
     say(f"{runs} runs to train and score, {len(queue.tasks) - runs} models to score, in {queue.out}{text}")
-    left = seconds_left(queue, {})
+    left = seconds_left(queue, {}, planned)
     if left is None:
         say("no estimate: plan knows no time for this machine; the first that is done will tell")
     elif left:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from poweropd_lite.base.errors import UserError
-from poweropd_lite.base.files import whole_folder, write_manifest
+from poweropd_lite.base.files import read_json, whole_folder, write_json, write_manifest
 from poweropd_lite.models.loading import save_tokenizer
 from poweropd_lite.models.probe import Probe, probe, probe_texts
 from poweropd_lite.run.folder import RunFolder
@@ -23,6 +23,10 @@ def hand_over(run: RunFolder, session: Session) -> str:
     pair = session.ready.pair
     with whole_folder(run.path / name) as beside:
         session.student.model.save_pretrained(str(beside))
+        if (settings := beside / "adapter_config.json").is_file():  # PEFT writes a set, in another order each time
+            saved = read_json(settings)
+            named = saved.get("target_modules")
+            write_json(settings, saved | {"target_modules": sorted(named) if isinstance(named, list) else named})
         save_tokenizer(pair.tokenizer, beside)
         # Whoever samples from it stops where training did: at the student's stops and the teacher's.
         GenerationConfig(eos_token_id=sorted(pair.stop_ids)).save_pretrained(beside)

@@ -21,7 +21,7 @@ from poweropd_lite.checks.machine import check_machine, compute_dtype, device_na
 from poweropd_lite.checks.modules import check_experts, check_modules
 from poweropd_lite.checks.pair import Pair, check_prompts, load_pair
 from poweropd_lite.checks.reward import check_reward, reward_settings
-from poweropd_lite.engines.choose import Choice, choose_engine, choose_loader, hush_bitsandbytes, load_engine
+from poweropd_lite.engines.choose import Choice, choose_engine, choose_loader, load_engine
 from poweropd_lite.engines.guard import Guard, sample_whole
 from poweropd_lite.kernels import head
 from poweropd_lite.method.batch import Stops
@@ -165,7 +165,6 @@ def learning_rate(config: Config, step: int) -> float:
 
 def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     """Checks all of a run that can be checked from tokenizers, configs and data; raises UserError for what can't."""
-    hush_bitsandbytes()
     if config.eval_grader:
         check_grader(config.eval_grader, "--eval-grader")
     entry = check_reward(config)

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from poweropd_lite.base.errors import UserError, message, printable
+from poweropd_lite.base.errors import NotDownloaded, UserError, message, printable
 from poweropd_lite.base.explained import explained, not_downloaded
 
 
@@ -57,6 +57,20 @@ def test_a_hub_that_does_not_answer_hides_no_reason(monkeypatch):
     monkeypatch.setattr("poweropd_lite.base.explained.settle_hub", lambda: "the hub can't be reached")
     with pytest.raises(UserError, match="the hub can't be reached; Unknown split"), explained("no data", "a/b", ""):
         raise ValueError('Unknown split "trian"')
+
+
+def test_what_only_the_hub_has_is_told_apart(monkeypatch):
+    """Not known to be wrong: neither fault of the name nor of the files."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    monkeypatch.setattr("poweropd_lite.base.explained.settle_hub", lambda: "the hub can't be reached")
+    said = "no model: the hub can't be reached, and it was not downloaded before\nstart it where the hub can be reached, or m"
+    with pytest.raises(NotDownloaded) as found, explained("no model", "a/b", "m"):
+        try:
+            raise LocalEntryNotFoundError("no snapshot")
+        except LocalEntryNotFoundError as error:
+            raise OSError("couldn't connect") from error
+    assert str(found.value) == said
 
 
 def test_a_pointer_and_a_page_are_told_apart_from_the_file(tmp_path):

@@ -16,7 +16,7 @@ GPU = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
 def test_the_pair_learns_through_vllm(vllm_run):
     output, run = vllm_run
     facts = summary(run)
-    assert "rollouts by vllm (as asked)" in output
+    assert "rollouts by vllm (as set)" in output
     assert (facts["engine"], facts["loader"], facts["finished"], facts["steps"]) == ("vllm", "peft", True, 20)
     # 34% before; after 20 steps the built-in loop has about 75%: noise of 128 answers is 4 points
     assert facts["accuracy_before"] < 0.5 < facts["accuracy_after"]

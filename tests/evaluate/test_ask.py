@@ -91,7 +91,7 @@ def test_an_adapter_whose_base_moved_is_asked_with_base(trained, tmp_path, stude
     after = generated(PeftModel.from_pretrained(student_model, tmp_path / "mine").eval(), tmp_path / "mine")
     for gone, words in (
         ("/gone/student", "mine names /gone/student base model, which is not here; type --base with its base model"),
-        ("gone/student", "\ntype --base with a hub id, a folder that save_pretrained wrote, or 'bundled'"),
+        ("gone/student", "or type --base with a hub id, a folder that save_pretrained wrote, or 'bundled'"),
     ):
         edit("adapter_config.json", lambda c, gone=gone: c | {"base_model_name_or_path": gone})(tmp_path / "mine")
         shown = run_here(main, "mine", QUESTION, cwd=tmp_path)

@@ -158,6 +158,10 @@ def test_the_same_command_again_runs_nothing_and_more_of_the_grid_joins(smoke):
     before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/summary.json")}
     again = run(*SMOKE, "--output", "whole", cwd=smoke)
     assert again.returncode == 0 and "training" not in again.stdout
+    assert (
+        again.stdout.startswith("whole goes on with the settings that it was begun with: ")
+        and "--steps 10" in again.stdout
+    )
     assert {file: file.stat().st_mtime_ns for file in out.glob("runs/*/summary.json")} == before
     for flags, words in (
         (["--steps", "20"], "steps 10 there, 20 now"),

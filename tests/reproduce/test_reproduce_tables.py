@@ -284,6 +284,10 @@ def test_the_estimate_by_hand(tmp_path):
     tanh.seconds = {"train": 100.0}
     assert seconds_left(queue, {}) == 150 + 3 * 20
     assert seconds_left(queue, {tanh.name: 1000.0}) == 3 * 20  # longer than the mean: it may end at any time
+    assert seconds_left(queue, {}, planned=True) == 100 + 3 * 50  # of another machine than that of the finished ones
+    clip.pairs = ["other"]  # whose runs tell nothing of this pair's
+    assert seconds_left(queue, {}) == 100 + 3 * 50
+    clip.pairs = ["bundled"]
     queue.tasks["bundled-teacher"].state = FAILED
     assert seconds_left(queue, {}) == 150 + 2 * 20
 

@@ -54,7 +54,7 @@ FLAGS = [
     (["--config", "bundled", "--teacher-bits", "8"], ["CUDA card", "--teacher-bits 4"]),
     (["--config", "bundled", "--lora-targets", "c_attn"], ["no module named c_attn", "q_proj"]),
     (["--config", "bundled", "--max-new-tokens", "500"], ["628 tokens long", "512 positions", "--max-new-tokens"]),
-    (["--config", "bundled", "--student", "no/such-folder/here"], ["student", "--student"]),
+    (["--config", "bundled", "--student", "no/such-folder/here"], ["there is no such folder", "type --student with"]),
     (["--config", "bundled", "--lora-targets", "q_proj, lm_head"], ["--modules-to-save lm_head"]),
     (["--config", "bundled", "--lora-targets", "norm"], ["PEFT can't put an adapter on 'norm'"]),
     (["--config", "bundled", "--eval-max-new-tokens", "500"], ["628 tokens long", "--eval-max-new-tokens"]),

@@ -160,6 +160,8 @@ def test_plain_peft_loads_the_adapter_with_equal_logits(finished, student_model)
         wanted = by_hand(input_ids=ids).logits
     torch.testing.assert_close(loaded, wanted, atol=1e-4, rtol=1e-4)
     assert (loaded - base).abs().max() > 0.01
+    modules = json.loads((run / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) == 7 and modules == sorted(modules)  # the same weights, handed over again, are the same files
 
 
 @pytest.mark.parametrize("reward", ["log_ratio", "clip", "tanh", "zscore", "full_kl"])
