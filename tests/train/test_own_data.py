@@ -150,6 +150,16 @@ def the_teacher_and_the_untrained_student_are_asked_the_same(folder):
         done = run_evaluate("--model", "bundled-student", *wrong, cwd=folder)
         assert done.returncode == 2 and why in done.stderr
 
+    # Of a run without answers: the KL alone, in a folder of its own.
+    (folder / "asked.jsonl").write_text("".join(json.dumps({"question": f"1 + {i}"}) + "\n" for i in range(20)))
+    flags = quick_flags(data="asked.jsonl", eval_benchmarks="none", steps=1, output="unanswered")
+    assert run_train(*flags, "--hold-out", "6", cwd=folder).returncode == 0
+    asked = ["--model", "bundled-student", "--problems-of", "../unanswered", "--n", "2"]
+    done = run_evaluate(*asked, cwd=elsewhere)
+    assert done.returncode == 0 and "Avg@" not in done.stdout, done.stderr
+    alone = json.loads((elsewhere / "evaluations" / "bundled-student-2" / "results.json").read_text())
+    assert alone["benchmarks"] == {} and alone["kl"]["completions"] == 6
+
     # Other data under the name: which prompts are held out hangs on it, and a page takes none that were trained on.
     with open(folder / "talks.jsonl") as file:
         fewer = file.readlines()[3:-3]
