@@ -134,12 +134,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
+    def format_help(self) -> str:
+        """Returns the help, whose first lines are what the command is typed with and does: its flags, in their dozens, are below."""
+        named = [action for action in self._actions if not action.option_strings]
+        formatter = self._get_formatter()
+        formatter.add_usage(None, named, [], "")
+        self.usage = formatter.format_help().strip() + " [--FLAG VALUE ...]"
+        return super().format_help()
+
     def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
         """Parses `argv`, or the command line. Raises UserError where no command can run (base/unix.py), after --help."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flag = unknown[0].split("=")[0]
-            names = [o for action in self._actions for o in action.option_strings]
+            names = [o for action in self._actions for o in action.option_strings if o not in ("-h", "--help")]
             raise UserError(
                 f"unknown argument '{cut(unknown[0])}'"
                 + (nearest(flag, names) if flag.startswith("-") else "; --help lists the flags")

@@ -22,7 +22,7 @@ QWEN_CONFIG = PAPER_PAIRS[0]  # what a card gets that is asked for nothing else
 
 def nearest(name: object, names: Iterable[str], otherwise: str = "; --help lists them all") -> str:
     """Returns '; did you mean ...?' for the closest of `names`; `otherwise` says where to find them all."""
-    close = difflib.get_close_matches(str(name)[:100], list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:100], list(names), n=1)
     return f"; did you mean '{close[0]}'?" if close else otherwise
 
 

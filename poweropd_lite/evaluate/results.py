@@ -194,8 +194,10 @@ def evaluation_in(folder: str | Path) -> Path:
     inside = [file.parent for file in path.glob(f"eval/*/{SETTINGS}")]
     if not inside:
         mend = "type the folder that an evaluation wrote to, or a run that was evaluated"
-        if (path / "config.yaml").is_file():
-            mend = f"evaluate it first: python -m poweropd_lite.evaluate --model {shlex.quote(str(folder))}"
+        first = f"evaluate it first: python -m poweropd_lite.evaluate --model {shlex.quote(str(folder))}"
+        if not path.exists():
+            raise UserError(f"there is no folder {folder}; {mend}; of a model, {first} --problems-of RUN")
+        mend = first if (path / "config.yaml").is_file() else mend
         raise UserError(f"{folder} holds no evaluation (no {SETTINGS}); {mend}")
     steps = [path.name.split("-")[0] for path in inside]
     latest = [str(path) for path, step in zip(inside, steps, strict=True) if step == max(steps)]

@@ -107,6 +107,9 @@ def _accuracy(
         axes.axhline(scale * min(before), color="0.6", linewidth=1, linestyle=":", label=BASE)
     if teacher is not None and teacher.own != bool(unit):
         axes.axhline(scale * teacher.accuracy, color="0.3", linewidth=1, linestyle="--", label="teacher")
+        if teacher.interval is not None:
+            axes.axhspan(*(scale * end for end in teacher.interval), color="0.3", alpha=0.08, linewidth=0)
+            over += " Grey: the teacher's 95% interval over problems."
     if unit:
         highest = axes.get_ylim()[1]
         axes.set_ylim(0, 102 if highest > 50 else max(highest, 1))  # all may be 0

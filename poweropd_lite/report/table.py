@@ -14,6 +14,7 @@ from poweropd_lite.report.read import Reference, Run
 from poweropd_lite.report.series import Series, accuracy, first_step_at, phases, unit_of, with_finite
 
 DECIMALS = {"tokens": ".1f", "steps": ".0f", "GiB": ".2f"}  # of others, three digits
+MOST_DECIMALS = 6
 EACH = "each"  # the unit of what is no mean: where seeds differ, all of them are shown
 # Of these the extreme over the seeds is shown; of other numbers the mean, with its interval.
 EXTREMES: dict[str, Callable[[list[float]], float]] = {
@@ -62,12 +63,15 @@ def figures(run: Run, teacher: Reference | None, level: float | None, curve: Ser
         out["share of the gap to the teacher closed"] = (closed, "%")
     if level is not None:
         out[f"steps to {name} {in_words(level, unit)}"] = (first_step_at(curve, level), "steps")
-    out |= {
-        f"{best} at the end": (end["pass"], unit),
-        f"greedy {'accuracy' if unit else 'score'} at the end": (end["greedy"], unit),
-        "mean length at the end": (end["length"], "tokens"),
-        "answers that stop at the end": (end["stop"], "%"),
-    }
+    greedy = f"greedy {'accuracy' if unit else 'score'}"
+    for what, key, size in (
+        (best, "pass", unit),
+        (greedy, "greedy", unit),
+        ("mean length", "length", "tokens"),
+        ("answers that stop", "stop", "%"),
+    ):
+        out[f"{what} before training"] = (found[key][0] if 0 in found["step"] else None, size)
+        out[f"{what} at the end"] = (end[key], size)
     for benchmark, of in run.scored.items():
         when = "" if of.step == taken else f" at step {of.step}"
         out[f"{of.title} on {benchmark} by evaluate{when}"] = (of.avg, of.unit)
@@ -145,8 +149,8 @@ def in_words(value: Any, unit: str, half: float | None = None) -> str:
     if unit == "%":
         if not half or 100 * half < 0.05:
             return percent(value)
-        shown = [f"{x:.{0 if 100 * half >= 2 else 1}f}" for x in (100 * value, 100 * half)]
-        return f"{shown[0]}% \u00b1 {shown[1]}"
+        digits = _of_points(100 * half)
+        return f"{_rounded(100 * value, digits)}% \u00b1 {_rounded(100 * half, digits)}"
     if unit == EACH or isinstance(value, int) and value < 1000:
         return f"{value:,.0f}"
     size = unit if unit != EACH else ""
@@ -164,26 +168,43 @@ def _plain(value: float, form: str | None = None) -> str:
 
 def _to_digit_of(half: float, value: float) -> str:
     """A value to the last digit that its noise lets say something: the first of the noise, or the second after a 1."""
+    return _rounded(value, _digits(half))
+
+
+def _digits(half: float) -> int:
     first = math.floor(math.log10(half))
-    digits = int(half < 2 * 10**first) - first
+    return int(half < 2 * 10**first) - first
+
+
+def _rounded(value: float, digits: int) -> str:
     return f"{round(value, digits):,.{max(0, digits)}f}"
 
 
 def noise_in_words(half: float, unit: str) -> str:
     """Returns half of a difference's interval as it is shown: "11 points"."""
-    scale, size = (100, "points") if unit == "%" else (1, unit)
-    return f"{_to_digit_of(scale * half, scale * half)} {size}".strip()
+    if unit == "%":
+        return f"{_rounded(100 * half, _of_points(100 * half))} points"
+    return f"{_to_digit_of(half, half)} {unit}".strip()
+
+
+def _of_points(half: float) -> int:
+    """Decimals of percentage points whose noise is `half` of them, as of the shares that they are differences of."""
+    return 0 if half >= 2 else 1
 
 
 def difference_in_words(value: float | None, unit: str, noise: float | None) -> str:
-    """Returns a difference as it is shown, shares in percentage points; nothing if noise may be all of it."""
+    """Returns a difference as it is shown, shares in percentage points; nothing if noise may be all of it.
+
+    It has as many digits as it takes to be seen to be more than its noise.
+    """
     if value is None or noise is None or abs(value) <= noise:
         return ""
     size = {"%": "points", "clock": "s"}.get(unit, unit)
     scale = 100 if unit == "%" else 1
-    sign = "+" if value > 0 else "-"
-    if not noise:
-        return f"{sign}{_plain(scale * abs(value))} {size}".strip()
-    digits = (_to_digit_of(scale * noise, scale * x) for x in (abs(value), noise))
-    both = " \u00b1 ".join(digits)
-    return f"{sign}{both} {size}".strip()
+    sign, value, half = "+" if value > 0 else "-", scale * abs(value), scale * noise
+    if not half:
+        return f"{sign}{_plain(value)} {size}".strip()
+    digits = _of_points(half) if unit == "%" else _digits(half)
+    while round(value, digits) <= round(half, digits) and digits < MOST_DECIMALS:
+        digits += 1
+    return f"{sign}{_rounded(value, digits)} \u00b1 {_rounded(half, digits)} {size}".strip()

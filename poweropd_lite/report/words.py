@@ -1,5 +1,6 @@
 """What came out, in sentences: first the answer, which names a difference only beyond noise, then a line a setting."""
 
+import math
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from poweropd_lite.base.config import marked
 from poweropd_lite.base.intervals import stat
 from poweropd_lite.base.tables import score_names
-from poweropd_lite.report.ends import Seeds, differences, end_of, kl_ends, median_norms
+from poweropd_lite.report.ends import End, Seeds, differences, end_of, kl_ends, median_norms
 from poweropd_lite.report.groups import Group, differing_settings
 from poweropd_lite.report.read import Reference, Run
 from poweropd_lite.report.series import accuracy, pooled, unit_of, with_finite
@@ -31,7 +32,7 @@ ONE_SEED = (
 )
 
 
-def answer(groups: Sequence[Group], baseline: Group) -> list[str]:
+def answer(groups: Sequence[Group], baseline: Group, base: Reference | None = None) -> list[str]:
     """Returns the answer to what several settings compare, [] for one: how they end, and how their gradients differ."""
     if len(groups) < 2:
         return []
@@ -45,7 +46,7 @@ def answer(groups: Sequence[Group], baseline: Group) -> list[str]:
     if end is not None:
         at_end = "" if end.unit == "nats" else " at the end"
         against = _against(f"{end.name}{at_end}", end.unit, end.values, baseline.label, one_seed)
-        out.append(against + _best(end.values, end.unit == "nats", baseline.label))
+        out.append(against + _best(end.values, end.unit == "nats", baseline.label) + _no_gain(groups, end, base))
         if lacking := [group.label for group in groups if group.label not in end.values]:
             out[-1] += f" Not known of {_listed(_few(lacking))}."
     norms = median_norms(groups)
@@ -96,6 +97,19 @@ def _best(values: dict[str, Seeds], least: bool, base: str) -> str:
     return f" {'Lowest' if least else 'Highest'} mean: {best}, {told}."
 
 
+def _no_gain(groups: Sequence[Group], end: End, base: Reference | None) -> str:
+    """Which settings' scores are no more than before training, as far as their seeds tell; "" where none is, or none can be."""
+    same = []
+    for group in groups if end.unit != "nats" else ():
+        known = accuracy(group.runs)["step"][:1] == [0]
+        first = _accuracy(group.runs, 0) if known else dict.fromkeys(group.seeds, base.accuracy) if base else {}
+        ends = end.values.get(group.label, {}) if first else {}
+        found = stat({seed: value - first[seed] for seed, value in ends.items()})
+        if found is not None and found.half is not None and found.mean <= found.half:
+            same.append(group.label)
+    return f" Not told from before training: {_listed(_few(same))}." if same else ""
+
+
 def _few(labels: Sequence[str]) -> Sequence[str]:
     return labels if len(labels) < MOST_NAMED else [f"{len(labels)} of the others"]
 
@@ -120,7 +134,7 @@ def sentences(groups: Sequence[Group], teacher: Reference | None, base: Referenc
             out.append(f"{name}: {in_words(model.accuracy, unit)}{low_high}, {model.source}.")
     if teacher is not shared:
         out.append(
-            "The teacher is not known to do these problems better than its student did: shares of it are left out."
+            "The teacher is not known to do these problems better than the student did before training: shares of it are left out."
         )
     if any(run.scored for group in groups for run in group.runs) and not any(accuracy(g.runs)["step"] for g in groups):
         out.append(
@@ -147,13 +161,13 @@ def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
     if len(steps) > 1:
         first, last = (_accuracy(runs, step) for step in (steps[0], steps[-1]))
         at = f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != min(taken) else ""
-        text += f"{name} {_mean(first, unit)} -> {_mean(last, unit)}{at}"
+        text += f"{name} {_mean(first, unit)} -> {_mean(last, unit)}{at}{_change(runs, unit)}"
         if teacher is not None and teacher.own == (not unit):
             text += f", {_mean({s: v / teacher.accuracy for s, v in last.items()}, '%')} of the teacher's"
     elif steps:
         text += f"{name} {_mean(_accuracy(runs, steps[0]), unit)} at step {steps[0]}"
     elif all(run.scored for run in runs):
-        text += _evaluated(runs)
+        text += _evaluated(runs, teacher)
     else:
         text += _kl(runs) or "not evaluated"
     if pooled(runs, min) is None:
@@ -162,18 +176,33 @@ def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
     return f"{text}."
 
 
+def _change(runs: Sequence[Run], unit: str) -> str:
+    """By how much one run's accuracy changed, with the error of both ends over their problems, as if they were independent."""
+    ends = [line for line in runs[0].evaluations if "eval/avg_error" in line]
+    ends = [ends[0], ends[-1]] if len(runs) == 1 and len(ends) > 1 else []
+    if not ends or with_finite(ends, ["eval/avg_error"]) != ends:
+        return ""
+    key = next(key for key in ends[0] if key.startswith("eval/avg@"))
+    change, error = ends[1][key] - ends[0][key], math.hypot(*(end["eval/avg_error"] for end in ends))
+    scale, form, size = (100, ".1f", " points") if unit else (1, ".3f", "")
+    noise = ": within noise" * (abs(change) < 1.96 * error)
+    return f" ({scale * change:+{form}} \u00b1 {scale * error:{form}}{size}, one standard error{noise})"
+
+
 def _accuracy(runs: Sequence[Run], step: int) -> Seeds:
     found = {run.config.seed: accuracy([run]) for run in runs}
     return {seed: of["avg"][of["step"].index(step)] for seed, of in found.items()}
 
 
-def _evaluated(runs: Sequence[Run]) -> str:
-    parts = []
+def _evaluated(runs: Sequence[Run], teacher: Reference | None) -> str:
+    parts, share = [], ""
     for name, found in runs[0].scored.items():
         values = {run.config.seed: run.scored[name].avg for run in runs if name in run.scored}
         few = "" if len(values) == len(runs) else f" ({len(values)} of {len(runs)} seeds)"
         parts.append(f"{found.title} {_mean(values, found.unit)} on {name} at step {found.step}{few}")
-    return f"{', '.join(parts)} by evaluate"
+        if teacher is not None and teacher.own == (not found.unit) and len(runs[0].scored) == 1:
+            share = f", {_mean({s: v / teacher.accuracy for s, v in values.items()}, '%')} of the teacher's"
+    return f"{', '.join(parts)} by evaluate{share}"
 
 
 def _kl(runs: Sequence[Run]) -> str:

@@ -63,7 +63,7 @@ def report(
     )
     folder = _folder(found, output)
     numbers = gather(groups, against, reference, before)
-    first, then = answer(groups, against), sentences(groups, reference, before)
+    first, then = answer(groups, against, before), sentences(groups, reference, before)
     numbers |= {"title": title(groups), "answer": [*first, *then]}
     shown = []
     with whole_folder(folder) as beside, matplotlib.rc_context(LOOKS[looks].rc):

@@ -332,8 +332,8 @@ class Recorder:
         for what, key, scale, form, unit in asked:
             pairs: list[tuple[float, Any]] = [(r[key], r.get(f"{key}_error")) for r in known if r.get(key) is not None]
             if len(pairs) == 2 and self.state.step and None not in pairs[0] + pairs[1]:
-                change = scale * (pairs[1][0] - pairs[0][0])
-                what += f": {change:+{form}} ± {scale * math.hypot(pairs[0][1], pairs[1][1]):{form}}{unit}"
+                change, error = scale * (pairs[1][0] - pairs[0][0]), scale * math.hypot(pairs[0][1], pairs[1][1])
+                what += f": {change:+{form}} ± {error:{form}}{unit}" + ", within noise" * (abs(change) < 1.96 * error)
             parts += [what] if pairs else []
         return (
             f"{'; '.join(parts)} (± one standard error)" if any(" ± " in part for part in parts) else "; ".join(parts)

@@ -19,6 +19,7 @@ from poweropd_lite.report.groups import _order, group_runs, settings, title
 from poweropd_lite.report.pictures import pictures
 from poweropd_lite.report.read import Reference, read_runs
 from poweropd_lite.report.series import density, pooled, positions
+from poweropd_lite.report.table import difference_in_words
 from poweropd_lite.report.words import answer, sentences
 from poweropd_lite.report.write import gather
 
@@ -279,8 +280,31 @@ def test_noise_of_two_sizes_has_its_unit_once(tmp_path):
     runs = [planted(tmp_path / f"{name}{seed}", {0: 0.25, 10: avg}, alpha=i + 1, seed=seed) for i, (name, all_) in enumerate(ends.items()) for seed, avg in enumerate(all_)]  # fmt: skip
     groups = group_runs(read_runs(runs), list(ends))
     halves = [4.302652729911275 * np.std(np.subtract(ends[x], ends["a"]), ddof=1) / 3**0.5 for x in "bc"]
-    assert sorted(100 * half for half in halves) == pytest.approx([8.7, 26.8], abs=0.1)  # shown to the first digit
-    assert "(noise: \u00b1 9 to 30 points)" in answer(groups, groups[0])[0]
+    assert sorted(100 * half for half in halves) == pytest.approx([8.7, 26.8], abs=0.1)
+    assert "(noise: \u00b1 9 to 27 points)" in answer(groups, groups[0])[0]
     unscored = planted(tmp_path / "d", {}, lines(9), alpha=9, steps=10, eval_benchmarks=None)
     more = group_runs(read_runs([*runs, unscored]), [*ends, "d"])
     assert answer(more, more[0])[0].endswith(" Not known of d.")
+
+
+def test_a_difference_has_the_digits_that_show_it_to_be_more_than_its_noise():
+    assert difference_in_words(0.2, "%", 0.0497) == "+20 \u00b1 5 points"
+    assert difference_in_words(-0.2793, "%", 0.2788) == "-27.93 \u00b1 27.88 points"
+    assert difference_in_words(-0.0306, "", 0.0212) == "-0.03 \u00b1 0.02"
+    assert difference_in_words(0.2788, "%", 0.2793) == ""
+
+
+def test_a_setting_that_ends_as_it_began_is_named(tmp_path):
+    """From 25%: 12, 35 and 1 points more, half of whose interval is 43; 30, 31 and 29. And from a base of 24 to 26%."""
+    ends = {"a": (0.37, 0.6, 0.26), "b": (0.55, 0.56, 0.54)}
+    runs = [planted(tmp_path / f"{name}{seed}", {0: 0.25, 10: avg}, alpha=i + 1, seed=seed) for i, (name, all_) in enumerate(ends.items()) for seed, avg in enumerate(all_)]  # fmt: skip
+    groups = group_runs(read_runs(runs), list(ends))
+    assert answer(groups, groups[0])[0].endswith(" Not told from before training: a.")
+    for run, avg in zip(runs, [*ends["a"], *ends["b"]], strict=True):
+        (run / "eval" / "step_000010").mkdir(parents=True)
+        results = {"n": 8, "benchmarks": {"bundled": {"avg@8": avg}}}
+        (run / "eval" / "step_000010" / "results.json").write_text(json.dumps(results))
+        (run / "metrics.jsonl").write_text("".join(json.dumps({"step": s} | m) + "\n" for s, m in lines(10)))
+    groups = group_runs(read_runs(runs), list(ends))
+    assert "Not told" not in answer(groups, groups[0])[0]  # of what was before, nothing is known
+    assert answer(groups, groups[0], Reference(0.25, "as given"))[0].endswith(" Not told from before training: a.")

@@ -1,6 +1,7 @@
 """The report of real runs: its numbers against float64 from raw tokens, what is drawn, the page, the refusals."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -178,9 +179,14 @@ def test_the_page_stands_alone(runs):
         pdf = (folder / f"{name}.pdf").read_bytes()
         assert pdf.startswith(b"%PDF-1.") and pdf.rstrip().endswith(b"%%EOF") and b"/FontFile2" in pdf
     first, last = numbers["accuracy"]["power 10"]["avg"][0], numbers["accuracy"]["power 10"]["avg"][-1]
-    assert (
-        f"power (power 10), 4 of 4 steps: Avg@2 {first:.1%} -&gt; {last:.1%}, {last / 0.966:.1%} of the teacher" in page
-    )
+    errors = [
+        line["eval/avg_error"]
+        for line in map(json.loads, (runs / "runs/power/metrics.jsonl").open())
+        if "eval/avg_error" in line
+    ]
+    change = f"{100 * (last - first):+.1f} \u00b1 {100 * math.hypot(errors[0], errors[-1]):.1f} points, one standard error: within noise"
+    said = f"power (power 10), 4 of 4 steps: Avg@2 {first:.1%} -&gt; {last:.1%} ({change}), {last / 0.966:.1%} of the teacher"
+    assert said in page
     kl = [json.loads(line)["kl/train"] for line in (runs / "runs/tanh/metrics.jsonl").read_text().splitlines()]
     said = f"the training rollouts {kl[0]:.3g} -&gt; {kl[-1]:.3g} nats a token."
     assert f"tanh (tanh), 4 of 4 steps: KL to the teacher on {said}" in page

@@ -59,10 +59,11 @@ def test_no_share_of_a_teacher_that_may_be_no_better_than_its_student_was(tmp_pa
     assert "0.8% -> 1.2% (" in first and "of the teacher's" not in first
     assert second.startswith("Teacher: 0.9% (95%: 0.0 to 2.6), Avg@8 on 256 of bundled")
     assert (
-        third == "The teacher is not known to do these problems better than its student did: shares of it are left out."
+        third
+        == "The teacher is not known to do these problems better than the student did before training: shares of it are left out."
     )
     axes = {p.file: p.figure for p in pictures([group], numbers, teacher)}["accuracy"].axes[0]
-    assert 1.2 < axes.get_ylim()[1] < 1.5
+    assert 2.6 < axes.get_ylim()[1] < 3  # as high as the teacher may be
     mean["avg@8_interval"] = [0.0085, 0.026]  # above what the student began with
     (tmp_path / "results.json").write_text(json.dumps(results))
     better = read_reference(str(tmp_path), runs)

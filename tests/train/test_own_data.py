@@ -44,7 +44,8 @@ def test_ten_prompts_are_never_trained_on_and_the_kl_to_the_teacher_is_said(runs
         assert f"{name:6}  {text} {record['teacher_logprob']:.3f}, {ends}\n" in said
     error = math.hypot(before["kl_error"], after["kl_error"])
     less = f"KL on 10 prompts: {after['kl'] - before['kl']:+.3f} ± {error:.3f} nats a token (± one standard error)"
-    assert f"  on      {less}\n" in said
+    noise = ", within noise" * (abs(after["kl"] - before["kl"]) < 1.96 * error)
+    assert f"  on      {less.replace(' (', f'{noise} (')}\n" in said
     assert summary["accuracy_before"] is None and after["kl"] < before["kl"]
     metrics = lines(runs / "power" / "metrics.jsonl")
     steps = [line for line in metrics if "loss" in line]
