@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{verdict}: {counts}")
         if report["sound"]:
             print(f"next    python -m poweropd_lite.train {as_flags(how)}")
+            if config.loads_teacher:
+                print(f"        what each reward would pay: python -m poweropd_lite.advise {as_flags(how)}")
     return 1 if report["sound"] is False else 0
 
 

@@ -13,6 +13,7 @@ from poweropd_lite.base.explained import explained, not_downloaded
 from poweropd_lite.base.files import digest
 
 SUFFIXES = (".jsonl", ".json", ".parquet")  # in small letters or large ones
+TABLES = (".csv", ".tsv", ".xlsx")  # which are not read
 _SHARD = re.compile(r"(?:(.*?)[-_.])?(\d+)(-of-\d+)?")  # train-00000-of-00002, part-0001, 0000
 _KINDS = "a JSON, JSONL or Parquet file"
 
@@ -54,7 +55,7 @@ def shards(path: Path, flag: str = "--data") -> list[Path]:
         return found
     if not path.is_file():
         raise UserError(f"no file of problems at {path}; type {flag} with {_KINDS}, or a hub id")
-    if path.suffix.lower() in (".csv", ".tsv", ".xlsx"):
+    if path.suffix.lower() in TABLES:
         mend = f"type {flag} with {_KINDS}: pandas.read_csv(...).to_json(..., orient='records', lines=True)"
         raise UserError(f"{path} is a table of a kind that is not read here; {mend}")
     return [path]

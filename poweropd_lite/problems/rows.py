@@ -9,7 +9,7 @@ from typing import Any
 from poweropd_lite.base.config import BUNDLED
 from poweropd_lite.base.explained import explained
 from poweropd_lite.problems.bundled import problems
-from poweropd_lite.problems.files import SUFFIXES, decoded, file_rows, row_count, shards
+from poweropd_lite.problems.files import SUFFIXES, TABLES, decoded, file_rows, row_count, shards
 
 BUNDLED_PROBLEMS = {False: 8192, True: 256}  # for training; held out, for evaluation
 
@@ -36,7 +36,7 @@ def rows(source: Source, count: int | None = None, columns: Collection[str] | No
             yield f"bundled problem {i}", {"problem": problem.question, "answer": str(problem.answer)}
         return
     path = Path(source.data)
-    of_file = path.suffix.lower() in SUFFIXES or path.exists()
+    of_file = path.suffix.lower() in (*SUFFIXES, *TABLES) or path.exists()
     yield from file_rows(path, source.flag, columns) if of_file else _hub_rows(source)
 
 

@@ -288,9 +288,11 @@ def test_what_else_train_would_refuse():
 
 def test_the_next_command_is_of_what_was_examined():
     done = run_doctor("--rows", "5", "--alpha", "3", "--no-gradient-checkpointing")
-    assert done.stdout.splitlines()[-1] == (
-        "next    python -m poweropd_lite.train --config bundled --alpha 3 --no-gradient-checkpointing"
-    )
+    flags = "--config bundled --alpha 3 --no-gradient-checkpointing"
+    assert done.stdout.splitlines()[-2:] == [
+        f"next    python -m poweropd_lite.train {flags}",
+        f"        what each reward would pay: python -m poweropd_lite.advise {flags}",
+    ]
 
 
 def test_stop_modes_and_rewards_that_do_not_learn_to_stop():
