@@ -63,7 +63,7 @@ go advise_learnt python -m poweropd_lite.advise "${learnt[@]}"
 for reward in clip tanh zscore full_kl; do run "$reward" --reward "$reward"; done
 run power1 --alpha 1
 go report_seven python -m poweropd_lite.report runs/power1 runs/power10-seed0 runs/log_ratio-seed0 runs/clip runs/tanh \
-  runs/zscore runs/full_kl --teacher evaluations/bundled-teacher --output reports/seven
+  runs/zscore runs/full_kl --teacher evaluations/teacher-4bit --output reports/seven
 go report_groups python -m poweropd_lite.report runs/power10-seed? runs/log_ratio-seed? --output reports/groups
 go hero python "$here/hero.py" reports/groups pictures/hero.png
 
