@@ -345,7 +345,8 @@ def check_prompt_tokens(
     different = [(text, *ids) for text, ids in zip(texts, cut, strict=True) if ids[0] != ids[1]]
     check, evidence = "same text, same tokens", {"texts": len(texts), "different": len(different)}
     if not different:
-        return [*findings, Finding("ok", check, f"{len(texts)} texts are cut into the same tokens", evidence=evidence)]
+        found = f"{len(texts):,} texts (a built-in line, prompts, worked answers) are cut into the same tokens"
+        return [*findings, Finding("ok", check, found, evidence=evidence)]
     text, mine, other = different[0]
     found = f"{student.name} and {teacher.name} cut the same text into different tokens ({len(mine)} and "
     found += f"{len(other)} for {text[:60]!r}), though their vocabularies agree"

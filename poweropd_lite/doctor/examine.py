@@ -181,8 +181,8 @@ def _template_on_prompts(config: Config, pair: Pair, prompts: Sequence[Prompt]) 
     count, check = len(prompts), "prompts in the teacher's form"
     evidence = {"prompts": count, "different": different}
     if not different:
-        return Finding("ok", check, f"{count} of {count} prompts have the same tokens in it", evidence=evidence)
-    found = f"{different} of {count} prompts have other tokens in the teacher's own form"
+        return Finding("ok", check, f"the first {count} prompts have the same tokens in it", evidence=evidence)
+    found = f"{different} of the first {count} prompts have other tokens in the teacher's own form"
     return Finding("warning", check, found, "a teacher with the student's template, or the reverse", evidence)
 
 
