@@ -134,16 +134,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
-    def format_help(self) -> str:
-        """Returns the help, whose first lines are what the command is typed with and does: its flags, in their dozens, are below."""
+    def format_usage(self) -> str:
+        """Returns one line: what is no flag, and that flags follow, which the help lists below it."""
         named = [action for action in self._actions if not action.option_strings]
         formatter = self._get_formatter()
         formatter.add_usage(None, named, [], "")
-        self.usage = formatter.format_help().strip() + " [--FLAG VALUE ...]"
-        return super().format_help()
+        return f"{formatter.format_help().strip()} [--FLAG VALUE ...]"
 
     def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
         """Parses `argv`, or the command line. Raises UserError where no command can run (base/unix.py), after --help."""
+        self.usage = self.format_usage()
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flag = unknown[0].split("=")[0]

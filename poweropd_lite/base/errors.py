@@ -27,6 +27,10 @@ class UserError(Exception):
 class NotDownloaded(UserError):
     """What only the hub has, when the hub can't be asked: whether it is right is not known."""
 
+    def __init__(self, found: str, mend: str) -> None:
+        super().__init__(f"{found}\nstart it where the hub can be reached, or {mend}")
+        self.found = found
+
 
 def printable(text: str) -> str:
     """Returns a text without characters that a terminal or a page would obey: control and bidi ones, half characters."""

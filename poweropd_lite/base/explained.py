@@ -42,7 +42,7 @@ def explained(what: str, where: str | None, mend: str) -> Iterator[None]:
         why = text if text and isinstance(error, _PLAIN) else f"{type(error).__name__}: {text}".rstrip(": ")
         if not here and _only_on_the_hub(error):
             reason = f"{unreachable}, and it was not downloaded before" if unreachable else cut(why, 400)
-            raise NotDownloaded(f"{what}: {reason}\nstart it where the hub can be reached, or {mend}") from error
+            raise NotDownloaded(f"{what}: {reason}", mend) from error
         stand_in = not_downloaded(Path(where)) if here and where is not None else None
         why = stand_in or cut(f"{unreachable}; {why}" if unreachable else why, 400)
         raise UserError(f"{what}: {why}\n{mend}") from error

@@ -9,6 +9,7 @@ import statistics
 from dataclasses import dataclass
 
 LEVEL = 0.95  # as evaluate's own intervals
+NORMAL = 1.96  # standard errors to either side, of a mean over many problems, at this level
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Stat:
     mean: float
     sd: float | None = None
     half: float | None = None
+
+
+def is_noise(change: float, error: float) -> bool:
+    """Whether a change of means over many problems, with its standard error, may be none at all."""
+    return abs(change) <= NORMAL * error
 
 
 def stat(values: dict[int, float]) -> Stat | None:

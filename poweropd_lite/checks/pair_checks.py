@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from poweropd_lite.base.config import Config
+from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.errors import Finding
 from poweropd_lite.base.teachers import SELF
 from poweropd_lite.cli import as_flags
@@ -83,10 +83,14 @@ def check_length(config: Config, *models: Side) -> Finding:
     names = {side.role: f"the {side.role} {side.name}" for side in models}
     short = {role: room for role, room in rooms.items() if room is not None and read[role] > room}
     if short:
-        longest = max(read[role] for role in short)
-        found = f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + "
-        found += f"{longest - config.max_prompt_tokens} new), but "
-        found += " and ".join(f"{names[role]} has {room} positions" for role, room in short.items())
+        who: dict[int, list[str]] = {}
+        for role, room in short.items():
+            who.setdefault(read[role], []).append(f"{names[role]} has {room} positions")
+        found = "; ".join(
+            f"a rollout may be {longest} tokens long ({config.max_prompt_tokens} prompt + "
+            f"{longest - config.max_prompt_tokens} new), but {' and '.join(those)}"
+            for longest, those in who.items()
+        )
         flags = _lengths_within(config, {role: read[role] - room for role, room in short.items()}, short)
         return Finding("refusal", "context", found, f"type {flags}", evidence)
     has = ", ".join(
@@ -111,6 +115,7 @@ def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
     findings = [
         *(check_part(config, side) for side in models if side.whole or no_language_model(side.config)),
         *check_bits(config, *models),
+        *check_bundled(config),
         check_attention(student),
         check_length(config, *models),
     ]
@@ -119,6 +124,15 @@ def examine_pair(config: Config, student: Side, teacher: Side) -> list[Finding]:
     if vocabulary.level != "refusal":  # of two languages there is no more to compare
         findings += [*check_rows(student, teacher), *check_stops(config, student, teacher)]
     return findings + check_templates(config, student, teacher)
+
+
+def check_bundled(config: Config) -> list[Finding]:
+    """The shipped student on data of one's own."""
+    if config.data == BUNDLED or config.student not in (BUNDLED, f"{BUNDLED}-student"):
+        return []
+    found = "the bundled pair can do its own kind of sums and nothing else: on other questions it shows that all works, and "
+    mend = "--student and --teacher with two models that can answer them"
+    return [Finding("warning", "bundled pair", f"{found}learns little", mend, told=True)]
 
 
 def check_part(config: Config, side: Side) -> Finding:
@@ -345,7 +359,7 @@ def check_prompt_tokens(
     different = [(text, *ids) for text, ids in zip(texts, cut, strict=True) if ids[0] != ids[1]]
     check, evidence = "same text, same tokens", {"texts": len(texts), "different": len(different)}
     if not different:
-        found = f"{len(texts):,} texts (a built-in line, prompts, worked answers) are cut into the same tokens"
+        found = f"{len(texts):,} texts (of the data, and a built-in line) are cut into the same tokens"
         return [*findings, Finding("ok", check, found, evidence=evidence)]
     text, mine, other = different[0]
     found = f"{student.name} and {teacher.name} cut the same text into different tokens ({len(mine)} and "

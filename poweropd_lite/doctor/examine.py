@@ -40,7 +40,7 @@ def examine(
     """Returns what was found of a run's models, of the first `count` rows of its data, and of this machine.
 
     `of_card` is what was found of a card that is not here, and stands in this machine's place. Raises UserError for
-    models that can't be read; beside `of_card`, which needs none, that is a refusal, or where only the hub could tell a warning.
+    models that can't be read; beside `of_card`, which needs none, that is a refusal, or a warning where only the hub could tell.
     """
     try:
         config = settle_adapter(config, say)
@@ -50,8 +50,9 @@ def examine(
             raise
         findings = [Finding("refusal", UNREAD, str(error))]
         if isinstance(error, NotDownloaded):
-            why = str(error).split("\n")[0]
-            findings = [Finding("warning", UNREAD, f"not looked at: {why}", "ask again where the hub can be reached")]
+            findings = [
+                Finding("warning", UNREAD, f"not looked at: {error.found}", "ask again where the hub can be reached")
+            ]
     if of_card is not None:
         return [*findings, *of_card, *check_tracker(config), check_versions()]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

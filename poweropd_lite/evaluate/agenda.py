@@ -241,7 +241,7 @@ def _output(config: EvalConfig, target: Target, wanted: dict[str, Any], problems
     if target.run_folder is None or config.problems_of is not None:  # others' problems are no score of a run's own
         path = Path(target.name)
         name = path.resolve().name if path.is_dir() else path.name
-        return folder_for(Path("evaluations"), name or "model", wanted, problems, apart=True)
+        return folder_for(Path("evaluations"), name or "model", wanted, problems, kl_apart=True)
     try:
         name = f"step_{int(read_json(target.run_folder / 'summary.json')['steps']):06}"
     except (OSError, ValueError, KeyError, TypeError):  # no summary, or a damaged one: its steps are not known

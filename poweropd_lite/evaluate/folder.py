@@ -83,17 +83,19 @@ class EvalFolder:
         write_text(self.path / f"{name}.jsonl", "".join(map(_line, records)))
 
 
-def folder_for(parent: Path, name: str, wanted: dict[str, Any], problems: dict[str, dict], apart: bool = False) -> Path:
+def folder_for(
+    parent: Path, name: str, wanted: dict[str, Any], problems: dict[str, dict], kl_apart: bool = False
+) -> Path:
     """Returns the first of NAME, NAME-2, ... in `parent` that is new, or that holds this very evaluation.
 
-    With `apart` a KL alone, of no `problems`, stands in no folder with scores, which would be of other prompts.
+    With `kl_apart` an evaluation without problems (a KL alone) joins no folder that holds scores, nor scores one of a KL alone.
     """
     for number in itertools.count(1):
         path = parent / (name if number == 1 else f"{name}-{number}")
         if not (path / SETTINGS).exists():
             break
         here = read_settings(path)
-        joins = not apart or bool(problems) == bool(here["about"]["benchmarks"])
+        joins = not kl_apart or bool(problems) == bool(here["about"]["benchmarks"])
         if joins and not differences(here, wanted, problems):
             break
     return path

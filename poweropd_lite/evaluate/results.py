@@ -196,7 +196,8 @@ def evaluation_in(folder: str | Path) -> Path:
         mend = "type the folder that an evaluation wrote to, or a run that was evaluated"
         first = f"evaluate it first: python -m poweropd_lite.evaluate --model {shlex.quote(str(folder))}"
         if not path.exists():
-            raise UserError(f"there is no folder {folder}; {mend}; of a model, {first} --problems-of RUN")
+            of_model = "" if "/" in str(folder) else f"; of a model, {first} --problems-of RUN"
+            raise UserError(f"there is no folder {folder}; {mend}{of_model}")
         mend = first if (path / "config.yaml").is_file() else mend
         raise UserError(f"{folder} holds no evaluation (no {SETTINGS}); {mend}")
     steps = [path.name.split("-")[0] for path in inside]

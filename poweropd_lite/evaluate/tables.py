@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from poweropd_lite.base.intervals import NORMAL
 from poweropd_lite.base.tables import aligned, number, percent, score_names
 
 MEAN = "mean"  # which no benchmark may be named
@@ -156,7 +157,7 @@ def comparison_table(compared: dict[str, Any]) -> str:
         text = f"KL to {_short(compared['kl'][0]['teacher'])}, nats a token, less is nearer: first {kl[0]:.3f} ± {error[0]:.3f}, "
         text += f"second {kl[1]:.3f} ± {error[1]:.3f} (± one standard error)"
         if (of_both := compared["kl_error"]) is not None:
-            low, high = (kl[0] - kl[1] + sign * 1.96 * of_both for sign in (-1, 1))
+            low, high = (kl[0] - kl[1] + sign * NORMAL * of_both for sign in (-1, 1))
             text += f", difference {kl[0] - kl[1]:+.3f} ({low:+.3f} to {high:+.3f}, 95%)"
         tables.append(text)
     return "\n".join([f"first  {compared['first']}", f"second {compared['second']}", *tables, *notes])

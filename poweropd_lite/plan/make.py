@@ -80,7 +80,7 @@ def plan(
             then = report(one, memory(one), machine, dtype, engine, asked, {}, whole.batch_size)
             took = then["seconds"] or {"step": {}, "run": 0.0}
             out["then"] = {"needed_bytes": then["needed_bytes"], "step": took["step"], "run": took["run"]}
-            out["warnings"] = then["warnings"]  # as it is, it is not run
+            out["warnings"] = then["warnings"]  # of the run as it would be made
         return out, fitting
     except UserError:
         raise

@@ -76,9 +76,7 @@ def table(r: dict[str, Any]) -> str:
             "of {bandwidth:,g} GB/s; take them for lower bounds".format(**seconds["assumed"], **seconds["card"])
         )
     else:
-        lines.append(
-            "        how long it takes is not known of a size alone: --gpu with the card's name, such as rtx3060, says"
-        )
+        lines.append("        how long it takes is not known of it: --gpu with a card's name, such as rtx3060, says")
     for warning in chosen["changed"]["warnings"]:
         lines += Finding(**warning).shown()
     lines.append(f"next    {r['train']}")

@@ -30,9 +30,7 @@ def unknown_dtype(machine: Machine) -> Finding:
     """What a card's size does not say of it."""
     found = f"{machine.name} does not say whether the card has bfloat16, which is planned with; one older than Ampere "
     found += "(RTX 20xx, T4, V100, P100) computes in float16, which is untested with Qwen3"
-    return Finding(
-        "warning", "compute dtype", found, "--gpu with the card's name, such as t4 or rtx3060, for its time too"
-    )
+    return Finding("warning", "compute dtype", found, "--gpu with the card's name, such as t4 or rtx3060")
 
 
 def _session(config: Config, machine: Machine, seconds: dict[str, Any]) -> Finding:

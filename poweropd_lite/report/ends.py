@@ -23,6 +23,7 @@ class End:
     name: str  # such as Avg@8 at the end
     axis: str  # as it stands beside an axis
     unit: str  # "%" (values 0 to 1), "nats", or "" of a user's scores
+    own: bool  # of training's own evaluations
     values: dict[str, Seeds]  # by label
 
 
@@ -56,7 +57,7 @@ def end_of(groups: Sequence[Group]) -> End | None:
             if all(value is not None for value in each):
                 values[group.label] = {s: v for s, v in zip(group.seeds, each, strict=True) if v is not None}
         if values:
-            return End(name, axis, size, values)
+            return End(name, axis, size, take is _own, values)
     return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from poweropd_lite.base.intervals import NORMAL
 from poweropd_lite.base.tables import score_names
 from poweropd_lite.report.drawing import (
     INK,
@@ -102,6 +103,12 @@ def _accuracy(
     """Avg@k, or a user's mean score, by step, with the base (before training) and the teacher as lines."""
     scale = 100 if unit else 1
     figure, axes = plot(found, "avg", ours, "step", f"{name}, %" if unit else name, scale=scale, few=math.inf)
+    (alone, of), *others = found.items()
+    if not others and any(of.get("error", ())):  # of several the bars would hide one another
+        bars = [NORMAL * scale * (error or 0) for error in of["error"]]
+        points = [scale * avg for avg in of["avg"]]
+        axes.errorbar(of["step"], points, bars, fmt="none", capsize=2, ecolor=ours.ink[alone]["color"])
+        over += " Bars: 1.96 standard errors over the problems."
     before = before_training(found, base, unit)
     if len(before) == 1:
         axes.axhline(scale * min(before), color="0.6", linewidth=1, linestyle=":", label=BASE)
@@ -158,7 +165,7 @@ def _kl(found: Numbers, ours: Pen, several: bool) -> Drawn:
         band(axes, train, "kl", ink["color"])
         if held_out["step"]:
             if "error" in held_out:
-                bars: Any = [1.96 * (error or 0) for error in held_out["error"]]
+                bars: Any = [NORMAL * (error or 0) for error in held_out["error"]]
             else:
                 low, high = held_out["kl_low"], held_out["kl_high"]
                 bars = [[m - v for m, v in zip(held_out["kl"], low, strict=True)]]

@@ -1,6 +1,6 @@
 """Run folders, finished or not, as the report reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +62,11 @@ class Reference:
     source: str  # in words
     own: bool = False  # by a user's function
     interval: tuple[float, float] | None = None  # its 95%, where it is known
+    titles: Mapping[str, str] | None = None  # by benchmark, such as Avg@8; None of one that was typed
+
+    def is_of(self, scored: Mapping[str, "Evaluated"]) -> bool:
+        """Whether it is of what evaluate found of a run; of what was typed the user says so."""
+        return self.titles is None or self.titles == {name: found.title for name, found in scored.items()}
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -187,7 +192,8 @@ def read_reference(given: str, runs: Sequence[Run], role: str = "teacher") -> Re
     same = all(c.eval_samples == n and _same_problems(c, *row) for c in scored for row in rows.items())
     rough = "" if same else "; of other problems or samples than a run's, so shares of it are rough"
     counts = ", ".join(f"{row['problems']:,} of {name}" for name, row in rows.items())
-    return Reference(accuracy, f"{'mean score' if own else f'Avg@{n}'} on {counts} ({given}{rough})", own, interval)
+    title = "mean score" if own else f"Avg@{n}"
+    return Reference(accuracy, f"{title} on {counts} ({given}{rough})", own, interval, dict.fromkeys(rows, title))
 
 
 def _same_problems(run: Config, name: str, row: Line) -> bool:

@@ -65,12 +65,20 @@ def _together(key: str) -> Callable[[list[float]], float]:
 def accuracy(runs: Sequence[Run]) -> Series:
     """Returns Avg@k, Pass@k, greedy accuracy, length and stop share of a setting's evaluations, as `over_seeds` does.
 
-    Where a user's function scores, the mean score, the best of k and the greedy one.
+    Where a user's function scores, the mean score, the best of k and the greedy one. One run has the standard errors of "avg"
+    over its problems as "error", None where there is none.
     """
     k, best = runs[0].config.eval_samples, "best" if runs[0].config.eval_grader else "pass"
     short = {"avg": f"avg@{k}", "pass": f"{best}@{k}", "greedy": "greedy", "length": "length", "stop": "stop_share"}
     keys = {name: f"eval/{metric}" for name, metric in short.items()}
-    return over_seeds([run.evaluations for run in runs], keys, most=10**6)
+    out = over_seeds([run.evaluations for run in runs], keys, most=10**6)
+    return out | (_errors(runs[0], "eval/avg_error", out) if len(runs) == 1 else {})
+
+
+def _errors(run: Run, key: str, found: Series) -> Series:
+    """The standard errors of a run's evaluations, at the steps of a series."""
+    known = {line["step"]: line[key] for line in with_finite(run.evaluations, [key])}
+    return {"error": [known.get(step) for step in found["step"]]}
 
 
 def unit_of(groups: Sequence[Group]) -> str:
@@ -92,9 +100,7 @@ def divergence(runs: Sequence[Run]) -> dict[str, Series]:
     train = over_seeds([run.steps for run in runs], {"kl": "kl/train"}, MOST_POINTS)
     held_out = over_seeds([run.evaluations for run in runs], {"kl": "eval/kl"}, most=10**6)
     if len(runs) == 1:
-        found = with_finite(runs[0].evaluations, ["eval/kl_error"])
-        errors = {line["step"]: line["eval/kl_error"] for line in found}
-        held_out["error"] = [errors.get(step) for step in held_out["step"]]
+        held_out |= _errors(runs[0], "eval/kl_error", held_out)
     reach = len(train["kl"]) // 40
     windows = [train["kl"][max(0, i - reach) : i + reach + 1] for i in range(len(train["kl"]))]
     train["smooth"] = list(map(statistics.fmean, windows))

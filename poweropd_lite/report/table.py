@@ -14,7 +14,7 @@ from poweropd_lite.report.read import Reference, Run
 from poweropd_lite.report.series import Series, accuracy, first_step_at, phases, unit_of, with_finite
 
 DECIMALS = {"tokens": ".1f", "steps": ".0f", "GiB": ".2f"}  # of others, three digits
-MOST_DECIMALS = 6
+MOST_DECIMALS = 6  # of a difference that is hardly more than its noise
 EACH = "each"  # the unit of what is no mean: where seeds differ, all of them are shown
 # Of these the extreme over the seeds is shown; of other numbers the mean, with its interval.
 EXTREMES: dict[str, Callable[[list[float]], float]] = {
@@ -189,7 +189,7 @@ def noise_in_words(half: float, unit: str) -> str:
 
 def _of_points(half: float) -> int:
     """Decimals of percentage points whose noise is `half` of them, as of the shares that they are differences of."""
-    return 0 if half >= 2 else 1
+    return 0 if half >= 2 else 1 if half >= 0.05 else _digits(half)
 
 
 def difference_in_words(value: float | None, unit: str, noise: float | None) -> str:

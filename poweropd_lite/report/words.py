@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from poweropd_lite.base.config import marked
-from poweropd_lite.base.intervals import stat
+from poweropd_lite.base.intervals import NORMAL, is_noise, stat
 from poweropd_lite.base.tables import score_names
 from poweropd_lite.report.ends import End, Seeds, differences, end_of, kl_ends, median_norms
 from poweropd_lite.report.groups import Group, differing_settings
@@ -46,7 +46,7 @@ def answer(groups: Sequence[Group], baseline: Group, base: Reference | None = No
     if end is not None:
         at_end = "" if end.unit == "nats" else " at the end"
         against = _against(f"{end.name}{at_end}", end.unit, end.values, baseline.label, one_seed)
-        out.append(against + _best(end.values, end.unit == "nats", baseline.label) + _no_gain(groups, end, base))
+        out.append(against + _best(end.values, end.unit == "nats", baseline.label) + _against_before(groups, end, base))
         if lacking := [group.label for group in groups if group.label not in end.values]:
             out[-1] += f" Not known of {_listed(_few(lacking))}."
     norms = median_norms(groups)
@@ -97,17 +97,25 @@ def _best(values: dict[str, Seeds], least: bool, base: str) -> str:
     return f" {'Lowest' if least else 'Highest'} mean: {best}, {told}."
 
 
-def _no_gain(groups: Sequence[Group], end: End, base: Reference | None) -> str:
-    """Which settings' scores are no more than before training, as far as their seeds tell; "" where none is, or none can be."""
-    same = []
+def _against_before(groups: Sequence[Group], end: End, base: Reference | None) -> str:
+    """Which settings' scores did not change beyond their seeds' noise since before training, and which fell; "" for none.
+
+    Both are of the same problems: training's own evaluations, or what evaluate found and `base`.
+    """
+    same: list[str] = []
+    fell: list[str] = []
     for group in groups if end.unit != "nats" else ():
-        known = accuracy(group.runs)["step"][:1] == [0]
-        first = _accuracy(group.runs, 0) if known else dict.fromkeys(group.seeds, base.accuracy) if base else {}
-        ends = end.values.get(group.label, {}) if first else {}
-        found = stat({seed: value - first[seed] for seed, value in ends.items()})
+        ends, steps = end.values.get(group.label, {}), accuracy(group.runs)["step"]
+        if end.own:
+            first = _accuracy(group.runs, 0) if ends and steps[0] == 0 else {}
+        else:
+            there = base is not None and base.own == (not end.unit) and base.is_of(group.runs[0].scored)
+            first = dict.fromkeys(ends, base.accuracy) if base is not None and there else {}
+        found = stat({seed: ends[seed] - before for seed, before in first.items()})
         if found is not None and found.half is not None and found.mean <= found.half:
-            same.append(group.label)
-    return f" Not told from before training: {_listed(_few(same))}." if same else ""
+            (same if abs(found.mean) <= found.half else fell).append(group.label)
+    text = f" No change beyond noise since before training: {_listed(_few(same))}." if same else ""
+    return text + (f" Worse than before training: {_listed(_few(fell))}." if fell else "")
 
 
 def _few(labels: Sequence[str]) -> Sequence[str]:
@@ -160,8 +168,9 @@ def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
     steps = accuracy(runs)["step"]
     if len(steps) > 1:
         first, last = (_accuracy(runs, step) for step in (steps[0], steps[-1]))
-        at = f" (step {steps[0]} -> {steps[-1]})" if steps[-1] != min(taken) else ""
-        text += f"{name} {_mean(first, unit)} -> {_mean(last, unit)}{at}{_change(runs, unit)}"
+        notes = [f"step {steps[0]} -> {steps[-1]}"] * (steps[-1] != min(taken)) + [_change(runs, unit)]
+        note = "; ".join(filter(None, notes))
+        text += f"{name} {_mean(first, unit)} -> {_mean(last, unit)}" + (f" ({note})" if note else "")
         if teacher is not None and teacher.own == (not unit):
             text += f", {_mean({s: v / teacher.accuracy for s, v in last.items()}, '%')} of the teacher's"
     elif steps:
@@ -177,16 +186,16 @@ def _sentence(group: Group, teacher: Reference | None, alone: bool) -> str:
 
 
 def _change(runs: Sequence[Run], unit: str) -> str:
-    """By how much one run's accuracy changed, with the error of both ends over their problems, as if they were independent."""
-    ends = [line for line in runs[0].evaluations if "eval/avg_error" in line]
-    ends = [ends[0], ends[-1]] if len(runs) == 1 and len(ends) > 1 else []
-    if not ends or with_finite(ends, ["eval/avg_error"]) != ends:
+    """By how much one run's accuracy changed, +- half of its 95% interval over the problems, both ends taken as independent."""
+    of = accuracy(runs)
+    errors = of.get("error", [None])  # of several seeds there are none
+    first, last = errors[0], errors[-1]
+    if first is None or last is None:
         return ""
-    key = next(key for key in ends[0] if key.startswith("eval/avg@"))
-    change, error = ends[1][key] - ends[0][key], math.hypot(*(end["eval/avg_error"] for end in ends))
+    change, error = of["avg"][-1] - of["avg"][0], math.hypot(first, last)
     scale, form, size = (100, ".1f", " points") if unit else (1, ".3f", "")
-    noise = ": within noise" * (abs(change) < 1.96 * error)
-    return f" ({scale * change:+{form}} \u00b1 {scale * error:{form}}{size}, one standard error{noise})"
+    noise = ", within noise" * is_noise(change, error)
+    return f"{scale * change:+{form}} \u00b1 {scale * NORMAL * error:{form}}{size}, 95%{noise}"
 
 
 def _accuracy(runs: Sequence[Run], step: int) -> Seeds:
@@ -195,14 +204,15 @@ def _accuracy(runs: Sequence[Run], step: int) -> Seeds:
 
 
 def _evaluated(runs: Sequence[Run], teacher: Reference | None) -> str:
-    parts, share = [], ""
-    for name, found in runs[0].scored.items():
+    parts, scored = [], runs[0].scored
+    for name, found in scored.items():
         values = {run.config.seed: run.scored[name].avg for run in runs if name in run.scored}
         few = "" if len(values) == len(runs) else f" ({len(values)} of {len(runs)} seeds)"
         parts.append(f"{found.title} {_mean(values, found.unit)} on {name} at step {found.step}{few}")
-        if teacher is not None and teacher.own == (not found.unit) and len(runs[0].scored) == 1:
-            share = f", {_mean({s: v / teacher.accuracy for s, v in values.items()}, '%')} of the teacher's"
-    return f"{', '.join(parts)} by evaluate{share}"
+    text = f"{', '.join(parts)} by evaluate"
+    if teacher is not None and len(scored) == 1 and teacher.is_of(scored) and teacher.own == (not found.unit):
+        text += f", {_mean({s: v / teacher.accuracy for s, v in values.items()}, '%')} of the teacher's"
+    return text
 
 
 def _kl(runs: Sequence[Run]) -> str:

@@ -44,8 +44,7 @@ def write_pages(queue: Queue, say: Callable[[str], None]) -> list[str]:
         reason = _draw(queue, runs[pair], base, teacher, folder)
         if reason is None:
             found.append(f"{folder}/index.html")
-            first = read_json(queue.out / folder / "report.json")["answer"][0].split(". ")[0].removesuffix(".")
-            say(f"{pair}: {first}")  # the page has the rest
+            say(f"{pair}: {read_json(queue.out / folder / 'report.json')['answer'][0]}")
         else:
             say(f"{queue.out / folder} was not drawn: {reason}; the tables are whole")
     return found

@@ -64,8 +64,8 @@ def check_output(config: Config) -> None:
 def new_run(config: Config) -> RunFolder:
     """Makes and locks the folder of a new run and writes config.yaml into it.
 
-    Without `config.output` it is runs/REWARD-seedN, behind the name of the data where that is a file or folder, with a number
-    behind it if that is taken.
+    Without `config.output` it is runs/REWARD-seedN, or runs/DATA-REWARD-seedN of a file or folder of data, DATA-REWARD of at most
+    100 letters, with a number behind it if that is taken.
     """
     check_output(config)
     if config.output is not None:

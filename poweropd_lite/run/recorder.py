@@ -16,6 +16,7 @@ from poweropd_lite.base.config import Config, load_config
 from poweropd_lite.base.config_files import dump_yaml
 from poweropd_lite.base.errors import UserError
 from poweropd_lite.base.files import write_json, write_text
+from poweropd_lite.base.intervals import is_noise
 from poweropd_lite.base.memory import peak_gib
 from poweropd_lite.base.progress import clock, in_notebook
 from poweropd_lite.base.stop import StopRequest
@@ -333,7 +334,7 @@ class Recorder:
             pairs: list[tuple[float, Any]] = [(r[key], r.get(f"{key}_error")) for r in known if r.get(key) is not None]
             if len(pairs) == 2 and self.state.step and None not in pairs[0] + pairs[1]:
                 change, error = scale * (pairs[1][0] - pairs[0][0]), scale * math.hypot(pairs[0][1], pairs[1][1])
-                what += f": {change:+{form}} ± {error:{form}}{unit}" + ", within noise" * (abs(change) < 1.96 * error)
+                what += f": {change:+{form}} ± {error:{form}}{unit}" + ", within noise" * is_noise(change, error)
             parts += [what] if pairs else []
         return (
             f"{'; '.join(parts)} (± one standard error)" if any(" ± " in part for part in parts) else "; ".join(parts)

@@ -177,11 +177,6 @@ def prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     dtype = compute_dtype(config.dtype, device)
     if device.type == "cpu" and not config.student.startswith(BUNDLED):
         say("no CUDA: student and teacher run on the CPU")
-    if config.data != BUNDLED and config.student.startswith(BUNDLED):
-        say(
-            "the bundled pair can do the arithmetic that it was made for and nothing else: on other data it shows that things "
-            "work, not that it learns (docs/your_task.md)"
-        )
     if device.type == "cuda":
         # It would plan anew for each of the many lengths here, tens of milliseconds at a time (Hopper and newer).
         torch.backends.cuda.enable_cudnn_sdp(False)

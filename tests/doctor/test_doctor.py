@@ -188,7 +188,7 @@ def test_a_teacher_that_is_shorter_in_context(other):
     assert long.mend == "type --max-prompt-tokens 50 --max-new-tokens 150"
     both = one(findings(teacher=teacher, max_new_tokens=300, eval_max_new_tokens=500), "context", "refusal")
     assert "a rollout may be 628 tokens long (128 prompt + 500 new), but the student" in both.found
-    assert " has 512 positions and the teacher " in both.found and both.found.endswith(" has 200 positions")
+    assert " has 512 positions; a rollout may be 428 tokens long (128 prompt + 300 new), but the teacher " in both.found
     assert both.mend == "type --max-prompt-tokens 50 --max-new-tokens 150 --eval-max-new-tokens 462"
 
 

@@ -141,7 +141,7 @@ def test_a_card_that_holds_no_pair_as_it_is():
     assert report["recommended"] == "qwen3-0.6b-4b" and fitting == load_config("qwen3-0.6b-4b", decode_batch_size=16)
     assert report["train"] == "python -m poweropd_lite.train --config qwen3-0.6b-4b --decode-batch-size 16"
     assert "take    qwen3-0.6b-4b: none fits as it is, and this one is cut least" in table(report)
-    assert "is not known of a size alone: --gpu with the card's name, such as rtx3060, says" in table(report)
+    assert "how long it takes is not known of it: --gpu with a card's name, such as rtx3060, says" in table(report)
 
 
 def test_a_card_that_holds_none_of_them():

@@ -292,19 +292,44 @@ def test_a_difference_has_the_digits_that_show_it_to_be_more_than_its_noise():
     assert difference_in_words(-0.2793, "%", 0.2788) == "-27.93 \u00b1 27.88 points"
     assert difference_in_words(-0.0306, "", 0.0212) == "-0.03 \u00b1 0.02"
     assert difference_in_words(0.2788, "%", 0.2793) == ""
+    assert difference_in_words(0.001, "%", 0.0004) == "+0.10 \u00b1 0.04 points"
 
 
-def test_a_setting_that_ends_as_it_began_is_named(tmp_path):
-    """From 25%: 12, 35 and 1 points more, half of whose interval is 43; 30, 31 and 29. And from a base of 24 to 26%."""
-    ends = {"a": (0.37, 0.6, 0.26), "b": (0.55, 0.56, 0.54)}
+def test_settings_that_end_as_they_began_or_lower_are_named(tmp_path):
+    """From 25%: 12, 35 and 1 points more, half of whose interval is 43; 30, 31, 29; and 20, 21, 19 less. Then from 25% as given."""
+    ends = {"a": (0.37, 0.6, 0.26), "b": (0.55, 0.56, 0.54), "c": (0.05, 0.04, 0.06)}
     runs = [planted(tmp_path / f"{name}{seed}", {0: 0.25, 10: avg}, alpha=i + 1, seed=seed) for i, (name, all_) in enumerate(ends.items()) for seed, avg in enumerate(all_)]  # fmt: skip
     groups = group_runs(read_runs(runs), list(ends))
-    assert answer(groups, groups[0])[0].endswith(" Not told from before training: a.")
-    for run, avg in zip(runs, [*ends["a"], *ends["b"]], strict=True):
+    told = " No change beyond noise since before training: a. Worse than before training: c."
+    assert answer(groups, groups[0])[0].endswith(told)
+    for run, avg in zip(runs, [value for all_ in ends.values() for value in all_], strict=True):
         (run / "eval" / "step_000010").mkdir(parents=True)
         results = {"n": 8, "benchmarks": {"bundled": {"avg@8": avg}}}
         (run / "eval" / "step_000010" / "results.json").write_text(json.dumps(results))
         (run / "metrics.jsonl").write_text("".join(json.dumps({"step": s} | m) + "\n" for s, m in lines(10)))
     groups = group_runs(read_runs(runs), list(ends))
-    assert "Not told" not in answer(groups, groups[0])[0]  # of what was before, nothing is known
-    assert answer(groups, groups[0], Reference(0.25, "as given"))[0].endswith(" Not told from before training: a.")
+    assert "since before" not in answer(groups, groups[0])[0]  # of what was before, nothing is known
+    assert answer(groups, groups[0], Reference(0.25, "as given"))[0].endswith(told)
+    others = Reference(0.25, "of others", titles={"gsm8k": "Avg@8"})
+    assert "since before" not in answer(groups, groups[0], others)[0]
+    # A share of a teacher that was scored on the same.
+    same = Reference(0.5, "of the same", titles={"bundled": "Avg@8"})
+    assert sentences(groups, same)[1].startswith("b, 3 seeds, 0 of 100 steps: Avg@8 55% \u00b1 2 on bundled at step 10 by evaluate, 110% \u00b1 5 of the teacher's")  # fmt: skip
+    assert "of the teacher's" not in "".join(sentences(groups, others)[:3])
+
+
+@pytest.mark.parametrize(("after", "words"), [(0.35, "+5.0 \u00b1 5.5 points, 95%, within noise"), (0.36, "+6.0 \u00b1 5.5 points, 95%")])  # fmt: skip
+def test_a_change_is_told_from_noise_at_95_percent(tmp_path, after, words):
+    """Two ends of 2 points of standard error each: 1.96 sqrt(8) = 5.5."""
+    run = planted(tmp_path / "run", {0: 0.3, 100: after}, [(step, more) for step, more in lines(1)], steps=100)
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [line | ({"eval/avg_error": 0.02} if "eval/avg@8" in line else {}) for line in found]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    (group,) = group_runs(read_runs([run]))
+    assert f"Avg@8 30.0% -> {after:.1%} (step 0 -> 100; {words});" in sentences([group], None)[0]
+    axes = next(pictures([group], gather([group], group, None), None)).figure.axes[0]
+    (bars,) = axes.collections  # of the error bars
+    low, high = (segment[:, 1].tolist() for segment in bars.get_segments())
+    assert low == pytest.approx([30 - 3.92, 30 + 3.92]) and high == pytest.approx(
+        [100 * after - 3.92, 100 * after + 3.92]
+    )

@@ -184,7 +184,9 @@ def test_the_page_stands_alone(runs):
         for line in map(json.loads, (runs / "runs/power/metrics.jsonl").open())
         if "eval/avg_error" in line
     ]
-    change = f"{100 * (last - first):+.1f} \u00b1 {100 * math.hypot(errors[0], errors[-1]):.1f} points, one standard error: within noise"
+    change = (
+        f"{100 * (last - first):+.1f} \u00b1 {196 * math.hypot(errors[0], errors[-1]):.1f} points, 95%, within noise"
+    )
     said = f"power (power 10), 4 of 4 steps: Avg@2 {first:.1%} -&gt; {last:.1%} ({change}), {last / 0.966:.1%} of the teacher"
     assert said in page
     kl = [json.loads(line)["kl/train"] for line in (runs / "runs/tanh/metrics.jsonl").read_text().splitlines()]

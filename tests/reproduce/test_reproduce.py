@@ -213,7 +213,7 @@ print(write_pages(queue, print))"""
     bundled, another, pages = done.stdout.splitlines()
     assert pages == "['report/bundled/index.html', 'report/another/index.html']", done.stdout + done.stderr
     assert bundled.startswith("bundled: bundled-power10-plain-seed0 (power 10), 10 of 10 steps: Avg@2 ")
-    assert bundled.endswith("% of the teacher's") and another.endswith("% on bundled at step 10 by evaluate")
+    assert bundled.endswith("% of the teacher's.") and another.endswith("% on bundled at step 10 by evaluate.")
     assert sorted(path.name for path in (smoke / "two/report").iterdir()) == ["another", "bundled"]
     for pair, label in (("bundled", "power10"), ("another", "log_ratio")):
         numbers = json.loads((smoke / "two/report" / pair / "report.json").read_text())

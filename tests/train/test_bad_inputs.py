@@ -48,6 +48,7 @@ FLAGS = [
     (["--lora-targets", "q_proj,lm_head"], ["--modules-to-save lm_head"]),
     (["--full-finetune", "--dtype", "float16"], ["--dtype bfloat16"]),
     (["--config", "qwen3-0.6-4b"], ["no config named", "did you mean 'qwen3-0.6b-4b'"]),
+    (["--config", "bundled", "--data", "my.csv"], ["no file of problems at my.csv", "JSON, JSONL or Parquet"]),
     (["--config", "missing.yaml"], ["no config file at missing.yaml", "bundled"]),
     (["--config", "bundled", "--dtype", "float16"], ["float16 needs a CUDA card", "--dtype float32"]),
     (["--config", "bundled", "--optimizer", "adamw8bit"], ["CUDA card", "--optimizer adamw"]),

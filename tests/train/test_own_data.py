@@ -36,6 +36,7 @@ def test_ten_prompts_are_never_trained_on_and_the_kl_to_the_teacher_is_said(runs
     said, summary = (runs / "power.txt").read_text(), json.loads((runs / "power" / "summary.json").read_text())
     assert "mine.jsonl: prompts from 'question', no answers in a column (--answer-column names one)" in said
     assert "10 of 10 held-out prompts have no answer" in said
+    assert "the bundled pair can do its own kind of sums and nothing else" in said
     assert "bundled-student (LoRA" in said and "<- bundled-teacher (4-bit), 50 prompts" in said
     before, after = (summary[f"evaluation_{name}"] for name in ("before", "after"))
     for name, record in (("before", before), ("after", after)):
