@@ -147,7 +147,7 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flag = unknown[0].split("=")[0]
-            names = [o for action in self._actions for o in action.option_strings if o not in ("-h", "--help")]
+            names = [o for action in self._actions for o in action.option_strings]
             raise UserError(
                 f"unknown argument '{cut(unknown[0])}'"
                 + (nearest(flag, names) if flag.startswith("-") else "; --help lists the flags")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from poweropd_lite.base.config import Config
-from poweropd_lite.base.errors import Finding, UserError, notices, refuse
+from poweropd_lite.base.errors import Finding, NotDownloaded, UserError, notices, refuse
 from poweropd_lite.base.teachers import SELF, called, files_of, files_role
 from poweropd_lite.checks.pair_checks import (
     PROBE,
@@ -62,7 +62,10 @@ def read_sides(config: Config) -> tuple[Side, Side]:
         if not config.served:
             raise
         what = "the tokenizer and config of a served teacher are read here, by its name or by --teacher-tokenizer"
-        raise UserError(f"{what}, and {files_of(config, 'teacher')} has none: {error}") from None
+        found = f"{what}, and {files_of(config, 'teacher')} has none: "
+        if isinstance(error, NotDownloaded):
+            raise NotDownloaded(found + error.found, "type --teacher-tokenizer with a folder that has them") from None
+        raise UserError(found + str(error)) from None
 
 
 def load_pair(config: Config) -> Pair:

@@ -5,12 +5,14 @@ The checks are those that train makes (checks/), on more of the data, and some t
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from poweropd_lite.base.config import BUNDLED, Config
 from poweropd_lite.base.errors import Finding, NotDownloaded, UserError
+from poweropd_lite.base.teachers import files_of
 from poweropd_lite.checks.grader import check_grader
 from poweropd_lite.checks.machine import check_machine, check_tracker, compute_dtype
 from poweropd_lite.checks.modules import check_experts, check_modules
@@ -20,11 +22,13 @@ from poweropd_lite.checks.reward import check_reward
 from poweropd_lite.doctor.driver import check_driver
 from poweropd_lite.doctor.packages import check_versions
 from poweropd_lite.engines.choose import choose_engine, choose_loader
+from poweropd_lite.models.loading import is_missing_folder
 from poweropd_lite.models.saved import settle_adapter
 from poweropd_lite.models.served import connect
 from poweropd_lite.problems.apart import is_apart
 from poweropd_lite.problems.benchmarks import find_benchmarks, load_problems
 from poweropd_lite.problems.bundled import problems
+from poweropd_lite.problems.files import SUFFIXES, shards
 from poweropd_lite.problems.prompts import Prompt, TemplateFault, prompt_text, template_options
 from poweropd_lite.problems.reading import hold_out, load_prompts
 from poweropd_lite.problems.rows import Source, rows
@@ -50,13 +54,27 @@ def examine(
             raise
         findings = [Finding("refusal", UNREAD, str(error))]
         if isinstance(error, NotDownloaded):
-            findings = [
-                Finding("warning", UNREAD, f"not looked at: {error.found}", "ask again where the hub can be reached")
-            ]
+            mend = "ask again where the hub can be reached"
+            findings = [Finding("warning", UNREAD, f"not looked at: {error.found}", mend), *_not_here(config)]
     if of_card is not None:
         return [*findings, *of_card, *check_tracker(config), check_versions()]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return [*findings, *check_machine(config, device), *check_driver(), check_versions(), _backends(config, device)]
+
+
+def _not_here(config: Config) -> list[Finding]:
+    """What can be refused where the hub can't be asked: folders and files that should be here, and are not."""
+    found = []
+    for role in ("student", "teacher"):
+        if is_missing_folder(name := files_of(config, role)):
+            mend = f"--{role} with a folder that save_pretrained wrote"
+            found.append(Finding("refusal", role, f"there is no folder {name}", mend))
+    try:
+        if (path := Path(config.data)).suffix.lower() in SUFFIXES:
+            shards(path)
+    except UserError as error:
+        found.append(Finding("refusal", "prompts", str(error)))
+    return found
 
 
 def _examine_models(config: Config, count: int, say: Callable[[str], None]) -> list[Finding]:

@@ -25,17 +25,18 @@ LICENCES = {"qwen/qwen3": "apache-2.0", "bundled": "apache-2.0"}  # of models th
 
 def base_name(model: str) -> str:
     """Returns what to call a model: its hub id, or the name of a folder of this machine; "bundled" for a shipped one."""
-    return "bundled" if Path(model).parts[-3:-1] == ("poweropd_lite", "tiny") else _public(model)
+    return "bundled" if Path(model).parts[-3:-1] == ("poweropd_lite", "tiny") else public(model)
 
 
-def _public(name: str) -> str:
-    """A hub id or a benchmark's name as it is; of a path its last part, for whoever reads a card has no such path."""
+def public(name: str) -> str:
+    """Returns a hub id or a benchmark's name as it is; of a path its last part, for whoever reads a card has no such path."""
     return Path(name).resolve().name if _is_path(name) else name
 
 
 def _is_path(name: str) -> bool:
-    by_form = os.path.isabs(name) or name.startswith((".", "~")) or Path(name).suffix.lower() in SUFFIXES
-    return by_form or os.path.exists(name)  # and one that is gone since
+    # By its form too: it may be gone since.
+    by_form = name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).suffix.lower() in SUFFIXES
+    return by_form or os.path.exists(name)
 
 
 def training(job: Job) -> dict[str, Any] | None:
@@ -53,10 +54,10 @@ def training(job: Job) -> dict[str, Any] | None:
     steps = _read(job.target.run_folder, "summary.json").get("steps", "unknown")
     return {
         "base": base_name(job.target.base if job.target.adapter else run.student),
-        "teacher": f"{_public(name_of(run, 'teacher'))} ({how_kept(run)})",
+        "teacher": f"{public(name_of(run, 'teacher'))} ({how_kept(run)})",
         "reward": run.reward_label.replace("power ", "power, alpha "),
         "score": run.score,
-        "data": _public(run.data) + f" ({run.data_split})" * ("/" in run.data and not _is_path(run.data)),
+        "data": public(run.data) + f" ({run.data_split})" * ("/" in run.data and not _is_path(run.data)),
         "steps": f"{steps} of {run.batch_size} rollouts, at most {run.max_new_tokens} new tokens each",
         "sampling": f"temperature {run.temperature:g}, top-k {run.top_k}, top-p {run.top_p:g}",
         "thinking": "on" if run.enable_thinking else "off (enable_thinking=False)",
@@ -83,10 +84,10 @@ def evaluation(job: Job) -> str | None:
     summary = _read(folder, "summary.json")
     before, after = (summary.get(f"evaluation_{name}") for name in ("before", "after"))
     if before and after and "avg" in before and "avg" in after:
-        own = [f"{run.hold_out} of {_public(run.data)} that were not trained on"] if run.hold_out else []
+        own = [f"{run.hold_out} of {public(run.data)} that were not trained on"] if run.hold_out else []
         mean, best = score_names(k, bool(run.eval_grader))
         by = f", scored by {run.eval_grader}" if run.eval_grader else ""
-        named = ", ".join(_public(word.strip()) for word in (run.eval_benchmarks or "").split(","))
+        named = ", ".join(public(word.strip()) for word in (run.eval_benchmarks or "").split(","))
         own += [f"{run.eval_problems} problems of {named} at most"] if run.eval_benchmarks else []
         lines = [
             f"Training's own, {' and '.join(own)}, {k} samples each{by}:\n",
@@ -242,7 +243,7 @@ def _known_licence(model: str) -> str | None:
 
 def _licence(job: Job) -> str:
     run, models = job.target.run, {"base": _origin(job)}
-    models |= {"teacher": _public(name_of(run, "teacher")), "data": _public(run.data)} if run is not None else {}
+    models |= {"teacher": public(name_of(run, "teacher")), "data": public(run.data)} if run is not None else {}
     if models.get("teacher") == SELF:
         del models["teacher"]
     theirs = "see its own card; its terms hold for what is derived from it"

@@ -44,7 +44,8 @@ def write_pages(queue: Queue, say: Callable[[str], None]) -> list[str]:
         reason = _draw(queue, runs[pair], base, teacher, folder)
         if reason is None:
             found.append(f"{folder}/index.html")
-            say(f"{pair}: {read_json(queue.out / folder / 'report.json')['answer'][0]}")
+            for sentence in ((json_or_none(queue.out / folder / "report.json") or {}).get("answer") or [])[:1]:
+                say(f"{pair}: {sentence}")
         else:
             say(f"{queue.out / folder} was not drawn: {reason}; the tables are whole")
     return found

@@ -64,8 +64,8 @@ def check_output(config: Config) -> None:
 def new_run(config: Config) -> RunFolder:
     """Makes and locks the folder of a new run and writes config.yaml into it.
 
-    Without `config.output` it is runs/REWARD-seedN, or runs/DATA-REWARD-seedN of a file or folder of data, DATA-REWARD of at most
-    100 letters, with a number behind it if that is taken.
+    Without `config.output` it is runs/REWARD-seedN, or runs/DATA-REWARD-seedN of a file or folder of data, with a number behind it
+    if that is taken.
     """
     check_output(config)
     if config.output is not None:
@@ -75,12 +75,20 @@ def new_run(config: Config) -> RunFolder:
         except OSError as error:
             raise UserError(f"can't make the run folder {path}: {error.strerror}; type another --output") from None
     else:
-        data = f"{Path(config.data).stem}-" if config.data != BUNDLED and os.path.exists(config.data) else ""
-        words = re.sub(r"[^\w.=-]", "-", data + config.reward_label.replace(" ", ""))
-        path = free_folder(Path("runs"), f"{words[:100]}-seed{config.seed}")
+        words = re.sub(r"[^\w.=-]", "-", _of_data(config.data) + config.reward_label.replace(" ", ""))
+        path = free_folder(Path("runs"), f"{words}-seed{config.seed}")
     run = RunFolder(path)
     write_text(path / "config.yaml", dump_yaml(changed(config, output=str(path))))
     return run
+
+
+def _of_data(data: str) -> str:
+    """The name of a file or folder of data, of at most 60 bytes and no hidden one, for a run folder's own; "" of other data."""
+    if data == BUNDLED or not os.path.exists(data):
+        return ""
+    place = Path(data).resolve()
+    name = (place.name if place.is_dir() else place.stem).lstrip(".-")
+    return f"{os.fsencode(name)[:60].decode(errors='ignore')}-"
 
 
 def whole_names(run: Path, config: Config) -> dict[str, str]:

@@ -23,10 +23,9 @@ def hand_over(run: RunFolder, session: Session) -> str:
     pair = session.ready.pair
     with whole_folder(run.path / name) as beside:
         session.student.model.save_pretrained(str(beside))
-        if (settings := beside / "adapter_config.json").is_file():  # PEFT writes a set, in another order each time
-            saved = read_json(settings)
-            named = saved.get("target_modules")
-            write_json(settings, saved | {"target_modules": sorted(named) if isinstance(named, list) else named})
+        if (settings := beside / "adapter_config.json").is_file():  # PEFT writes sets, in another order each time
+            saved, sets = read_json(settings), ("target_modules", "exclude_modules")
+            write_json(settings, saved | {key: sorted(saved[key]) for key in sets if isinstance(saved.get(key), list)})
         save_tokenizer(pair.tokenizer, beside)
         # Whoever samples from it stops where training did: at the student's stops and the teacher's.
         GenerationConfig(eos_token_id=sorted(pair.stop_ids)).save_pretrained(beside)

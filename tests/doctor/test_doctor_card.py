@@ -69,3 +69,9 @@ def test_a_card_without_a_config_is_asked_about_qwen3(tmp_path, monkeypatch):
     assert "python -m poweropd_lite.plan --config qwen3-0.6b-4b --gpu t4" in said
     wrong = run_here(main, "--gpu", "t4", "--student", str(tmp_path / "none"), "--teacher", "bundled")
     assert wrong.returncode == 1 and "refusal models: no tokenizer for the student at" in wrong.stdout
+    here = run_here(main, "--gpu", "t4", "--student", "Qwen/Qwen3-0.6B", "--teacher", "./none", "--data", "none.jsonl")
+    assert here.returncode == 1 and "refusal teacher: there is no folder ./none" in here.stdout
+    assert "refusal prompts: no file of problems at none.jsonl" in here.stdout
+    served = ["--teacher", "http://localhost:9/v1", "--teacher-name", "Qwen/Qwen3-4B"]
+    done = run_here(main, "--config", "bundled", "--gpu", "t4", *served)
+    assert done.returncode == 0 and "warning models: not looked at: the tokenizer and config of a served" in done.stdout

@@ -12,6 +12,8 @@ import forked
 import pytest
 from conftest import TINY, run_export
 
+from poweropd_lite.export.card import public
+
 TOKEN = "hf_secretsecretsecretsecretsecretsecret"
 
 
@@ -211,6 +213,11 @@ def test_commands_for_a_folder_with_a_space_are_quoted(hub, adapter):
     assert "hf upload me/power10 'my out' --private" in done.stderr, done.stderr
     base = (adapter / "my base" / "student").resolve()
     assert f"`vllm serve '{base}' --enable-lora" in (adapter / "my out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "shown"), [("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"), ("gsm8k", "gsm8k"), ("/home/me/gone.jsonl", "gone.jsonl"), ("./mine", "mine"), ("a/b/c", "c"), ("my.parquet", "my.parquet")])  # fmt: skip
+def test_a_card_tells_no_path(name, shown):
+    assert public(name) == shown
 
 
 def test_offline_is_said(adapter, monkeypatch):

@@ -184,12 +184,19 @@ def test_the_card_of_a_run_without_accuracies_has_its_kl(runs):
     assert "| data | mine.jsonl |" in card and str(runs) not in card  # a path of this machine tells its reader nothing
 
 
-def test_a_run_of_a_file_is_named_after_it(runs, monkeypatch):
+def test_a_run_of_a_file_is_named_after_it(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
-    made = [
-        new_run(load_config("bundled", data=data)).path for data in ("bundled", "mine.jsonl", str(runs / "mine.jsonl"))
-    ]
-    assert [path.name for path in made] == ["power10-seed0", "mine-power10-seed0", "mine-power10-seed0-2"]
+
+    def named(data):
+        return new_run(load_config("bundled", data=str(data))).path.name
+
+    made = [named(data) for data in ("bundled", "mine.jsonl", runs / "mine.jsonl")]
+    assert made == ["power10-seed0", "mine-power10-seed0", "mine-power10-seed0-2"]
+    for file, name in ((".hid.jsonl", "hid"), ("\u636e" * 82 + ".jsonl", "\u636e" * 20)):  # of three bytes each
+        (tmp_path / file).write_text("")
+        assert named(tmp_path / file) == f"{name}-power10-seed0"
+    (tmp_path / "v1.2").mkdir()
+    assert named(tmp_path / "v1.2") == "v1.2-power10-seed0"
 
 
 def test_a_student_that_is_its_teacher_is_said_to_have_been_paid_nothing(tmp_path):
