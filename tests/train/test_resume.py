@@ -308,7 +308,10 @@ def test_unnamed_runs_get_folders_of_their_own(tmp_path):
     flags = ["--config", "bundled", *quick_flags(steps=1, eval_problems=1, eval_samples=1)]
     for _ in range(2):
         assert run_train(*flags, cwd=tmp_path).returncode == 0
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["power10-seed0", "power10-seed0-2"]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        "problems-power10-seed0",
+        "problems-power10-seed0-2",
+    ]
 
 
 def test_another_token_budget_and_what_auto_found_go_on(tmp_path, four_steps):
