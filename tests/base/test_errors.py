@@ -59,18 +59,17 @@ def test_a_hub_that_does_not_answer_hides_no_reason(monkeypatch):
         raise ValueError('Unknown split "trian"')
 
 
-def test_what_only_the_hub_has_is_told_apart(monkeypatch):
-    """Not known to be wrong: neither fault of the name nor of the files."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def test_what_only_the_hub_has_is_told_apart():
+    """By transformers itself, which looks in its cache alone here; whatever else is wrong is no such case."""
+    from transformers import AutoTokenizer
 
-    monkeypatch.setattr("poweropd_lite.base.explained.settle_hub", lambda: "the hub can't be reached")
-    said = "no model: the hub can't be reached, and it was not downloaded before\nstart it where the hub can be reached, or m"
-    with pytest.raises(NotDownloaded) as found, explained("no model", "a/b", "m"):
-        try:
-            raise LocalEntryNotFoundError("no snapshot")
-        except LocalEntryNotFoundError as error:
-            raise OSError("couldn't connect") from error
-    assert str(found.value) == said
+    with pytest.raises(NotDownloaded) as found, explained("no tokenizer", "no-one/has-this", "type another"):
+        AutoTokenizer.from_pretrained("no-one/has-this")
+    assert found.value.found.startswith("no tokenizer: ")
+    assert str(found.value) == f"{found.value.found}\nstart it where the hub can be reached, or type another"
+    with pytest.raises(UserError) as other, explained("no tokenizer", "no-one/has-this", "type another"):
+        raise ValueError("it is damaged")
+    assert not isinstance(other.value, NotDownloaded)
 
 
 def test_a_pointer_and_a_page_are_told_apart_from_the_file(tmp_path):
